@@ -1,0 +1,63 @@
+"""Prefix sums and prefix budgets (Eq. 8 and 22 of arXiv 2606.10968)."""
+
+import torch
+from torch import Tensor
+
+
+def shift_right(inclusive: Tensor) -> Tensor:
+    """Sums before each token from sums up to it: (batch, length), first column 0.
+
+    Values at invalid positions must have been 0 in the sum, so that one column equals one *valid* token.
+    """
+    shifted = torch.zeros_like(inclusive)
+    shifted[:, 1:] = inclusive[:, :-1]
+    return shifted
+
+
+def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
+    """Quantile of each row over its valid tokens, linear interpolation, any batch size and length.
+
+    Args:
+        values: (batch, length) float32 or float64; what stands at invalid positions does not matter.
+        mask: (batch, length) bool.
+        q: in [0, 1].
+
+    Returns:
+        (batch, 1); rows without a valid token give NaN.
+    """
+    count = mask.sum(-1, keepdim=True)
+    rank = (count - 1).clamp_min(0).to(torch.float64) * q
+    below = rank.floor()
+    width = values.shape[-1]
+    # The order statistics wanted lie in the upper (1 - q) share of the row, or in the lower q share.
+    from_top = q >= 0.5
+    kept = min(width, int(width * (1 - q if from_top else q)) + 2)
+    fill = -torch.inf if from_top else torch.inf
+    extremes = values.masked_fill(~mask, fill).topk(kept, dim=-1, largest=from_top, sorted=True).values
+    position = below.long()
+    upper = (position + 1).minimum((count - 1).clamp_min(0))
+    if from_top:
+        position, upper = count - 1 - position, count - 1 - upper
+    low = extremes.gather(-1, position.clamp(0, kept - 1))
+    high = extremes.gather(-1, upper.clamp(0, kept - 1))
+    result = torch.lerp(low, high, (rank - below).to(values.dtype))
+    return torch.where(count > 0, result, torch.nan)
+
+
+def quantile_budget(divergence: Tensor, mask: Tensor, floor: float, q: float, scale: float, cap: float) -> Tensor:
+    """delta_b of each response: clamp(scale * Quantile_q(D_1..T), floor, cap * floor) (Eq. 22).
+
+    Args:
+        divergence: (batch, length), finite at valid tokens.
+        mask: (batch, length) bool.
+
+    Returns:
+        (batch, 1); an empty response gets the floor.
+    """
+    quantile = masked_quantile(divergence, mask, q).nan_to_num(nan=0.0)
+    return (scale * quantile).clamp(floor, cap * floor)
+
+
+def fixed_budget(divergence: Tensor, delta_b: float) -> Tensor:
+    """The same delta_b for every response, (batch, 1)."""
+    return divergence.new_full((divergence.shape[0], 1), delta_b)

@@ -1,0 +1,126 @@
+"""The knobs of the trust region, their ranges, and what is said when one is wrong.
+
+Defaults are the paper's Base-model setting (arXiv 2606.10968, Section 5 and Appendix D).
+Nothing here imports torch or verl.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+DIVERGENCES = ("tv", "kl")
+ESTIMATORS = ("binary", "topk")
+WEIGHTS = ("linear", "constant", "shuffled")
+HORIZONS = ("response", "max")
+BUDGETS = ("none", "fixed", "quantile")
+GATES = ("hard", "soft")
+ATTENUATIONS = ("inverse", "sapo")
+
+KEY_PREFIX = "actor_rollout_ref.actor.policy_loss"
+
+
+class KnobError(ValueError):
+    """A knob is unknown, out of range, or contradicts another; the message names key, value and remedy."""
+
+
+@dataclass
+class TrustRegionKnobs:
+    """Knobs under ``actor_rollout_ref.actor.policy_loss``; equation numbers are those of arXiv 2606.10968.
+
+    Attributes:
+        divergence: token divergence D_t of the trained policy from the rollout policy, ``tv`` or ``kl`` (mu||pi).
+        estimator: ``binary`` (sampled token against the rest) or ``topk`` (mu's top-K, sampled token, rest).
+        topk: K of the ``topk`` estimator.
+        delta: token threshold (Eq. 3, 8); in TV units (0..1] or nats. For TRM the threshold of the response.
+        delta_b: prefix budget per unit of weight (Eq. 8); the floor when ``budget=quantile``.
+        w_min: last position weight (Eq. 9), in (0, 1].
+        weights: ``linear`` (Eq. 9), ``constant`` (w = 1) or ``shuffled`` (same multiset, permuted in each response).
+        horizon: T of Eq. 9: the response's own length, or the maximum response length.
+        max_response_length: the length that ``horizon=max`` means; None takes the tensor's width.
+        budget: ``fixed``, ``quantile`` (Eq. 22) or ``none`` (no prefix constraint).
+        budget_quantile, budget_scale, budget_cap: q, scale and cap of Eq. 22.
+        gate: ``hard`` mask (Eq. 10) or ``soft`` gate (Appendix C).
+        attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid-shaped, arXiv 2511.20347).
+        ratio_cap: cap on the importance weight, as in verl's DPPO (20).
+        shuffle_seed: seed of ``weights=shuffled``.
+
+    Raises:
+        KnobError: on construction, naming every knob that is out of range.
+    """
+
+    divergence: str = "tv"
+    estimator: str = "binary"
+    topk: int = 20
+    delta: float = 0.15
+    delta_b: float = 0.02
+    w_min: float = 0.8
+    weights: str = "linear"
+    horizon: str = "response"
+    max_response_length: int | None = None
+    budget: str = "quantile"
+    budget_quantile: float = 0.9
+    budget_scale: float = 1.0
+    budget_cap: float = 2.0
+    gate: str = "hard"
+    attenuation: str = "inverse"
+    ratio_cap: float = 20.0
+    shuffle_seed: int = 0
+
+    def __post_init__(self):
+        problems = list(knob_problems(self))
+        if problems:
+            raise KnobError("\n".join(problems))
+
+
+def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
+    """One sentence for every knob of ``knobs`` that is out of range; none when all are well."""
+    choices = {
+        "divergence": DIVERGENCES,
+        "estimator": ESTIMATORS,
+        "weights": WEIGHTS,
+        "horizon": HORIZONS,
+        "budget": BUDGETS,
+        "gate": GATES,
+        "attenuation": ATTENUATIONS,
+    }
+    for name, allowed in choices.items():
+        value = getattr(knobs, name)
+        if value not in allowed:
+            yield f"{KEY_PREFIX}.{name}={value!r} is not one of {', '.join(allowed)}."
+
+    largest_delta = 1.0 if knobs.divergence == "tv" else math.inf
+    ranges = {
+        # name: (low, low included, high)
+        "delta": (0.0, False, largest_delta),
+        "delta_b": (0.0, True, largest_delta),
+        "w_min": (0.0, False, 1.0),
+        "budget_quantile": (0.0, True, 1.0),
+        "budget_scale": (0.0, False, math.inf),
+        "budget_cap": (1.0, True, math.inf),
+        "ratio_cap": (1.0, True, math.inf),
+    }
+    for name, (low, included, high) in ranges.items():
+        value = getattr(knobs, name)
+        if not _is_number(value) or not (low <= value <= high) or (value == low and not included):
+            yield f"{KEY_PREFIX}.{name}={value!r} is outside {'[' if included else '('}{low:g}, {high:g}]."
+
+    if not _is_integer(knobs.topk) or knobs.topk < 1:
+        yield f"{KEY_PREFIX}.topk={knobs.topk!r} must be a whole number of at least 1."
+    if not _is_integer(knobs.shuffle_seed):
+        yield f"{KEY_PREFIX}.shuffle_seed={knobs.shuffle_seed!r} must be a whole number."
+    length = knobs.max_response_length
+    if length is not None and (not _is_integer(length) or length < 1):
+        yield f"{KEY_PREFIX}.max_response_length={length!r} must be a whole number of at least 1, or null."
+
+
+def knob_names() -> tuple[str, ...]:
+    """Names of all trust-region knobs, in the order of their definition."""
+    return tuple(field.name for field in fields(TrustRegionKnobs))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,66 @@
+"""Divergence of the trained policy pi from the rollout policy mu at one token.
+
+``log_prob`` is log pi(y_t|s_t), ``old_log_prob`` is log mu(y_t|s_t), both at the sampling temperature. Everything is
+elementwise, computed in float32 (float64 stays float64), and meant to be called under ``torch.no_grad``.
+Binary estimators see the partition {sampled token, the rest}; they bound the full-vocabulary value from below.
+"""
+
+import torch
+from torch import Tensor
+
+LOWEST_LOG_PROB = -80.0  # exp of it is still a normal float32; below, a probability counts as 0
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` itself when it is float32 or float64, else its float32 copy."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """Total variation |pi(y) - mu(y)| of the binary partition, in [0, 1] (arXiv 2602.04879).
+
+    Args:
+        log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0.
+    """
+    return (at_least_float32(log_prob).exp() - at_least_float32(old_log_prob).exp()).abs_()
+
+
+def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """KL(mu || pi) of the binary partition in nats: never negative, never NaN, finite (arXiv 2602.04879).
+
+    With p = mu(y), q = pi(y) and phi(u) = (1 + u) log(1 + u) - u >= 0,
+    KL = q phi(p/q - 1) + (1 - q) phi((q - p)/(1 - q)): both terms are non-negative, and p/q - 1 comes straight from the
+    difference of the log-probs, so that nothing cancels near p = q or near 0 and 1. Where the exact value is infinite
+    (q = 0 < p, or q = 1 > p) the result is large and finite.
+
+    Args:
+        log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0, values above 0 count as 0.
+    """
+    log_q = at_least_float32(log_prob).clamp(LOWEST_LOG_PROB, 0.0)
+    log_p = at_least_float32(old_log_prob).clamp(LOWEST_LOG_PROB, 0.0)
+    q = log_q.exp()
+    not_q = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny ** 0.5)
+    excess = torch.expm1(log_p - log_q)
+    return q * _phi(excess) + not_q * _phi(-q * excess / not_q)
+
+
+def _phi(u: Tensor) -> Tensor:
+    """(1 + u) log(1 + u) - u for u >= -1, by its series where the two terms nearly cancel."""
+    u = u.clamp_min(-1.0)
+    series = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 12 - u * (1 / 20 - u * (1 / 30 - u * (1 / 42 - u / 56))))))
+    return torch.where(u.abs() < 0.03, series, (torch.special.xlog1py(1 + u, u) - u).clamp_min(0.0))
+
+
+def full_tv(log_pi: Tensor, log_mu: Tensor) -> Tensor:
+    """Total variation over the whole vocabulary, (..., V) -> (...); for tests and small models."""
+    return 0.5 * (at_least_float32(log_pi).exp() - at_least_float32(log_mu).exp()).abs().sum(-1)
+
+
+def full_kl(log_pi: Tensor, log_mu: Tensor) -> Tensor:
+    """KL(mu || pi) over the whole vocabulary in nats, (..., V) -> (...); for tests and small models."""
+    log_q, log_p = at_least_float32(log_pi), at_least_float32(log_mu)
+    mass = log_p.exp()
+    return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(-1).clamp_min(0.0)
+
+
+BINARY = {"tv": binary_tv, "kl": binary_kl}

@@ -1,0 +1,1 @@
+"""The only rooms that import verl. Each plugs in through one of verl's own registries."""

@@ -1,0 +1,101 @@
+"""What a trust-region run must satisfy before anything starts, each violation as one sentence with its remedy.
+
+The presets attach ``StartCheck`` to Hydra, which runs it on the composed config before verl's ``main``; the trainer
+asks again inside Ray.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+
+OUR_RULES = ("cppo", "dppo")
+VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
+
+
+class RunConfigError(ValueError):
+    """The composed config cannot give a correct trust-region run; the message lists every problem."""
+
+
+def require(config: DictConfig) -> None:
+    """Check a composed verl config.
+
+    Raises:
+        RunConfigError: listing every problem found, each with key, value and remedy.
+    """
+    problems = list(run_problems(config))
+    if problems:
+        raise RunConfigError("this trust-region run cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def run_problems(config: DictConfig) -> Iterator[str]:
+    """One sentence for each thing that stands in the way of the run described by ``config``."""
+    knobs = OmegaConf.select(config, KEY_PREFIX) or {}
+    yield from _knob_problems(knobs)
+    yield from _rollout_policy_problems(config)
+    yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
+
+
+def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
+    from verl.workers.config import PolicyLossConfig
+
+    ours, verls = knob_names(), [field.name for field in dataclasses.fields(PolicyLossConfig)]
+    for name in knobs:
+        if name not in ours and name not in verls:
+            yield f"{KEY_PREFIX}.{name}={knobs[name]!r} is no knob; there are {', '.join(ours)}."
+    try:
+        TrustRegionKnobs(**{name: knobs[name] for name in ours if name in knobs})
+    except KnobError as error:
+        yield from str(error).splitlines()
+
+
+def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
+    """mu must be the policy that sampled, by the rollout engine's own log-probs."""
+    read = OmegaConf.select
+    if not read(config, "trainer.use_v1", default=True):
+        yield "trainer.use_v1=False: the legacy trainer replaces the loss in bypass mode; set trainer.use_v1=True."
+    calculated = read(config, "actor_rollout_ref.rollout.calculate_log_probs", default=False)
+    bypass = read(config, "algorithm.rollout_correction.bypass_mode", default=False)
+    if not (calculated and bypass):
+        yield (
+            f"actor_rollout_ref.rollout.calculate_log_probs={calculated} and "
+            f"algorithm.rollout_correction.bypass_mode={bypass}: the rule measures the distance from the policy that "
+            "sampled, so both must be True (a preset sets them; an override further along the command line took that back)."
+        )
+    rollout = read(config, "actor_rollout_ref.rollout")
+    for key, neutral in (("top_p", 1), ("top_k", -1)):
+        if rollout.get(key, neutral) not in (neutral, 0 if key == "top_k" else neutral):
+            yield (
+                f"actor_rollout_ref.rollout.{key}={rollout.get(key)}: tokens are then not drawn from the policy whose "
+                f"log-probs are reported; set it to {neutral} for training (validation has its own val_kwargs)."
+            )
+    if not rollout.get("temperature", 1.0) > 0:
+        yield f"actor_rollout_ref.rollout.temperature={rollout.get('temperature')} must be above 0 for training."
+
+
+def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
+    read = OmegaConf.select
+    actor, knobs = read(config, "actor_rollout_ref.actor"), read(config, KEY_PREFIX) or {}
+    if mode in OUR_RULES:
+        for key, default in VERL_CLIPPING.items():
+            if actor.get(key, default) not in (default, None):
+                yield (
+                    f"actor_rollout_ref.actor.{key}={actor.get(key)} has no effect under loss_mode={mode}; "
+                    f"use {KEY_PREFIX}.{'ratio_cap' if key == 'clip_ratio_c' else 'delta'} instead."
+                )
+    if knobs.get("estimator", "binary") == "topk":
+        yield f"{KEY_PREFIX}.estimator=topk: the top-K log-probs do not reach the loss yet; use estimator=binary."
+    if actor.get("loss_agg_mode") == "seq-mean-token-sum-norm" and actor.get("loss_scale_factor") is None:
+        yield (
+            "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm without actor_rollout_ref.actor."
+            "loss_scale_factor divides by each micro-batch's longest response; set it to data.max_response_length."
+        )
+    grouped = read(config, "algorithm.adv_estimator") == "group_relative"
+    if grouped and read(config, "actor_rollout_ref.rollout.n", default=1) < 2:
+        yield (
+            "algorithm.adv_estimator=group_relative with actor_rollout_ref.rollout.n="
+            f"{read(config, 'actor_rollout_ref.rollout.n', default=1)}: a group of one has no advantage; set n to 2 or more."
+        )

@@ -1,0 +1,43 @@
+"""verl's real stack without an accelerator: FSDP2 over gloo, vLLM's CPU engine, for tests, laptops and CI.
+
+Chosen by ``VERL_PLATFORM=cpu`` and inert otherwise. Each piece uses the registry that verl, vLLM or Python offers for
+it; the one function that is wrapped (the process group's backend string) has none.
+"""
+
+import os
+
+
+def enabled() -> bool:
+    """Whether this process was asked to run verl on the CPU."""
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
+def activate() -> None:
+    """Register the CPU platform with verl. Called once a process, by the ``verl.plugins`` entry point."""
+    from cppo_verl.integration.cpu import distribution, platform
+    from cppo_verl.integration.on_import import on_import
+
+    platform.register()
+    distribution.register()
+    on_import("verl.workers.engine.fsdp.transformer_impl", _register_engine)
+    on_import("verl.utils.distributed", _use_gloo_only)
+    # One engine and one trainer share the cores: let the operating system place their threads.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _register_engine(transformer_impl) -> None:
+    """FSDP's engine builds on the platform's device; verl only never registered it for ``cpu``."""
+    registry = transformer_impl.EngineRegistry
+    registry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(
+        transformer_impl.FSDPEngineWithLMHead
+    )
+
+
+def _use_gloo_only(distributed) -> None:
+    """verl asks for ``cpu:gloo,<device>:<backend>``; with device cpu torch rejects the repeated key."""
+    original = distributed.initialize_global_process_group_ray
+
+    def initialize_global_process_group_ray(timeout_second=None, backend=None):
+        return original(timeout_second=timeout_second, backend=backend or "gloo")
+
+    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray

@@ -1,0 +1,116 @@
+"""Every rule of ``cppo_verl.rules`` as a policy loss in verl's registry, and the loss wrapper our trainer installs."""
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo_verl import metrics
+from cppo_verl.integration.config import knobs_of
+from cppo_verl.rules import RULES, Tokens, evaluate
+from cppo_verl.surrogate import loss_matrix
+
+logger = logging.getLogger(__name__)
+
+SUM_PREFIX = metrics.PREFIX + "sum/"
+COUNT_PREFIX = metrics.PREFIX + "count/"
+
+# While set, losses hand their sums to it instead of returning micro-batch means.
+_collected: ContextVar[list[metrics.MetricSums] | None] = ContextVar("collected_metric_sums", default=None)
+
+
+def register(core_algos) -> None:
+    """Put every rule into verl's policy-loss registry; a name that verl already has is reported, ours wins."""
+    for name in RULES:
+        present = core_algos.POLICY_LOSS_REGISTRY.get(name)
+        if present is not None:
+            logger.warning(
+                "policy loss %r is registered by %s.%s and by cppo_verl; cppo_verl's is used. "
+                "Set VERL_USE_EXTERNAL_PLUGINS=none for the other one.",
+                name,
+                present.__module__,
+                present.__qualname__,
+            )
+        core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
+
+
+def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """The named rule on the shared surrogate, with the signature of verl's registry."""
+
+    def compute(
+        old_log_prob: Tensor,
+        log_prob: Tensor,
+        advantages: Tensor,
+        response_mask: Tensor,
+        loss_agg_mode: str = "token-mean",
+        config=None,
+        rollout_is_weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        knobs = knobs_of(config)
+        tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
+        verdict, divergence = evaluate(name, tokens, knobs)
+        matrix = loss_matrix(log_prob, tokens, verdict, knobs.ratio_cap)
+        if rollout_is_weights is not None:
+            matrix = matrix * rollout_is_weights
+        loss = agg_loss(
+            loss_mat=matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
+        )
+        return loss, _report(metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap, loss))
+
+    compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
+    compute.__doc__ = RULES[name].__doc__
+    return compute
+
+
+def _report(summary: metrics.MetricSums) -> dict[str, float]:
+    collected = _collected.get()
+    if collected is None:
+        return summary.means()
+    collected.append(summary)
+    return {}
+
+
+def trust_region_loss(config, model_output, data, dp_group=None):
+    """verl's ``ppo_loss``, with the trust region's metrics typed so that they add up over micro-batches and ranks.
+
+    verl averages what a policy loss returns over micro-batches of unequal size, and averages maxima too. Here the
+    sums and counts travel as such; ``fold`` divides them on the driver.
+    """
+    from verl.utils.metric import AggregationType, Metric
+    from verl.workers.utils.losses import ppo_loss
+
+    token = _collected.set([])
+    try:
+        loss, reported = ppo_loss(config, model_output, data, dp_group)
+        for summary in _collected.get() or ():
+            typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.sums.items()}
+            typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
+            typed |= {metrics.PREFIX + k: (v, AggregationType.MAX) for k, v in summary.maxima.items()}
+            reported.update({k: Metric(value=v, aggregation=how) for k, (v, how) in typed.items()})
+    finally:
+        _collected.reset(token)
+    return loss, reported
+
+
+def fold(reported: dict[str, Any]) -> dict[str, Any]:
+    """Turn the sums and counts of a step into metrics.
+
+    Args:
+        reported: verl's metrics of one actor update: each value a list with an entry a mini-batch.
+
+    Returns:
+        The same, with every ``sum/`` and ``count/`` replaced by its exact ratio over the step, and for the first
+        mini-batch (trained weights still equal the rollout's) under ``first_update/``.
+    """
+    sums = {k.removeprefix(SUM_PREFIX): v for k, v in reported.items() if k.startswith(SUM_PREFIX)}
+    counts = {k.removeprefix(COUNT_PREFIX): v for k, v in reported.items() if k.startswith(COUNT_PREFIX)}
+    folded = {k: v for k, v in reported.items() if not k.startswith((SUM_PREFIX, COUNT_PREFIX))}
+    for name, totals in sums.items():
+        count = counts[metrics.denominator_of(name)]
+        folded[metrics.PREFIX + name] = [metrics.ratio(sum(totals), sum(count))]
+        if name in metrics.FIRST_UPDATE:
+            folded[f"{metrics.PREFIX}first_update/{name}"] = [metrics.ratio(totals[0], count[0])]
+    return folded

@@ -1,0 +1,25 @@
+"""Entry point of group ``verl.plugins``: loaded by ``import verl`` in every process (driver, Ray workers, agent loops).
+
+It only plants hooks; the work happens when verl imports the module that a registry lives in. Everything of the CPU
+platform happens only under ``VERL_PLATFORM=cpu``.
+"""
+
+from cppo_verl.integration import cpu
+from cppo_verl.integration.on_import import on_import
+
+
+def _register_losses(core_algos) -> None:
+    from cppo_verl.integration import estimator, losses
+
+    losses.register(core_algos)
+    estimator.register(core_algos)
+
+
+def _register_trainer(trainer_sync) -> None:
+    import cppo_verl.integration.trainer  # noqa: F401
+
+
+on_import("verl.trainer.ppo.core_algos", _register_losses)
+on_import("verl.trainer.ppo.v1.trainer_sync", _register_trainer)
+if cpu.enabled():
+    cpu.activate()

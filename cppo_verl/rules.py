@@ -1,0 +1,203 @@
+"""Which token updates are kept: one function a rule, from (tokens, divergence, knobs) to a verdict.
+
+Every token rule keeps an update that moves pi back toward mu, A_t (rho_t - 1) <= 0; they differ in what else they keep.
+A rule sees (batch, length) tensors, runs under no_grad in float32 or float64, and never looks at invalid positions.
+``RULES`` maps the name that ``loss_mode`` takes to its function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cppo_verl import budget, schedule
+from cppo_verl.config import TrustRegionKnobs
+from cppo_verl.divergence import BINARY
+
+MAX_LOG_RATIO = 20.0  # log-ratios are clamped to +-20 before exp
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a rule may look at. All (batch, length); floating tensors in one dtype, float32 or float64.
+
+    Attributes:
+        log_prob: log pi(y_t|s_t). old_log_prob: log mu(y_t|s_t). advantages: A_t. mask: bool, valid response tokens.
+    """
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor) -> "Tokens":
+        """Detached tokens in at least float32.
+
+        Raises:
+            ValueError: when the shapes differ.
+        """
+        shapes = {
+            "log_prob": tuple(log_prob.shape),
+            "old_log_prob": tuple(old_log_prob.shape),
+            "advantages": tuple(advantages.shape),
+            "response_mask": tuple(mask.shape),
+        }
+        if len(set(shapes.values())) != 1 or log_prob.dim() != 2:
+            raise ValueError(f"the policy loss needs tensors of one (batch, length) shape, got {shapes}")
+        dtype = torch.promote_types(log_prob.dtype, old_log_prob.dtype)
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        return cls(
+            log_prob.detach().to(dtype), old_log_prob.detach().to(dtype), advantages.detach().to(dtype), mask.bool()
+        )
+
+    @cached_property
+    def ratio(self) -> Tensor:
+        """rho_t = pi/mu from the clamped log-ratio; 1 at invalid positions."""
+        log_ratio = (self.log_prob - self.old_log_prob).clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return log_ratio.masked_fill_(~self.mask, 0.0).exp_()
+
+    @cached_property
+    def ordinal(self) -> Tensor:
+        """1..T, the place of each valid token among its row's valid tokens."""
+        return schedule.valid_positions(self.mask, self.old_log_prob.dtype)
+
+    @cached_property
+    def toward_rollout(self) -> Tensor:
+        """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool."""
+        return (self.ratio - 1).mul_(self.advantages) <= 0
+
+    def divergence(self, kind: str) -> Tensor:
+        """Binary D_t of the given kind (``tv`` or ``kl``), 0 at invalid positions."""
+        return BINARY[kind](self.log_prob, self.old_log_prob).masked_fill_(~self.mask, 0.0)
+
+
+@dataclass(frozen=True)
+class PrefixState:
+    """Where the prefix budget stands, for the logger. Each (batch,): S_T, W_T and delta_b of a response."""
+
+    spent: Tensor
+    weight: Tensor
+    delta_b: Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule decided. Tensors are (batch, length) unless said.
+
+    Attributes:
+        gate: bool (kept or not), or floating in [0, 1] for a soft gate; arbitrary at invalid positions.
+        over_token: bool, the token alone breaks its threshold (whether masked or not).
+        prefix: the prefix budget's state, None for rules without one.
+        weight: importance weight to use instead of min(rho, ratio_cap); None for that default.
+        capped: bool, tokens whose weight was cut; None to compare rho with ``ratio_cap``.
+    """
+
+    gate: Tensor
+    over_token: Tensor
+    prefix: PrefixState | None = None
+    weight: Tensor | None = None
+    capped: Tensor | None = None
+
+
+Rule = Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    """Register a rule under the name that ``loss_mode`` takes."""
+
+    def register(function: Rule) -> Rule:
+        if name in RULES:
+            raise ValueError(f"rule {name!r} is registered twice")
+        RULES[name] = function
+        return function
+
+    return register
+
+
+@rule("dppo")
+def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
+    over = divergence > knobs.delta
+    return Verdict(gate=tokens.toward_rollout | ~over, over_token=over)
+
+
+@rule("cppo")
+def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
+
+    All valid tokens spend budget, masked ones too. With ``gate=soft`` the excess attenuates instead (Appendix C).
+    """
+    weights = position_weights(tokens, knobs)
+    spending = weights * divergence  # Z_t
+    spent = spending.cumsum(-1)  # S_t
+    if knobs.budget == "none":
+        delta_b = None
+        allowance = None
+    else:
+        delta_b = prefix_budget(divergence, tokens.mask, knobs)
+        total_weight = weights.cumsum(-1)  # W_t
+        allowance = budget.shift_right(total_weight).mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_{t-1}
+
+    over_token = spending > knobs.delta
+    if knobs.gate == "soft":
+        excess = spending / knobs.delta
+        if allowance is not None:
+            excess = torch.maximum(excess, spent / allowance)
+        gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+    else:
+        within = ~over_token
+        if allowance is not None:
+            within &= spending <= allowance.sub_(budget.shift_right(spent))
+        gate = within.logical_or_(tokens.toward_rollout)
+
+    prefix = None
+    if delta_b is not None:
+        prefix = PrefixState(spent=spent[:, -1], weight=total_weight[:, -1], delta_b=delta_b.squeeze(-1))
+    return Verdict(gate=gate, over_token=over_token, prefix=prefix)
+
+
+def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
+    """w_t of Eq. 9 and its ablations, (batch, length), 0 at invalid positions."""
+    dtype = tokens.old_log_prob.dtype
+    if knobs.weights == "constant":
+        return schedule.constant_weights(tokens.mask, dtype)
+    if knobs.horizon == "max":
+        weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
+    else:
+        weights = schedule.linear_weights(tokens.ordinal, tokens.mask, knobs.w_min)
+    if knobs.weights == "shuffled":
+        weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
+    return weights
+
+
+def prefix_budget(divergence: Tensor, mask: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """delta_b of each response, (batch, 1): the number given, or Eq. 22."""
+    if knobs.budget == "fixed":
+        return budget.fixed_budget(divergence, knobs.delta_b)
+    return budget.quantile_budget(
+        divergence, mask, knobs.delta_b, knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
+    )
+
+
+def attenuate(excess: Tensor, kind: str) -> Tensor:
+    """g(x) of the soft gate: 1 up to x = 1, then non-increasing with x g(x) <= 1 (Appendix C).
+
+    ``inverse`` is 1/x. ``sapo`` is shaped like SAPO's sigmoid gate (arXiv 2511.20347): 1/x times
+    4 s (1 - s) with s = sigmoid(x - 1); the factor 1/x keeps it admissible.
+    """
+    beyond = excess.clamp_min(1.0)
+    if kind == "inverse":
+        return beyond.reciprocal()
+    s = torch.sigmoid(beyond - 1)
+    return (4 * s * (1 - s)).div_(beyond)
+
+
+def evaluate(name: str, tokens: Tokens, knobs: TrustRegionKnobs) -> tuple[Verdict, Tensor]:
+    """Verdict of the named rule and the D_t it was based on, (batch, length), under no_grad."""
+    with torch.no_grad():
+        divergence = tokens.divergence(knobs.divergence)
+        return RULES[name](tokens, divergence, knobs), divergence
