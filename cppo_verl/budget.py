@@ -1,17 +1,7 @@
-"""Prefix sums and prefix budgets (Eq. 8 and 22 of arXiv 2606.10968)."""
+"""Prefix budgets delta_b (Eq. 8 and 22 of arXiv 2606.10968)."""
 
 import torch
 from torch import Tensor
-
-
-def shift_right(inclusive: Tensor) -> Tensor:
-    """Sums before each token from sums up to it: (batch, length), first column 0.
-
-    Values at invalid positions must have been 0 in the sum, so that one column equals one *valid* token.
-    """
-    shifted = torch.zeros_like(inclusive)
-    shifted[:, 1:] = inclusive[:, :-1]
-    return shifted
 
 
 def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:

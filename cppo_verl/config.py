@@ -40,7 +40,7 @@ class TrustRegionKnobs:
         budget: ``fixed``, ``quantile`` (Eq. 22) or ``none`` (no prefix constraint).
         budget_quantile, budget_scale, budget_cap: q, scale and cap of Eq. 22.
         gate: ``hard`` mask (Eq. 10) or ``soft`` gate (Appendix C).
-        attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid-shaped, arXiv 2511.20347).
+        attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid, arXiv 2511.20347).
         ratio_cap: cap on the importance weight, as in verl's DPPO (20).
         shuffle_seed: seed of ``weights=shuffled``.
 

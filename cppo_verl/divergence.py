@@ -28,27 +28,24 @@ def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     """KL(mu || pi) of the binary partition in nats: never negative, never NaN, finite (arXiv 2602.04879).
 
-    With p = mu(y), q = pi(y) and phi(u) = (1 + u) log(1 + u) - u >= 0,
-    KL = q phi(p/q - 1) + (1 - q) phi((q - p)/(1 - q)): both terms are non-negative, and p/q - 1 comes straight from the
-    difference of the log-probs, so that nothing cancels near p = q or near 0 and 1. Where the exact value is infinite
-    (q = 0 < p, or q = 1 > p) the result is large and finite.
+    p log(p/q) + (1-p) log((1-p)/(1-q)) with 1-p from expm1 of the log-prob, in float64: near p = q the two terms cancel
+    down to (p-q)^2, which float32 cannot hold. Where the exact value is infinite (q = 0 < p, or q = 1 > p) the result
+    is large and finite.
 
     Args:
         log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0, values above 0 count as 0.
+
+    Returns:
+        float32, or float64 for float64 inputs.
     """
-    log_q = at_least_float32(log_prob).clamp(LOWEST_LOG_PROB, 0.0)
-    log_p = at_least_float32(old_log_prob).clamp(LOWEST_LOG_PROB, 0.0)
-    q = log_q.exp()
-    not_q = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny ** 0.5)
-    excess = torch.expm1(log_p - log_q)
-    return q * _phi(excess) + not_q * _phi(-q * excess / not_q)
-
-
-def _phi(u: Tensor) -> Tensor:
-    """(1 + u) log(1 + u) - u for u >= -1, by its series where the two terms nearly cancel."""
-    u = u.clamp_min(-1.0)
-    series = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 12 - u * (1 / 20 - u * (1 / 30 - u * (1 / 42 - u / 56))))))
-    return torch.where(u.abs() < 0.03, series, (torch.special.xlog1py(1 + u, u) - u).clamp_min(0.0))
+    dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
+    log_q = log_prob.double().clamp(LOWEST_LOG_PROB, 0.0)
+    log_p = old_log_prob.double().clamp(LOWEST_LOG_PROB, 0.0)
+    not_p = torch.expm1(log_p).neg_()
+    tiny = torch.finfo(torch.float64).tiny
+    log_not_ratio = not_p.clamp_min(tiny).log_().sub_(torch.expm1(log_q).neg_().clamp_min_(tiny).log_())
+    sampled = log_p.exp().mul_(log_p.sub_(log_q))
+    return not_p.mul_(log_not_ratio).add_(sampled).clamp_min_(0.0).to(dtype)
 
 
 def full_tv(log_pi: Tensor, log_mu: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ figure of the whole batch; only ``divergence_p99`` is an average of micro-batch 
 are all zero do not enter (their group has zero reward variance, or they pad the batch).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,47 +50,52 @@ def ratio(total: float, count: float) -> float:
     return total / count if count else 0.0
 
 
-def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float, loss: Tensor) -> MetricSums:
+def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float) -> MetricSums:
     """Sums of one micro-batch for the logger, with a single transfer from the device.
 
     Args:
-        divergence: (batch, length) D_t, 0 at invalid positions.
-        loss: 0-d, the policy loss; its finiteness is checked in the same transfer.
+        divergence: (batch, length) D_t, 0 at invalid positions; overwritten.
 
     Raises:
-        FloatingPointError: the loss or a divergence is not finite; says which tensor, how many tokens, which rows.
+        FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     with torch.no_grad():
-        active = (tokens.advantages * tokens.mask != 0).any(-1)
+        weighted = tokens.advantages * tokens.mask
+        active = (weighted != 0).any(-1)
         mask = tokens.mask & active.unsqueeze(-1)
-        divergence = divergence.masked_fill(~mask, 0.0)
-        scalars = _token_sums(tokens, divergence, verdict, ratio_cap, mask)
-        scalars |= _response_sums(tokens, divergence, verdict, active)
+        # NaN * 0 is NaN: a broken response shows here even when it does not count
+        checks = [divergence.sum(), weighted.sum()]
+        del weighted
+        removed = _removed(verdict, mask)
+        divergence = divergence.mul_(mask)
+        scalars = _token_sums(tokens, divergence, verdict, removed, ratio_cap, mask)
+        scalars |= _response_sums(divergence, verdict, mask, active)
         counts = {"tokens": mask.sum(), "responses": active.sum()}
-        by_position, position_counts = _position_sums(tokens, divergence, _removed(verdict, mask), active)
         maximum = divergence.amax() if divergence.numel() else divergence.new_zeros(())
-        head = [*scalars.values(), *counts.values(), maximum, loss.detach()]
-        flat = torch.cat([torch.stack([x.double() for x in head]), by_position, position_counts]).tolist()
+        head = [*scalars.values(), *counts.values(), maximum, *checks]
+        by_position = _position_sums(divergence, removed, tokens.mask, active)
+        flat = torch.cat([torch.stack([x.double() for x in head]), *by_position]).tolist()
 
     values, tail = flat[: len(head)], flat[len(head) :]
-    if not all(map(_finite, flat)):
-        raise FloatingPointError(_name_the_nonfinite(tokens, values[-1]))
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(_name_the_nonfinite(tokens))
     sums = dict(zip(scalars, values, strict=False))
     totals = dict(zip(counts, values[len(scalars) :], strict=False))
     names = [f"divergence_by_position/{i}" for i in range(DIVERGENCE_BINS)]
     names += [f"masked_share_by_position/{i}" for i in range(MASK_BINS)]
     for i, name in enumerate(names):
         sums[name], totals[denominator_of(name)] = tail[i], tail[len(names) + i]
-    return MetricSums(sums, totals, {"divergence_max": values[-2]})
+    return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1]})
 
 
 def _removed(verdict: Verdict, mask: Tensor) -> Tensor:
     """How much of each valid token's update the rule took away: bool for a mask, 1 - gate for a soft gate."""
-    return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate) * mask
+    return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).mul_(mask)
 
 
-def _token_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float, mask: Tensor) -> dict:
-    removed = _removed(verdict, mask)
+def _token_sums(
+    tokens: Tokens, divergence: Tensor, verdict: Verdict, removed: Tensor, ratio_cap: float, mask: Tensor
+) -> dict[str, Tensor]:
     total = removed.sum()
     by_token = (removed * verdict.over_token).sum()
     positive = (removed * (tokens.advantages > 0)).sum()
@@ -108,59 +114,51 @@ def _token_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap:
 
 def _p99(divergence: Tensor, mask: Tensor) -> Tensor:
     """99th percentile (nearest rank) over at most ``P99_SAMPLE`` evenly spaced tokens, 0-d; 0 without valid tokens."""
-    stride = -(-divergence.numel() // P99_SAMPLE) or 1
+    stride = max(1, -(-divergence.numel() // P99_SAMPLE))
     sample, valid = divergence.flatten()[::stride], mask.flatten()[::stride]
     if sample.numel() == 0:
         return divergence.new_zeros(())
-    largest = sample.masked_fill(~valid, 0.0).topk(sample.numel() // 100 + 1).values
+    largest = sample.topk(sample.numel() // 100 + 1).values
     return largest[(valid.sum() // 100).clamp_max(largest.numel() - 1)]
 
 
-def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, active: Tensor) -> dict:
+def _response_sums(divergence: Tensor, verdict: Verdict, mask: Tensor, active: Tensor) -> dict[str, Tensor]:
     if verdict.prefix is None:
-        spent, weight = divergence.sum(-1), tokens.mask.sum(-1)
-        return {"prefix_average": (spent / weight.clamp_min(1) * active).sum()}
+        return {"prefix_average": (divergence.sum(-1) / mask.sum(-1).clamp_min(1)).sum()}
     prefix = verdict.prefix
-    average = torch.where(prefix.weight > 0, prefix.spent / prefix.weight, 0.0)
-    return {
-        "prefix_average": torch.where(active, average, 0.0).sum(),
-        "effective_delta_b": torch.where(active, prefix.delta_b, 0.0).sum(),
-    }
+    average = torch.where(active & (prefix.weight > 0), prefix.spent / prefix.weight, 0.0)
+    return {"prefix_average": average.sum(), "effective_delta_b": torch.where(active, prefix.delta_b, 0.0).sum()}
 
 
-def _position_sums(tokens: Tokens, divergence: Tensor, removed: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _position_sums(divergence: Tensor, removed: Tensor, valid: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Sums and token counts over equal bins of the relative position in a response, float64 vectors.
 
     The first ``DIVERGENCE_BINS`` entries are of the divergence, the other ``MASK_BINS`` of what was masked.
     """
+    if divergence.numel() == 0:
+        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=divergence.device)
+        return nothing, nothing
+    ordinal = valid.cumsum(-1, dtype=torch.int32)
     sums, counts = [], []
     for values, bins in ((divergence, DIVERGENCE_BINS), (removed, MASK_BINS)):
-        edges = _bin_edges(tokens.ordinal, bins)
-        cumulative = torch.nn.functional.pad(values.cumsum(-1, dtype=torch.float32), (1, 0))
-        columns = torch.searchsorted(tokens.ordinal, edges.to(tokens.ordinal.dtype), right=True)
-        columns[:, 0] = 0
-        sums.append(cumulative.gather(-1, columns).diff(dim=-1).sum(0, dtype=torch.float64))
+        parts = torch.arange(bins + 1, device=ordinal.device, dtype=torch.int32)
+        edges = ordinal[:, -1:] * parts // bins  # ordinals at which each part ends, 0 to T
+        columns = torch.searchsorted(ordinal, edges, right=True)  # columns up to and with that ordinal
+        running = values.cumsum(-1, dtype=torch.float32)
+        at_edges = torch.where(columns > 0, running.gather(-1, (columns - 1).clamp_min(0)), 0.0)
+        sums.append(at_edges.diff(dim=-1).sum(0, dtype=torch.float64))
         counts.append((edges.diff(dim=-1) * active.unsqueeze(-1)).sum(0).double())
     return torch.cat(sums), torch.cat(counts)
 
 
-def _bin_edges(ordinal: Tensor, bins: int) -> Tensor:
-    """Ordinals at which ``bins`` equal parts of each row end, (batch, bins + 1) long, from 0 to T."""
-    length = ordinal[:, -1:].long() if ordinal.shape[-1] else ordinal.new_zeros((ordinal.shape[0], 1)).long()
-    return length * torch.arange(bins + 1, device=ordinal.device) // bins
-
-
-def _finite(x: float) -> bool:
-    return x - x == 0.0
-
-
-def _name_the_nonfinite(tokens: Tokens, loss: float) -> str:
+def _name_the_nonfinite(tokens: Tokens) -> str:
     lines = []
     for name in ("log_prob", "old_log_prob", "advantages"):
         values = getattr(tokens, name)
-        bad = tokens.mask & (values.isnan() | (values == torch.inf) | ((values == -torch.inf) & (name == "advantages")))
+        bad = values.isnan() | (values == torch.inf) | ((values == -torch.inf) if name == "advantages" else False)
+        bad = bad & tokens.mask
         if bool(bad.any()):
             rows = bad.any(-1).nonzero().flatten().tolist()
             lines.append(f"{name}: {int(bad.sum())} tokens in rows {rows[:8]}{'...' if len(rows) > 8 else ''}")
-    cause = "; ".join(lines) or f"the inputs are finite, the loss is {loss}"
+    cause = "; ".join(lines) or "values at invalid positions only"
     return f"non-finite values in the policy loss of this micro-batch: {cause}. The optimizer step was not taken."

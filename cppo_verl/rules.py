@@ -60,11 +60,6 @@ class Tokens:
         return log_ratio.masked_fill_(~self.mask, 0.0).exp_()
 
     @cached_property
-    def ordinal(self) -> Tensor:
-        """1..T, the place of each valid token among its row's valid tokens."""
-        return schedule.valid_positions(self.mask, self.old_log_prob.dtype)
-
-    @cached_property
     def toward_rollout(self) -> Tensor:
         """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool."""
         return (self.ratio - 1).mul_(self.advantages) <= 0
@@ -133,31 +128,79 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     """
     weights = position_weights(tokens, knobs)
     spending = weights * divergence  # Z_t
-    spent = spending.cumsum(-1)  # S_t
-    if knobs.budget == "none":
-        delta_b = None
-        allowance = None
-    else:
-        delta_b = prefix_budget(divergence, tokens.mask, knobs)
-        total_weight = weights.cumsum(-1)  # W_t
-        allowance = budget.shift_right(total_weight).mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_{t-1}
-
     over_token = spending > knobs.delta
+    if knobs.budget == "none":
+        if knobs.gate == "soft":
+            gate = attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+        else:
+            gate = ~over_token | tokens.toward_rollout
+        return Verdict(gate=gate, over_token=over_token)
+
+    delta_b = prefix_budget(divergence, tokens.mask, knobs)
+    spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
+    prefix = PrefixState(spent=last(spent), weight=last(total_weight), delta_b=delta_b.squeeze(-1))
+    available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
     if knobs.gate == "soft":
         excess = spending / knobs.delta
-        if allowance is not None:
-            excess = torch.maximum(excess, spent / allowance)
+        excess[:, :1] = torch.maximum(excess[:, :1], spent[:, :1] / knobs.delta)
+        excess[:, 1:] = torch.maximum(excess[:, 1:], spent[:, 1:] / available[:, :-1])
         gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
     else:
-        within = ~over_token
-        if allowance is not None:
-            within &= spending <= allowance.sub_(budget.shift_right(spent))
-        gate = within.logical_or_(tokens.toward_rollout)
-
-    prefix = None
-    if delta_b is not None:
-        prefix = PrefixState(spent=spent[:, -1], weight=total_weight[:, -1], delta_b=delta_b.squeeze(-1))
+        gate = ~over_token
+        gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
+        gate |= tokens.toward_rollout
     return Verdict(gate=gate, over_token=over_token, prefix=prefix)
+
+
+def last(cumulative: Tensor) -> Tensor:
+    """Last column of a running sum as a copy, (batch,); zeros for width 0."""
+    return cumulative[:, -1].clone() if cumulative.shape[-1] else cumulative.sum(-1)
+
+
+@rule("trm_max")
+def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return _whole_response((divergence <= knobs.delta).all(-1), tokens)
+
+
+@rule("trm_avg")
+def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return _whole_response(_mean(divergence, tokens.mask) <= knobs.delta, tokens)
+
+
+@rule("trm_max_avg")
+def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM Max&Avg: both, the maximum against delta and the mean against delta_b (ablation of arXiv 2606.10968)."""
+    keep_max = trm_max(tokens, divergence, knobs).gate[:, :1].any(-1)
+    return _whole_response(keep_max & (_mean(divergence, tokens.mask) <= knobs.delta_b), tokens)
+
+
+def _mean(divergence: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each row, (batch,); 0 for an empty response."""
+    return divergence.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
+
+
+def _whole_response(keep: Tensor, tokens: Tokens) -> Verdict:
+    """A verdict on responses, (batch,) bool, spread over their tokens. There is no first clause."""
+    gate = keep.unsqueeze(-1).expand_as(tokens.mask)
+    return Verdict(gate=gate, over_token=~gate)
+
+
+@rule("minpro")
+def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
+
+    From that paper's abstract: a non-cumulative surrogate of the prefix ratio, "based on" the minimum token ratio of
+    the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
+    capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
+    """
+    smallest = tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
+    before = torch.ones_like(smallest)
+    before[:, 1:] = smallest[:, :-1]
+    weight = tokens.ratio * torch.where(before.isinf(), 1.0, before)
+    keep_all = torch.ones_like(tokens.mask)
+    return Verdict(keep_all, ~keep_all, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
 
 
 def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
@@ -168,7 +211,7 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
     if knobs.horizon == "max":
         weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
     else:
-        weights = schedule.linear_weights(tokens.ordinal, tokens.mask, knobs.w_min)
+        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype)
     if knobs.weights == "shuffled":
         weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
     return weights
@@ -194,6 +237,20 @@ def attenuate(excess: Tensor, kind: str) -> Tensor:
         return beyond.reciprocal()
     s = torch.sigmoid(beyond - 1)
     return (4 * s * (1 - s)).div_(beyond)
+
+
+def observe_clipping(tokens: Tokens, mode: str, low: float, high: float, cap: float) -> Verdict:
+    """What one of verl's own losses does to each token, for metrics only (Eq. 2 and CISPO).
+
+    ``vanilla`` drops the update beyond the clip range on the side of the advantage; ``cispo`` cuts the weight instead;
+    any other loss is reported as masking nothing.
+    """
+    above, below = tokens.ratio > 1 + high, tokens.ratio < 1 - low
+    nothing = torch.zeros_like(above)
+    if mode == "vanilla":
+        clipped = (above & (tokens.advantages > 0)) | (below & (tokens.advantages < 0))
+        return Verdict(~clipped, clipped, capped=(tokens.ratio > cap) & (tokens.advantages < 0))
+    return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
 
 
 def evaluate(name: str, tokens: Tokens, knobs: TrustRegionKnobs) -> tuple[Verdict, Tensor]:

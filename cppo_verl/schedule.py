@@ -16,22 +16,24 @@ def valid_positions(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return mask.cumsum(-1, dtype=dtype)
 
 
-def linear_weights(ordinal: Tensor, mask: Tensor, w_min: float) -> Tensor:
+def linear_weights(mask: Tensor, w_min: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """w_t = 1 - (1 - w_min)(t - 1)/(T - 1) with T the row's own number of valid tokens; w_1 = 1 when T = 1 (Eq. 9).
 
     Args:
-        ordinal: (batch, length) of ``valid_positions``.
         mask: (batch, length) bool.
         w_min: weight of the last valid token, in (0, 1].
 
     Returns:
-        (batch, length) of ``ordinal``'s dtype, 0 at invalid positions.
+        (batch, length) of ``dtype``, 0 at invalid positions.
     """
-    steps = (ordinal[:, -1:] - 1).clamp_min(1)
-    return (ordinal - 1).div_(steps).mul_(w_min - 1).add_(1).mul_(mask)
+    ordinal = valid_positions(mask, dtype)
+    steps = (ordinal[:, -1:] - 1).clamp_min(1)  # a copy: the next line works in place
+    return ordinal.sub_(1).div_(steps).mul_(w_min - 1).add_(1).mul_(mask)
 
 
-def linear_weights_max(mask: Tensor, w_min: float, max_length: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
+def linear_weights_max(
+    mask: Tensor, w_min: float, max_length: int | None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Eq. 9 with T the maximum response length and t the column, as the authors' verl version does.
 
     Args:

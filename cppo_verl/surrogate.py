@@ -6,27 +6,31 @@ from torch import Tensor
 from cppo_verl.rules import Tokens, Verdict
 
 
-def importance_weight(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> Tensor:
-    """Stop-graded weight of each token's update: min(rho_t, ratio_cap) unless the rule brought its own."""
-    return verdict.weight if verdict.weight is not None else tokens.ratio.clamp_max(ratio_cap)
+def coefficients(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> Tensor:
+    """-A_t * min(rho_t, ratio_cap) * gate_t, (batch, length), without a graph; 0 where a token adds nothing.
+
+    That is what multiplies log pi(y_t|s_t) in the loss. A rule may bring a weight of its own instead of min(rho, cap).
+    """
+    with torch.no_grad():
+        weight = tokens.ratio.clamp_max(ratio_cap) if verdict.weight is None else verdict.weight.clone()
+        coefficient = weight.mul_(tokens.advantages).neg_()
+        if verdict.gate.dtype == torch.bool:
+            live = tokens.mask & verdict.gate
+        else:
+            coefficient *= verdict.gate
+            live = tokens.mask & (verdict.gate > 0)
+        live &= tokens.log_prob > -torch.inf  # probability 0: its gradient A rho grad log pi vanishes with rho
+        return coefficient.masked_fill_(live.logical_not_(), 0.0)
 
 
-def loss_matrix(log_prob: Tensor, tokens: Tokens, verdict: Verdict, ratio_cap: float) -> Tensor:
-    """-A_t * stopgrad(min(rho_t, cap)) * gate_t * log pi(y_t|s_t), (batch, length), differentiable in ``log_prob``.
+def loss_matrix(log_prob: Tensor, coefficient: Tensor) -> Tensor:
+    """coefficient * log pi(y_t|s_t), (batch, length), differentiable in ``log_prob``.
 
-    Tokens that are masked, invalid, or of zero probability leave autograd before any product is formed, so that an
-    infinite log-prob there harms neither the value nor the gradient.
+    Tokens with coefficient 0 leave autograd before the product is formed, so that an infinite log-prob there harms
+    neither the value nor the gradient.
 
     Args:
         log_prob: (batch, length) any floating dtype, with its graph.
+        coefficient: (batch, length) of ``coefficients``.
     """
-    with torch.no_grad():
-        coefficient = -tokens.advantages * importance_weight(tokens, verdict, ratio_cap)
-        if verdict.gate.dtype != torch.bool:
-            coefficient = coefficient * verdict.gate
-            live = tokens.mask & (verdict.gate > 0)
-        else:
-            live = tokens.mask & verdict.gate
-        live = live & (tokens.log_prob > -torch.inf)
-        coefficient = torch.where(live, coefficient, 0.0)
-    return coefficient * torch.where(live, log_prob.to(coefficient.dtype), 0.0)
+    return coefficient * torch.where(coefficient != 0, log_prob.to(coefficient.dtype), 0.0)

@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.rules import RULES
 
-OUR_RULES = ("cppo", "dppo")
+VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
 VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
 
 
@@ -63,7 +64,7 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
         yield (
             f"actor_rollout_ref.rollout.calculate_log_probs={calculated} and "
             f"algorithm.rollout_correction.bypass_mode={bypass}: the rule measures the distance from the policy that "
-            "sampled, so both must be True (a preset sets them; an override further along the command line took that back)."
+            "sampled, so both must be True. A preset sets them; an override on the command line took that back."
         )
     rollout = read(config, "actor_rollout_ref.rollout")
     for key, neutral in (("top_p", 1), ("top_k", -1)):
@@ -79,13 +80,17 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
 def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
     read = OmegaConf.select
     actor, knobs = read(config, "actor_rollout_ref.actor"), read(config, KEY_PREFIX) or {}
-    if mode in OUR_RULES:
+    if mode in RULES:
         for key, default in VERL_CLIPPING.items():
             if actor.get(key, default) not in (default, None):
                 yield (
                     f"actor_rollout_ref.actor.{key}={actor.get(key)} has no effect under loss_mode={mode}; "
                     f"use {KEY_PREFIX}.{'ratio_cap' if key == 'clip_ratio_c' else 'delta'} instead."
                 )
+    elif mode not in VERL_LOSSES:
+        yield f"{KEY_PREFIX}.loss_mode={mode!r} is not one of {', '.join([*RULES, *VERL_LOSSES])}."
+    if mode.startswith("trm_") and knobs.get("divergence") != "kl":
+        yield f"{KEY_PREFIX}.divergence={knobs.get('divergence')!r}: TRM is defined on KL(mu||pi); set it to kl."
     if knobs.get("estimator", "binary") == "topk":
         yield f"{KEY_PREFIX}.estimator=topk: the top-K log-probs do not reach the loss yet; use estimator=binary."
     if actor.get("loss_agg_mode") == "seq-mean-token-sum-norm" and actor.get("loss_scale_factor") is None:
@@ -97,5 +102,6 @@ def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
     if grouped and read(config, "actor_rollout_ref.rollout.n", default=1) < 2:
         yield (
             "algorithm.adv_estimator=group_relative with actor_rollout_ref.rollout.n="
-            f"{read(config, 'actor_rollout_ref.rollout.n', default=1)}: a group of one has no advantage; set n to 2 or more."
+            f"{read(config, 'actor_rollout_ref.rollout.n', default=1)}: a group of one has no advantage; "
+            "set n to 2 or more."
         )

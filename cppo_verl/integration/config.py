@@ -29,6 +29,6 @@ def knobs_of(actor_config) -> TrustRegionLossConfig:
         return knobs
     mode = getattr(knobs, "loss_mode", None)
     raise KnobError(
-        f"{KEY_PREFIX}.loss_mode={mode!r} needs the trust-region knobs beside it. Compose a preset (+trust_region=cppo), "
-        f"or set +{KEY_PREFIX}._target_=cppo_verl.integration.config.TrustRegionLossConfig."
+        f"{KEY_PREFIX}.loss_mode={mode!r} needs the trust-region knobs beside it. Compose a preset "
+        f"(+trust_region=cppo), or set +{KEY_PREFIX}._target_=cppo_verl.integration.config.TrustRegionLossConfig."
     )

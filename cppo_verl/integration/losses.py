@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cppo_verl import metrics
 from cppo_verl.integration.config import knobs_of
-from cppo_verl.rules import RULES, Tokens, evaluate
-from cppo_verl.surrogate import loss_matrix
+from cppo_verl.rules import RULES, Tokens, evaluate, observe_clipping
+from cppo_verl.surrogate import coefficients, loss_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,16 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         knobs = knobs_of(config)
         tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
         verdict, divergence = evaluate(name, tokens, knobs)
-        matrix = loss_matrix(log_prob, tokens, verdict, knobs.ratio_cap)
+        coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
+        reported = _report(metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap))
+        del tokens, verdict, divergence  # before autograd takes its share of the memory
+        matrix = loss_matrix(log_prob, coefficient)
         if rollout_is_weights is not None:
             matrix = matrix * rollout_is_weights
         loss = agg_loss(
             loss_mat=matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
-        return loss, _report(metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap, loss))
+        return loss, reported
 
     compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
     compute.__doc__ = RULES[name].__doc__
@@ -85,7 +88,8 @@ def trust_region_loss(config, model_output, data, dp_group=None):
     token = _collected.set([])
     try:
         loss, reported = ppo_loss(config, model_output, data, dp_group)
-        for summary in _collected.get() or ():
+        summaries = _collected.get() or [_observe(config, model_output, data)]
+        for summary in summaries:
             typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.sums.items()}
             typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
             typed |= {metrics.PREFIX + k: (v, AggregationType.MAX) for k, v in summary.maxima.items()}
@@ -93,6 +97,22 @@ def trust_region_loss(config, model_output, data, dp_group=None):
     finally:
         _collected.reset(token)
     return loss, reported
+
+
+def _observe(config, model_output, data) -> metrics.MetricSums:
+    """The same metrics for a loss of verl's own, so that curves compare across rules."""
+    from verl.workers.utils.padding import no_padding_2_padding
+
+    log_prob = no_padding_2_padding(model_output["log_probs"], data)
+    padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
+    tokens = Tokens.of(log_prob, padded["old_log_probs"], padded["advantages"], padded["response_mask"])
+    knobs = knobs_of(config)
+    with torch.no_grad():
+        divergence = tokens.divergence(knobs.divergence)
+        verdict = observe_clipping(
+            tokens, knobs.loss_mode, config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
+        )
+    return metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c)
 
 
 def fold(reported: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def rows_to_keep(
     """
     rows, cells = len(droppable), ranks * updates
     if len(lengths) != rows or cells < 1 or rows % cells:
-        raise ValueError(f"{rows} rows (lengths of {len(lengths)}) do not divide into {ranks} ranks x {updates} updates")
+        raise ValueError(
+            f"{rows} rows (lengths of {len(lengths)}) do not divide into {ranks} ranks x {updates} updates"
+        )
     size = rows // cells
     parts = [range(start, start + size) for start in range(0, rows, size)] if size else []
     needed = max((sum(not droppable[row] for row in part) for part in parts), default=0)

@@ -52,7 +52,7 @@ class PlatformCPU(PlatformBase):
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         return False  # never detected by itself: only VERL_PLATFORM=cpu selects it
 
-    def current_device(self) -> torch.device:
+    def current_device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cpu")  # verl hands this to .to(); a number would mean cuda:<number>
 
     def device_count(self) -> int:

@@ -1,0 +1,118 @@
+"""``cppo-verl run [--fresh] RUN_DIR OVERRIDE...``: verl's own trainer, watched, with all it writes in one folder."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cppo_verl import supervise
+
+REWARD = "critic/score/mean"
+MASKED = "actor/trust_region/masked_share"
+
+
+def add_parser(subparsers) -> None:
+    """Add ``run`` to the command line."""
+    parser = subparsers.add_parser("run", help="start verl's trainer with a run directory, progress and a watchdog")
+    parser.add_argument("run_dir", type=Path, help="logs, checkpoints and the report go here; an existing run resumes")
+    parser.add_argument("--fresh", action="store_true", help="delete what the run directory holds and start anew")
+    parser.add_argument(
+        "--stall-timeout", type=float, default=1800.0, help="seconds without output = hung (%(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for verl.trainer.main_ppo")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start or resume the run; 0 when it reached its last step."""
+    run_dir = args.run_dir.resolve()
+    if args.fresh and run_dir.exists():
+        _require_run_dir(run_dir)
+        shutil.rmtree(run_dir)
+    logs = run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
+    hydra_dir = run_dir / "hydra" / started
+    command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *args.overrides]
+    command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]
+    progress = _Progress(metrics, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
+    supervise.raise_on_terminate()
+    try:
+        environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
+        supervise.run(command, run_dir, console, environment, progress.tick, args.stall_timeout)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command resumes from the last checkpoint in {run_dir}", flush=True)
+        return 130
+    except (supervise.RunFailed, supervise.AlreadyRunning) as error:
+        print(f"\ncppo-verl run: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _require_run_dir(path: Path) -> None:
+    if any(path.iterdir()) and not (path / "logs").is_dir():
+        raise SystemExit(f"cppo-verl run: --fresh would delete {path}, which is no run directory (it has no logs/)")
+
+
+class _Progress:
+    """Prints a line a step from verl's file logger, and keeps the resolved config once Hydra has written it."""
+
+    def __init__(self, metrics: Path, hydra_config: Path, config: Path):
+        self.metrics, self.hydra_config, self.config = metrics, hydra_config, config
+        self.offset, self.began = 0, time.monotonic()
+        self.first_step: tuple[int, float] | None = None
+        self.total: int | None = None
+        self.saved = False
+
+    def tick(self) -> None:
+        """Called about once a second."""
+        if not self.saved and self.hydra_config.exists():
+            self._save_config()
+        if not self.metrics.exists():
+            return
+        with self.metrics.open("rb") as log:
+            log.seek(self.offset)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self.offset += len(line)
+                self._show(json.loads(line))
+
+    def _save_config(self) -> None:
+        config = OmegaConf.load(self.hydra_config)
+        OmegaConf.resolve(config)
+        temporary = self.config.with_suffix(".tmp")
+        OmegaConf.save(config, temporary)
+        os.replace(temporary, self.config)
+        self.total = OmegaConf.select(config, "trainer.total_training_steps")
+        self.saved = True
+        print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)
+
+    def _show(self, record: dict) -> None:
+        step, data = record["step"], record["data"]
+        parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
+        if REWARD in data:
+            parts.append(f"reward {data[REWARD]:+.3f}")
+        parts += [f"validation {100 * v:.1f}%" for k, v in data.items() if k.startswith("val-core/") and "/acc/" in k]
+        if MASKED in data:
+            parts.append(f"masked {100 * data[MASKED]:.2f}%")
+        now = time.monotonic()
+        if "timing_s/step" in data:
+            if self.first_step is None:
+                self.first_step = (step, now)
+            elif self.total and step > self.first_step[0]:
+                pace = (now - self.first_step[1]) / (step - self.first_step[0])
+                parts.append(f"{pace:.1f} s a step, {_clock(pace * (self.total - step))} to go")
+        print(f"[{now - self.began:5.0f} s] " + "  ".join(parts), flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,28 @@
+"""Names of the metrics that the report shows, as verl's logger and ``cppo_verl.metrics`` write them."""
+
+TRUST_REGION = "actor/trust_region/"
+
+REWARD = ("critic/rewards/mean", "critic/score/mean")  # training reward: the first of these that is logged
+
+MASKED = TRUST_REGION + "masked_share"
+MASKED_BY_TOKEN = TRUST_REGION + "masked_share_token_threshold"
+MASKED_BY_BUDGET = TRUST_REGION + "masked_share_prefix_budget"
+MASKED_POSITIVE = TRUST_REGION + "masked_share_positive"
+MASKED_NEGATIVE = TRUST_REGION + "masked_share_negative"
+
+POSITION_BINS = 8
+BY_POSITION = tuple(f"{TRUST_REGION}divergence_by_position/{i}" for i in range(POSITION_BINS))
+
+EFFECTIVE_BUDGET = TRUST_REGION + "effective_delta_b"
+PREFIX_AVERAGE = TRUST_REGION + "prefix_average"
+
+DIVERGENCE_MEAN = TRUST_REGION + "divergence_mean"
+DIVERGENCE_P99 = TRUST_REGION + "divergence_p99"
+DIVERGENCE_MAX = TRUST_REGION + "divergence_max"
+FIRST_UPDATE = TRUST_REGION + "first_update/divergence_mean"
+
+TIME_STEP = "timing_s/step"
+TIME_GEN = "timing_s/gen"
+TIME_UPDATE = "timing_s/update_actor"
+
+VALIDATION = ("val-core/", "val-aux/")  # what verl's validation logs, and nothing else does

@@ -1,0 +1,201 @@
+"""Start verl's trainer as a child, watch it, and leave nothing of it behind.
+
+verl hangs when a rollout or training worker dies; here that becomes an error with the worker's own last words. Every
+process of a run carries the run directory in its environment, by which leftovers are found, whoever their parent is.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+MARKER = "CPPO_VERL_RUN_DIR"
+# Without one of these a run cannot go on; Ray names its processes after the actor class.
+ESSENTIAL = (
+    "ray::WorkerDict",
+    "ray::TaskRunnerV1",
+    "ray::vLLMHttpServer",
+    "ray::SimpleStorageUnit",
+    "VLLM::EngineCore",
+)
+GRACE = 20.0  # seconds between the loss of an essential process and the verdict that the run is dead
+
+
+class RunFailed(RuntimeError):
+    """The training run ended without reaching its last step; the message says what is known of the cause."""
+
+
+class AlreadyRunning(RuntimeError):
+    """Another launcher holds this run directory."""
+
+
+@dataclass
+class Watch:
+    """What was seen of a run's processes.
+
+    Attributes:
+        essential: pid -> name of every essential process seen alive.
+        segments: shared-memory files that the run's processes had open.
+        lost_since: when an essential process was first missing, by ``time.monotonic``; None when all are there.
+    """
+
+    essential: dict[int, str] = field(default_factory=dict)
+    segments: set[str] = field(default_factory=set)
+    lost_since: float | None = None
+
+    def look(self, run_dir: Path) -> list[str]:
+        """Update from the live processes; names of essential processes that are gone."""
+        alive = {process.pid: process for process in processes_of(run_dir)}
+        for pid, process in alive.items():
+            name = _title(process)
+            if name.startswith(ESSENTIAL):
+                self.essential[pid] = name
+            self.segments |= _shared_memory(pid)
+        lost = [f"{name} (pid {pid})" for pid, name in self.essential.items() if pid not in alive]
+        self.lost_since = (self.lost_since or time.monotonic()) if lost else None
+        return lost
+
+
+def run(
+    command: Sequence[str],
+    run_dir: Path,
+    console: Path,
+    environment: Mapping[str, str],
+    on_tick: Callable[[], None] = lambda: None,
+    stall_timeout: float = 1800.0,
+    tick: float = 1.0,
+) -> None:
+    """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
+
+    Args:
+        run_dir: the run's directory; one launcher at a time may hold it.
+        environment: added to this process's own.
+        on_tick: called about every ``tick`` seconds while the command runs.
+        stall_timeout: seconds without a byte of output after which the run counts as hung.
+
+    Raises:
+        AlreadyRunning: another launcher holds ``run_dir``.
+        RunFailed: non-zero exit, a lost worker, or a stall.
+    """
+    run_dir = run_dir.resolve()
+    with _lock(run_dir):
+        end_processes(run_dir)  # what a killed launcher may have left
+        watch = Watch()
+        with console.open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment, MARKER: str(run_dir)},
+            )
+        try:
+            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick)
+        finally:
+            watch.look(run_dir)
+            end_processes(run_dir)
+            for segment in watch.segments:
+                Path(segment).unlink(missing_ok=True)
+
+
+def _wait(child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float) -> None:
+    last_size, last_growth = -1, time.monotonic()
+    while child.poll() is None:
+        time.sleep(tick)
+        on_tick()
+        lost = watch.look(run_dir)
+        if watch.lost_since is not None and time.monotonic() - watch.lost_since > GRACE and child.poll() is None:
+            raise RunFailed(f"{', '.join(lost)} died and the trainer waits for it forever.\n{last_words(console)}")
+        size = console.stat().st_size
+        if size != last_size:
+            last_size, last_growth = size, time.monotonic()
+        elif time.monotonic() - last_growth > stall_timeout:
+            raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
+    on_tick()
+    if child.returncode:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
+        raise RunFailed(f"the trainer ended with {how}.\n{last_words(console)}")
+
+
+def processes_of(run_dir: Path) -> Iterator[psutil.Process]:
+    """Live processes of the run, without this one."""
+    for process in psutil.process_iter():
+        try:
+            ours = process.pid != os.getpid() and process.environ().get(MARKER) == str(run_dir)
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def end_processes(run_dir: Path, patience: float = 5.0) -> None:
+    """Terminate the run's processes, then kill what remains after ``patience`` seconds."""
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        remaining = list(processes_of(run_dir))
+        for process in remaining:
+            try:
+                send(process)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(remaining, timeout=patience)
+
+
+def last_words(console: Path, lines: int = 25) -> str:
+    """The last error in the console log, or its last lines, and where the whole of it lies."""
+    with console.open("rb") as log:
+        log.seek(max(0, console.stat().st_size - 200_000))
+        text = log.read().decode("utf-8", "replace").splitlines()
+    errors = [i for i, line in enumerate(text) if "Error" in line and "Warning" not in line]
+    end = errors[-1] + 1 if errors else len(text)
+    return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
+
+
+def raise_on_terminate() -> None:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that the clean-up runs."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+class _lock:  # noqa: N801
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / ".lock"
+
+    def __enter__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("w")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"{self.path.parent} is in use by another run; wait for it or choose another"
+            ) from None
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def _shared_memory(pid: int) -> set[str]:
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text() if sys.platform == "linux" else ""
+    except OSError:
+        return set()
+    return {line.split()[-1] for line in maps.splitlines() if " /dev/shm/" in line and "(deleted)" not in line}
