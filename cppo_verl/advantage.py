@@ -45,8 +45,8 @@ def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: 
     zeros = values.new_zeros(len(labels))
     size = zeros.index_add(0, member, torch.ones_like(values))
     mean = zeros.index_add(0, member, values) / size
-    lowest = zeros.index_reduce(0, member, values, "amin", include_self=False)
-    highest = zeros.index_reduce(0, member, values, "amax", include_self=False)
+    lowest = zeros.scatter_reduce(0, member, values, "amin", include_self=False)
+    highest = zeros.scatter_reduce(0, member, values, "amax", include_self=False)
     zero_variance = (lowest == highest)[member]
 
     advantage = values - mean[member]

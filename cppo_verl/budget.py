@@ -15,6 +15,8 @@ def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
     Returns:
         (batch, 1); rows without a valid token give NaN.
     """
+    if values.shape[-1] == 0:
+        return values.new_full((values.shape[0], 1), torch.nan)
     count = mask.sum(-1, keepdim=True)
     rank = (count - 1).clamp_min(0).to(torch.float64) * q
     below = rank.floor()

@@ -8,7 +8,8 @@ Binary estimators see the partition {sampled token, the rest}; they bound the fu
 import torch
 from torch import Tensor
 
-LOWEST_LOG_PROB = -80.0  # exp of it is still a normal float32; below, a probability counts as 0
+LOWEST_LOG_PROB = -700.0  # exp of it is still a normal float64
+IMPOSSIBLE = 1e4  # nats, in place of an infinite KL: beyond any threshold, and still finite when summed
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -29,8 +30,8 @@ def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     """KL(mu || pi) of the binary partition in nats: never negative, never NaN, finite (arXiv 2602.04879).
 
     p log(p/q) + (1-p) log((1-p)/(1-q)) with 1-p from expm1 of the log-prob, in float64: near p = q the two terms cancel
-    down to (p-q)^2, which float32 cannot hold. Where the exact value is infinite (q = 0 < p, or q = 1 > p) the result
-    is large and finite.
+    down to (p-q)^2, which float32 cannot hold. A token that became impossible (q = 0 < p) costs ``IMPOSSIBLE``;
+    q = 1 > p, mostly a rounded log-prob of 0, costs what the smallest 1 - q would.
 
     Args:
         log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0, values above 0 count as 0.
@@ -45,7 +46,9 @@ def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     tiny = torch.finfo(torch.float64).tiny
     log_not_ratio = not_p.clamp_min(tiny).log_().sub_(torch.expm1(log_q).neg_().clamp_min_(tiny).log_())
     sampled = log_p.exp().mul_(log_p.sub_(log_q))
-    return not_p.mul_(log_not_ratio).add_(sampled).clamp_min_(0.0).to(dtype)
+    result = not_p.mul_(log_not_ratio).add_(sampled).clamp_min_(0.0)
+    impossible = (log_prob == -torch.inf) & (old_log_prob > -torch.inf)
+    return result.masked_fill_(impossible, IMPOSSIBLE).to(dtype)
 
 
 def full_tv(log_pi: Tensor, log_mu: Tensor) -> Tensor:

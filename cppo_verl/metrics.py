@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cppo_verl import bound
 from cppo_verl.rules import Tokens, Verdict
 
 PREFIX = "actor/trust_region/"
@@ -21,7 +22,14 @@ FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also rep
 P99_SAMPLE = 65_536  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 
 
-RESPONSE_METRICS = ("prefix_average", "effective_delta_b")  # means over responses; the others are over tokens
+# Means over responses; the others are over tokens.
+RESPONSE_METRICS = (
+    "prefix_average",
+    "effective_delta_b",
+    "influence_weighted_divergence",
+    "bound_realised",
+    "bound_worst_case",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ def denominator_of(name: str) -> str:
     """Which count a metric's sum is divided by."""
     if name in RESPONSE_METRICS:
         return "responses"
+    if name == "bound_usage":
+        return "bound_worst_case"
     return f"{name}/tokens" if "_by_position/" in name else "tokens"
 
 
@@ -69,11 +79,14 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         removed = _removed(verdict, mask)
         divergence = divergence.mul_(mask)
         scalars = _token_sums(tokens, divergence, verdict, removed, ratio_cap, mask)
-        scalars |= _response_sums(divergence, verdict, mask, active)
+        running = divergence.cumsum(-1)
+        scalars |= _response_sums(running, verdict, mask, active)
         counts = {"tokens": mask.sum(), "responses": active.sum()}
+        if "bound_usage" in scalars:
+            counts["bound_worst_case"] = scalars["bound_worst_case"]
         maximum = divergence.amax() if divergence.numel() else divergence.new_zeros(())
         head = [*scalars.values(), *counts.values(), maximum, *checks]
-        by_position = _position_sums(divergence, removed, tokens.mask, active)
+        by_position = _position_sums(running, removed, tokens.mask, active)
         flat = torch.cat([torch.stack([x.double() for x in head]), *by_position]).tolist()
 
     values, tail = flat[: len(head)], flat[len(head) :]
@@ -122,30 +135,48 @@ def _p99(divergence: Tensor, mask: Tensor) -> Tensor:
     return largest[(valid.sum() // 100).clamp_max(largest.numel() - 1)]
 
 
-def _response_sums(divergence: Tensor, verdict: Verdict, mask: Tensor, active: Tensor) -> dict[str, Tensor]:
+def _response_sums(running: Tensor, verdict: Verdict, mask: Tensor, active: Tensor) -> dict[str, Tensor]:
+    """Sums over responses, from the running sum of D_t within each."""
+    if running.numel() == 0:
+        running, mask = running.new_zeros((running.shape[0], 1)), mask.new_zeros((mask.shape[0], 1))
+    length = mask.sum(-1)
+    total = running[:, -1].double()
+    # sum_t (T - t) D_t: the running sum, added up over all valid tokens but the last
+    drift = (running * mask).sum(-1, dtype=torch.float64) - total
+    pairs = (length * (length - 1) / 2).double()
+    sums = {"influence_weighted_divergence": (drift / pairs.clamp_min(1)).sum()}
     if verdict.prefix is None:
-        return {"prefix_average": (divergence.sum(-1) / mask.sum(-1).clamp_min(1)).sum()}
-    prefix = verdict.prefix
-    average = torch.where(active & (prefix.weight > 0), prefix.spent / prefix.weight, 0.0)
-    return {"prefix_average": average.sum(), "effective_delta_b": torch.where(active, prefix.delta_b, 0.0).sum()}
+        sums["prefix_average"] = (total / length.clamp_min(1)).sum()
+    else:
+        prefix = verdict.prefix
+        average = torch.where(active & (prefix.weight > 0), prefix.spent / prefix.weight, 0.0)
+        sums["prefix_average"] = average.sum()
+        sums["effective_delta_b"] = torch.where(active, prefix.delta_b, 0.0).sum()
+    if verdict.thresholds is not None:
+        token_bound, delta_b = verdict.thresholds.token_bound, verdict.thresholds.delta_b
+        sums["bound_realised"] = (4 * token_bound * drift).sum()  # sum_t lambda_t D_t with xi = 1
+        sums["bound_worst_case"] = bound.residual_constant(length.double(), token_bound, delta_b).sum()
+        sums["bound_usage"] = sums["bound_realised"]
+    return sums
 
 
-def _position_sums(divergence: Tensor, removed: Tensor, valid: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _position_sums(running: Tensor, removed: Tensor, valid: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Sums and token counts over equal bins of the relative position in a response, float64 vectors.
 
-    The first ``DIVERGENCE_BINS`` entries are of the divergence, the other ``MASK_BINS`` of what was masked.
+    The first ``DIVERGENCE_BINS`` entries are of the divergence (given as its running sum), the other ``MASK_BINS`` of
+    what was masked.
     """
-    if divergence.numel() == 0:
-        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=divergence.device)
+    if running.numel() == 0:
+        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=running.device)
         return nothing, nothing
     ordinal = valid.cumsum(-1, dtype=torch.int32)
+    removed = removed.cumsum(-1, dtype=torch.float32)
     sums, counts = [], []
-    for values, bins in ((divergence, DIVERGENCE_BINS), (removed, MASK_BINS)):
+    for cumulative, bins in ((running, DIVERGENCE_BINS), (removed, MASK_BINS)):
         parts = torch.arange(bins + 1, device=ordinal.device, dtype=torch.int32)
         edges = ordinal[:, -1:] * parts // bins  # ordinals at which each part ends, 0 to T
         columns = torch.searchsorted(ordinal, edges, right=True)  # columns up to and with that ordinal
-        running = values.cumsum(-1, dtype=torch.float32)
-        at_edges = torch.where(columns > 0, running.gather(-1, (columns - 1).clamp_min(0)), 0.0)
+        at_edges = torch.where(columns > 0, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0.0)
         sums.append(at_edges.diff(dim=-1).sum(0, dtype=torch.float64))
         counts.append((edges.diff(dim=-1) * active.unsqueeze(-1)).sum(0).double())
     return torch.cat(sums), torch.cat(counts)

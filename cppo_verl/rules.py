@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl import budget, schedule
-from cppo_verl.config import TrustRegionKnobs
+from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs
 from cppo_verl.divergence import BINARY
 
 MAX_LOG_RATIO = 20.0  # log-ratios are clamped to +-20 before exp
@@ -61,8 +61,10 @@ class Tokens:
 
     @cached_property
     def toward_rollout(self) -> Tensor:
-        """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool."""
-        return (self.ratio - 1).mul_(self.advantages) <= 0
+        """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool; by log-probs (rho rounds to 1)."""
+        raised, lowered = self.log_prob > self.old_log_prob, self.log_prob < self.old_log_prob
+        away = (raised & (self.advantages > 0)).logical_or_(lowered.logical_and_(self.advantages < 0))
+        return away.logical_not_()
 
     def divergence(self, kind: str) -> Tensor:
         """Binary D_t of the given kind (``tv`` or ``kl``), 0 at invalid positions."""
@@ -79,6 +81,14 @@ class PrefixState:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """What Theorem 1 needs to know of a rule: lbar, the bound on D_t of a token, and delta_b, a number or (batch,)."""
+
+    token_bound: float
+    delta_b: float | Tensor
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a rule decided. Tensors are (batch, length) unless said.
 
@@ -88,6 +98,7 @@ class Verdict:
         prefix: the prefix budget's state, None for rules without one.
         weight: importance weight to use instead of min(rho, ratio_cap); None for that default.
         capped: bool, tokens whose weight was cut; None to compare rho with ``ratio_cap``.
+        thresholds: for the bound certificate; None for a rule that bounds no D_t.
     """
 
     gate: Tensor
@@ -95,6 +106,7 @@ class Verdict:
     prefix: PrefixState | None = None
     weight: Tensor | None = None
     capped: Tensor | None = None
+    thresholds: Thresholds | None = None
 
 
 Rule = Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]
@@ -117,7 +129,7 @@ def rule(name: str) -> Callable[[Rule], Rule]:
 def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
     over = divergence > knobs.delta
-    return Verdict(gate=tokens.toward_rollout | ~over, over_token=over)
+    return Verdict(tokens.toward_rollout | ~over, over_token=over, thresholds=Thresholds(knobs.delta, knobs.delta))
 
 
 @rule("cppo")
@@ -129,12 +141,13 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     weights = position_weights(tokens, knobs)
     spending = weights * divergence  # Z_t
     over_token = spending > knobs.delta
+    token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
     if knobs.budget == "none":
         if knobs.gate == "soft":
             gate = attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
         else:
             gate = ~over_token | tokens.toward_rollout
-        return Verdict(gate=gate, over_token=over_token)
+        return Verdict(gate=gate, over_token=over_token, thresholds=Thresholds(token_bound, token_bound))
 
     delta_b = prefix_budget(divergence, tokens.mask, knobs)
     spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
@@ -149,7 +162,8 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
         gate = ~over_token
         gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
         gate |= tokens.toward_rollout
-    return Verdict(gate=gate, over_token=over_token, prefix=prefix)
+    thresholds = Thresholds(token_bound, prefix.delta_b)
+    return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
 
 
 def last(cumulative: Tensor) -> Tensor:
@@ -195,10 +209,11 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
     capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
     """
-    smallest = tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
+    ratio = tokens.ratio.nan_to_num(nan=1.0)  # probability 0 under both policies
+    smallest = ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
     before = torch.ones_like(smallest)
     before[:, 1:] = smallest[:, :-1]
-    weight = tokens.ratio * torch.where(before.isinf(), 1.0, before)
+    weight = ratio * torch.where(before.isinf(), 1.0, before)
     keep_all = torch.ones_like(tokens.mask)
     return Verdict(keep_all, ~keep_all, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
 
@@ -254,7 +269,15 @@ def observe_clipping(tokens: Tokens, mode: str, low: float, high: float, cap: fl
 
 
 def evaluate(name: str, tokens: Tokens, knobs: TrustRegionKnobs) -> tuple[Verdict, Tensor]:
-    """Verdict of the named rule and the D_t it was based on, (batch, length), under no_grad."""
+    """Verdict of the named rule and the D_t it was based on, (batch, length), under no_grad.
+
+    Raises:
+        KnobError: for an estimator that needs more than the sampled tokens' log-probs.
+    """
+    if knobs.estimator != "binary":
+        raise KnobError(
+            f"{KEY_PREFIX}.estimator={knobs.estimator!r} needs top-K log-probs, which this loss was not given"
+        )
     with torch.no_grad():
         divergence = tokens.divergence(knobs.divergence)
         return RULES[name](tokens, divergence, knobs), divergence

@@ -38,7 +38,7 @@ class Arguments:
     seed: int = 0
     min_operands: int = 4
     max_operands: int = 6
-    limit: int = 19
+    limit: int = 9
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -85,7 +85,8 @@ def solution_text(expression: Expression, results: Sequence[int]) -> str:
     whether or not that was right.
     """
     starts = [expression.first, *results[:-1]]
-    lines = [f"{start}{sign}{digit}={result}" for start, (sign, digit), result in _zip(starts, expression, results)]
+    steps = zip(starts, expression.moves, results, strict=True)
+    lines = [f"{start}{sign}{digit}={result}" for start, (sign, digit), result in steps]
     return "\n".join([*lines, f"Answer: {results[-1]}"])
 
 
@@ -161,11 +162,16 @@ def check_disjoint(train: Sequence[Expression], val: Sequence[Expression]) -> No
         raise ValueError(f"train and val share or repeat {len(repeated)} expressions, for example {repeated[0]}")
 
 
+def chat_prompt(expression: Expression) -> list[dict[str, str]]:
+    """The conversation that asks for the value."""
+    return [{"role": "user", "content": f"{expression}=?"}]
+
+
 def make_row(expression: Expression, index: int, split: str) -> dict[str, Any]:
     """One row in verl's columns; the reference solution travels in extra_info."""
     return {
         "data_source": DATA_SOURCE,
-        "prompt": [{"role": "user", "content": f"{expression}=?"}],
+        "prompt": chat_prompt(expression),
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": str(partial_results(expression)[-1])},
         "extra_info": {
@@ -216,10 +222,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     print(f"{out}: {'written' if written else 'already there, unchanged'}")
-
-
-def _zip(starts: Sequence[int], expression: Expression, results: Sequence[int]) -> Any:
-    return zip(starts, expression.moves, results, strict=True)
 
 
 def _choose(options: Sequence[tuple[Any, int]], index: int) -> tuple[Any, int]:

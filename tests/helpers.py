@@ -1,13 +1,16 @@
-"""What several test files share: random batches, verl's actor config around our knobs, a call of a registered loss."""
+"""What several test files share: random batches, the reference's decisions on them, calls of verl's registered losses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from cppo_verl.rules import Tokens
+from cppo_verl.config import TrustRegionKnobs
+from cppo_verl.rules import Tokens, position_weights
+from tests import reference
 from tests.reference import Response
 
 
@@ -80,6 +83,38 @@ def random_batch(seed: int, rows: int, width: int, per_token_advantage: bool = F
         torch.from_numpy(advantages),
         torch.from_numpy(random_mask(rng, rows, width)),
     )
+
+
+def reference_weights(batch: Batch, knobs: TrustRegionKnobs) -> list[list[float]]:
+    """w_t by loop. A shuffle is taken from the package, once it is known to be a permutation of the loop's weights."""
+    valid = batch.mask.bool().tolist()
+    if knobs.weights == "constant":
+        return [[float(ok) for ok in row] for row in valid]
+    if knobs.horizon == "response":
+        weights = [reference.linear_weights(row, knobs.w_min) for row in valid]
+    else:
+        weights = [reference.linear_weights_by_column(row, knobs.w_min, knobs.max_response_length) for row in valid]
+    if knobs.weights == "shuffled":
+        mixed = position_weights(batch.tokens(), knobs).double().tolist()
+        for row, other in zip(weights, mixed, strict=True):
+            assert sorted(other) == pytest.approx(sorted(row), abs=1e-6)
+        return mixed
+    return weights
+
+
+def decide(batch: Batch, knobs: TrustRegionKnobs) -> list[dict[int, reference.Decision]]:
+    """Algorithm 1 on the float64 values of the batch, row by row."""
+    decisions = []
+    for response, weights in zip(batch.responses(), reference_weights(batch, knobs), strict=True):
+        delta_b: float | None = knobs.delta_b
+        if knobs.budget == "none":
+            delta_b = None
+        elif knobs.budget == "quantile":
+            values = response.divergences(knobs.divergence)
+            q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
+            delta_b = reference.quantile_budget(values, knobs.delta_b, q, scale, cap)
+        decisions.append(reference.algorithm_1(response, knobs.divergence, weights, knobs.delta, delta_b))
+    return decisions
 
 
 def actor_config(global_batch_info: dict | None = None, **knobs):

@@ -91,10 +91,6 @@ def naive_certificate(
     return math.fsum(realised) / max(responses, 1), math.fsum(worst) / max(responses, 1), responses
 
 
-def linear(mask: Tensor, w_min: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    return schedule.linear_weights(schedule.valid_positions(mask, dtype), mask, w_min)
-
-
 class TestCertificate:
     def test_by_hand_with_a_hole(self):
         """Valid tokens have D = 0.1, 0.2, 0.4 and w = 1, 0.75, 0.5; lbar = 0.25/0.5; the second row is empty."""
@@ -115,7 +111,7 @@ class TestCertificate:
         mask = torch.rand((batch, length), generator=generator) < torch.rand((batch, 1), generator=generator)
         dtype = torch.float64 if double else torch.float32
         divergence = torch.rand((batch, length), generator=generator, dtype=dtype)
-        weights = linear(mask, 0.3, dtype)
+        weights = schedule.linear_weights(mask, 0.3, dtype)
         delta_b = torch.rand(batch, generator=generator, dtype=torch.float64) + 0.01
         realised, worst, responses = naive_certificate(divergence, weights, mask, 0.15, delta_b.tolist(), 0.5)
         for shaped in (delta_b, delta_b.unsqueeze(-1)):
@@ -131,7 +127,7 @@ class TestCertificate:
         mask = torch.ones((3, 50), dtype=torch.bool)
         mask[0, 20:] = False
         mask[1, ::3] = False
-        for weights in (linear(mask, 0.8), schedule.constant_weights(mask)):
+        for weights in (schedule.linear_weights(mask, 0.8), schedule.constant_weights(mask)):
             result = bound.certificate(torch.full((3, 50), 0.02), weights, mask, 0.15, 0.02)
             assert float(result.ratio) == pytest.approx(1.0, rel=1e-6)
 
@@ -140,7 +136,7 @@ class TestCertificate:
     def test_within_every_prefix_budget_the_ratio_is_at_most_one(self, seed: int, length: int, w_min: float):
         generator = torch.Generator().manual_seed(seed)
         mask = torch.ones((4, length), dtype=torch.bool)
-        weights = linear(mask, w_min, torch.float64)
+        weights = schedule.linear_weights(mask, w_min, torch.float64)
         wanted = torch.rand((4, length), generator=generator, dtype=torch.float64) * 0.06
         cumulative = (weights * wanted).cumsum(-1)
         allowed = 0.02 * weights.cumsum(-1)
@@ -153,7 +149,7 @@ class TestCertificate:
         """A response that takes the initial slack at once exceeds the residual, and stays within Proposition 8."""
         length, delta, delta_b = 200, 0.15, 0.02
         mask = torch.ones((1, length), dtype=torch.bool)
-        weights = linear(mask, 0.8, torch.float64)
+        weights = schedule.linear_weights(mask, 0.8, torch.float64)
         divergence = torch.full((1, length), delta_b, dtype=torch.float64)
         divergence[0, 0] = delta
         result = bound.certificate(divergence, weights, mask, delta, delta_b)
@@ -164,12 +160,12 @@ class TestCertificate:
         generator = torch.Generator().manual_seed(0)
         divergence = torch.rand((2, 6), generator=generator)
         mask = torch.ones((2, 6), dtype=torch.bool)
-        plain = bound.certificate(divergence, linear(mask, 0.5), mask, 0.15, 0.02)
+        plain = bound.certificate(divergence, schedule.linear_weights(mask, 0.5), mask, 0.15, 0.02)
         columns = torch.tensor([1, 2, 5, 6, 7, 10])
         wide = torch.full((2, 12), torch.nan).index_copy(1, columns, divergence)
         wide_mask = torch.zeros((2, 12), dtype=torch.bool)
         wide_mask[:, columns] = True
-        padded = bound.certificate(wide, linear(wide_mask, 0.5), wide_mask, 0.15, 0.02)
+        padded = bound.certificate(wide, schedule.linear_weights(wide_mask, 0.5), wide_mask, 0.15, 0.02)
         assert [float(x) for x in padded] == pytest.approx([float(x) for x in plain], rel=1e-12)
 
     def test_micro_batches_combine_by_their_number_of_responses(self):
@@ -177,7 +173,7 @@ class TestCertificate:
         mask = torch.rand((7, 9), generator=generator) < 0.7
         mask[4] = False
         divergence = torch.rand((7, 9), generator=generator)
-        weights = linear(mask, 0.8)
+        weights = schedule.linear_weights(mask, 0.8)
         whole = bound.certificate(divergence, weights, mask, 0.15, 0.02)
         parts = [bound.certificate(divergence[i], weights[i], mask[i], 0.15, 0.02) for i in (slice(0, 5), slice(5, 7))]
         total = sum(float(p.responses) for p in parts)
@@ -192,8 +188,10 @@ class TestCertificate:
         divergence = (torch.rand((2, length), generator=generator) * 0.04).to(dtype)
         mask = torch.ones((2, length), dtype=torch.bool)
         mask[1, : length // 3] = False
-        exact = bound.certificate(divergence.double(), linear(mask, 0.8, torch.float64), mask, 0.15, 0.02)
-        rounded = bound.certificate(divergence, linear(mask, 0.8), mask, 0.15, 0.02)
+        exact = bound.certificate(
+            divergence.double(), schedule.linear_weights(mask, 0.8, torch.float64), mask, 0.15, 0.02
+        )
+        rounded = bound.certificate(divergence, schedule.linear_weights(mask, 0.8), mask, 0.15, 0.02)
         for a, b in zip(rounded, exact, strict=True):
             assert float(a) == pytest.approx(float(b), rel=2e-7)
         assert float(exact.ratio) == pytest.approx(1.0, rel=0.02)  # mean divergence = delta_b
@@ -227,7 +225,7 @@ class TestCertificate:
     def test_carries_no_gradient_and_leaves_inputs_alone(self):
         divergence = torch.rand((2, 4), requires_grad=True)
         mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]])
-        weights = linear(mask.bool(), 0.8)
+        weights = schedule.linear_weights(mask.bool(), 0.8)
         before = (divergence.detach().clone(), weights.clone(), mask.clone())
         result = bound.certificate(divergence, weights, mask, 0.15, 0.02)
         assert not result.realised.requires_grad

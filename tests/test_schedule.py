@@ -16,7 +16,7 @@ def masks(*rows: list[int]) -> torch.Tensor:
 
 
 def linear(mask: torch.Tensor, w_min: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return schedule.linear_weights(schedule.valid_positions(mask, dtype), mask, w_min)
+    return schedule.linear_weights(mask, w_min, dtype)
 
 
 def test_positions_count_valid_tokens_only():

@@ -53,15 +53,17 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
         verdict, divergence = evaluate(name, tokens, knobs)
         coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
-        reported = _report(metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap))
+        summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
         del tokens, verdict, divergence  # before autograd takes its share of the memory
         matrix = loss_matrix(log_prob, coefficient)
         if rollout_is_weights is not None:
             matrix = matrix * rollout_is_weights
+        if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
+            return matrix.sum(), _report(summary)
         loss = agg_loss(
             loss_mat=matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
-        return loss, reported
+        return loss, _report(summary)
 
     compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
     compute.__doc__ = RULES[name].__doc__

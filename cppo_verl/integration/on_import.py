@@ -28,23 +28,27 @@ class _Watcher(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, action: Callable[[ModuleType], None]):
         self.name = name
         self.action = action
+        self.asking = False  # other finders are being asked for the real spec
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
-        if fullname != self.name or self not in sys.meta_path:
+        if fullname != self.name or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.action)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    """The module's own loader, with the action behind it."""
+    """The module's own loader, with the watcher's action behind it; the watcher goes once both have succeeded."""
 
-    def __init__(self, loader: importlib.abc.Loader, action: Callable[[ModuleType], None]):
+    def __init__(self, loader: importlib.abc.Loader, watcher: _Watcher):
         self.loader = loader
-        self.action = action
+        self.watcher = watcher
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -54,7 +58,9 @@ class _Loader(importlib.abc.Loader):
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        self.action(module)
+        self.watcher.action(module)
+        if self.watcher in sys.meta_path:
+            sys.meta_path.remove(self.watcher)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.loader, name)

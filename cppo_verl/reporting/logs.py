@@ -21,6 +21,8 @@ from cppo_verl.reporting.settings import CONFIG_FILE, SettingsError, read_settin
 
 Row = dict[str, float]
 
+LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
+
 
 class LogError(ValueError):
     """A log is missing, empty or damaged; the message names the file, what was found and the remedy."""
@@ -177,7 +179,7 @@ def _step_and_data(record: object) -> tuple[int, Mapping[str, object]]:
     if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
         raise ValueError('not a record of verl\'s file logger, {"step": ..., "data": {...}}')
     step = record.get("step")
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or not math.isfinite(step) or step != int(step):
+    if not isinstance(step, (int, float)) or isinstance(step, bool) or not abs(step) <= LARGEST_STEP or step % 1:
         raise ValueError(f"step={step!r} is not a whole number")
     return int(step), record["data"]
 
@@ -199,7 +201,7 @@ def _to_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond float64
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _frame(rows: Mapping[int, Row]) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def html_page(run: Run, content: Content) -> str:
 
 def markdown(run: Run, content: Content) -> str:
     """The same report in Markdown, around report.png."""
-    settings = _md_table(("setting", "value"), content.settings) if content.settings else NO_SETTINGS
+    settings = _md_table(("setting", "value"), content.settings, rule="---") if content.settings else NO_SETTINGS
     cells = [(row.label, *(row.cells or (NOT_LOGGED,) + ("",) * 3)) for row in content.numbers]
     notes = "\n".join(f"> {_md(note)}  " for note in content.notes)
     parts = [
@@ -179,6 +179,6 @@ def _md(text: str) -> str:
     return "".join("\\" + letter if letter in "\\`*_[]<>#|" else letter for letter in text)
 
 
-def _md_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *([_md(cell) for cell in row] for row in rows)]
+def _md_table(heads: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---:") -> str:
+    lines = [heads, ["---"] + [rule] * (len(heads) - 1), *([_md(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

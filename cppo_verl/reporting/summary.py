@@ -40,7 +40,7 @@ class Validation:
 
     def describe(self) -> str:
         """What the mean is a mean of: the validation sets and how many answers a prompt."""
-        sets = [f"{source} ({self.samples[source]} answers a prompt)" for source in self.by_source]
+        sets = [f"{source} ({n} answer{'s' * (n != 1)} a prompt)" for source, n in self.samples.items()]
         if len(set(self.samples.values())) == 1:
             sets = [*list(self.by_source)[:-1], sets[-1]]
             sets[-1] = sets[-1].replace(")", " each)") if len(sets) > 1 else sets[-1]

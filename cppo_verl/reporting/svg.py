@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from cppo_verl.reporting.figures import PALETTE, Panel, drawing_style
+from cppo_verl.reporting.figures import Panel
 from cppo_verl.reporting.logs import Run
+from cppo_verl.reporting.style import PALETTE, drawing_style
 
 SIZE_INCHES = (3.7, 2.9)  # at phone width a point is then about a CSS pixel and a quarter
 

@@ -112,7 +112,7 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .8rem; }
 @page { margin: 14mm; }
 @media print {
   :root { --page: #ffffff; --note: #f4f4f4; }
-  body { font-size: 9.5pt; }
+  html { font-size: 9.5pt; }
   main { max-width: none; padding: 0; }
   .panels { grid-template-columns: 1fr 1fr; gap: 4mm; }
   figure { padding: 3mm; }

@@ -89,9 +89,7 @@ def rewards(pair: Pair) -> Iterator[Tensor]:
 
 
 def linear_weights(horizon: int, w_min: float) -> Tensor:
-    mask = torch.ones((1, horizon), dtype=torch.bool)
-    ordinal = schedule.valid_positions(mask, torch.float64)
-    return schedule.linear_weights(ordinal, mask, w_min)[0]
+    return schedule.linear_weights(torch.ones((1, horizon), dtype=torch.bool), w_min, torch.float64)[0]
 
 
 @lru_cache
