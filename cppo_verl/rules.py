@@ -268,16 +268,24 @@ def observe_clipping(tokens: Tokens, mode: str, low: float, high: float, cap: fl
     return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
 
 
-def evaluate(name: str, tokens: Tokens, knobs: TrustRegionKnobs) -> tuple[Verdict, Tensor]:
+def evaluate(
+    name: str, tokens: Tokens, knobs: TrustRegionKnobs, divergence: Tensor | None = None
+) -> tuple[Verdict, Tensor]:
     """Verdict of the named rule and the D_t it was based on, (batch, length), under no_grad.
 
+    Args:
+        divergence: D_t of the ``topk`` estimator, (batch, length); None takes the binary one from ``tokens``.
+
     Raises:
-        KnobError: for an estimator that needs more than the sampled tokens' log-probs.
+        KnobError: for an estimator that needs more than the sampled tokens' log-probs, when D_t is not given.
     """
-    if knobs.estimator != "binary":
+    if knobs.estimator != "binary" and divergence is None:
         raise KnobError(
             f"{KEY_PREFIX}.estimator={knobs.estimator!r} needs top-K log-probs, which this loss was not given"
         )
     with torch.no_grad():
-        divergence = tokens.divergence(knobs.divergence)
+        if divergence is None:
+            divergence = tokens.divergence(knobs.divergence)
+        else:
+            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(~tokens.mask, 0.0)
         return RULES[name](tokens, divergence, knobs), divergence

@@ -1,4 +1,4 @@
-"""What several test files share: random batches, the reference's decisions on them, calls of verl's registered losses."""
+"""What several test files share: random batches, the reference's decisions on them, calls of registered losses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.integration import topk
 from cppo_verl.rules import RULES
 
 VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
@@ -92,7 +93,7 @@ def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
     if mode.startswith("trm_") and knobs.get("divergence") != "kl":
         yield f"{KEY_PREFIX}.divergence={knobs.get('divergence')!r}: TRM is defined on KL(mu||pi); set it to kl."
     if knobs.get("estimator", "binary") == "topk":
-        yield f"{KEY_PREFIX}.estimator=topk: the top-K log-probs do not reach the loss yet; use estimator=binary."
+        yield from topk.problems(config)
     if actor.get("loss_agg_mode") == "seq-mean-token-sum-norm" and actor.get("loss_scale_factor") is None:
         yield (
             "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm without actor_rollout_ref.actor."

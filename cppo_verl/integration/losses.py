@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 SUM_PREFIX = metrics.PREFIX + "sum/"
 COUNT_PREFIX = metrics.PREFIX + "count/"
 
+# While set, D_t of the top-K estimator for the micro-batch at hand, (batch, length).
+_divergence: ContextVar[Tensor | None] = ContextVar("topk_divergence", default=None)
+
 # While set, losses hand their sums to it instead of returning micro-batch means.
 _collected: ContextVar[list[metrics.MetricSums] | None] = ContextVar("collected_metric_sums", default=None)
 
@@ -51,7 +54,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
     ) -> tuple[Tensor, dict[str, Any]]:
         knobs = knobs_of(config)
         tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
-        verdict, divergence = evaluate(name, tokens, knobs)
+        verdict, divergence = evaluate(name, tokens, knobs, _divergence.get())
         coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
         summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
         del tokens, verdict, divergence  # before autograd takes its share of the memory
@@ -78,15 +81,24 @@ def _report(summary: metrics.MetricSums) -> dict[str, float]:
     return {}
 
 
-def trust_region_loss(config, model_output, data, dp_group=None):
+def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None, data_format=None):
     """verl's ``ppo_loss``, with the trust region's metrics typed so that they add up over micro-batches and ranks.
 
     verl averages what a policy loss returns over micro-batches of unequal size, and averages maxima too. Here the
     sums and counts travel as such; ``fold`` divides them on the driver.
+
+    verl's engine calls it twice a micro-batch when the trainer asked for that (``estimator=topk``): first as a logits
+    processor, with ``student_logits``, then as the loss.
     """
+    if student_logits is not None:
+        from cppo_verl.integration.topk.logits import gather_logits
+
+        return gather_logits(student_logits, data, config.policy_loss.topk)
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
 
+    handed, extra = _topk_divergence(config, model_output, data)
+    divergence_token = _divergence.set(handed)
     token = _collected.set([])
     try:
         loss, reported = ppo_loss(config, model_output, data, dp_group)
@@ -94,11 +106,26 @@ def trust_region_loss(config, model_output, data, dp_group=None):
         for summary in summaries:
             typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.sums.items()}
             typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
+            typed |= {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in extra.items()}
             typed |= {metrics.PREFIX + k: (v, AggregationType.MAX) for k, v in summary.maxima.items()}
             reported.update({k: Metric(value=v, aggregation=how) for k, (v, how) in typed.items()})
     finally:
         _collected.reset(token)
+        _divergence.reset(divergence_token)
     return loss, reported
+
+
+def _topk_divergence(config, model_output, data) -> tuple[Tensor | None, dict[str, float]]:
+    """D_t of the top-K estimator and sums to report beside it; nothing for the binary estimator."""
+    if getattr(config.policy_loss, "estimator", "binary") != "topk":
+        return None, {}
+    from cppo_verl.integration.topk.logits import divergence_of
+
+    divergence, mass = divergence_of(model_output, data, config.policy_loss.divergence, config.policy_loss.topk)
+    padded = data.select("response_mask", "advantages").to_padded_tensor()
+    weighted = padded["advantages"] * padded["response_mask"]
+    counted = padded["response_mask"].bool() & (weighted != 0).any(-1, keepdim=True)
+    return divergence, {"topk_mass": (mass * counted).sum().item()}
 
 
 def _observe(config, model_output, data) -> metrics.MetricSums:
@@ -110,7 +137,8 @@ def _observe(config, model_output, data) -> metrics.MetricSums:
     tokens = Tokens.of(log_prob, padded["old_log_probs"], padded["advantages"], padded["response_mask"])
     knobs = knobs_of(config)
     with torch.no_grad():
-        divergence = tokens.divergence(knobs.divergence)
+        handed = _divergence.get()
+        divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(
             tokens, knobs.loss_mode, config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
         )

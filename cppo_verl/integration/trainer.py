@@ -14,7 +14,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
 
-from cppo_verl.integration import checks, losses
+from cppo_verl.integration import checks, losses, topk
 from cppo_verl.integration.estimator import findings
 from cppo_verl.integration.skip import rows_to_keep
 
@@ -37,6 +37,9 @@ class TrustRegionTrainer(PPOTrainerSync):
 
     def __init__(self, config: DictConfig):
         checks.require(config)
+        self.use_topk = topk.wanted(config)
+        if self.use_topk:
+            topk.install(config)
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # verl asks for this name in several places
         self.options = OmegaConf.select(config, f"trainer.v1.{NAME}", default={})
@@ -79,6 +82,8 @@ class TrustRegionTrainer(PPOTrainerSync):
 
     def _dispatch(self, update_actor, batch: KVBatchMeta):
         """The last stop before the workers: leave out what adds nothing, and make sums into metrics on the way back."""
+        if self.use_topk:
+            batch.extra_info["distillation_use_topk"] = True  # the engine then shows its logits to the loss function
         kept = self._without_zero_variance(batch)
         self.skipped = len(batch) - len(kept)
         output = update_actor(kept)

@@ -1,0 +1,144 @@
+"""verl's TransferQueue agent loop, with mu's top-K put beside each training response.
+
+The client keeps what the server sends with every generation call of a trajectory (several turns, or the parts of an
+aborted and resumed one), with the position it starts at; at the end the parts are laid against the response's tokens.
+"""
+
+import functools
+import logging
+import types
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.workers.rollout.llm_server import LLMServerClient
+
+from cppo_verl.config import KEY_PREFIX
+from cppo_verl.integration.topk import FIELD
+from cppo_verl.topk import pack
+
+logger = logging.getLogger(__name__)
+EXTRA = "topk"  # as in ``server``, which only the rollout process can import
+
+
+@dataclass(frozen=True)
+class Part:
+    """One generation call: where its first token stands in the whole sequence, its tokens, their top-K."""
+
+    start: int
+    token_ids: Sequence[int]
+    ids: np.ndarray
+    log_probs: np.ndarray
+
+
+_parts: ContextVar[list[Part] | None] = ContextVar("topk_parts", default=None)
+
+
+class CollectingClient(LLMServerClient):
+    """verl's client; inside a training trajectory the top-K of each call goes to that trajectory's parts."""
+
+    async def generate(self, request_id, *, prompt_ids: list[int], **kwargs):
+        output = await super().generate(request_id, prompt_ids=prompt_ids, **kwargs)
+        arrays = output.extra_fields.pop(EXTRA, None)
+        parts = _parts.get()
+        if arrays is not None and parts is not None:
+            parts.append(Part(len(prompt_ids), list(output.token_ids), arrays["ids"], arrays["log_probs"]))
+        return output
+
+
+@functools.cache
+def collecting(client_class: type[LLMServerClient]) -> type[LLMServerClient]:
+    """``client_class`` with ``CollectingClient`` just above verl's own client, below what resumes aborted calls."""
+    if client_class is LLMServerClient:
+        return CollectingClient
+    return types.new_class(f"Collecting{client_class.__name__}", (client_class, CollectingClient))
+
+
+def lay_out(parts: Sequence[Part], prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Ids and log-probs of a response, both (tokens, columns); tokens of no part (tool output) have no entries.
+
+    Parts may reach beyond a truncated response. Where a part's tokens are not those of the sequence, as when another
+    trajectory's prompt branched off, the part is left out from there on.
+    """
+    columns = max((part.ids.shape[1] for part in parts), default=1)
+    ids = np.zeros((len(response_ids), columns), dtype=np.int32)
+    log_probs = np.full((len(response_ids), columns), -np.inf, dtype=np.float32)
+    response = np.asarray(response_ids, dtype=np.int64)
+    for part in parts:
+        start = part.start - len(prompt_ids)
+        length = min(len(part.token_ids), len(response) - start)
+        if start < 0 or length <= 0:
+            continue
+        differs = response[start : start + length] != np.asarray(part.token_ids[:length])
+        length = int(differs.argmax()) if differs.any() else length
+        width = part.ids.shape[1]
+        ids[start : start + length, :width] = part.ids[:length]
+        log_probs[start : start + length, :width] = part.log_probs[:length]
+    return torch.from_numpy(ids), torch.from_numpy(log_probs)
+
+
+class _Carrying:
+    """Adds the packed top-K to the fields that go to TransferQueue (and not to the reward workers)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), FIELD: self.__dict__[FIELD]}  # type: ignore[misc]
+
+
+@functools.cache
+def _carrying(output_class: type[AgentLoopOutput]) -> type[AgentLoopOutput]:
+    return types.new_class(f"Carrying{output_class.__name__}", (_Carrying, output_class))
+
+
+def carrying(output: AgentLoopOutput, packed: Tensor) -> AgentLoopOutput:
+    """The same output, whose ``as_dict`` also holds ``packed``."""
+    values = {name: getattr(output, name) for name in type(output).model_fields}
+    other = _carrying(type(output)).model_construct(_fields_set=set(output.model_fields_set), **values)
+    other.__dict__[FIELD] = packed
+    return other
+
+
+class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[name-defined]
+    """verl's worker; training trajectories ask for K log-probs and keep them, validation is as before."""
+
+    def __init__(self, config, llm_client, *args, **kwargs):
+        llm_client.__class__ = collecting(type(llm_client))  # a copy of the trainer's, made by Ray for this worker
+        super().__init__(config, llm_client, *args, **kwargs)
+        self.k = OmegaConf.select(config, f"{KEY_PREFIX}.topk")
+        self.cutoff = OmegaConf.select(config, "trainer.v1.trust_region.topk_cutoff") or 0.0
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs):
+        if trajectory["validate"]:
+            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        token = _parts.set([])
+        try:
+            return await super()._run_agent_loop({**sampling_params, "logprobs": self.k}, trajectory, **kwargs)
+        finally:
+            _parts.reset(token)
+
+    async def _agent_loop_postprocess(self, output, validate, **kwargs):
+        if not validate:
+            single = not isinstance(output, list)
+            outputs = [carrying(one, self._packed(one)) for one in ([output] if single else output)]
+            output = outputs[0] if single else outputs
+        return await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    def _packed(self, output: AgentLoopOutput) -> Tensor:
+        ids, log_probs = lay_out(_parts.get() or [], output.prompt_ids, output.response_ids)
+        sampled = torch.tensor(output.response_logprobs, dtype=torch.float32)
+        return pack(ids, log_probs, torch.tensor(output.response_ids, dtype=torch.long), sampled, self.cutoff)
+
+
+class TopKAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager with ``TopKAgentLoopWorker``."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(TopKAgentLoopWorker)

@@ -1,0 +1,158 @@
+"""From the training forward to D_t: the logits of mu's top-K, gathered where verl's engine shows its logits.
+
+The engine calls the loss function with the logits, already divided by the temperature, before it computes the sampled
+token's log-prob. All that is taken there is K + 1 logits a token; the loss then gets log pi of all of them from the
+sampled token's log-prob. No pass over the vocabulary, nothing of the vocabulary's width is allocated, no gradient.
+"""
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils
+from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
+from verl.workers.utils.padding import no_padding_2_padding
+
+from cppo_verl.config import KEY_PREFIX, KnobError
+from cppo_verl.integration.topk import FIELD
+from cppo_verl.topk import TOPK, log_probs_at, unpack
+
+CHOSEN = "topk_logit_"  # + column: logits of mu's top-K, then of the sampled token
+NORMALISER = "topk_log_normaliser"
+ROWS = 256  # tokens at a time where the normaliser must be summed: 256 x 151,936 float32 are 156 MB
+
+
+def top_k_of(data: TensorDict, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Ids, log-probs and rest mass of each response in a micro-batch, by ``cppo_verl.topk.unpack``.
+
+    A row added to make the batch divisible has one token; its copy of another response's top-K is cut to that.
+
+    Raises:
+        KnobError: when the batch brings no top-K, or one that is not as long as its response.
+    """
+    if FIELD not in data.keys():  # noqa: SIM118
+        raise KnobError(
+            f"{KEY_PREFIX}.estimator=topk, but the batch has no field {FIELD!r}: the rollout handed on no top-K "
+            "log-probs. Run with trainer.v1.trainer_mode=trust_region, or set estimator=binary."
+        )
+    found = []
+    lengths = _lengths(data["responses"])
+    for row, (packed, mask) in enumerate(zip(data[FIELD].unbind(), data["response_mask"].unbind(), strict=True)):
+        ids, log_mu, rest = unpack(packed, k)
+        if len(ids) != lengths[row]:
+            if bool(mask.any()):
+                raise KnobError(f"row {row} has {lengths[row]} response tokens but top-K log-probs for {len(ids)}")
+            ids, log_mu, rest = ids[:1], log_mu[:1], rest[:1]
+        found.append((ids, log_mu, rest))
+    return found
+
+
+def _lengths(nested: Tensor) -> list[int]:
+    return nested.offsets().diff().tolist() if nested.is_nested else [nested.shape[1]] * nested.shape[0]
+
+
+def token_index(data: TensorDict, k: int) -> Tensor:
+    """Vocabulary indices to look at, (tokens, k + 1) int64: row i holds the top-K and the sampled token of token i + 1.
+
+    That is the row of the logits that predicts them. Prompt rows hold index 0 and their own next token.
+    """
+    input_ids = data["input_ids"]
+    index = input_ids.values().new_zeros((input_ids.values().shape[0], k + 1), dtype=torch.long)
+    index[:, k] = torch.roll(input_ids.values(), shifts=-1, dims=0)
+    for end, (ids, _, _) in zip(input_ids.offsets()[1:].tolist(), top_k_of(data, k), strict=True):
+        index[end - 1 - len(ids) : end - 1, :k] = ids
+    return index
+
+
+def local_index(data: TensorDict, k: int, tokens: int) -> Tensor:
+    """``token_index`` of this rank's part of the sequence under Ulysses sequence parallelism, (tokens, k + 1)."""
+    index = token_index(data, k)
+    if get_ulysses_sequence_parallel_world_size() > 1:
+        index = slice_input_tensor(index, dim=0)
+    if len(index) != tokens:
+        raise ValueError(f"the engine shows logits of {tokens} tokens, the batch has {len(index)} on this rank")
+    return index
+
+
+def gather_logits(logits: Tensor, data: TensorDict, k: int) -> dict[str, Tensor]:
+    """What the engine asks of a logits processor: named (1, tokens) tensors.
+
+    Args:
+        logits: (1, tokens, vocabulary) any floating dtype, temperature applied.
+        data: the micro-batch.
+    """
+    with torch.no_grad():
+        logits = logits.detach().squeeze(0)
+        chosen = logits.gather(-1, local_index(data, k, logits.shape[0])).float()
+        outputs = named(chosen)
+        if not sampled_log_prob_is_exact(logits.dtype):
+            parts = [part.float().logsumexp(-1) for part in logits.split(ROWS)]
+            outputs[NORMALISER] = torch.cat(parts).unsqueeze(0)
+    return outputs
+
+
+def named(chosen: Tensor) -> dict[str, Tensor]:
+    """(tokens, k + 1) as the (1, tokens) tensors that travel in the model's output."""
+    return {f"{CHOSEN}{column}": values.unsqueeze(0) for column, values in enumerate(chosen.t().contiguous())}
+
+
+def sampled_log_prob_is_exact(dtype: torch.dtype) -> bool:
+    """Whether verl's log-prob from logits of ``dtype`` is good to float32, so that the normaliser follows from it.
+
+    It is for float32 logits and with flash-attention's cross-entropy. Without that, half-precision logits give
+    half-precision log-probs, and the normaliser is summed here, some rows at a time.
+    """
+    import os
+
+    from verl.utils import torch_functional
+
+    if dtype in (torch.float32, torch.float64):
+        return True
+    return (
+        torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE") != "1"
+    )
+
+
+def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
+    """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
+
+    Raises:
+        KnobError: when the engine has not gathered the logits.
+    """
+    if f"{CHOSEN}{k}" not in model_output:
+        raise KnobError(
+            f"{KEY_PREFIX}.estimator=topk, but the engine did not show its logits to the loss; only FSDP with "
+            "actor_rollout_ref.actor.strategy=fsdp or fsdp2 does."
+        )
+    with torch.no_grad():
+        columns = [model_output[f"{CHOSEN}{column}"].values() for column in range(k + 1)]
+        chosen = no_padding_2_padding(torch.stack(columns, -1), data)
+        log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
+        if NORMALISER in model_output:
+            log_pi = chosen[..., :k] - no_padding_2_padding(model_output[NORMALISER], data).unsqueeze(-1)
+        else:
+            log_pi = log_probs_at(chosen[..., :k], chosen[..., k], log_prob)
+        old_log_prob = _padded(data["old_log_probs"], log_prob)
+        log_mu = log_pi.new_full(log_pi.shape, -torch.inf)
+        rest = torch.zeros_like(log_prob)
+        for row, (_, values, mass) in enumerate(top_k_of(data, k)):
+            log_mu[row, : len(values)] = values
+            rest[row, : len(mass)] = mass
+        return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
+
+
+def _padded(values: Tensor, like: Tensor) -> Tensor:
+    values = values.to_padded_tensor(0.0) if values.is_nested else values
+    padded = torch.zeros_like(like)
+    padded[:, : values.shape[1]] = values
+    return padded
+
+
+def ask(extra_info: dict) -> None:
+    """Tell the engine, by what travels with the batch, to show its logits to the loss function."""
+    extra_info["distillation_use_topk"] = True
+
+
+def asked(data: TensorDict) -> bool:
+    """Whether ``ask`` was called for this micro-batch and it brings a top-K."""
+    flag = tensordict_utils.get_non_tensor_data(data=data, key="distillation_use_topk", default=False)
+    return bool(flag) and FIELD in data.keys()  # noqa: SIM118

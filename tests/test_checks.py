@@ -1,0 +1,107 @@
+"""Composed configs: every preset is accepted, and each thing that would make a run wrong is named before it starts."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cppo_verl import presets
+from cppo_verl.integration import checks
+from cppo_verl.integration.config import TrustRegionLossConfig
+
+KNOB = "actor_rollout_ref.actor.policy_loss."
+GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets_compose_and_pass(name):
+    config = presets.compose(name, [GROUP_OF_8])
+    checks.require(config)
+    knobs = config.actor_rollout_ref.actor.policy_loss
+    assert knobs._target_ == f"{TrustRegionLossConfig.__module__}.{TrustRegionLossConfig.__qualname__}"
+    assert config.actor_rollout_ref.actor.loss_scale_factor == config.data.max_response_length
+
+
+def test_presets_are_the_ones_promised():
+    promised = ["cppo", "cppo_soft", "cppo_kl", "dppo_tv", "dppo_kl", "trm_max", "trm_avg", "minpro", "cispo", "grpo"]
+    assert set(promised) <= set(presets.names())
+
+
+def test_paper_defaults():
+    knobs = presets.compose("cppo").actor_rollout_ref.actor.policy_loss
+    assert (knobs.delta, knobs.delta_b, knobs.w_min) == (0.15, 0.02, 0.8)
+    assert (knobs.budget, knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap) == ("quantile", 0.9, 1.0, 2.0)
+    assert knobs.ratio_cap == 20.0
+    kl = presets.compose("cppo_kl").actor_rollout_ref.actor.policy_loss
+    assert (kl.divergence, kl.delta, kl.delta_b, kl.w_min) == ("kl", 0.1, 0.002, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "words"),
+    [
+        ("cppo", KNOB + "w_min=0", [KNOB + "w_min=0", "(0, 1]"]),
+        ("cppo", KNOB + "delta=-0.1", [KNOB + "delta=-0.1", "(0, 1]"]),
+        ("cppo", KNOB + "horizon=longest", [KNOB + "horizon='longest'", "response, max"]),
+        ("cppo", "+" + KNOB + "delta_c=1", ["delta_c=1", "no knob"]),
+        ("cppo", KNOB + "loss_mode=cpo", ["loss_mode='cpo'", "cppo"]),
+        ("cppo", "algorithm.rollout_correction.bypass_mode=false", ["bypass_mode=False", "calculate_log_probs=True"]),
+        ("dppo_tv", "actor_rollout_ref.rollout.calculate_log_probs=false", ["calculate_log_probs=False"]),
+        ("cppo", "trainer.use_v1=false", ["trainer.use_v1=False"]),
+        ("cppo", "actor_rollout_ref.rollout.top_p=0.9", ["top_p=0.9", "set it to 1"]),
+        ("cppo", "actor_rollout_ref.rollout.top_k=50", ["top_k=50", "set it to -1"]),
+        ("cppo", "actor_rollout_ref.rollout.temperature=0", ["temperature=0"]),
+        ("cppo", "actor_rollout_ref.actor.clip_ratio=0.15", ["clip_ratio=0.15", "no effect", "delta"]),
+        ("cppo", "actor_rollout_ref.actor.clip_ratio_c=10", ["clip_ratio_c=10", "ratio_cap"]),
+        ("cppo", "actor_rollout_ref.actor.loss_scale_factor=null", ["loss_scale_factor", "data.max_response_length"]),
+        ("cppo", "actor_rollout_ref.rollout.n=1", ["rollout.n=1", "2 or more"]),
+        ("trm_max", KNOB + "divergence=tv", ["divergence='tv'", "KL"]),
+    ],
+)
+def test_what_would_be_wrong_is_refused(preset, override, words):
+    with pytest.raises(checks.RunConfigError) as refusal:
+        checks.require(presets.compose(preset, [GROUP_OF_8, override]))
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_all_problems_are_listed_at_once():
+    config = presets.compose("cppo", [KNOB + "w_min=0", KNOB + "delta=2", "trainer.use_v1=false"])
+    with pytest.raises(checks.RunConfigError) as refusal:
+        checks.require(config)
+    assert str(refusal.value).count("\n  - ") == 4  # and rollout.n
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "cispo"])
+def test_verls_own_losses_keep_their_clip_range(mode):
+    preset = {"vanilla": "grpo", "cispo": "cispo"}[mode]
+    actor = presets.compose(preset).actor_rollout_ref.actor
+    assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == (mode, 0.2, 0.28)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["+trust_region=cppo", KNOB + "w_min=0", GROUP_OF_8], ["w_min=0", "(0, 1]"]),
+        (["+trust_region=cpo"], ["cpo", "cppo_soft"]),  # Hydra's own answer lists what there is
+    ],
+)
+def test_the_stock_command_line_stops_before_ray(tmp_path, arguments, words):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Started a local Ray instance" not in done.stdout + done.stderr
+    for word in words:
+        assert word in done.stdout + done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_typed_config_is_verls():
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = presets.compose("cppo", [GROUP_OF_8, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"])
+    typed = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    assert isinstance(typed.policy_loss, TrustRegionLossConfig)
+    assert typed.policy_loss.delta_b == 0.02

