@@ -88,16 +88,16 @@ def run(
     with _lock(run_dir):
         end_processes(run_dir)  # what a killed launcher may have left
         watch = Watch()
-        with console.open("ab") as output:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **environment, MARKER: str(run_dir)},
-            )
         try:
+            with console.open("ab") as output:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, **environment, MARKER: str(run_dir)},
+                )
             _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick)
         finally:
             watch.look(run_dir)

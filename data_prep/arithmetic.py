@@ -146,8 +146,8 @@ def draw_expressions(arguments: Arguments) -> list[Expression]:
         wanted, available = share + (position < rest), count_expressions(operands, arguments.limit)
         if wanted > available:
             raise ValueError(
-                f"train + val = {arguments.train + arguments.val} asks for {wanted} different expressions of {operands} "
-                f"operands and there are {available}: ask for fewer rows or raise min_operands or limit"
+                f"train + val = {arguments.train + arguments.val} asks for {wanted} expressions with {operands} operands, "
+                f"of {available}: ask for fewer rows or raise min_operands or limit"
             )
         drawn += [expression_at(i, operands, arguments.limit) for i in rng.sample(range(available), wanted)]
     rng.shuffle(drawn)

@@ -22,4 +22,5 @@ def compute_score(
     Returns:
         score (+1 or -1), acc (bool; verl makes `val-core/arithmetic/acc/mean@N` of it) and pred (the answer read).
     """
-    return math_dapo.compute_score(solution_str, ground_truth)
+    verdict: Any = math_dapo.compute_score(solution_str, ground_truth)  # a dict, though verl annotates a float
+    return verdict

@@ -19,8 +19,7 @@ MANIFEST = "manifest.json"
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -9,7 +9,6 @@ measured on samples for rows of the train split that are not trained on, scored 
 
 import argparse
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +43,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+KIND = "tiny_qwen3"
 NO_TARGET = -100
 MAX_NEW_TOKENS = 64
 
@@ -95,7 +95,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3ForCausalLM:
-    """A float32 Qwen3 with tied embeddings and exactly the tokenizer's vocabulary, initialised from the seed.
+    """A float32 Qwen3 with tied embeddings and exactly the tokenizer's vocabulary; seeds torch's global generator.
 
     verl masks logits beyond len(tokenizer) in the rollout engine only, so a larger vocabulary would make the engine's
     probabilities differ from the trainer's.
@@ -153,9 +153,8 @@ def careless_results(expression: Expression, error_rate: float, limit: int, rng:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, expression: Expression) -> list[int]:
     """Token ids of the chat prompt, up to and including the start of the assistant's turn."""
-    return tokenizer.apply_chat_template(
-        chat_prompt(expression), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    text = tokenizer.apply_chat_template(chat_prompt(expression), add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(str(text), add_special_tokens=False)
 
 
 def encode_batch(
@@ -186,7 +185,7 @@ def sample_responses(
     """``samples`` responses an expression at temperature 1, untruncated; those of one expression lie side by side."""
     prompts = [encode_prompt(tokenizer, expression) for expression in expressions for _ in range(samples)]
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    ids = model.generate(
+    ids = model.generate(  # type: ignore[misc]  # transformers types generate's self as a protocol that models miss
         **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
     )
     return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -247,6 +246,7 @@ class WarmStart:
         return accuracy
 
     def _train_until(self, write: Write, reached: Callable[[float], bool], check_every: int, max_steps: int) -> float:
+        accuracy = float("nan")
         for step in range(1, max_steps + 1):
             loss = self._update(write)
             if step % check_every == 0:
@@ -277,3 +277,78 @@ class WarmStart:
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+
+
+def save(out: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, manifest: dict[str, Any]) -> None:
+    """Write model, tokenizer and manifest into a temporary folder beside ``out``, then rename it to ``out``.
+
+    A folder of an earlier call is replaced; until the rename it stays as it was.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        fresh, replaced = Path(temporary) / "fresh", Path(temporary) / "replaced"
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        files = {path.name: {"sha256": storage.sha256_of(path)} for path in sorted(fresh.iterdir())}
+        storage.write_manifest(fresh, manifest | {"files": files})
+        if out.exists():
+            out.rename(replaced)
+        fresh.rename(out)
+
+
+def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
+    """Make the warm-started model in ``out``; False where the same recipe made it there from the same data.
+
+    Raises:
+        FileNotFoundError, ValueError: no train.parquet of the arithmetic data in ``data``, or too few rows.
+        FileExistsError: ``out`` holds something else than a model of this module.
+        RuntimeError: the accuracy wanted was not reached; nothing was saved.
+    """
+    train_file = data / "train.parquet"
+    expressions = read_expressions(train_file)
+    arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
+    if storage.is_current(out, arguments):
+        return False
+    check_replaceable(out)
+    warm_start = WarmStart(recipe, expressions, report)
+    computing = warm_start.learn_to_compute()
+    warm_start.learn_to_be_careless()
+    accuracy = warm_start.final_accuracy()
+    manifest = {
+        "kind": KIND,
+        "arguments": arguments,
+        "seed": recipe.seed,
+        "parameters": warm_start.model.num_parameters(),
+        "steps": warm_start.step,
+        "seconds": round(time.monotonic() - warm_start.started, 1),
+        "sampled_accuracy_computing": computing,
+        "sampled_accuracy": accuracy,
+    }
+    save(out, warm_start.model, warm_start.tokenizer, manifest)
+    report(f"{out}: sampled accuracy {accuracy:.3f} after {warm_start.step} steps, {manifest['seconds']} s")
+    return True
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise a FileExistsError unless ``out`` is absent, empty, or of this module's making."""
+    if out.exists() and any(out.iterdir()) and (storage.read_manifest(out) or {}).get("kind") != KIND:
+        raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.tiny_qwen3", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that python -m data_prep.arithmetic wrote")
+    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, errors, samples (%(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        written = prepare(options.data, options.out, Recipe(seed=options.seed), lambda line: print(line, flush=True))
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    if not written:
+        print(f"{options.out}: already there, unchanged")
+
+
+if __name__ == "__main__":
+    main()

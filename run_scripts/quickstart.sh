@@ -36,16 +36,18 @@ DATA_ARGS=(
 )
 ACTOR_ARGS=(
   actor_rollout_ref.model.path="$MODEL"
-  actor_rollout_ref.actor.optim.lr=3e-4
+  actor_rollout_ref.actor.optim.lr=2e-4
   actor_rollout_ref.actor.ppo_mini_batch_size=4 # prompts an update: 4 updates a rollout batch
-  actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4
+  actor_rollout_ref.actor.use_dynamic_bsz=true
+  actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048
 )
 ROLLOUT_ARGS=(
   actor_rollout_ref.rollout.n=8
   actor_rollout_ref.rollout.max_model_len=128
   actor_rollout_ref.rollout.seed="$SEED"
-  actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32
-  actor_rollout_ref.rollout.val_kwargs.n=1
+  actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true
+  actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=2048
+  actor_rollout_ref.rollout.val_kwargs.n=2
   actor_rollout_ref.rollout.val_kwargs.do_sample=true
   actor_rollout_ref.rollout.val_kwargs.temperature=1.0
 )

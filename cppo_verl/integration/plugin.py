@@ -19,7 +19,14 @@ def _register_trainer(trainer_sync) -> None:
     import cppo_verl.integration.trainer  # noqa: F401
 
 
+def _register_engine(engine_workers) -> None:
+    from cppo_verl.integration.topk import fused
+
+    fused.register()
+
+
 on_import("verl.trainer.ppo.core_algos", _register_losses)
 on_import("verl.trainer.ppo.v1.trainer_sync", _register_trainer)
+on_import("verl.workers.engine_workers", _register_engine)
 if cpu.enabled():
     cpu.activate()

@@ -83,7 +83,7 @@ class TrustRegionTrainer(PPOTrainerSync):
     def _dispatch(self, update_actor, batch: KVBatchMeta):
         """The last stop before the workers: leave out what adds nothing, and make sums into metrics on the way back."""
         if self.use_topk:
-            batch.extra_info["distillation_use_topk"] = True  # the engine then shows its logits to the loss function
+            topk.ask(batch.extra_info, self.config)
         kept = self._without_zero_variance(batch)
         self.skipped = len(batch) - len(kept)
         output = update_actor(kept)

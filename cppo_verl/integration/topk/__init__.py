@@ -38,6 +38,12 @@ def install(config: DictConfig) -> None:
     RolloutReplicaRegistry.register("vllm", _load_replica)
 
 
+def ask(extra_info: dict, config: DictConfig) -> None:
+    """Say by what travels with the batch that the engine shall show its logits to the loss function."""
+    extra_info["distillation_use_topk"] = True  # verl's name for that; there is no distillation
+    extra_info["topk"] = config.actor_rollout_ref.actor.policy_loss.topk
+
+
 def _load_replica():
     from cppo_verl.integration.topk.server import TopKReplica
 

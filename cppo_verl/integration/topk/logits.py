@@ -147,11 +147,6 @@ def _padded(values: Tensor, like: Tensor) -> Tensor:
     return padded
 
 
-def ask(extra_info: dict) -> None:
-    """Tell the engine, by what travels with the batch, to show its logits to the loss function."""
-    extra_info["distillation_use_topk"] = True
-
-
 def asked(data: TensorDict) -> bool:
     """Whether ``ask`` was called for this micro-batch and it brings a top-K."""
     flag = tensordict_utils.get_non_tensor_data(data=data, key="distillation_use_topk", default=False)

@@ -1,0 +1,33 @@
+"""Data and warm-started model, made once by the quickstart's own steps."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Work:
+    """A quickstart's working folder with data and model in it."""
+
+    folder: Path
+    data: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Work:
+    folder = tmp_path_factory.mktemp("work")
+    made = Work(folder, folder / "arithmetic-seed0", folder / "tiny-qwen3-seed0")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    for command in (
+        ["data_prep.arithmetic", "--out", made.data, "--seed", "0"],
+        ["data_prep.tiny_qwen3", "--data", made.data, "--out", made.model, "--seed", "0"],
+    ):
+        subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, env=environment, check=True)
+    return made

@@ -1,0 +1,116 @@
+"""The real stack on CPU: Ray, TransferQueue, FSDP2 over gloo and vLLM's CPU engine. Minutes, not seconds."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cppo_verl import presets, supervise
+
+from .conftest import ROOT, Work
+
+P = "actor/trust_region/"
+STEPS_EACH = 10
+PRESETS = presets.names()
+QUICKSTART = str(ROOT / "run_scripts/quickstart.sh")
+
+
+def records(run: Path) -> list[dict]:
+    """Every logged line of a run, in the order of its starts."""
+    lines = [line for file in sorted((run / "logs").glob("metrics-*.jsonl")) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def environment(work: Work, **values: str) -> dict[str, str]:
+    return {**os.environ, "WORK": str(work.folder), **values}
+
+
+def quickstart(work: Work, *overrides: str, **values: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [QUICKSTART, *overrides], env=environment(work, **values), capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.fixture(scope="module")
+def every_preset(work: Work) -> dict[str, list[dict]]:
+    """Ten logged steps of each preset, from one run that changes its rule every ten steps."""
+    run = work.folder / "rotating"
+    done = quickstart(
+        work,
+        "trainer.v1.trainer_mode=rotating",
+        f"+trainer.v1.rotating.steps_each={STEPS_EACH}",
+        f"+trainer.v1.rotating.presets=[{','.join(PRESETS)}]",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.optim.lr=1e-4",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        RUN=str(run),
+        STEPS=str(STEPS_EACH * len(PRESETS)),
+        VERL_USE_EXTERNAL_MODULES="tests.e2e.rotating",
+        PYTHONPATH=str(ROOT),
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    steps = [record["data"] for record in records(run) if record["step"] > 0]
+    assert len(steps) == STEPS_EACH * len(PRESETS)
+    return {name: steps[i * STEPS_EACH : (i + 1) * STEPS_EACH] for i, name in enumerate(PRESETS)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_through_the_real_stack(every_preset, preset):
+    steps = every_preset[preset]
+    trained = [step for step in steps if step["trust_region/zero_variance_share"] < 1]
+    assert len(trained) >= STEPS_EACH // 2
+    for step in trained:
+        assert all(math.isfinite(v) for v in step.values() if isinstance(v, int | float))
+        assert step["actor/grad_norm"] > 0
+        # float32 in both engines: at equal weights they agree, and later updates have moved away
+        assert step[P + "first_update/divergence_mean"] < 1e-6
+        assert step[P + "divergence_mean"] > step[P + "first_update/divergence_mean"]
+        parts = step[P + "masked_share_token_threshold"] + step[P + "masked_share_prefix_budget"]
+        assert step[P + "masked_share"] == pytest.approx(parts, abs=1e-6)
+        cppo = preset.startswith("cppo")
+        assert (P + "effective_delta_b" in step) == cppo
+        if not cppo:
+            assert step[P + "masked_share_prefix_budget"] == 0
+        if preset in ("minpro", "cispo"):
+            assert step[P + "masked_share"] == 0
+    if preset in ("minpro", "cispo"):
+        assert any(step[P + "ratio_capped_share"] > 0 for step in trained)
+
+
+def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
+    """SIGKILL of the driver after a checkpoint; the same command goes on there and ends with a report."""
+    run = work.folder / "resumed"
+    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4"]
+    values = environment(work, RUN=str(run), METHOD="dppo_tv", RANKS="2", STEPS="8")
+    tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
+    first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 600
+    while not (tracker.exists() and int(tracker.read_text() or 0) >= 4):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    os.kill(driver.pid, signal.SIGKILL)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode != 0
+    assert "signal 9" in output
+    assert not list(supervise.processes_of(run.resolve()))
+    checkpoint = int(tracker.read_text())
+    assert 4 <= checkpoint < 8
+
+    second = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
+    assert second.returncode == 0, second.stdout[-4000:] + second.stderr[-4000:]
+    starts = sorted((run / "logs").glob("metrics-*.jsonl"))
+    resumed = [json.loads(line)["step"] for line in starts[-1].read_text().splitlines()]
+    assert [step for step in resumed if step > checkpoint] == list(range(checkpoint + 1, 9))
+    assert {record["step"] for record in records(run)} >= set(range(1, 9))
+    assert (run / "report" / "report.html").stat().st_size > 10_000
+    assert (run / "report" / "report.png").stat().st_size > 10_000
+    assert not list(supervise.processes_of(run.resolve()))
