@@ -41,7 +41,9 @@ def main() -> None:
     for batch in args.batches:
         for length in args.lengths:
             for row in measure(losses, batch, length, args.rounds, torch.device(args.device)):
-                print(f"{batch:>6} x {length:<5}  {row[2]:<28}{row[3]:>10.2f}{row[4]:>11.2f}{row[5]:>15.1f}", flush=True)
+                print(
+                    f"{batch:>6} x {length:<5}  {row[2]:<28}{row[3]:>10.2f}{row[4]:>11.2f}{row[5]:>15.1f}", flush=True
+                )
                 rows.append(row)
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
@@ -144,7 +146,9 @@ class _StorageWatch(TorchDispatchMode):
         self.live, self.peak = {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        known = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in known:

@@ -155,7 +155,8 @@ def _response_sums(running: Tensor, verdict: Verdict, mask: Tensor, active: Tens
     if verdict.thresholds is not None:
         token_bound, delta_b = verdict.thresholds.token_bound, verdict.thresholds.delta_b
         sums["bound_realised"] = (4 * token_bound * drift).sum()  # sum_t lambda_t D_t with xi = 1
-        sums["bound_worst_case"] = bound.residual_constant(length.double(), token_bound, delta_b).sum()
+        worst_case = bound.residual_constant(length.double(), token_bound, delta_b)
+        sums["bound_worst_case"] = torch.as_tensor(worst_case).sum()
         sums["bound_usage"] = sums["bound_realised"]
     return sums
 

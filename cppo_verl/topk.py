@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from cppo_verl.divergence import IMPOSSIBLE, at_least_float32, binary_kl, binary_tv
+from cppo_verl.divergence import IMPOSSIBLE, at_least_float32, binary_tv
 
 REST_FLOOR = 1e-6  # rest masses below it are rounding of a sum near 1; in the KL they count as this much
 
@@ -45,10 +45,12 @@ def topk_tv(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tens
 
 
 def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tensor, rest: Tensor | None = None):
-    """KL(mu || pi) over {top-K, sampled, rest} in nats: finite, never NaN, never below ``binary_kl``.
+    """KL(mu || pi) over {top-K, sampled, rest} in nats: finite, never NaN, never negative.
 
-    Summed as q - p + p log(p/q), which has the same total as p log(p/q) and no negative term: rounding of the
-    log-probs (their coding in transport included) then enters in second order. Arguments as for ``topk_tv``.
+    Summed as q - p + p log(p/q), which has the same total as p log(p/q) and no negative term: near pi = mu, rounding of
+    the log-probs (their coding in transport included) then enters in second order. Not below ``binary_kl`` where pi's
+    rest mass is ``REST_FLOOR`` or more; below that the floor takes mu(rest) log(REST_FLOOR / pi(rest)) off, so that a
+    log-prob that rounded to 0, a certain token, costs next to nothing here. Arguments as for ``topk_tv``.
     """
     log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
     log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)
@@ -57,7 +59,7 @@ def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tens
     total = _kl_terms(log_pi, log_mu).sum(-1)
     total += _kl_terms(log_prob, old_log_prob)
     total += _kl_terms(*log_rests)
-    return torch.maximum(total.clamp_max_(IMPOSSIBLE), binary_kl(log_prob, old_log_prob))
+    return total.clamp_max_(IMPOSSIBLE)
 
 
 def _kl_terms(log_q: Tensor, log_p: Tensor) -> Tensor:

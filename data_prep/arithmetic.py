@@ -145,9 +145,10 @@ def draw_expressions(arguments: Arguments) -> list[Expression]:
     for position, operands in enumerate(lengths):
         wanted, available = share + (position < rest), count_expressions(operands, arguments.limit)
         if wanted > available:
+            total = arguments.train + arguments.val
             raise ValueError(
-                f"train + val = {arguments.train + arguments.val} asks for {wanted} expressions with {operands} operands, "
-                f"of {available}: ask for fewer rows or raise min_operands or limit"
+                f"train + val = {total} asks for {wanted} expressions with {operands} operands, of {available}: "
+                "ask for fewer rows or raise min_operands or limit"
             )
         drawn += [expression_at(i, operands, arguments.limit) for i in rng.sample(range(available), wanted)]
     rng.shuffle(drawn)

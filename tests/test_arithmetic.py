@@ -123,10 +123,10 @@ def test_check_disjoint_names_a_shared_expression():
 
 
 def test_all_expressions_can_be_asked_for_and_not_one_more():
-    available = arithmetic.count_expressions(2, 9)
+    available = arithmetic.count_expressions(2, 9)  # 36 sums up to 9, 45 differences from 0
     every = Arguments(train=available - 5, val=5, min_operands=2, max_operands=2)
-    assert len({str(e) for e in arithmetic.draw_expressions(every)}) == available == 72
-    with pytest.raises(ValueError, match="of 72: ask for fewer rows"):
+    assert len({str(e) for e in arithmetic.draw_expressions(every)}) == available == 36 + 45
+    with pytest.raises(ValueError, match="of 81: ask for fewer rows"):
         arithmetic.draw_expressions(Arguments(train=available - 4, val=5, min_operands=2, max_operands=2))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cppo_verl.config import TrustRegionKnobs
-from cppo_verl.rules import RULES, Tokens, Verdict, attenuate, evaluate, rule
+from cppo_verl.rules import RULES, Tokens, Verdict, attenuate, evaluate, position_weights, rule
 from tests import reference
 from tests.helpers import Batch, batch_of, decide, random_batch, run_loss
 from tests.helpers import actor_config as actor
@@ -113,13 +113,16 @@ ROWS = 120
 
 
 def settings(kind: str, horizon: tuple[str, int | None], budget: str, weights: str) -> dict:
-    return KNOBS[kind] | {
+    chosen = KNOBS[kind] | {
         "divergence": kind,
         "horizon": horizon[0],
         "max_response_length": horizon[1],
         "budget": budget,
         "weights": weights,
     }
+    if weights == "shuffled":  # and Eq. 22 away from its defaults, as the authors' verl version has it
+        chosen |= {"budget_quantile": 0.7, "budget_scale": 0.6, "budget_cap": 5.0}
+    return chosen
 
 
 def compare(batch: Batch, name: str, chosen: dict) -> tuple[list[reference.Decision], list[reference.Decision]]:
@@ -297,6 +300,17 @@ def test_minpro_against_loops():
 
 
 # ---- the pieces around it
+
+
+def test_a_shuffle_stays_the_same_while_the_policy_moves():
+    """It depends on the rollout and the seed, so every update on a batch sees the same weights."""
+    batch = random_batch(seed=16, rows=20, width=12)
+    knobs = TrustRegionKnobs(weights="shuffled", w_min=0.5)
+    before = position_weights(batch.tokens(), knobs)
+    moved = dataclasses.replace(batch, log_prob=batch.log_prob - 0.1, advantages=-batch.advantages)
+    assert torch.equal(position_weights(moved.tokens(), knobs), before)
+    other_seed = dataclasses.replace(knobs, shuffle_seed=1)
+    assert not torch.equal(position_weights(batch.tokens(), other_seed), before)
 
 
 def test_over_token_is_what_the_threshold_alone_breaks():

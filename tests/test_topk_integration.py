@@ -1,4 +1,4 @@
-"""The top-K estimator on verl's own classes: server, agent loop, batches, engine, loss. The whole stack runs elsewhere."""
+"""The top-K estimator on verl's own classes: server, agent loop, batches, engine, loss."""
 
 import asyncio
 import math
@@ -195,16 +195,13 @@ def test_mutations_are_caught(mutation: str, monkeypatch: pytest.MonkeyPatch):
     elif mutation == "sampled column":
         monkeypatch.setattr(logits, "token_index", lambda d, k: index(d, k).roll(1, -1))
     elif mutation == "other rows":
-        data[FIELD] = jagged([micro.packed(row)[2:] if False else micro.packed(row) for row in (0, 1, 2)][::1])
-        micro.pi_logits = micro.pi_logits[::-1]
+        micro.pi_logits = [x.roll(2, 0) for x in micro.pi_logits]
     elif mutation == "padding":
         monkeypatch.setattr(
             torch.nested, "narrow", lambda x, *_, **__: jagged([r[-n:] for r, n in zip(x, (8, 3, 11), strict=True)])
         )
     elif mutation == "temperature":
         data = micro.data(use_remove_padding=False, temperature=1.0)
-    if mutation == "other rows":
-        micro.pi_logits = [x.roll(2, 0) for x in micro.pi_logits[::-1]]
     output = outputs_of(Engine(), micro, data, config, packed=False)
     divergence, _ = logits.divergence_of(output, data, "tv", K)
     if mutation == "none":
@@ -439,7 +436,7 @@ def vllm_logprobs(rows: list[dict[int, float]], flat: bool):
 
 @pytest.mark.parametrize("flat", [True, False])
 def test_server_reads_k_or_k_plus_one_entries(flat: bool):
-    from cppo_verl.integration.topk.server import top_k_arrays
+    from cppo_verl.integration.topk.recording import top_k_arrays
 
     rows = [{5: -0.1, 7: -2.5}, {9: -4.0, 5: -0.2, 7: -2.0}]  # sampled among the top 2; then outside
     arrays = top_k_arrays(vllm_logprobs(rows, flat), [5, 9], 2)
@@ -454,7 +451,7 @@ def test_server_reads_vllms_flat_rows():
     """vLLM's own flat form: always K + 1 columns, the sampled token first and possibly again."""
     from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position
 
-    from cppo_verl.integration.topk.server import top_k_arrays
+    from cppo_verl.integration.topk.recording import top_k_arrays
 
     container = FlatLogprobs()
     append_logprobs_for_next_position(container, [5, 5, 7], [-0.1, -0.1, -2.5], [None] * 3, 1, 2)
@@ -485,14 +482,12 @@ class FakeVllm:
 def test_recorder_asks_only_for_pending_requests():
     from vllm import SamplingParams
 
-    from cppo_verl.integration.topk.server import RecordingEngine
+    from cppo_verl.integration.topk.recording import RecordingEngine
 
     async def last_of(engine, request_id: str):
         parameters = SamplingParams(logprobs=0, max_tokens=2)
-        result = None
-        async for result in engine.generate(prompt=None, sampling_params=parameters, request_id=request_id):
-            pass
-        return result.outputs[0]
+        stream = engine.generate(prompt=None, sampling_params=parameters, request_id=request_id)
+        return [output async for output in stream][-1].outputs[0]
 
     engine = RecordingEngine(FakeVllm())
     engine.pending["training"] = 2
@@ -634,11 +629,11 @@ def test_any_rule_takes_the_estimator():
         ("actor_rollout_ref.rollout.name=sglang", ["rollout.name=sglang", "vllm"]),
         ("actor_rollout_ref.actor.strategy=megatron", ["strategy=megatron", "fsdp"]),
         ("trainer.v1.trust_region.topk_cutoff=1.5", ["topk_cutoff=1.5", "[0, 1)"]),
-        ("+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Loop", ["my.Loop", "agent_loop_manager_class"]),
+        ("++actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Loop", ["my.Loop", "agent_loop_manager_class"]),
     ],
 )
 def test_what_cannot_work_is_refused(override: str, said: list[str]):
-    text = problems(override.removeprefix("+") if "agent_loop" in override else override)
+    text = problems(override)
     assert all(words in text for words in said), text
 
 
@@ -651,7 +646,7 @@ def test_install_raises_vllms_limit_with_k():
         topk.install(config)
         assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.max_logprobs == 50
         assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == topk.MANAGER
-        assert replica.RolloutReplicaRegistry.get("vllm").__module__ == "cppo_verl.integration.topk.server"
+        assert replica.RolloutReplicaRegistry._registry["vllm"] is topk._load_replica
     finally:
         replica.RolloutReplicaRegistry._registry = before
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 from cppo_verl.config import KEY_PREFIX
 
 FIELD = "rollout_topk"  # in TransferQueue and in the actor's batch: ``cppo_verl.topk.pack`` of each response
+EXTRA = "topk"  # in TokenOutput.extra_fields: {"ids": (tokens, K+1) int32, "log_probs": (tokens, K+1) float32}
 MANAGER = "cppo_verl.integration.topk.agent_loop.TopKAgentLoopManager"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 VLLM_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm"

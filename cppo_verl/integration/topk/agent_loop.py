@@ -22,11 +22,10 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from cppo_verl.config import KEY_PREFIX
-from cppo_verl.integration.topk import FIELD
+from cppo_verl.integration.topk import EXTRA, FIELD
 from cppo_verl.topk import pack
 
 logger = logging.getLogger(__name__)
-EXTRA = "topk"  # as in ``server``, which only the rollout process can import
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignor
     """verl's worker; training trajectories ask for K log-probs and keep them, validation is as before."""
 
     def __init__(self, config, llm_client, *args, **kwargs):
-        llm_client.__class__ = collecting(type(llm_client))  # a copy of the trainer's, made by Ray for this worker
+        llm_client.__class__ = collecting(type(llm_client))  # type: ignore[arg-type]  # Ray made this copy for this worker
         super().__init__(config, llm_client, *args, **kwargs)
         self.k = OmegaConf.select(config, f"{KEY_PREFIX}.topk")
         self.cutoff = OmegaConf.select(config, "trainer.v1.trust_region.topk_cutoff") or 0.0

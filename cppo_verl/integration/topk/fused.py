@@ -7,6 +7,7 @@ size 4,096 at 4.8 TB/s, and at most ``ROWS`` x (K + 1) rows of the LM head in me
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -79,7 +80,7 @@ class TopKEngine(FSDPEngineWithLMHead):
         self.watched = model
         model.base_model.register_forward_hook(lambda _, __, output: self._look(model, output[0]))
 
-    def _look(self, model: torch.nn.Module, hidden: Tensor) -> None:
+    def _look(self, model: Any, hidden: Tensor) -> None:
         if self.request is None:
             return
         weight = model.get_output_embeddings().weight

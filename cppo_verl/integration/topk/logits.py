@@ -47,7 +47,9 @@ def top_k_of(data: TensorDict, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _lengths(nested: Tensor) -> list[int]:
-    return nested.offsets().diff().tolist() if nested.is_nested else [nested.shape[1]] * nested.shape[0]
+    if nested.is_nested:
+        return nested.offsets().diff().tolist()  # type: ignore[attr-defined]  # of jagged tensors
+    return [nested.shape[1]] * nested.shape[0]
 
 
 def token_index(data: TensorDict, k: int) -> Tensor:

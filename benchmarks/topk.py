@@ -1,0 +1,245 @@
+"""What the top-K estimator adds to an actor update: forward + backward of an LM head and its log-probs, three ways.
+
+    python -m benchmarks.topk                     # CUDA where there is one (full size), else the CPU, scaled down
+    python -m benchmarks.topk --hidden 2048 4096 --tokens 8192 16384 32768 --csv topk.csv
+
+``binary`` computes the sampled token's log-prob; ``topk`` also gathers K + 1 logits and takes the normaliser from it,
+as the package does; ``two softmaxes`` computes log-softmax once more for the K log-probs, as DPPO's fork of verl does.
+``topk, fused`` has no logits: chunks of the LM head with a recomputing backward, and K + 1 of its rows. They take turns
+in every round. Printed: median time and its ratio to binary, memory beyond the inputs and its ratio, and what the
+counts of bytes and operations predict for one H200 (785 TFLOP/s in bfloat16, 4.8 TB/s).
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.loss import _peak_bytes as peak_bytes
+from cppo_verl import topk
+
+FLOPS, BANDWIDTH = 785e12, 4.8e12
+CHUNK = 512  # tokens a chunk of the fused head
+HEADER = ("hidden", "vocabulary", "tokens", "way", "median_ms", "ratio", "extra_mb", "memory_ratio")
+
+
+@dataclass
+class Case:
+    """One shape: hidden states and LM head with gradients, labels, mu's top-K, and what the loss hands back."""
+
+    hidden: Tensor
+    head: Tensor
+    labels: Tensor
+    ids: Tensor
+    log_mu: Tensor
+    old_log_prob: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def make(cls, tokens: int, size: int, vocabulary: int, k: int, device: str, dtype: torch.dtype) -> "Case":
+        generator = torch.Generator(device).manual_seed(0)
+        random = {"generator": generator, "device": device}
+        hidden = torch.randn(tokens, size, **random).to(dtype)
+        head = (torch.randn(vocabulary, size, **random) * size**-0.5).to(dtype)
+        labels = torch.randint(0, vocabulary, (tokens,), **random)
+        ids = torch.randint(0, vocabulary, (tokens, k), **random)
+        log_mu = torch.randn(tokens, k, **random).log_softmax(-1) - 0.1
+        old_log_prob = torch.full((tokens,), -4.0, device=device)
+        gradient = torch.randn(tokens, **random)
+        return cls(hidden.requires_grad_(), head.requires_grad_(), labels, ids, log_mu, old_log_prob, gradient)
+
+    def finish(self, log_prob: Tensor, log_pi: Tensor | None) -> None:
+        """The loss's share: D_t, then the backward pass."""
+        with torch.no_grad():
+            now = log_prob.detach()
+            if log_pi is None:
+                divergence = (now.exp() - self.old_log_prob.exp()).abs()
+            else:
+                divergence = topk.topk_tv(log_pi, self.log_mu, now, self.old_log_prob)
+            coefficient = self.gradient * (divergence <= 0.15)
+        torch.autograd.backward([log_prob], [coefficient.to(log_prob.dtype)])
+        self.hidden.grad = self.head.grad = None
+
+
+def sampled_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
+    """log pi(y), float32, by cross entropy; the float32 copy of the logits is autograd's, as in verl without flash."""
+    return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def binary(case: Case) -> None:
+    logits = case.hidden @ case.head.t()
+    case.finish(sampled_log_prob(logits, case.labels), None)
+
+
+def with_topk(case: Case) -> None:
+    logits = case.hidden @ case.head.t()
+    with torch.no_grad():
+        index = torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)
+        chosen = logits.detach().gather(-1, index).float()
+    log_prob = sampled_log_prob(logits, case.labels)
+    del logits
+    case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
+
+
+def two_softmaxes(case: Case) -> None:
+    logits = case.hidden @ case.head.t()
+    with torch.no_grad():
+        log_pi = logits.detach().float().log_softmax(-1).gather(-1, case.ids)
+    log_prob = sampled_log_prob(logits, case.labels)
+    del logits
+    case.finish(log_prob, log_pi)
+
+
+def _chunk_log_prob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    return sampled_log_prob(hidden @ head.t(), labels)
+
+
+def _fused_log_prob(case: Case) -> Tensor:
+    parts = zip(case.hidden.split(CHUNK), case.labels.split(CHUNK), strict=True)
+    return torch.cat(
+        [
+            torch.utils.checkpoint.checkpoint(_chunk_log_prob, hidden, case.head, labels, use_reentrant=False)
+            for hidden, labels in parts
+        ]
+    )
+
+
+def fused_binary(case: Case) -> None:
+    case.finish(_fused_log_prob(case), None)
+
+
+def fused_topk(case: Case) -> None:
+    from cppo_verl.integration.topk.fused import logits_at
+
+    index = torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)
+    chosen = logits_at(case.hidden, case.head, index, 1.0)
+    log_prob = _fused_log_prob(case)
+    case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
+
+
+WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
+    "binary": (binary, "binary"),
+    "topk": (with_topk, "binary"),
+    "two softmaxes": (two_softmaxes, "binary"),
+    "binary, fused": (fused_binary, "binary, fused"),
+    "topk, fused": (fused_topk, "binary, fused"),
+}
+
+
+def measure(case: Case, rounds: int) -> list[tuple]:
+    """Rows (way, median ms, ratio, extra MB, memory ratio)."""
+    device = case.hidden.device
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    for round_ in range(rounds + 1):
+        for name, (way, _) in WAYS.items():
+            elapsed = _timed(lambda way=way: way(case), device)
+            if round_:
+                times[name].append(elapsed)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    extra = {name: peak_bytes(lambda way=way: way(case), device) for name, (way, _) in WAYS.items()}
+    return [
+        (name, 1e3 * medians[name], medians[name] / medians[of], extra[name] / 1e6, extra[name] / extra[of])
+        for name, (_, of) in WAYS.items()
+    ]
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> dict[str, float]:
+    """Milliseconds and megabytes by counting, on one H200: the LM head, and what each way adds.
+
+    A gather touches a 32-byte sector a logit, writes float32, reads and writes the K-wide tensors of D_t some 12 times.
+    Two softmaxes read the logits and write, read and write again their float32 copy.
+    """
+    head = 6 * tokens * size * vocabulary / FLOPS
+    logits = tokens * vocabulary
+    small = tokens * (k + 1) * 4 * 12
+    return {
+        "head_ms": 1e3 * head,
+        "topk_ms": 1e3 * (tokens * (k + 1) * 32 + small) / BANDWIDTH,
+        "topk_fused_ms": 1e3 * (2 * tokens * (k + 1) * size * 2 + small) / BANDWIDTH,
+        "two_softmaxes_ms": 1e3 * logits * (logit_bytes + 3 * 4) / BANDWIDTH,
+        "topk_mb": (small / 12 * 4 + tokens * (k + 1) * 8) / 1e6,
+        "two_softmaxes_mb": 2 * logits * 4 / 1e6,
+    }
+
+
+def main() -> None:
+    """Print a table, one row a way and shape; --csv also writes it."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 4096] if cuda else [256])
+    parser.add_argument("--vocabulary", type=int, default=151_936 if cuda else 18_992)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16_384] if cuda else [1024])
+    parser.add_argument("--topk", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15 if cuda else 7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument("--csv", help="file to write the rows to")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.rounds} rounds")
+    print(f"{dtype}, K={args.topk}")
+    rows = []
+    for size in args.hidden:
+        for tokens in args.tokens:
+            case = Case.make(tokens, size, args.vocabulary, args.topk, args.device, dtype)
+            print(f"\nhidden {size}, vocabulary {args.vocabulary}, {tokens} tokens")
+            print(f"  {'way':<16}{'median ms':>11}{'x binary':>10}{'extra MB':>11}{'x binary':>10}")
+            for name, ms, ratio, extra, memory in measure(case, args.rounds):
+                print(f"  {name:<16}{ms:>11.2f}{ratio:>10.3f}{extra:>11.1f}{memory:>10.3f}", flush=True)
+                rows.append((size, args.vocabulary, tokens, name, ms, ratio, extra, memory))
+            del case
+            show_prediction(tokens, size, args.vocabulary, args.topk, dtype.itemsize)
+    show_transport(args.topk)
+    if args.csv:
+        with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(HEADER)
+            writer.writerows(rows)
+
+
+def show_prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> None:
+    """The counted figures of this shape on one H200."""
+    count = prediction(tokens, size, vocabulary, k, logit_bytes)
+    for way in ("topk", "topk_fused", "two_softmaxes"):
+        share = 100 * count[f"{way}_ms"] / count["head_ms"]
+        print(
+            f"  counted for an H200: {way:<14} +{count[f'{way}_ms']:.3f} ms = {share:.2f}% of {count['head_ms']:.1f} ms"
+        )
+    print(f"  counted memory: topk {count['topk_mb']:.1f} MB, two softmaxes {count['two_softmaxes_mb']:.0f} MB")
+
+
+def show_transport(k: int) -> None:
+    """Bytes a token from the rollout to the actor, all entries and above two cut-offs, on peaked random policies."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(1, 12, 2000).unsqueeze(-1)
+    log_mu = (scale * torch.randn(2000, 4096, generator=generator)).log_softmax(-1)
+    sampled = torch.multinomial(log_mu.exp(), 1, generator=generator)
+    top = log_mu.topk(k)
+    arguments = (top.indices, top.values, sampled.squeeze(-1), log_mu.gather(-1, sampled).squeeze(-1))
+    figures = [(cut, topk.pack(*arguments, cutoff=cut).numel() * 2 / 2000) for cut in (0.0, 1e-4, 1e-2)]
+    text = ", ".join(f"{bytes_:.0f} B at cut-off {cut:g}" for cut, bytes_ in figures)
+    print(
+        f"\ntransport at K={k}: {6 * k + 4} B a token at most; {text}; TV coding error <= {topk.tv_coding_bound(k):.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()
