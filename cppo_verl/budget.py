@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
 
 def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
     """Quantile of each row over its valid tokens, linear interpolation, any batch size and length.
 
     Args:
-        values: (batch, length) float32 or float64; what stands at invalid positions does not matter.
+        values: (batch, length) float32 or float64, 0 or more; what stands at invalid positions does not matter.
         mask: (batch, length) bool.
         q: in [0, 1].
 
@@ -25,7 +27,9 @@ def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
     from_top = q >= 0.5
     kept = min(width, int(width * (1 - q if from_top else q)) + 2)
     fill = -torch.inf if from_top else torch.inf
-    extremes = values.masked_fill(~mask, fill).topk(kept, dim=-1, largest=from_top, sorted=True).values
+    # Non-negative floats order like their bits, and integers sort faster; + 0.0 makes -0.0 positive.
+    bits = torch.where(mask, values, fill).add_(0.0).view(_INTEGERS[values.dtype])
+    extremes = bits.topk(kept, dim=-1, largest=from_top, sorted=True).values.view(values.dtype)
     position = below.long()
     upper = (position + 1).minimum((count - 1).clamp_min(0))
     if from_top:

@@ -40,12 +40,13 @@ def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
         float32, or float64 for float64 inputs.
     """
     dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
-    log_q = log_prob.double().clamp(LOWEST_LOG_PROB, 0.0)
-    log_p = old_log_prob.double().clamp(LOWEST_LOG_PROB, 0.0)
-    not_p = torch.expm1(log_p).neg_()
+    log_q, log_p = (x.to(torch.float64, copy=True).clamp_(LOWEST_LOG_PROB, 0.0) for x in (log_prob, old_log_prob))
     tiny = torch.finfo(torch.float64).tiny
-    log_not_ratio = not_p.clamp_min(tiny).log_().sub_(torch.expm1(log_q).neg_().clamp_min_(tiny).log_())
-    sampled = log_p.exp().mul_(log_p.sub_(log_q))
+    not_p, log_not_q = torch.expm1(log_p).neg_(), torch.expm1(log_q).neg_().clamp_min_(tiny).log_()
+    sampled = log_q.neg_().add_(log_p).mul_(log_p.exp_())  # in place: float64 is large
+    del log_q, log_p
+    log_not_ratio = not_p.clamp_min(tiny).log_().sub_(log_not_q)
+    del log_not_q
     result = not_p.mul_(log_not_ratio).add_(sampled).clamp_min_(0.0)
     impossible = (log_prob == -torch.inf) & (old_log_prob > -torch.inf)
     return result.masked_fill_(impossible, IMPOSSIBLE).to(dtype)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from cppo_verl import bound
-from cppo_verl.rules import Tokens, Verdict
+from cppo_verl.rules import Tokens, Verdict, last
 
 PREFIX = "actor/trust_region/"
 DIVERGENCE_BINS = 8
 MASK_BINS = 10
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
-P99_SAMPLE = 65_536  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
+P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 
 
 # Means over responses; the others are over tokens.
@@ -70,23 +70,20 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     with torch.no_grad():
-        weighted = tokens.advantages * tokens.mask
-        active = (weighted != 0).any(-1)
+        active = (tokens.mask & (tokens.advantages != 0)).sum(-1, dtype=torch.int32) > 0
         mask = tokens.mask & active.unsqueeze(-1)
-        # NaN * 0 is NaN: a broken response shows here even when it does not count
-        checks = [divergence.sum(), weighted.sum()]
-        del weighted
+        checks = [divergence.sum(), torch.where(tokens.mask, tokens.advantages, 0.0).sum()]  # NaN or inf shows here
         removed = _removed(verdict, mask)
-        divergence = divergence.mul_(mask)
+        divergence = divergence.mul_(active.unsqueeze(-1).to(divergence.dtype))
         scalars = _token_sums(tokens, divergence, verdict, removed, ratio_cap, mask)
-        running = divergence.cumsum(-1)
-        scalars |= _response_sums(running, verdict, mask, active)
+        scalars |= _response_sums(tokens, divergence, verdict, active)
+        maximum = divergence.amax() if divergence.numel() else divergence.new_zeros(())
+        running = divergence.cumsum_(-1)
         counts = {"tokens": mask.sum(), "responses": active.sum()}
         if "bound_usage" in scalars:
             counts["bound_worst_case"] = scalars["bound_worst_case"]
-        maximum = divergence.amax() if divergence.numel() else divergence.new_zeros(())
         head = [*scalars.values(), *counts.values(), maximum, *checks]
-        by_position = _position_sums(running, removed, tokens.mask, active)
+        by_position = _position_sums(running, removed, tokens.ordinal, active)
         flat = torch.cat([torch.stack([x.double() for x in head]), *by_position]).tolist()
 
     values, tail = flat[: len(head)], flat[len(head) :]
@@ -110,8 +107,8 @@ def _token_sums(
     tokens: Tokens, divergence: Tensor, verdict: Verdict, removed: Tensor, ratio_cap: float, mask: Tensor
 ) -> dict[str, Tensor]:
     total = removed.sum()
-    by_token = (removed * verdict.over_token).sum()
-    positive = (removed * (tokens.advantages > 0)).sum()
+    by_token = torch.where(verdict.over_token, removed, False).sum()
+    positive = torch.where(tokens.advantages > 0, removed, False).sum()
     capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped
     return {
         "masked_share": total,
@@ -135,15 +132,12 @@ def _p99(divergence: Tensor, mask: Tensor) -> Tensor:
     return largest[(valid.sum() // 100).clamp_max(largest.numel() - 1)]
 
 
-def _response_sums(running: Tensor, verdict: Verdict, mask: Tensor, active: Tensor) -> dict[str, Tensor]:
-    """Sums over responses, from the running sum of D_t within each."""
-    if running.numel() == 0:
-        running, mask = running.new_zeros((running.shape[0], 1)), mask.new_zeros((mask.shape[0], 1))
-    length = mask.sum(-1)
-    total = running[:, -1].double()
-    # sum_t (T - t) D_t: the running sum, added up over all valid tokens but the last
-    drift = (running * mask).sum(-1, dtype=torch.float64) - total
-    pairs = (length * (length - 1) / 2).double()
+def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, active: Tensor) -> dict[str, Tensor]:
+    """Sums over the responses that count."""
+    length = last(tokens.ordinal).double() * active
+    total = divergence.sum(-1, dtype=torch.float64)
+    drift = length * total - (tokens.ordinal * divergence).sum(-1, dtype=torch.float64)  # sum_t (T - t) D_t
+    pairs = length * (length - 1) / 2
     sums = {"influence_weighted_divergence": (drift / pairs.clamp_min(1)).sum()}
     if verdict.prefix is None:
         sums["prefix_average"] = (total / length.clamp_min(1)).sum()
@@ -155,29 +149,28 @@ def _response_sums(running: Tensor, verdict: Verdict, mask: Tensor, active: Tens
     if verdict.thresholds is not None:
         token_bound, delta_b = verdict.thresholds.token_bound, verdict.thresholds.delta_b
         sums["bound_realised"] = (4 * token_bound * drift).sum()  # sum_t lambda_t D_t with xi = 1
-        worst_case = bound.residual_constant(length.double(), token_bound, delta_b)
+        worst_case = bound.residual_constant(length, token_bound, delta_b)
         sums["bound_worst_case"] = torch.as_tensor(worst_case).sum()
         sums["bound_usage"] = sums["bound_realised"]
     return sums
 
 
-def _position_sums(running: Tensor, removed: Tensor, valid: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _position_sums(running: Tensor, removed: Tensor, ordinal: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Sums and token counts over equal bins of the relative position in a response, float64 vectors.
 
     The first ``DIVERGENCE_BINS`` entries are of the divergence (given as its running sum), the other ``MASK_BINS`` of
-    what was masked.
+    what was masked (overwritten where it is floating).
     """
     if running.numel() == 0:
         nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=running.device)
         return nothing, nothing
-    ordinal = valid.cumsum(-1, dtype=torch.int32)
-    removed = removed.cumsum(-1, dtype=torch.float32)
+    removed = removed.cumsum(-1, dtype=torch.int32) if removed.dtype == torch.bool else removed.cumsum_(-1)
+    length = ordinal[:, -1:].long()
     sums, counts = [], []
     for cumulative, bins in ((running, DIVERGENCE_BINS), (removed, MASK_BINS)):
-        parts = torch.arange(bins + 1, device=ordinal.device, dtype=torch.int32)
-        edges = ordinal[:, -1:] * parts // bins  # ordinals at which each part ends, 0 to T
-        columns = torch.searchsorted(ordinal, edges, right=True)  # columns up to and with that ordinal
-        at_edges = torch.where(columns > 0, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0.0)
+        edges = length * torch.arange(bins + 1, device=length.device) // bins  # last ordinal of each part
+        columns = torch.searchsorted(ordinal, edges.to(ordinal.dtype), right=True)  # columns up to that ordinal
+        at_edges = torch.where(columns > 0, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0)
         sums.append(at_edges.diff(dim=-1).sum(0, dtype=torch.float64))
         counts.append((edges.diff(dim=-1) * active.unsqueeze(-1)).sum(0).double())
     return torch.cat(sums), torch.cat(counts)

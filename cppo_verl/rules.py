@@ -55,9 +55,13 @@ class Tokens:
 
     @cached_property
     def ratio(self) -> Tensor:
-        """rho_t = pi/mu from the clamped log-ratio; 1 at invalid positions."""
-        log_ratio = (self.log_prob - self.old_log_prob).clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        return log_ratio.masked_fill_(~self.mask, 0.0).exp_()
+        """rho_t = pi/mu from the clamped log-ratio; arbitrary at invalid positions."""
+        return (self.log_prob - self.old_log_prob).clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
+
+    @cached_property
+    def ordinal(self) -> Tensor:
+        """``schedule.valid_positions`` of the mask: 1..T over a row's valid tokens."""
+        return schedule.valid_positions(self.mask, self.log_prob.dtype)
 
     @cached_property
     def toward_rollout(self) -> Tensor:
@@ -154,13 +158,15 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     prefix = PrefixState(spent=last(spent), weight=last(total_weight), delta_b=delta_b.squeeze(-1))
     available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
     if knobs.gate == "soft":
-        excess = spending / knobs.delta
-        excess[:, :1] = torch.maximum(excess[:, :1], spent[:, :1] / knobs.delta)
-        excess[:, 1:] = torch.maximum(excess[:, 1:], spent[:, 1:] / available[:, :-1])
+        spent[:, :1] /= knobs.delta
+        spent[:, 1:] /= available[:, :-1]
+        excess = torch.maximum(spending.div_(knobs.delta), spent)
+        del spending, spent, available, total_weight, weights  # before more is allocated
         gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
     else:
         gate = ~over_token
         gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
+        del spending, spent, available, total_weight, weights  # before more is allocated
         gate |= tokens.toward_rollout
     thresholds = Thresholds(token_bound, prefix.delta_b)
     return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
@@ -209,13 +215,13 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
     capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
     """
-    ratio = tokens.ratio.nan_to_num(nan=1.0)  # probability 0 under both policies
-    smallest = ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
-    before = torch.ones_like(smallest)
-    before[:, 1:] = smallest[:, :-1]
-    weight = ratio * torch.where(before.isinf(), 1.0, before)
-    keep_all = torch.ones_like(tokens.mask)
-    return Verdict(keep_all, ~keep_all, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
+    weight = tokens.ratio.nan_to_num_(nan=1.0)  # probability 0 under both policies
+    smallest = torch.where(tokens.mask, weight, torch.inf).cummin(-1).values[:, :-1]
+    weight = weight.clone()
+    weight[:, 1:] *= torch.where(smallest.isinf(), 1.0, smallest)
+    capped = weight > knobs.ratio_cap
+    keep_all = tokens.mask.new_ones(()).expand_as(tokens.mask)
+    return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
 
 
 def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
@@ -226,7 +232,7 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
     if knobs.horizon == "max":
         weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
     else:
-        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype)
+        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
     if knobs.weights == "shuffled":
         weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
     return weights
@@ -249,7 +255,7 @@ def attenuate(excess: Tensor, kind: str) -> Tensor:
     """
     beyond = excess.clamp_min(1.0)
     if kind == "inverse":
-        return beyond.reciprocal()
+        return beyond.reciprocal_()
     s = torch.sigmoid(beyond - 1)
     return (4 * s * (1 - s)).div_(beyond)
 

@@ -159,13 +159,14 @@ def last_words(console: Path, lines: int = 25) -> str:
 
 
 def raise_on_terminate() -> None:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that the clean-up runs."""
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that the clean-up runs; under nohup, SIGHUP stays ignored."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 class _lock:  # noqa: N801

@@ -43,7 +43,7 @@ def test_quantile_against_numpy(q: float, dtype: torch.dtype, rtol: float):
 def test_quantile_against_numpy_at_any_q(q: float):
     rng = np.random.default_rng(5)
     for width in range(1, 130):
-        values = rng.normal(size=(2, width))
+        values = rng.exponential(size=(2, width))
         got = budget.masked_quantile(torch.from_numpy(values), torch.ones(2, width, dtype=torch.bool), q)
         expected = np.quantile(values, q, axis=-1, method="linear")
         assert got[:, 0].numpy() == pytest.approx(expected, rel=1e-12, abs=1e-14)
@@ -54,6 +54,15 @@ def test_quantile_with_ties_and_without_regard_to_invalid_positions(q: float):
     values = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.5, torch.nan, torch.inf]])
     mask = torch.tensor([[True, True, True, True, True, False, False]])
     assert budget.masked_quantile(values, mask, q).item() == pytest.approx(np.quantile([0, 0, 0.5, 0, 0.5], q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantile_takes_negative_zero_for_zero(dtype: torch.dtype):
+    values = torch.tensor([[-0.0, -0.0, -0.0, 0.25]], dtype=dtype)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    assert budget.masked_quantile(values, mask, 0.5).item() == 0.0
+    assert budget.masked_quantile(values, mask, 0.0).item() == 0.0
+    assert budget.masked_quantile(values, mask, 1.0).item() == 0.25
 
 
 def test_quantile_budget_by_hand():

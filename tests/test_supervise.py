@@ -107,6 +107,7 @@ def test_two_launchers_do_not_share_a_run(tmp_path):
 def test_stopping_the_launcher_stops_the_run(tmp_path, number):
     source = (
         "from pathlib import Path; from cppo_verl import supervise; import sys\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &\n"
         "run = Path(sys.argv[1]); supervise.raise_on_terminate()\n"
         "try: supervise.run([sys.executable, '-c', 'import time; time.sleep(300)'], run, run / 'console.log', {})\n"
         "except KeyboardInterrupt: sys.exit(130)"
@@ -119,3 +120,11 @@ def test_stopping_the_launcher_stops_the_run(tmp_path, number):
     launcher.send_signal(number)
     assert launcher.wait(timeout=20) == 130
     assert not list(supervise.processes_of(tmp_path.resolve()))
+
+
+def test_nohup_outlives_its_terminal(tmp_path):
+    source = (
+        "import signal; from cppo_verl import supervise; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "supervise.raise_on_terminate(); signal.raise_signal(signal.SIGHUP); print('still here')"
+    )
+    assert subprocess.run(child(source), capture_output=True, text=True).stdout == "still here\n"

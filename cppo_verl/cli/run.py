@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -99,7 +100,7 @@ class _Progress:
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
         if REWARD in data:
             parts.append(f"reward {data[REWARD]:+.3f}")
-        parts += [f"validation {100 * v:.1f}%" for k, v in data.items() if k.startswith("val-core/") and "/acc/" in k]
+        parts += [f"{source} {100 * value:.1f}%" for source, value in _validation(data)]
         if MASKED in data:
             parts.append(f"masked {100 * data[MASKED]:.2f}%")
         now = time.monotonic()
@@ -110,6 +111,12 @@ class _Progress:
                 pace = (now - self.first_step[1]) / (step - self.first_step[0])
                 parts.append(f"{pace:.1f} s a step, {_clock(pace * (self.total - step))} to go")
         print(f"[{now - self.began:5.0f} s] " + "  ".join(parts), flush=True)
+
+
+def _validation(data: dict) -> list[tuple[str, float]]:
+    """Mean accuracy of each validation source."""
+    found = [(re.fullmatch(r"val-core/(.+)/acc/mean@\d+", key), value) for key, value in data.items()]
+    return [(match[1], value) for match, value in found if match]
 
 
 def _clock(seconds: float) -> str:

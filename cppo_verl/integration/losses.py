@@ -55,8 +55,8 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         knobs = knobs_of(config)
         tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
         verdict, divergence = evaluate(name, tokens, knobs, _divergence.get())
-        coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
         summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+        coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
         del tokens, verdict, divergence  # before autograd takes its share of the memory
         matrix = loss_matrix(log_prob, coefficient)
         if rollout_is_weights is not None:

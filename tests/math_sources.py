@@ -1,0 +1,77 @@
+"""Made-up maths data in the shapes of the hub's copies."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+HEAD = "Solve it. The last line of your answer is of the form Answer: $Answer."
+TAIL = 'Put the result after "Answer:".'
+
+
+def wrapped(problem: str) -> str:
+    """A prompt with an instruction before and a reminder after the problem, as DAPO's rows have."""
+    return f"{HEAD}\n\n{problem}\n\n{TAIL}"
+
+
+def verl_row(prompt: str, answer: str, index: str, data_source: str = "math_dapo") -> dict[str, Any]:
+    return {
+        "data_source": data_source,
+        "prompt": [{"content": prompt, "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": index},
+    }
+
+
+def dapo_rows(problems: int, copies: int) -> list[dict[str, Any]]:
+    """``copies`` passes over ``problems`` rows; every tenth has the prompt of the row before and its own index."""
+    texts = [f"Find $x$ if $x + {i - (i % 10 == 9)} = 2 \\cdot {i - (i % 10 == 9)}$." for i in range(problems)]
+    rows = [verl_row(wrapped(text), str(i - (i % 10 == 9)), f"id-{i}") for i, text in enumerate(texts)]
+    return rows * copies
+
+
+def aime_rows(year: int = 2024, count: int = 30) -> list[dict[str, Any]]:
+    """Flat rows: problem_idx, problem, answer."""
+    return [
+        {"problem_idx": i, "problem": f"Let $n = {i}$ in the contest of {year}. Find $n + {year}$.", "answer": i + 11}
+        for i in range(count)
+    ]
+
+
+def write(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
+    """The rows as parquet, jsonl or csv, by the path's ending."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def write_large(path: Path, unique: int, copies: int, length: int) -> Path:
+    """unique x copies rows in verl's columns with problems of about ``length`` characters, written in pieces."""
+    filler = "Consider the sum of the digits of the number below. " * (length // 52)
+    rows = [verl_row(wrapped(f"{filler}Number {i}."), str(i), f"id-{i}") for i in range(unique)]
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+        for _ in range(copies):
+            writer.write_table(table)
+    return path
+
+
+def output_rows(path: Path) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def problems_of(path: Path) -> Iterator[str]:
+    """The prompts of a prepared file."""
+    return (row["prompt"][0]["content"] for row in output_rows(path))

@@ -1,0 +1,136 @@
+"""Synthetic runs that encode the paper's tables: logs and configs as the recipes would leave them."""
+
+import json
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from cppo_verl import paper
+from cppo_verl.reporting import names
+from cppo_verl.reporting.labels import model_key
+
+PATHS = {model: f"Qwen/{model}" for model in paper.settings()}
+LOSS = {"GRPO": "vanilla", "TRM-Max": "trm_max", "TRM-Avg": "trm_avg"}
+VALIDATED_EVERY = 20
+
+
+def unrounded(row: paper.Score) -> dict[str, float]:
+    """Scores that round to every number of a row as printed, its mean included.
+
+    Two printed means are not what the printed parts give (27.9867 as 27.98, 20.2767 as 20.27), so the parts before
+    rounding were lower than printed: all are moved by what the mean lacks, less than half of the last digit.
+    """
+    parts = {name: getattr(row, name) for name in paper.BENCHMARKS}
+    gap = row.avg - sum(parts.values()) / 3
+    moved = max(-0.0049, min(0.0049, gap)) if round(sum(parts.values()) / 3, 2) != row.avg else 0.0
+    return {name: value + moved for name, value in parts.items()}
+
+
+def curve(best: Mapping[str, float], t_stop: int, best_step: int, seed: int = 0) -> dict[int, dict[str, float]]:
+    """Validation by step: rises to ``best`` at ``best_step``, stays below it up to T_stop, and is better only after."""
+    draw = random.Random(seed)
+    steps = [*range(0, t_stop + 2 * VALIDATED_EVERY, VALIDATED_EVERY)]
+    found = {}
+    for step in sorted({*steps, best_step}):
+        share = 0.25 + 0.7 * (1 - math.exp(-3 * step / best_step))
+        level = 1.0 if step == best_step else 1.3 if step > t_stop else min(0.97, share + draw.gauss(0, 0.02))
+        found[step] = {name: score * level for name, score in best.items()}
+    return found
+
+
+def collapsing(best: Mapping[str, float], t_stop: int, fall: int) -> dict[int, dict[str, float]]:
+    """Rises until ``fall`` and is near zero from there on."""
+    steps = range(0, t_stop + VALIDATED_EVERY, VALIDATED_EVERY)
+    return {
+        step: {name: score * (0.02 if step >= fall else 0.3 + 0.6 * step / fall) for name, score in best.items()}
+        for step in steps
+    }
+
+
+def training(step: int, end: int, method: str, seed: int = 0) -> dict[str, float]:
+    """What a training step logs."""
+    draw = random.Random(f"{method}{seed}{step}")
+    progress = step / end
+    place = paper.METHODS.index(method) if method in paper.METHODS else 3
+    spread = (0.004 + 0.001 * place) * (1 + 2 * progress) * draw.lognormvariate(0, 0.2)
+    row = {
+        "critic/rewards/mean": 0.2 + (0.4 + 0.02 * place) * (1 - math.exp(-3 * progress)) + draw.gauss(0, 0.04),
+        names.LENGTH: 2000 + 300 * place + 1500 * progress + draw.gauss(0, 80),
+        names.GRAD_NORM: draw.lognormvariate(-1.5, 0.4),
+        "actor/entropy": 0.6 - 0.3 * progress + draw.gauss(0, 0.02),
+        names.DIVERGENCE_MEAN: spread,
+        names.DIVERGENCE_P99: spread * draw.uniform(9, 14),
+        names.ZERO_VARIANCE: 0.3 + 0.2 * progress + draw.gauss(0, 0.03),
+        "timing_s/step": draw.gauss(90, 4),
+    }
+    if method in ("GRPO", "CISPO"):
+        row["actor/pg_clipfrac"] = 0.3 * spread
+    else:
+        row[names.MASKED] = spread
+        row[names.PREFIX_AVERAGE] = 0.9 * spread
+    if method not in paper.METHODS or method == "CPPO":
+        row[names.MASKED_BY_BUDGET] = 0.4 * spread
+        row[names.EFFECTIVE_BUDGET] = 0.02 + spread / 2
+    for i, name in enumerate(names.BY_POSITION):
+        row[name] = spread * (0.5 + 0.14 * i)
+    return row
+
+
+def config(model: str, method: str, experiment: str, **knobs: object) -> dict:
+    """The part of a recipe's resolved config that the report reads."""
+    setting = paper.settings()[model]
+    loss = {
+        "loss_mode": LOSS.get(method, method.lower()), "divergence": "tv", "estimator": "topk", "weights": "linear",
+        "gate": "hard", "delta": setting.delta, "delta_b": setting.delta_b_min, "w_min": setting.w_min,
+        "budget": setting.budget,
+    } | knobs  # fmt: skip
+    return {
+        "actor_rollout_ref": {
+            "actor": {"policy_loss": loss, "ppo_mini_batch_size": setting.minibatch, "optim": {"lr": 1e-6}},
+            "model": {"path": PATHS[model]},
+            "rollout": {"n": setting.n},
+        },
+        "data": {"train_batch_size": setting.prompts, "max_response_length": setting.max_response_tokens},
+        "trainer": {"project_name": model_key(model), "experiment_name": experiment},
+    }
+
+
+def write_run(
+    folder: Path,
+    model: str,
+    method: str,
+    scores: Mapping[int, Mapping[str, float]],
+    experiment: str = "",
+    every: int = 10,
+    seed: int = 0,
+    **knobs: object,
+) -> Path:
+    """A run directory with its log and config; training is logged every ``every`` steps."""
+    experiment = experiment or method.lower().replace("-", "_")
+    run = folder / model_key(model) / experiment
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config(model, method, experiment, **knobs)))
+    end = max(scores)
+    lines = []
+    for step in sorted({*scores, *range(1, end + 1, every)}):
+        row = training(step, end, method, seed) if step else {}
+        row |= {f"val-core/{name}/acc/mean@16": value / 100 for name, value in scores.get(step, {}).items()}
+        lines.append(json.dumps({"step": step, "data": row}))
+    (run / "logs/metrics-1.jsonl").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def write_paper(folder: Path, every: int = 10) -> list[Path]:
+    """All 28 runs of Table 4; the one that the paper says collapsed does so here."""
+    runs = []
+    for i, row in enumerate(paper.breakdown()):
+        if row.avg is None:
+            scores = collapsing(dict.fromkeys(paper.BENCHMARKS, 40.0), row.t_stop, fall=300)
+        else:
+            best_step = row.t_stop - VALIDATED_EVERY * (i % 3) if row.t_stop % VALIDATED_EVERY == 0 else row.t_stop
+            scores = curve(unrounded(row), row.t_stop, best_step, seed=i)
+        runs.append(write_run(folder, row.model, row.method, scores, every=every))
+    return runs
