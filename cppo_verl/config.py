@@ -15,6 +15,7 @@ HORIZONS = ("response", "max")
 BUDGETS = ("none", "fixed", "quantile")
 GATES = ("hard", "soft")
 ATTENUATIONS = ("inverse", "sapo")
+ON_NONFINITE = ("raise", "skip")
 
 KEY_PREFIX = "actor_rollout_ref.actor.policy_loss"
 
@@ -43,6 +44,8 @@ class TrustRegionKnobs:
         attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid, arXiv 2511.20347).
         ratio_cap: cap on the importance weight, as in verl's DPPO (20).
         shuffle_seed: seed of ``weights=shuffled``.
+        on_nonfinite: a NaN or infinite log-prob or advantage ends the run (``raise``) or costs that optimizer step
+            (``skip``).
 
     Raises:
         KnobError: on construction, naming every knob that is out of range.
@@ -65,6 +68,7 @@ class TrustRegionKnobs:
     attenuation: str = "inverse"
     ratio_cap: float = 20.0
     shuffle_seed: int = 0
+    on_nonfinite: str = "raise"
 
     def __post_init__(self):
         problems = list(knob_problems(self))
@@ -82,6 +86,7 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
         "budget": BUDGETS,
         "gate": GATES,
         "attenuation": ATTENUATIONS,
+        "on_nonfinite": ON_NONFINITE,
     }
     for name, allowed in choices.items():
         value = getattr(knobs, name)

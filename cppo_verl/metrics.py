@@ -95,7 +95,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     names += [f"masked_share_by_position/{i}" for i in range(MASK_BINS)]
     for i, name in enumerate(names):
         sums[name], totals[denominator_of(name)] = tail[i], tail[len(names) + i]
-    return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1]})
+    return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1], "nonfinite_tokens_max": 0.0})
 
 
 def _removed(verdict: Verdict, mask: Tensor) -> Tensor:
@@ -110,6 +110,7 @@ def _token_sums(
     by_token = torch.where(verdict.over_token, removed, False).sum()
     positive = torch.where(tokens.advantages > 0, removed, False).sum()
     capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped
+    rounded = torch.maximum(tokens.log_prob, tokens.old_log_prob) > 0
     return {
         "masked_share": total,
         "masked_share_token_threshold": by_token,
@@ -119,6 +120,7 @@ def _token_sums(
         "divergence_mean": divergence.sum(dtype=torch.float64),
         "divergence_p99": _p99(divergence, mask) * mask.sum(),
         "ratio_capped_share": (capped & mask).sum(),
+        "positive_log_prob_share": (rounded & mask).sum(),
     }
 
 
@@ -176,14 +178,18 @@ def _position_sums(running: Tensor, removed: Tensor, ordinal: Tensor, active: Te
     return torch.cat(sums), torch.cat(counts)
 
 
+def nonfinite(tokens: Tokens) -> dict[str, Tensor]:
+    """By tensor, where it is NaN or infinite, (batch, length) bool; a log-prob of minus infinity is no fault."""
+    values = {"log_prob": tokens.log_prob, "old_log_prob": tokens.old_log_prob}
+    bad = {name: x.isnan() | (x == torch.inf) for name, x in values.items()}
+    return {name: x & tokens.mask for name, x in {**bad, "advantages": ~tokens.advantages.isfinite()}.items()}
+
+
 def _name_the_nonfinite(tokens: Tokens) -> str:
     lines = []
-    for name in ("log_prob", "old_log_prob", "advantages"):
-        values = getattr(tokens, name)
-        bad = values.isnan() | (values == torch.inf) | ((values == -torch.inf) if name == "advantages" else False)
-        bad = bad & tokens.mask
+    for name, bad in nonfinite(tokens).items():
         if bool(bad.any()):
             rows = bad.any(-1).nonzero().flatten().tolist()
             lines.append(f"{name}: {int(bad.sum())} tokens in rows {rows[:8]}{'...' if len(rows) > 8 else ''}")
-    cause = "; ".join(lines) or "values at invalid positions only"
+    cause = "; ".join(lines) or "the divergence, of finite log-probs"
     return f"non-finite values in the policy loss of this micro-batch: {cause}. The optimizer step was not taken."

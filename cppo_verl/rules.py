@@ -70,6 +70,14 @@ class Tokens:
         away = (raised & (self.advantages > 0)).logical_or_(lowered.logical_and_(self.advantages < 0))
         return away.logical_not_()
 
+    def without_rows(self, rows: Tensor) -> "Tokens":
+        """The same with the given rows, (batch,) bool, emptied: mask false and values 0."""
+        drop = rows.unsqueeze(-1)
+        log_prob, old_log_prob, advantages = (
+            x.masked_fill(drop, 0.0) for x in (self.log_prob, self.old_log_prob, self.advantages)
+        )
+        return Tokens(log_prob, old_log_prob, advantages, self.mask & ~drop)
+
     def divergence(self, kind: str) -> Tensor:
         """Binary D_t of the given kind (``tv`` or ``kl``), 0 at invalid positions."""
         return BINARY[kind](self.log_prob, self.old_log_prob).masked_fill_(~self.mask, 0.0)

@@ -1,30 +1,39 @@
 """Files that appear whole or not at all, and the manifest that says what they are.
 
-A manifest is `manifest.json` in the output folder: the arguments, and for each file its sha256. A command whose
-arguments and files match an existing manifest has nothing to do.
+A manifest is a JSON file in the output folder (`manifest.json`, or a name of its own where several commands share a
+folder): the arguments, and for each file its sha256. A command whose arguments and files match an existing manifest has
+nothing to do. A process killed while writing leaves a hidden `.NAME.*.tmp`, which a later write of NAME removes.
 """
 
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 MANIFEST = "manifest.json"
+LEFTOVER_SECONDS = 600
+READ_BYTES = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of the file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it into place; a failure leaves ``path`` alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(temporary)
@@ -33,28 +42,44 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files for ``path`` that nobody has written to for LEFTOVER_SECONDS."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        try:
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+        except FileNotFoundError:  # another process has just finished with it
+            continue
+
+
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     """Rows of nested dictionaries as one parquet file, written atomically."""
     write_atomically(path, lambda temporary: pandas.DataFrame(rows).to_parquet(temporary, index=False))
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as ``folder``/manifest.json, atomically; write it last, after the files it describes."""
+def write_jsonl(entries: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """One JSON object a line, written atomically."""
+    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], name: str = MANIFEST) -> None:
+    """Write ``content`` as ``folder``/``name``, atomically; write it last, after the files it describes."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write_atomically(folder / MANIFEST, lambda temporary: _write_text(temporary, text))
+    write_atomically(folder / name, lambda temporary: _write_text(temporary, text))
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of ``folder``, or None where there is none or it is not JSON (an older or broken output)."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
 
 
-def is_current(folder: Path, arguments: Mapping[str, Any]) -> bool:
+def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:
     """Whether ``folder`` holds exactly what ``arguments`` would make: same arguments, every listed file unchanged."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, name)
     if manifest is None or manifest.get("arguments") != dict(arguments):
         return False
     files = manifest.get("files", {})
@@ -64,4 +89,4 @@ def is_current(folder: Path, arguments: Mapping[str, Any]) -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from verl.utils import tensordict_utils
 from verl.utils.metric import Metric
 from verl.utils.py_functional import append_to_dict
 from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from cppo_verl.config import KnobError
 from cppo_verl.integration import losses
@@ -277,6 +278,40 @@ def test_many_broken_rows_are_cut_short():
     batch.log_prob.fill_(math.nan)
     with pytest.raises(FloatingPointError, match=r"60 tokens in rows \[0, 1, 2, 3, 4, 5, 6, 7\]\.\.\."):
         run_loss("cppo", batch, actor_config())
+
+
+@each_rule
+def test_skipping_poisons_the_gradient_and_keeps_the_metrics(name: str, knobs: dict, caplog: pytest.LogCaptureFixture):
+    batch = random_batch(seed=5, rows=5, width=6).to(torch.float32)
+    batch.mask.fill_(1)
+    clean = batch_of(*(x[[0, 2, 3]] for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)))
+    batch.log_prob[1, 2:4] = math.nan
+    batch.advantages[4, 0] = math.inf
+    loss, gradient, reported = run_loss(name, batch, actor_config(**knobs, on_nonfinite="skip"))
+    assert loss.isnan()
+    assert gradient.isnan().all()
+    assert "log_prob: 2 tokens in rows [1]; advantages: 1 tokens in rows [4]" in caplog.text
+    assert reported.pop(PREFIX + "nonfinite_tokens_max") == 3
+    expected = run_loss(name, clean.to(torch.float32), actor_config(**knobs))[2]
+    assert expected.pop(PREFIX + "nonfinite_tokens_max") == 0
+    assert reported == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_verls_optimizer_step_is_left_out_by_a_poisoned_gradient():
+    """verl's own ``optimizer_step`` on a plain module: neither weights nor Adam's state move."""
+    module = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    engine = types.SimpleNamespace(
+        module=module, optimizer=optimizer, optimizer_config=types.SimpleNamespace(clip_grad=1.0), _qat_enabled=False
+    )
+    for poison in (1.0, math.nan):
+        before = [p.detach().clone() for p in module.parameters()]
+        steps = [state["step"].item() for state in optimizer.state.values()]
+        module(torch.ones(2, 3)).sum().mul(poison).backward()
+        FSDPEngine.optimizer_step(engine)
+        moved = any(not torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+        assert moved == (poison == 1.0)
+    assert [state["step"].item() for state in optimizer.state.values()] == steps == [1.0, 1.0]
 
 
 # ---- aggregation

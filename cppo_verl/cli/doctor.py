@@ -9,9 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
-from packaging.specifiers import SpecifierSet
-
-SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
 
 
@@ -56,6 +53,8 @@ def _versions() -> Iterator[str]:
             missing.append(name)
     if missing:
         raise Trouble(f"not installed: {', '.join(missing)}. Run: pip install 'cppo_verl[gpu]' or [cpu]")
+    from cppo_verl.integration.checks import SUPPORTED_VERL
+
     if metadata.version("verl") not in SUPPORTED_VERL:
         raise Trouble(f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: install verl==0.9.1")
 

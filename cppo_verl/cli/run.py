@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from cppo_verl import supervise
 
 REWARD = "critic/score/mean"
+ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 MASKED = "actor/trust_region/masked_share"
 
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     hydra_dir = run_dir / "hydra" / started
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *args.overrides]
     command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]
-    progress = _Progress(metrics, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
+    progress = _Progress(metrics, console, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
     supervise.raise_on_terminate()
     try:
         environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
@@ -61,12 +63,31 @@ def _require_run_dir(path: Path) -> None:
         raise SystemExit(f"cppo-verl run: --fresh would delete {path}, which is no run directory (it has no logs/)")
 
 
-class _Progress:
-    """Prints a line a step from verl's file logger, and keeps the resolved config once Hydra has written it."""
+class _Tail:
+    """The lines that were added to a growing file since the last look."""
 
-    def __init__(self, metrics: Path, hydra_config: Path, config: Path):
-        self.metrics, self.hydra_config, self.config = metrics, hydra_config, config
-        self.offset, self.began = 0, time.monotonic()
+    def __init__(self, path: Path):
+        self.path, self.offset = path, 0
+
+    def lines(self) -> Iterator[bytes]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as log:
+            log.seek(self.offset)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self.offset += len(line)
+                yield line
+
+
+class _Progress:
+    """Prints a line a step from verl's file logger and every alarm of the console, and keeps the resolved config."""
+
+    def __init__(self, metrics: Path, console: Path, hydra_config: Path, config: Path):
+        self.metrics, self.console = _Tail(metrics), _Tail(console)
+        self.hydra_config, self.config = hydra_config, config
+        self.began = time.monotonic()
         self.first_step: tuple[int, float] | None = None
         self.total: int | None = None
         self.saved = False
@@ -75,15 +96,11 @@ class _Progress:
         """Called about once a second."""
         if not self.saved and self.hydra_config.exists():
             self._save_config()
-        if not self.metrics.exists():
-            return
-        with self.metrics.open("rb") as log:
-            log.seek(self.offset)
-            for line in log:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                self._show(json.loads(line))
+        for line in self.console.lines():
+            if ALARM in line:
+                print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
+        for line in self.metrics.lines():
+            self._show(json.loads(line))
 
     def _save_config(self) -> None:
         config = OmegaConf.load(self.hydra_config)

@@ -6,14 +6,17 @@ asks again inside Ray.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from packaging.specifiers import SpecifierSet
 
 from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.integration import topk
 from cppo_verl.rules import RULES
 
+SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
 VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
 
@@ -35,6 +38,8 @@ def require(config: DictConfig) -> None:
 
 def run_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that stands in the way of the run described by ``config``."""
+    if metadata.version("verl") not in SUPPORTED_VERL:
+        yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     knobs = OmegaConf.select(config, KEY_PREFIX) or {}
     yield from _knob_problems(knobs)
     yield from _rollout_policy_problems(config)
@@ -68,6 +73,11 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
             "sampled, so both must be True. A preset sets them; an override on the command line took that back."
         )
     rollout = read(config, "actor_rollout_ref.rollout")
+    if rollout.get("logprobs_mode", "processed_logprobs") not in ("processed_logprobs", None):
+        yield (
+            f"actor_rollout_ref.rollout.logprobs_mode={rollout.logprobs_mode}: log-probs without the sampling "
+            "temperature are not those of the policy that sampled; set it to processed_logprobs."
+        )
     for key, neutral in (("top_p", 1), ("top_k", -1)):
         if rollout.get(key, neutral) not in (neutral, 0 if key == "top_k" else neutral):
             yield (

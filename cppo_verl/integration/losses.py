@@ -1,6 +1,9 @@
 """Every rule of ``cppo_verl.rules`` as a policy loss in verl's registry, and the loss wrapper our trainer installs."""
 
+import dataclasses
 import logging
+import os
+import socket
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl import metrics
+from cppo_verl.config import KEY_PREFIX, KnobError
 from cppo_verl.integration.config import knobs_of
 from cppo_verl.rules import RULES, Tokens, evaluate, observe_clipping
 from cppo_verl.surrogate import coefficients, loss_matrix
@@ -40,6 +44,26 @@ def register(core_algos) -> None:
         core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
 
 
+def require_registered(mode: str) -> None:
+    """The rule must be ours in this very process too.
+
+    Raises:
+        KnobError: when verl did not load the plug-in here, or another package took the name.
+    """
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    if mode not in RULES:
+        return
+    found = POLICY_LOSS_REGISTRY.get(mode)
+    if found is None or found.__module__ != __name__:
+        policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+        raise KnobError(
+            f"{KEY_PREFIX}.loss_mode={mode}: on {socket.gethostname()} that name is "
+            + (f"taken by {found.__module__}" if found else "not registered, so the plug-in cppo_verl was not loaded")
+            + f". VERL_USE_EXTERNAL_PLUGINS={policy} there; install cppo_verl on every node and unset the variable."
+        )
+
+
 def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
     """The named rule on the shared surrogate, with the signature of verl's registry."""
 
@@ -55,7 +79,14 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         knobs = knobs_of(config)
         tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
         verdict, divergence = evaluate(name, tokens, knobs, _divergence.get())
-        summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+        try:
+            summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+        except FloatingPointError as error:
+            if knobs.on_nonfinite == "raise":
+                raise
+            logger.error("%s", error)
+            # a NaN gradient of one rank is NaN on all, and verl then leaves the optimizer alone
+            return log_prob.sum() * torch.nan, _report(_summary_of_finite_rows(name, tokens, knobs))
         coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
         del tokens, verdict, divergence  # before autograd takes its share of the memory
         matrix = loss_matrix(log_prob, coefficient)
@@ -71,6 +102,16 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
     compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
     compute.__doc__ = RULES[name].__doc__
     return compute
+
+
+def _summary_of_finite_rows(name: str, tokens: Tokens, knobs) -> metrics.MetricSums:
+    bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
+    tokens = tokens.without_rows(bad.any(-1))
+    handed = _divergence.get()
+    handed = None if handed is None else handed.nan_to_num()
+    verdict, divergence = evaluate(name, tokens, knobs, handed)
+    summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+    return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
@@ -96,6 +137,8 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
         return gather_logits(student_logits, data, config.policy_loss.topk)
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
+
+    require_registered(config.policy_loss.loss_mode)
 
     handed, extra = _topk_divergence(config, model_output, data)
     divergence_token = _divergence.set(handed)

@@ -14,7 +14,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
 
-from cppo_verl.integration import checks, losses, topk
+from cppo_verl.integration import alarms, checks, losses, topk
 from cppo_verl.integration.estimator import findings
 from cppo_verl.integration.skip import rows_to_keep
 
@@ -45,7 +45,12 @@ class TrustRegionTrainer(PPOTrainerSync):
         self.options = OmegaConf.select(config, f"trainer.v1.{NAME}", default={})
         self.zero_variance: set[str] = set()  # keys of responses whose group has zero reward variance
         self.skipped = 0
+        self.gap_reported = False
         super().__init__(config)
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        alarms.raise_alarm(alarms.shared_prompts(self.train_dataset, self.val_dataset, self.config.data.prompt_key))
 
     def _build_replay_buffer(self):
         buffer = super()._build_replay_buffer()
@@ -78,6 +83,9 @@ class TrustRegionTrainer(PPOTrainerSync):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._update_actor(batch, metrics)
         metrics["trust_region/skipped_responses"] = self.skipped
+        if not self.gap_reported:
+            delta_b = self.config.actor_rollout_ref.actor.policy_loss.get("delta_b", 0.02)
+            self.gap_reported = alarms.raise_alarm(alarms.engine_gap(metrics, delta_b))
         return batch
 
     def _dispatch(self, update_actor, batch: KVBatchMeta):

@@ -68,12 +68,6 @@ def problems(config: DictConfig):
         )
     demands = (
         ("actor_rollout_ref.rollout.name", "vllm", ("vllm",), "only its server can be asked for top-K log-probs"),
-        (
-            "actor_rollout_ref.rollout.logprobs_mode",
-            "processed_logprobs",
-            ("processed_logprobs",),
-            "others ignore the sampling temperature",
-        ),
         ("actor_rollout_ref.actor.strategy", "fsdp", ("fsdp", "fsdp2"), "other engines hand out no logits"),
         ("distillation.enabled", False, (False,), "distillation uses the same hook on the logits"),
         ("trainer.v1.trainer_mode", "trust_region", ("trust_region", "sync"), "only this trainer asks for them"),

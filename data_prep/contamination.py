@@ -1,0 +1,152 @@
+"""No validation problem in the training set.
+
+`python -m data_prep.contamination --train TRAIN.parquet --val A.parquet B.parquet --out CLEAN.parquet` writes the
+training rows whose problem is in no validation file, CLEAN.dropped.jsonl with the rows left out and why, and
+CLEAN.manifest.json. Two problems count as the same if, in normalised text (case, white space, punctuation, LaTeX's
+spacing, font and size commands, dollar signs and drawings removed), they are equal or the shorter, of MIN_CONTAINED
+characters or more, lies within the longer: DAPO adds a sentence where it changed an answer to a whole number.
+"""
+
+import argparse
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from data_prep import problems, storage
+from data_prep.sources import DataError, LocalFile, list_columns, read_records, run_command
+
+MIN_CONTAINED = 60
+
+DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+LAYOUT = re.compile(
+    r"\\(?:[,;:!>() \[\]]|(?:quad|qquad|left|right|big|bigl|bigr|displaystyle|textstyle|limits"
+    r"|text|textbf|textit|mathrm|mathbf|mathit|operatorname)(?![a-z]))"
+)
+FRACTION = re.compile(r"\\[dt]frac(?![a-z])")
+KEPT_SYMBOLS = frozenset("+-*/=<>^_|!\\")
+DASHES = str.maketrans("–—−", "---")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Training row ``row`` (from 0) is a validation problem."""
+
+    row: int
+    problem: str
+    kind: str
+    validation_file: str
+    validation_row: int
+
+
+def normalise(text: str) -> str:
+    """Text that is equal for problems that differ in spelling only: letters, digits and operators, in lower case."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(DASHES)
+    text = FRACTION.sub(r"\\frac", LAYOUT.sub("", DRAWING.sub("", text)))
+    return "".join(character for character in text if character.isalnum() or character in KEPT_SYMBOLS)
+
+
+def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) -> list[Match]:
+    """Every training problem that is in a validation file (its name -> problems), with the first place found."""
+    known = [(normalise(text), name, row) for name, texts in validation.items() for row, text in enumerate(texts)]
+    exact = {key: (name, row) for key, name, row in reversed(known)}
+    matches = []
+    for row, text in enumerate(train):
+        key = normalise(text)
+        found = (*exact[key], "equal") if key in exact else _contained(key, known)
+        if found:
+            matches.append(Match(row, text, found[2], found[0], found[1]))
+    return matches
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The problems of a file in verl's columns, without instruction and reminder."""
+    if path.suffix != ".parquet" or not path.is_file():
+        raise DataError(f"{path}: no such parquet file")
+    file = LocalFile(path, {})
+    columns = list_columns(file)
+    if "prompt" not in columns:
+        raise DataError(f"{path}: has no column prompt; columns found: {', '.join(columns)}")
+    texts = []
+    for record in read_records(file, ["prompt"]):
+        try:
+            texts.append(problems.problem_of(problems.prompt_text(record.values["prompt"])))
+        except ValueError as error:
+            raise DataError(f"{path}: row {record.number}: column prompt: {error}") from error
+    return texts
+
+
+def remove(train: Path, validation: Sequence[Path], out: Path) -> bool:
+    """Write ``out``, its list of dropped rows and its manifest; False where they are there already, unchanged."""
+    manifest_name = f"{out.stem}.manifest.json"
+    arguments = {
+        "train": {"file": train.name, "sha256": _digest(train)},
+        "validation": [{"file": path.name, "sha256": _digest(path)} for path in validation],
+        "min_contained": MIN_CONTAINED,
+        "rule": [DRAWING.pattern, LAYOUT.pattern, FRACTION.pattern, "".join(sorted(KEPT_SYMBOLS))],
+    }
+    if storage.is_current(out.parent, arguments, manifest_name):
+        return False
+    matches = find_matches(read_prompts(train), {path.name: read_prompts(path) for path in validation})
+    dropped = out.with_name(f"{out.stem}.dropped.jsonl")
+    kept = _write_without(train, {match.row for match in matches}, out)
+    storage.write_jsonl([asdict(match) for match in matches], dropped)
+    files = {
+        out.name: {"rows": kept, "sha256": storage.sha256_of(out)},
+        dropped.name: {"rows": len(matches), "sha256": storage.sha256_of(dropped)},
+    }
+    storage.write_manifest(out.parent, {"arguments": arguments, "files": files}, manifest_name)
+    return True
+
+
+def describe(out: Path, written: bool) -> str:
+    """One line for the console, from the manifest."""
+    if not written:
+        return f"{out}: already there, unchanged"
+    files = (storage.read_manifest(out.parent, f"{out.stem}.manifest.json") or {})["files"]
+    kept, dropped = files[out.name]["rows"], files[f"{out.stem}.dropped.jsonl"]["rows"]
+    return f"{out}: {kept} rows; {dropped} left out for being validation problems (listed in {out.stem}.dropped.jsonl)"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.contamination", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--train", type=Path, required=True, help="training file in verl's columns")
+    parser.add_argument("--val", type=Path, nargs="+", required=True, help="validation files in verl's columns")
+    parser.add_argument("--out", type=Path, required=True, help="the training file to write")
+    options = parser.parse_args(argv)
+    if options.out.resolve() in {path.resolve() for path in [options.train, *options.val]}:
+        parser.error(f"--out {options.out} is one of the inputs: give another name")
+    run_command(lambda: print(describe(options.out, remove(options.train, options.val, options.out))))
+
+
+def _contained(key: str, known: Sequence[tuple[str, str, int]]) -> tuple[str, int, str] | None:
+    for other, name, row in known:
+        shorter, longer = sorted((key, other), key=len)
+        if len(shorter) >= MIN_CONTAINED and shorter in longer:
+            return name, row, "contained"
+    return None
+
+
+def _write_without(train: Path, rows: set[int], out: Path) -> int:
+    """Copy ``train`` but for ``rows``; the number of rows written."""
+    table = pyarrow.parquet.read_table(train)
+    kept = table.filter(pyarrow.array([row not in rows for row in range(table.num_rows)], pyarrow.bool_()))
+    storage.write_atomically(out, lambda temporary: pyarrow.parquet.write_table(kept, temporary))
+    return kept.num_rows
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return storage.sha256_of(path)
+
+
+if __name__ == "__main__":
+    main()

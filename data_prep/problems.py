@@ -1,0 +1,178 @@
+"""A maths problem and its answer, checked, and the prompt that asks for it in the form verl's math_dapo scorer reads.
+
+The scorer takes the last `Answer:` of a response, up to the end of that line (verl/utils/reward_score/math_dapo.py).
+Every prompt, training and validation, gets the same wording, as DAPO's data does with its own; prompts that come with
+an instruction before and a reminder after the problem are unwrapped first.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.sources import DataError, Record
+
+INSTRUCTION = (
+    "Reason through the math problem below step by step. Close your response with a line of the form Answer: $Answer "
+    "(no quotation marks), where $Answer is the final answer to the problem."
+)
+REMINDER = 'The last line has to start with "Answer:" and to contain nothing but the answer after it.'
+MARK = "Answer:"
+GAP = "\n\n"
+MAX_ANSWER = 100
+
+PROMPT_COLUMNS = ("prompt", "problem", "question", "Problem")
+ANSWER_COLUMNS = ("reward_model.ground_truth", "answer", "Answer")
+INDEX_COLUMNS = ("extra_info.index", "problem_idx", "id", "ID")
+
+
+class BadRow(DataError):
+    """A row that cannot be used; the message has file, row, column and reason."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file keeps prompt, answer and, if it has one, the row's own name; dotted where nested."""
+
+    prompt: str
+    answer: str
+    index: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are there."""
+        return [name for name in (self.prompt, self.answer, self.index) if name]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one row says; ``prompt`` is its text as found, ``text`` the problem without instruction and reminder."""
+
+    prompt: str
+    text: str
+    answer: str
+    index: str
+
+
+def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> Columns:
+    """Columns for prompt, answer and index: those ``given`` by role, else the one of the declared names that is there.
+
+    Raises:
+        DataError: a role has no column or more than one; the message lists the columns found.
+    """
+    listed = ", ".join(found) or "none"
+    missing = sorted(set(given.values()) - set(found))
+    if missing:
+        raise DataError(f"{file}: has no column {missing[0]}; columns found: {listed}")
+    roles = {"prompt": PROMPT_COLUMNS, "answer": ANSWER_COLUMNS}
+    chosen = dict(given)
+    for role, names in roles.items():
+        there = [name for name in names if name in found]
+        if role not in given and len(there) != 1:
+            problem = f"{len(there)} columns could be the {role} ({' or '.join(there or names)})"
+            raise DataError(f"{file}: {problem}; columns found: {listed}; say which with --columns {role}=NAME")
+        chosen.setdefault(role, there[0] if there else "")
+    chosen.setdefault("index", next((name for name in INDEX_COLUMNS if name in found), ""))
+    return Columns(**chosen)
+
+
+def read_problem(record: Record, columns: Columns, file: str, largest: int | None = None) -> Problem:
+    """Check one record. With ``largest``, the answer has to be a whole number of 0..largest, and 073 becomes 73.
+
+    Raises:
+        BadRow: prompt or answer is missing, empty, of a wrong type, or cannot be scored.
+    """
+    unit = "row" if file.endswith(".parquet") else "line"
+    column = "(the line)"
+    try:
+        if record.fault:
+            raise ValueError(record.fault)
+        column = columns.prompt
+        prompt = prompt_text(record.values[columns.prompt])
+        column = columns.answer
+        answer = answer_text(record.values[columns.answer])
+        answer = answer if largest is None else whole_number(answer, largest)
+    except ValueError as error:
+        raise BadRow(f"{file}: {unit} {record.number}: column {column}: {error}") from error
+    index = record.values.get(columns.index)
+    return Problem(prompt, problem_of(prompt), answer, "" if index is None else str(index))
+
+
+def prompt_text(value: Any) -> str:
+    """The text of a prompt given as text or as a list of exactly one user message; a ValueError says why not."""
+    if isinstance(value, list):
+        roles = [message.get("role") if isinstance(message, dict) else type(message).__name__ for message in value]
+        if roles != ["user"]:
+            raise ValueError(f"has the messages {roles}, not one of the user")
+        value = value[0].get("content")
+    return _checked_text(value)
+
+
+def answer_text(value: Any) -> str:
+    """An answer as text; whole numbers of any type lose their type. A ValueError says why it cannot be scored."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    text = _checked_text(value).strip()
+    if text.casefold() in ("nan", "none", "null"):
+        raise ValueError(f"is {text}, not an answer")
+    if "\n" in text:
+        raise ValueError("has a line break, and the scorer reads one line")
+    if len(text) > MAX_ANSWER:
+        raise ValueError(f"is longer than {MAX_ANSWER} characters, and the scorer reads the end of a response only")
+    return text
+
+
+def whole_number(text: str, largest: int) -> str:
+    """`073` or `73.0` as `73`; a ValueError outside 0..largest."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value.is_integer() and 0 <= value <= largest):
+        raise ValueError(f"is {text}, not a whole number of 0 to {largest}")
+    return str(int(value))
+
+
+def problem_of(prompt: str) -> str:
+    """The problem inside a prompt whose first and last paragraphs speak of `Answer:`; any other prompt as it is."""
+    head, _, rest = prompt.partition(GAP)
+    body, _, tail = rest.rpartition(GAP)
+    return body if body.strip() and MARK in head and MARK in tail else prompt
+
+
+def ask(problem: Problem) -> str:
+    """The prompt in our wording; a foreign prompt that asks for `Answer:` in a form we cannot unwrap stays as it is."""
+    if MARK in problem.text and problem.text == problem.prompt:
+        return problem.prompt
+    return GAP.join([INSTRUCTION, problem.text, REMINDER])
+
+
+def make_row(problem: Problem, prompt: str, data_source: str, index: int, split: str) -> dict[str, Any]:
+    """One row in verl's columns; ``extra_info.source_index`` is the row's name at its source."""
+    return {
+        "data_source": data_source,
+        "prompt": [{"role": "user", "content": prompt}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {"index": index, "split": split, "source_index": problem.index},
+    }
+
+
+def _checked_text(value: Any) -> str:
+    if value is None:
+        raise ValueError("is missing")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("is NaN")
+    if not isinstance(value, str):
+        raise ValueError(f"is of type {type(value).__name__}, not text")
+    if not value.strip():
+        raise ValueError("is empty")
+    if "\0" in value:
+        raise ValueError("has a null character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("has half of a surrogate pair, which UTF-8 cannot hold") from error
+    return value
