@@ -23,7 +23,7 @@ setup(
     packages=find_namespace_packages(
         include=["cppo_verl", "cppo_verl.*", "hydra_plugins", "hydra_plugins.*", "data_prep", "data_prep.*"]
     ),
-    package_data={"cppo_verl": ["conf/**/*.yaml", "py.typed"]},
+    package_data={"cppo_verl": ["conf/**/*.yaml", "paper/*.csv", "py.typed"]},
     install_requires=requirements("base"),
     extras_require={"cpu": requirements("cpu"), "gpu": requirements("gpu"), "dev": requirements("dev")},
     entry_points={

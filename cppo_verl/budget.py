@@ -6,20 +6,21 @@ from torch import Tensor
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
+def masked_quantile(values: Tensor, mask: Tensor, q: float, count: Tensor | None = None) -> Tensor:
     """Quantile of each row over its valid tokens, linear interpolation, any batch size and length.
 
     Args:
         values: (batch, length) float32 or float64, 0 or more; what stands at invalid positions does not matter.
         mask: (batch, length) bool.
         q: in [0, 1].
+        count: (batch,) int64 valid tokens of each row, where it is at hand.
 
     Returns:
         (batch, 1); rows without a valid token give NaN.
     """
     if values.shape[-1] == 0:
         return values.new_full((values.shape[0], 1), torch.nan)
-    count = mask.sum(-1, keepdim=True)
+    count = (mask.sum(-1) if count is None else count).unsqueeze(-1)
     rank = (count - 1).clamp_min(0).to(torch.float64) * q
     below = rank.floor()
     width = values.shape[-1]
@@ -40,7 +41,9 @@ def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
     return torch.where(count > 0, result, torch.nan)
 
 
-def quantile_budget(divergence: Tensor, mask: Tensor, floor: float, q: float, scale: float, cap: float) -> Tensor:
+def quantile_budget(
+    divergence: Tensor, mask: Tensor, floor: float, q: float, scale: float, cap: float, count: Tensor | None = None
+) -> Tensor:
     """delta_b of each response: clamp(scale * Quantile_q(D_1..T), floor, cap * floor) (Eq. 22).
 
     Args:
@@ -50,7 +53,7 @@ def quantile_budget(divergence: Tensor, mask: Tensor, floor: float, q: float, sc
     Returns:
         (batch, 1); an empty response gets the floor.
     """
-    quantile = masked_quantile(divergence, mask, q).nan_to_num(nan=0.0)
+    quantile = masked_quantile(divergence, mask, q, count).nan_to_num(nan=0.0)
     return (scale * quantile).clamp(floor, cap * floor)
 
 

@@ -23,7 +23,8 @@ def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     Args:
         log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0.
     """
-    return (at_least_float32(log_prob).exp() - at_least_float32(old_log_prob).exp()).abs_()
+    dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
+    return log_prob.to(dtype).exp().sub_(old_log_prob.to(dtype).exp()).abs_()
 
 
 def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:

@@ -70,20 +70,22 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     with torch.no_grad():
-        active = (tokens.mask & (tokens.advantages != 0)).sum(-1, dtype=torch.int32) > 0
+        advantages = torch.where(tokens.mask, tokens.advantages, 0.0)
+        checks = [divergence.sum(), advantages.sum()]  # NaN or inf shows here
+        active, positive = _any_nonzero(advantages), advantages > 0
+        del advantages
         mask = tokens.mask & active.unsqueeze(-1)
-        checks = [divergence.sum(), torch.where(tokens.mask, tokens.advantages, 0.0).sum()]  # NaN or inf shows here
         removed = _removed(verdict, mask)
-        divergence = divergence.mul_(active.unsqueeze(-1).to(divergence.dtype))
-        scalars = _token_sums(tokens, divergence, verdict, removed, ratio_cap, mask)
-        scalars |= _response_sums(tokens, divergence, verdict, active)
-        maximum = divergence.amax() if divergence.numel() else divergence.new_zeros(())
-        running = divergence.cumsum_(-1)
-        counts = {"tokens": mask.sum(), "responses": active.sum()}
+        length = last(tokens.ordinal).double() * active
+        scalars = _token_sums(tokens, divergence, verdict, removed, positive, ratio_cap, mask)
+        scalars["divergence_p99"] = _p99(divergence, mask) * length.sum()
+        scalars |= _response_sums(tokens, divergence, verdict, length)
+        counts = {"tokens": length.sum(), "responses": active.sum()}
         if "bound_usage" in scalars:
             counts["bound_worst_case"] = scalars["bound_worst_case"]
+        maximum = (divergence.amax(-1) * active).amax() if divergence.numel() else divergence.new_zeros(())
         head = [*scalars.values(), *counts.values(), maximum, *checks]
-        by_position = _position_sums(running, removed, tokens.ordinal, active)
+        by_position = _position_sums(divergence, removed, tokens.ordinal, active)
         flat = torch.cat([torch.stack([x.double() for x in head]), *by_position]).tolist()
 
     values, tail = flat[: len(head)], flat[len(head) :]
@@ -98,49 +100,68 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1], "nonfinite_tokens_max": 0.0})
 
 
+def _any_nonzero(x: Tensor) -> Tensor:
+    """Whether a row holds anything but zeros, (batch,) bool; NaN counts as zero."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[0], dtype=torch.bool)
+    return (x.amin(-1) < 0) | (x.amax(-1) > 0)  # aminmax is ten times slower on CPU
+
+
 def _removed(verdict: Verdict, mask: Tensor) -> Tensor:
     """How much of each valid token's update the rule took away: bool for a mask, 1 - gate for a soft gate."""
     return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).mul_(mask)
 
 
 def _token_sums(
-    tokens: Tokens, divergence: Tensor, verdict: Verdict, removed: Tensor, ratio_cap: float, mask: Tensor
+    tokens: Tokens,
+    divergence: Tensor,
+    verdict: Verdict,
+    removed: Tensor,
+    positive: Tensor,
+    ratio_cap: float,
+    mask: Tensor,
 ) -> dict[str, Tensor]:
-    total = removed.sum()
-    by_token = torch.where(verdict.over_token, removed, False).sum()
-    positive = torch.where(tokens.advantages > 0, removed, False).sum()
+    """Sums over the tokens of ``mask``; counts of bools are whole-tensor ones, which alone make no wider copy."""
+
+    def total(x: Tensor) -> Tensor:
+        return x.count_nonzero() if x.dtype == torch.bool else x.sum(-1).double().sum()
+
+    def part(where: Tensor) -> Tensor:
+        return total(removed & where if removed.dtype == torch.bool else torch.where(where, removed, 0.0))
+
+    everything, by_token, raised = total(removed), part(verdict.over_token), part(positive)
     capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped
-    rounded = torch.maximum(tokens.log_prob, tokens.old_log_prob) > 0
+    rounded = (tokens.log_prob > 0).logical_or_(tokens.old_log_prob > 0)
     return {
-        "masked_share": total,
+        "masked_share": everything,
         "masked_share_token_threshold": by_token,
-        "masked_share_prefix_budget": total - by_token,
-        "masked_share_positive": positive,
-        "masked_share_negative": total - positive,
-        "divergence_mean": divergence.sum(dtype=torch.float64),
-        "divergence_p99": _p99(divergence, mask) * mask.sum(),
-        "ratio_capped_share": (capped & mask).sum(),
-        "positive_log_prob_share": (rounded & mask).sum(),
+        "masked_share_prefix_budget": everything - by_token,
+        "masked_share_positive": raised,
+        "masked_share_negative": everything - raised,
+        "ratio_capped_share": total(capped & mask),
+        "positive_log_prob_share": total(rounded & mask),
     }
 
 
 def _p99(divergence: Tensor, mask: Tensor) -> Tensor:
-    """99th percentile (nearest rank) over at most ``P99_SAMPLE`` evenly spaced tokens, 0-d; 0 without valid tokens."""
+    """99th percentile (nearest rank) over at most ``P99_SAMPLE`` evenly spaced columns' tokens, 0-d; 0 without any."""
     stride = max(1, -(-divergence.numel() // P99_SAMPLE))
-    sample, valid = divergence.flatten()[::stride], mask.flatten()[::stride]
+    valid = mask[:, ::stride]
+    sample = torch.where(valid, divergence[:, ::stride], 0.0).flatten()
     if sample.numel() == 0:
         return divergence.new_zeros(())
     largest = sample.topk(sample.numel() // 100 + 1).values
-    return largest[(valid.sum() // 100).clamp_max(largest.numel() - 1)]
+    return largest[(valid.count_nonzero() // 100).clamp_max(largest.numel() - 1)]
 
 
-def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, active: Tensor) -> dict[str, Tensor]:
-    """Sums over the responses that count."""
-    length = last(tokens.ordinal).double() * active
-    total = divergence.sum(-1, dtype=torch.float64)
-    drift = length * total - (tokens.ordinal * divergence).sum(-1, dtype=torch.float64)  # sum_t (T - t) D_t
+def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, length: Tensor) -> dict[str, Tensor]:
+    """Sums over responses, those that do not count having length 0."""
+    active = length > 0
+    total = torch.where(active, divergence.sum(-1), 0.0).double()
+    moments = torch.linalg.vecdot(tokens.ordinal, divergence)
+    drift = length * total - torch.where(active, moments, 0.0)  # sum_t (T - t) D_t
     pairs = length * (length - 1) / 2
-    sums = {"influence_weighted_divergence": (drift / pairs.clamp_min(1)).sum()}
+    sums = {"divergence_mean": total.sum(), "influence_weighted_divergence": (drift / pairs.clamp_min(1)).sum()}
     if verdict.prefix is None:
         sums["prefix_average"] = (total / length.clamp_min(1)).sum()
     else:
@@ -157,24 +178,24 @@ def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, active:
     return sums
 
 
-def _position_sums(running: Tensor, removed: Tensor, ordinal: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _position_sums(divergence: Tensor, removed: Tensor, ordinal: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Sums and token counts over equal bins of the relative position in a response, float64 vectors.
 
-    The first ``DIVERGENCE_BINS`` entries are of the divergence (given as its running sum), the other ``MASK_BINS`` of
-    what was masked (overwritten where it is floating).
+    The first ``DIVERGENCE_BINS`` are of the divergence (overwritten), the other ``MASK_BINS`` of what was masked.
     """
-    if running.numel() == 0:
-        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=running.device)
+    if divergence.numel() == 0:
+        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=divergence.device)
         return nothing, nothing
-    removed = removed.cumsum(-1, dtype=torch.int32) if removed.dtype == torch.bool else removed.cumsum_(-1)
     length = ordinal[:, -1:].long()
+    counted = active.unsqueeze(-1)
     sums, counts = [], []
-    for cumulative, bins in ((running, DIVERGENCE_BINS), (removed, MASK_BINS)):
+    for values, bins in ((divergence, DIVERGENCE_BINS), (removed, MASK_BINS)):
+        cumulative = divergence.copy_(values).cumsum_(-1)
         edges = length * torch.arange(bins + 1, device=length.device) // bins  # last ordinal of each part
         columns = torch.searchsorted(ordinal, edges.to(ordinal.dtype), right=True)  # columns up to that ordinal
-        at_edges = torch.where(columns > 0, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0)
+        at_edges = torch.where((columns > 0) & counted, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0.0)
         sums.append(at_edges.diff(dim=-1).sum(0, dtype=torch.float64))
-        counts.append((edges.diff(dim=-1) * active.unsqueeze(-1)).sum(0).double())
+        counts.append((edges.diff(dim=-1) * counted).sum(0).double())
     return torch.cat(sums), torch.cat(counts)
 
 

@@ -66,8 +66,7 @@ class Tokens:
     @cached_property
     def toward_rollout(self) -> Tensor:
         """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool; by log-probs (rho rounds to 1)."""
-        raised, lowered = self.log_prob > self.old_log_prob, self.log_prob < self.old_log_prob
-        away = (raised & (self.advantages > 0)).logical_or_(lowered.logical_and_(self.advantages < 0))
+        away = (self.log_prob - self.old_log_prob).mul_(self.advantages.sign()) > 0  # the sign: no product underflows
         return away.logical_not_()
 
     def without_rows(self, rows: Tensor) -> "Tokens":
@@ -161,7 +160,7 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
             gate = ~over_token | tokens.toward_rollout
         return Verdict(gate=gate, over_token=over_token, thresholds=Thresholds(token_bound, token_bound))
 
-    delta_b = prefix_budget(divergence, tokens.mask, knobs)
+    delta_b = prefix_budget(tokens, divergence, knobs)
     spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
     prefix = PrefixState(spent=last(spent), weight=last(total_weight), delta_b=delta_b.squeeze(-1))
     available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
@@ -246,13 +245,13 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
     return weights
 
 
-def prefix_budget(divergence: Tensor, mask: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Tensor:
     """delta_b of each response, (batch, 1): the number given, or Eq. 22."""
     if knobs.budget == "fixed":
         return budget.fixed_budget(divergence, knobs.delta_b)
-    return budget.quantile_budget(
-        divergence, mask, knobs.delta_b, knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
-    )
+    q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
+    count = last(tokens.ordinal).long()
+    return budget.quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap, count)
 
 
 def attenuate(excess: Tensor, kind: str) -> Tensor:

@@ -13,7 +13,7 @@ def valid_positions(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Invalid positions carry the ordinal of the last valid token before them.
     """
-    return mask.cumsum(-1, dtype=torch.int32).to(dtype)  # twice as fast as a floating cumsum of a bool
+    return mask.to(dtype, copy=True).cumsum_(-1)
 
 
 def linear_weights(
@@ -31,7 +31,7 @@ def linear_weights(
     """
     ordinal = valid_positions(mask, dtype) if ordinal is None else ordinal
     steps = (ordinal[:, -1:] - 1).clamp_min(1)
-    return (ordinal - 1).div_(steps).mul_(w_min - 1).add_(1).mul_(mask)
+    return (ordinal - 1).div_(steps).mul_(w_min - 1).add_(1).masked_fill_(~mask, 0.0)
 
 
 def linear_weights_max(

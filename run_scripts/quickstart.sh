@@ -36,7 +36,7 @@ DATA_ARGS=(
 )
 ACTOR_ARGS=(
   actor_rollout_ref.model.path="$MODEL"
-  actor_rollout_ref.actor.optim.lr=3e-4
+  actor_rollout_ref.actor.optim.lr=2e-4
   actor_rollout_ref.actor.ppo_mini_batch_size=4 # prompts an update: 4 updates a rollout batch
   actor_rollout_ref.actor.use_dynamic_bsz=true
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048

@@ -20,8 +20,8 @@ VALIDATED_EVERY = 20
 def unrounded(row: paper.Score) -> dict[str, float]:
     """Scores that round to every number of a row as printed, its mean included.
 
-    Two printed means are not what the printed parts give (27.9867 as 27.98, 20.2767 as 20.27), so the parts before
-    rounding were lower than printed: all are moved by what the mean lacks, less than half of the last digit.
+    Three printed means are not what the printed parts give (27.9867 as 27.98, 20.2767 as 20.27, 48.9533 as 48.96), so
+    the parts before rounding were others: there, all are moved by what the mean lacks, at most half of the last digit.
     """
     parts = {name: getattr(row, name) for name in paper.BENCHMARKS}
     gap = row.avg - sum(parts.values()) / 3

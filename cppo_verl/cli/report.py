@@ -1,4 +1,4 @@
-"""``cppo-verl report RUN_DIR``: what verl's file logger wrote, as a page, a picture and a table."""
+"""``cppo-verl report RUNS...``: what verl's file logger wrote: of one run a page, of many the paper's tables."""
 
 import argparse
 import sys
@@ -9,20 +9,34 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     """Add ``report`` to the subparsers of ``cppo-verl``."""
     parser = subparsers.add_parser(
         "report",
-        help="a page, a picture and a table of a run's log",
-        description="Merge the logs of a run and write report.html (one self-contained page), report.png, report.md "
-        "and metrics.csv.",
+        help="pages, pictures and tables of runs' logs",
+        description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv. Of "
+        "several runs, or of a directory that holds runs: the paper's Tables 1 and 4 with ours beside the paper's "
+        "numbers (CSV, LaTeX), its figures (PNG, PDF), runs.csv, and report.html that shows them all.",
     )
     parser.add_argument(
-        "run_dir",
-        metavar="RUN_DIR",
+        "runs",
+        metavar="RUN",
+        nargs="+",
         type=Path,
-        help="directory with logs/*.jsonl, directory with *.jsonl, or one .jsonl file of verl's file logger",
+        help="directory with logs/*.jsonl, directory with *.jsonl, one .jsonl file of verl's file logger, or a "
+        "directory of such runs",
     )
     parser.add_argument(
-        "--out", type=Path, help="where to write (default: RUN_DIR/report; for a file, <its name>-report beside it)"
+        "--out",
+        type=Path,
+        help="where to write (default: RUN/report for a run or a directory of runs, for a file <its name>-report "
+        "beside it, for several ./cppo-report)",
     )
-    parser.add_argument("--title", help="what to call the run (default: the name of the directory or file)")
+    parser.add_argument("--title", help="what to call the report (default: the run's name)")
+    parser.add_argument(
+        "--label",
+        metavar="PATH=MODEL/METHOD[/SEED]",
+        action="append",
+        default=[],
+        help="what a run is, where its config.yaml does not say so; may be repeated",
+    )
+    parser.add_argument("--tables", action="store_true", help="the paper's tables and figures for a single run, too")
     parser.add_argument(
         "--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping"
     )
@@ -32,21 +46,48 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 0 when it is written, 1 with a sentence on stderr when it cannot be."""
-    from cppo_verl.reporting.logs import LogError, read_run  # matplotlib and pandas: only when a report is asked for
+    from cppo_verl.reporting.labels import LabelError  # matplotlib and pandas: only when a report is asked for
+    from cppo_verl.reporting.logs import LogError
+    from cppo_verl.reporting.study import expand
+
+    try:
+        one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
+        paths = _one(args) if one and not (args.tables or args.label) else _many(args)
+    except (LogError, LabelError, OSError) as error:
+        print(f"cppo-verl report: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(str(path) for path in paths))
+    return 0
+
+
+def _one(args: argparse.Namespace) -> list[Path]:
+    from cppo_verl.reporting.logs import read_run
     from cppo_verl.reporting.page import write_report
     from cppo_verl.reporting.summary import headline
 
-    try:
-        found = read_run(args.run_dir, args.skip_bad_lines)
-        paths = write_report(found, args.out or default_out(args.run_dir), args.title)
-    except (LogError, OSError) as error:
-        print(f"cppo-verl report: {error}", file=sys.stderr)
-        return 1
+    found = read_run(args.runs[0], args.skip_bad_lines)
+    paths = write_report(found, args.out or default_out(args.runs[0]), args.title)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     print(headline(found).sentence())
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return paths
+
+
+def _many(args: argparse.Namespace) -> list[Path]:
+    from cppo_verl.reporting.labels import parse_label
+    from cppo_verl.reporting.many import summary, write_many
+    from cppo_verl.reporting.study import read_study
+    from cppo_verl.reporting.tables import remarks, results_of
+
+    study = read_study(args.runs, dict(map(parse_label, args.label)), args.skip_bad_lines)
+    out = args.out or (default_out(args.runs[0]) if len(args.runs) == 1 else Path("cppo-report"))
+    paths = write_many(study, out, args.title)
+    for note in study.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for entry in study.entries:
+        print(f"{entry.place}: {'; '.join([str(entry.label), *remarks(entry)])}", file=sys.stderr)
+    print(summary(study, results_of(study.entries)))
+    return paths
 
 
 def default_out(place: Path) -> Path:

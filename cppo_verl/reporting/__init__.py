@@ -1,6 +1,9 @@
-"""Reading a run's log and showing it: ``logs`` and ``settings`` read, ``summary`` picks the numbers, ``figures`` draws
-(with ``marks`` and ``style``; ``svg`` for the page), ``page`` writes (with ``template``).
+"""Reading runs' logs and showing them; nothing here imports torch or verl, so any machine that holds the logs will do.
 
-Nothing here imports torch or verl, so a report can be made on any machine that holds the log. Left out on purpose:
-smoothing of runs short enough to show every step, and the comparison of several runs.
+One run: ``logs`` (with ``columns``) and ``settings`` read, ``summary`` picks the numbers, ``figures`` draws (with
+``marks`` and ``style``; ``svg`` for the page), ``page`` writes (with ``template``).
+
+Many runs: ``study`` reads, ``labels`` says which run is what, ``scores`` counts as the paper does, ``tables`` and
+``curves`` (with ``ablations`` and ``rollouts``) are the paper's tables and figures as data, ``pictures`` draws and
+``many`` writes. Left out on purpose: significance tests, and smoothing of anything but training metrics.
 """

@@ -80,7 +80,8 @@ def coarse(run: Run) -> Run:
     if count == 1:
         return run
     steps, width = run.frame.index.to_numpy(float), count * marks.spacing(run.frame.index.to_numpy())
-    finite = run.frame.where(np.isfinite(run.frame))
+    drawn = run.frame[[name for name in names.LINES if name in run.frame]]
+    finite = drawn.where(np.isfinite(drawn))
     block = (steps - steps[0]) // width
     frame = finite.groupby(block).mean()
     if names.DIVERGENCE_MAX in frame:

@@ -2,7 +2,8 @@
 
 A resumed run adds a file, and verl validates before it trains on: the first record of a resumed start repeats the step
 of the checkpoint with validation metrics alone. So a later start replaces an earlier one's step, except where all it
-logged there is validation, which it adds to the step. Lines are read one at a time; only the numbers stay in memory.
+logged there is validation, which it adds to the step. Lines are read one at a time and have a longest length; only the
+numbers stay in memory, eight bytes each (``cppo_verl.reporting.columns``).
 """
 
 import json
@@ -11,21 +12,27 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from cppo_verl.reporting.columns import Columns, Row
 from cppo_verl.reporting.names import VALIDATION
 from cppo_verl.reporting.settings import CONFIG_FILE, SettingsError, read_settings
 
-Row = dict[str, float]
-
 LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
+LONGEST_LINE = 16 * 2**20  # bytes; a record of verl's logger has some thousand
 
 
 class LogError(ValueError):
     """A log is missing, empty or damaged; the message names the file, what was found and the remedy."""
+
+
+class NoStepsError(LogError):
+    """There is a run's directory or log, and no step in it: a run that was not started, or died before its first."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Run:
             log the metric, or logged NaN.
         files: the files it was merged from, by start.
         notes: sentences for the reader about what is odd in the log.
+        nonfinite: metric -> ascending steps at which it was logged as NaN or infinite.
     """
 
     name: str
@@ -59,6 +67,7 @@ class Run:
     frame: pd.DataFrame
     files: tuple[LogFile, ...]
     notes: tuple[str, ...]
+    nonfinite: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
@@ -73,19 +82,21 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     """
     place = Path(run_dir).resolve()
     paths = find_logs(place)
-    rows: dict[int, Row] = {}
+    merged = Columns()
     origin: dict[int, int] = {}
     files: list[LogFile] = []
     texts: Counter[str] = Counter()
     for start, path in enumerate(paths):
         fresh, tally = read_file(path, skip_bad_lines, texts)
         files.append(tally)
-        merge_start(rows, origin, fresh, start)
-    if not rows:
-        raise LogError(f"no steps in {_listing(paths)}: {_tally_sentence(files)}. Is the run past its first step?")
+        merged = merge_start(merged, origin, fresh, start)
+    if not len(merged):
+        raise NoStepsError(f"no steps in {_listing(paths)}: {_tally_sentence(files)}. Is the run past its first step?")
     settings, settings_notes = _settings_of(place)
-    notes = (*settings_notes, *_file_notes(files), *_leftover_notes(rows, origin, files), *_value_notes(rows, texts))
-    return Run(place.stem if place.is_file() else place.name, settings, _frame(rows), tuple(files), notes)
+    odd = merged.nonfinite()
+    notes = (*settings_notes, *_file_notes(files), *_leftover_notes(origin, files), *_value_notes(odd, texts))
+    name = place.stem if place.is_file() else place.name
+    return Run(name, settings, merged.take_frame(), tuple(files), notes, odd)
 
 
 def find_logs(place: Path) -> list[Path]:
@@ -110,26 +121,31 @@ def find_logs(place: Path) -> list[Path]:
     if not direct:
         found = sorted(path.name + "/" * path.is_dir() for path in place.iterdir())
         shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        raise LogError(
+        raise NoStepsError(
             f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found {shown or 'an empty directory'}. "
             "Was the run started with 'file' in trainer.logger?"
         )
     return direct
 
 
-def read_file(path: Path, skip_bad_lines: bool, texts: Counter[str]) -> tuple[dict[int, Row], LogFile]:
+def read_file(path: Path, skip_bad_lines: bool, texts: Counter[str]) -> tuple[Columns, LogFile]:
     """Rows by step of one start, later records of a step over earlier ones; counts values that are text in ``texts``.
 
     Raises:
         LogError: a damaged line before the end of the file; names file and line.
     """
-    rows: dict[int, Row] = {}
+    rows = Columns()
     records = skipped = 0
     damaged: LogError | None = None  # judged once it is known whether a line follows
-    for number, raw in _lines(path):
+    for number, raw in lines(path):
         if damaged is not None:
             skipped += _skip_or_raise(damaged, skip_bad_lines)
             damaged = None
+        if len(raw) > LONGEST_LINE:
+            damaged = LogError(
+                f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB. --skip-bad-lines leaves such lines out."
+            )
+            continue
         try:
             record = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -142,24 +158,37 @@ def read_file(path: Path, skip_bad_lines: bool, texts: Counter[str]) -> tuple[di
             skipped += _skip_or_raise(LogError(where), skip_bad_lines)
             continue
         records += 1
-        rows.setdefault(step, {}).update(_numbers(data, texts))
-    tally = LogFile(path, records, min(rows, default=None), max(rows, default=None), damaged is not None, skipped)
+        rows.update(step, _numbers(data, texts))
+    steps = rows.steps()
+    first, last = (steps[0], steps[-1]) if steps else (None, None)
+    tally = LogFile(path, records, first, last, damaged is not None, skipped)
     return rows, tally
 
 
-def merge_start(rows: dict[int, Row], origin: dict[int, int], fresh: Mapping[int, Row], start: int) -> None:
-    """Lay the rows of a later start over ``rows``; ``origin`` remembers which start trained a step."""
-    for step, row in fresh.items():
-        if step in rows and row and all(name.startswith(VALIDATION) for name in row):
-            rows[step].update(row)
+def merge_start(merged: Columns, origin: dict[int, int], fresh: Columns, start: int) -> Columns:
+    """``merged`` with a later start laid over it; ``origin`` remembers which start trained a step."""
+    if not len(merged):
+        origin.update(dict.fromkeys(fresh.steps(), start))
+        return fresh
+    for step, row in fresh.rows():
+        if step in merged and row and all(name.startswith(VALIDATION) for name in row):
+            merged.update(step, row)
         else:
-            rows[step], origin[step] = dict(row), start
+            merged.replace(step, row)
+            origin[step] = start
+    return merged
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that hold something, with their numbers from 1."""
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that hold something, with their numbers from 1; one longer than ``LONGEST_LINE`` is cut a byte after it."""
     with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
+        for number in count(1):
+            raw = stream.readline(LONGEST_LINE + 1)
+            if not raw:
+                return
+            rest = raw
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = stream.readline(LONGEST_LINE + 1)
             if raw.strip():
                 yield number, raw
 
@@ -204,13 +233,6 @@ def _to_float(value: float) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _frame(rows: Mapping[int, Row]) -> pd.DataFrame:
-    steps = sorted(rows)
-    columns = sorted({name for row in rows.values() for name in row})
-    values = {name: [rows[step].get(name, math.nan) for step in steps] for name in columns}
-    return pd.DataFrame(values, index=pd.Index(steps, name="step"), dtype="float64")
-
-
 def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)]
 
@@ -246,19 +268,20 @@ def _file_notes(files: list[LogFile]) -> Iterator[str]:
             yield f"{file.path.name}: holds no step."
 
 
-def _leftover_notes(rows: Mapping[int, Row], origin: Mapping[int, int], files: list[LogFile]) -> Iterator[str]:
+def _leftover_notes(origin: Mapping[int, int], files: list[LogFile]) -> Iterator[str]:
     """Steps of a start beyond the point from which a later one took over, and not logged again since."""
     for start, file in enumerate(files):
         resumed_at = min((later.first for later in files[start + 1 :] if later.first is not None), default=None)
-        left = [step for step in sorted(rows) if origin[step] == start and resumed_at is not None and step > resumed_at]
+        if resumed_at is None:
+            continue
+        left = sorted(step for step, trained in origin.items() if trained == start and step > resumed_at)
         if left:
             span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
             yield f"{span} from {file.path.name}, before the run went back to step {resumed_at}, and not logged again."
 
 
-def _value_notes(rows: Mapping[int, Row], texts: Mapping[str, int]) -> Iterator[str]:
-    odd = Counter(name for row in rows.values() for name, value in row.items() if not math.isfinite(value))
-    for name, count in sorted(odd.items()):
-        yield f"{name}: {count} logged value{'s are' if count > 1 else ' is'} NaN or infinite and not drawn."
+def _value_notes(odd: Mapping[str, np.ndarray], texts: Mapping[str, int]) -> Iterator[str]:
+    for name, steps in sorted(odd.items()):
+        yield f"{name}: {len(steps)} logged value{'s are' if len(steps) > 1 else ' is'} NaN or infinite and not drawn."
     if texts:
         yield f"Not numbers, and left out: {', '.join(sorted(texts))}."

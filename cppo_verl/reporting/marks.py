@@ -19,10 +19,10 @@ def spacing(steps: Sequence[int] | np.ndarray) -> float:
     return float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
 
 
-def with_gaps(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values with a NaN put in wherever more than 1.5 times the usual distance is missing."""
+def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values with a NaN put in wherever more than ``times`` the usual distance is missing."""
     steps, data = values.index.to_numpy(float), values.to_numpy(float)
-    holes = np.flatnonzero(np.diff(steps) > 1.5 * spacing(steps)) + 1
+    holes = np.flatnonzero(np.diff(steps) > times * spacing(steps)) + 1
     return np.insert(steps, holes, (steps[holes - 1] + steps[holes]) / 2), np.insert(data, holes, np.nan)
 
 

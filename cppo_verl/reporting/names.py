@@ -26,3 +26,15 @@ TIME_GEN = "timing_s/gen"
 TIME_UPDATE = "timing_s/update_actor"
 
 VALIDATION = ("val-core/", "val-aux/")  # what verl's validation logs, and nothing else does
+
+LENGTH = "response_length/mean"
+GRAD_NORM = "actor/grad_norm"
+ENTROPY = ("actor/entropy", "actor/entropy_loss")
+MASKED_OR_CLIPPED = (MASKED, "actor/pg_clipfrac")  # verl's own losses (GRPO, CISPO) report the clipped share
+ZERO_VARIANCE = "trust_region/zero_variance_share"
+
+LINES = (  # what is drawn step by step
+    *REWARD, *MASKED_OR_CLIPPED, MASKED_BY_TOKEN, MASKED_BY_BUDGET, MASKED_POSITIVE, MASKED_NEGATIVE,
+    EFFECTIVE_BUDGET, PREFIX_AVERAGE, DIVERGENCE_MEAN, DIVERGENCE_P99, DIVERGENCE_MAX, FIRST_UPDATE,
+    TIME_STEP, TIME_GEN, TIME_UPDATE, LENGTH, GRAD_NORM, *ENTROPY, ZERO_VARIANCE,
+)  # fmt: skip

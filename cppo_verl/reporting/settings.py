@@ -31,6 +31,9 @@ KEYS = {
     "data_seed": "data.seed",
     "rollout_seed": "actor_rollout_ref.rollout.seed",
     "mini_batch_seed": "actor_rollout_ref.actor.data_loader_seed",
+    "max_response_length": "data.max_response_length",
+    "project": "trainer.project_name",
+    "experiment": "trainer.experiment_name",
 }
 
 KNOB_LABELS = {

@@ -1,6 +1,7 @@
 """A panel as SVG to put inside a page: text stays text in the page's font, colours are the page's variables."""
 
 import re
+from collections.abc import Callable
 from io import StringIO
 from xml.etree import ElementTree
 
@@ -20,22 +21,27 @@ def panel_svg(panel: Panel, run: Run, alt: str) -> str:
     Args:
         alt: what the panel shows, in words, for those who do not see it.
     """
-    with drawing_style({"svg.fonttype": "none", "svg.hashsalt": panel.key, "axes.facecolor": "none"}):
+    return drawing_svg(panel.key, lambda figure: panel.draw(figure, run), alt)
+
+
+def drawing_svg(key: str, draw: Callable[[Figure], None], alt: str) -> str:
+    """What ``draw`` draws on an empty figure, as an ``<svg>`` element; ``key`` makes its ids unique on the page."""
+    with drawing_style({"svg.fonttype": "none", "svg.hashsalt": key, "axes.facecolor": "none"}):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained", facecolor="none")
-        panel.draw(figure, run)
+        draw(figure)
         buffer = StringIO()
         nothing: dict[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    return _embed(ElementTree.fromstring(buffer.getvalue()), panel, alt)
+    return _embed(ElementTree.fromstring(buffer.getvalue()), key, alt)
 
 
-def _embed(root: ElementTree.Element, panel: Panel, alt: str) -> str:
+def _embed(root: ElementTree.Element, key: str, alt: str) -> str:
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith(("}metadata", "}style")):  # the page has its own style, and no links
                 parent.remove(child)
     for element in root.iter():
-        _plain_element(element, f"{panel.key}-")
+        _plain_element(element, f"{key}-")
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     root.attrib.update({"class": "plot", "role": "img", "focusable": "false", "aria-label": alt})

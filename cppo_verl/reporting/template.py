@@ -40,12 +40,15 @@ $numbers
 </html>
 """)
 
-STYLE = """
+_LIGHT = """
 :root {
   --page: #fbfaf7; --card: #ffffff; --ink: #22303c; --soft: #5d6975; --rule: #dfe4e8;
   --blue: #2b6cb0; --orange: #c05f1a; --teal: #2f8f83; --stone: #8d98a3;
   --early: #74a0d2; --middle: #3a76b8; --late: #123a66; --note: #fdf3e2;
 }
+"""
+
+_DARK = """\
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #14181d; --card: #1b2027; --ink: #e3e7eb; --soft: #9ba6b1; --rule: #323a43;
@@ -53,6 +56,9 @@ STYLE = """
     --early: #517cae; --middle: #86b3e4; --late: #d3e5fa; --note: #2d2719;
   }
 }
+"""
+
+_REST = """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
@@ -122,3 +128,113 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .8rem; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
+
+STYLE = _LIGHT + _DARK + _REST
+
+MANY_PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<header>
+<h1>$title</h1>
+<p class="detail">$summary</p>
+<nav aria-label="Contents"><ul>$contents</ul></nav>
+</header>
+$notes
+<section aria-labelledby="table-1">
+<h2 id="table-1">Table 1: best mean score</h2>
+$table1
+</section>
+<section aria-labelledby="table-4">
+<h2 id="table-4">Table 4: by benchmark</h2>
+$table4
+</section>
+$models
+<section aria-labelledby="runs">
+<h2 id="runs">Runs</h2>
+$runs
+</section>
+<footer>$footer</footer>
+</main>
+</body>
+</html>
+""")
+
+MANY_STYLE = (
+    _LIGHT
+    + _REST
+    + """
+:root { --best: #f3ead9; }
+h1 { font-size: clamp(1.6rem, 5vw, 2.4rem); text-wrap: balance; }
+h3 { padding: 1.25rem 0 .2rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1rem 0 0; padding: 0; list-style: none;
+  font-size: .9rem; }
+a { color: var(--blue); text-underline-offset: .2em; }
+.wide { overflow-x: auto; }
+.wide:focus-visible { outline: 2px solid var(--blue); outline-offset: 3px; }
+caption { max-width: 46rem; padding-bottom: .8rem; }
+.scores { table-layout: fixed; min-width: 19.5rem; }
+.scores th, .scores td { text-align: center; vertical-align: top; padding: .5rem .25rem; }
+.scores thead th { vertical-align: bottom; overflow-wrap: break-word; }
+.scores th:first-child { text-align: left; width: 5.6rem; }
+.scores th[scope=row] { font-weight: 600; padding-left: 0; }
+.scores th[scope=rowgroup] { font-weight: 600; padding: 1.3rem 0 .45rem; border-bottom: 2px solid var(--ink); }
+.scores td { white-space: normal; }
+.scores td > span { display: block; font-size: 1.05rem; line-height: 1.3; white-space: nowrap; }
+.scores td.step > span { font-size: .9rem; line-height: 1.5; }
+.scores td small { display: block; color: var(--soft); font-size: .75rem; line-height: 1.35; }
+.scores td { overflow-wrap: normal; }
+.scores td i { font-style: normal; white-space: nowrap; }
+.scores td i.word { white-space: normal; }
+.scores .step { vertical-align: top; }
+.scores td strong { font-weight: 700; background: var(--best); padding: 0 .3em; border-radius: .25em; }
+.scores .missing > span, .scores .unscored > span, .scores .collapse > span { color: var(--soft); font-style: italic; }
+.scores .collapse > span { color: #9b2c2c; }
+.caption { max-width: 46rem; padding-bottom: .8rem; color: var(--soft); font-size: .875rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 0; padding: 0 0 .8rem; list-style: none;
+  font-size: .85rem; }
+.legend li { display: flex; align-items: center; gap: .4rem; white-space: nowrap; }
+.legend svg { width: 2rem; height: .6rem; flex: none; }
+figure .legend { padding: .5rem 0 0; }
+figure h4 { margin: 0; font-size: .95rem; font-weight: 600; line-height: 1.3; }
+.panels { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.panels.one { grid-template-columns: minmax(0, 34rem); }
+.runs { min-width: 44rem; }
+.runs td { white-space: nowrap; }
+.runs th, .runs td { text-align: left; overflow-wrap: normal; padding-right: .8rem; }
+.runs th[scope=row] { width: 24%; overflow-wrap: anywhere; }
+.runs .number { text-align: right; }
+.runs .remarks { width: 30%; white-space: normal; overflow-wrap: anywhere; color: var(--soft); }
+@media (max-width: 30rem) {
+  .scores { font-size: .8rem; }
+  .scores th:first-child { width: 4.1rem; }
+  .scores th, .scores td { padding: .45rem .1rem; }
+  .scores td > span { font-size: .95rem; }
+  .scores td small { font-size: .68rem; }
+  .scores td.step > span { font-size: .7rem; line-height: 1.75; }
+  .scores td strong { padding: 0 .1em; }
+  .by-benchmark .word { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+}
+@media print {
+  .wide { overflow: visible; }
+  nav { display: none; }
+  .scores th, .scores td { padding: .15rem .2rem; }
+  .lead, .picture.one { break-inside: avoid; }
+  .scores .block, .scores thead { break-after: avoid; }
+  .lead { break-after: avoid; }
+  .model { break-before: page; }
+  .panels { display: block; font-size: 0; orphans: 1; widows: 1; }
+  .panels figure { display: inline-block; width: 32%; margin: 0 1% 2mm 0; vertical-align: top; font-size: 8pt; }
+  .panels.one figure { width: 85mm; }
+  .runs { min-width: 0; font-size: 7.5pt; }
+}
+"""
+)

@@ -1,0 +1,120 @@
+"""Groups the ablations of the paper's Figures 5 and 6 into panels, by the knobs in which a run differs from CPPO."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cppo_verl import paper
+from cppo_verl.reporting.labels import KNOBS
+from cppo_verl.reporting.scores import Entry
+
+Knobs = Mapping[str, object]
+
+OTHER = "other"
+TITLES = {
+    "mechanisms": "Single mechanisms",
+    "weights": "Shuffled weights",
+    "gate": "Hard or soft gate",
+    "delta_b": "Prefix budget delta_b",
+    "w_min": "Last weight w_min",
+    "divergence": "TV or KL",
+    "sequence": "Sequence masks",
+    "estimator": "Binary or top-K divergence",
+    OTHER: "Other variants",
+}
+_SEQUENCE_RULES = ("trm_max", "trm_avg", "trm_max_avg")
+_SAYS_NOTHING = {  # a knob and value that leave others without effect, or replace them
+    ("budget", "none"): ("delta_b",),
+    ("weights", "constant"): ("w_min",),
+    ("divergence", "kl"): ("delta", "delta_b"),
+}
+_NAMES = {"kl": "KL", "tv": "TV", "topk": "top-K"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A panel: (name in the panel, the runs of it), CPPO first."""
+
+    key: str
+    members: tuple[tuple[str, tuple[Entry, ...]], ...]
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.key]
+
+
+def groups(entries: Sequence[Entry], model: str) -> list[Group]:
+    """The panels of a model that hold at least one run that is not of Table 1; every such run is in one or more."""
+    own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
+    reference = reference_knobs(own, model)
+    found: dict[str, dict[str, list[Entry]]] = {key: {} for key in TITLES}
+    for entry in sorted(own, key=lambda entry: (entry.label.method != "CPPO", entry.label.method)):
+        for key in panels_of(entry, reference):
+            found[key].setdefault(_member_name(entry, reference), []).append(entry)
+    return [
+        Group(key, tuple((name, tuple(runs)) for name, runs in members.items()))
+        for key, members in found.items()
+        if any(entry.label.method not in paper.METHODS for runs in members.values() for entry in runs)
+    ]
+
+
+def reference_knobs(entries: Sequence[Entry], model: str) -> dict[str, object]:
+    """The knobs of the model's CPPO run over those of the paper's Table 3."""
+    knobs: dict[str, object] = {"divergence": "tv", "estimator": "topk", "weights": "linear", "gate": "hard"}
+    setting = paper.settings().get(model)
+    if setting is not None:
+        knobs |= {"delta": setting.delta, "delta_b": setting.delta_b_min, "w_min": setting.w_min}
+        knobs["budget"] = setting.budget
+    run = next((entry for entry in entries if entry.label.method == "CPPO"), None)
+    return knobs | (dict(run.knobs) if run else {}) | {"rule": "cppo"}
+
+
+def differences(knobs: Knobs, reference: Knobs) -> dict[str, object]:
+    """Knob -> value where both are known and differ, without those that another knob leaves without effect."""
+    found = {k: knobs[k] for k in KNOBS if k in knobs and k in reference and knobs[k] != reference[k]}
+    idle = {name for (knob, value), names in _SAYS_NOTHING.items() if found.get(knob) == value for name in names}
+    return {knob: value for knob, value in found.items() if knob not in idle}
+
+
+def panels_of(entry: Entry, reference: Knobs) -> tuple[str, ...]:
+    """Keys of the panels that a run belongs to."""
+    changed = differences(entry.knobs, reference)
+    rule = entry.knobs.get("rule")
+    if rule == "cppo" and not changed:
+        return tuple(TITLES)
+    if rule in _SEQUENCE_RULES:
+        return ("sequence", "divergence") if rule == "trm_max_avg" else ("sequence",)
+    if rule == "dppo":
+        changed = {knob: value for knob, value in changed.items() if knob in ("divergence", "estimator")}
+        if not changed:
+            return ("mechanisms", "divergence", "estimator")
+    if rule not in ("cppo", "dppo") or len(changed) != 1:
+        return () if entry.label.method in paper.METHODS else (OTHER,)
+    (knob, value), *_ = changed.items()
+    if (knob, value) in (("budget", "none"), ("weights", "constant")):
+        return ("mechanisms",)
+    keys = (knob,) if knob in TITLES else (OTHER,)
+    return (*keys, "sequence") if (rule, knob, value) == ("cppo", "divergence", "kl") else keys
+
+
+def _member_name(entry: Entry, reference: Knobs) -> str:
+    """What a run is called in a panel: what sets it apart."""
+    changed, rule = differences(entry.knobs, reference), entry.knobs.get("rule")
+    if entry.label.method in paper.METHODS:
+        return entry.label.method
+    if rule == "dppo":
+        return ", ".join(["DPPO", *(_words(k, v) for k, v in changed.items() if k in ("divergence", "estimator"))])
+    if rule == "cppo" and changed:
+        return ", ".join(_words(knob, value) for knob, value in changed.items())
+    return {"trm_max_avg": "TRM Max&Avg"}.get(str(rule), entry.label.method)
+
+
+def _words(knob: str, value: object) -> str:
+    if (knob, value) == ("budget", "none"):
+        return "no prefix budget"
+    if (knob, value) == ("weights", "constant"):
+        return "no position weights"
+    if knob in ("weights", "gate", "budget"):
+        return f"{value} {knob}"
+    if knob in ("divergence", "estimator"):
+        return _NAMES.get(str(value), str(value))
+    return f"{knob} {value:g}" if isinstance(value, float) else f"{knob} {value}"
