@@ -6,8 +6,9 @@
 ``binary`` computes the sampled token's log-prob; ``topk`` also gathers K + 1 logits and takes the normaliser from it,
 as the package does; ``two softmaxes`` computes log-softmax once more for the K log-probs, as DPPO's fork of verl does.
 ``topk, fused`` has no logits: chunks of the LM head with a recomputing backward, and K + 1 of its rows. They take turns
-in every round. Printed: median time and its ratio to binary, memory beyond the inputs and its ratio, and what the
-counts of bytes and operations predict for one H200 (785 TFLOP/s in bfloat16, 4.8 TB/s).
+in every round. Printed: median time and its ratio to binary, the step's peak memory beyond its inputs and its ratio,
+the peak of what the way adds to the forward, and what counting bytes and operations predicts for one H200
+(785 TFLOP/s in bfloat16, 4.8 TB/s).
 """
 
 import argparse
@@ -26,7 +27,7 @@ from cppo_verl import topk
 
 FLOPS, BANDWIDTH = 785e12, 4.8e12
 CHUNK = 512  # tokens a chunk of the fused head
-HEADER = ("hidden", "vocabulary", "tokens", "way", "median_ms", "ratio", "extra_mb", "memory_ratio")
+HEADER = ("hidden", "vocabulary", "tokens", "way", "median_ms", "ratio", "peak_mb", "memory_ratio", "added_mb")
 
 
 @dataclass
@@ -72,16 +73,35 @@ def sampled_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
     return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
+def gathered(case: Case, logits: Tensor) -> Tensor:
+    """What ``topk`` adds to the forward: K + 1 logits a token."""
+    with torch.no_grad():
+        return logits.detach().gather(-1, torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)).float()
+
+
+def second_softmax(case: Case, logits: Tensor) -> Tensor:
+    """What ``two softmaxes`` adds."""
+    with torch.no_grad():
+        return logits.detach().float().log_softmax(-1).gather(-1, case.ids)
+
+
+def rows_of_the_head(case: Case) -> Tensor:
+    """What ``topk, fused`` adds."""
+    from cppo_verl.integration.topk.fused import logits_at
+
+    return logits_at(case.hidden, case.head, torch.cat([case.ids, case.labels.unsqueeze(-1)], -1), 1.0)
+
+
 def binary(case: Case) -> None:
     logits = case.hidden @ case.head.t()
-    case.finish(sampled_log_prob(logits, case.labels), None)
+    log_prob = sampled_log_prob(logits, case.labels)
+    del logits
+    case.finish(log_prob, None)
 
 
 def with_topk(case: Case) -> None:
     logits = case.hidden @ case.head.t()
-    with torch.no_grad():
-        index = torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)
-        chosen = logits.detach().gather(-1, index).float()
+    chosen = gathered(case, logits)
     log_prob = sampled_log_prob(logits, case.labels)
     del logits
     case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
@@ -89,8 +109,7 @@ def with_topk(case: Case) -> None:
 
 def two_softmaxes(case: Case) -> None:
     logits = case.hidden @ case.head.t()
-    with torch.no_grad():
-        log_pi = logits.detach().float().log_softmax(-1).gather(-1, case.ids)
+    log_pi = second_softmax(case, logits)
     log_prob = sampled_log_prob(logits, case.labels)
     del logits
     case.finish(log_prob, log_pi)
@@ -115,10 +134,7 @@ def fused_binary(case: Case) -> None:
 
 
 def fused_topk(case: Case) -> None:
-    from cppo_verl.integration.topk.fused import logits_at
-
-    index = torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)
-    chosen = logits_at(case.hidden, case.head, index, 1.0)
+    chosen = rows_of_the_head(case)
     log_prob = _fused_log_prob(case)
     case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
 
@@ -133,7 +149,7 @@ WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
 
 
 def measure(case: Case, rounds: int) -> list[tuple]:
-    """Rows (way, median ms, ratio, extra MB, memory ratio)."""
+    """Rows (way, median ms, ratio, peak MB, memory ratio, added MB)."""
     device = case.hidden.device
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for round_ in range(rounds + 1):
@@ -142,9 +158,22 @@ def measure(case: Case, rounds: int) -> list[tuple]:
             if round_:
                 times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    extra = {name: peak_bytes(lambda way=way: way(case), device) for name, (way, _) in WAYS.items()}
+    peak = {name: peak_bytes(lambda way=way: way(case), device) for name, (way, _) in WAYS.items()}
+    logits = (case.hidden @ case.head.t()).detach()
+    added = dict.fromkeys(WAYS, 0.0) | {
+        "topk": peak_bytes(lambda: gathered(case, logits), device),
+        "two softmaxes": peak_bytes(lambda: second_softmax(case, logits), device),
+        "topk, fused": peak_bytes(lambda: rows_of_the_head(case), device),
+    }
     return [
-        (name, 1e3 * medians[name], medians[name] / medians[of], extra[name] / 1e6, extra[name] / extra[of])
+        (
+            name,
+            1e3 * medians[name],
+            medians[name] / medians[of],
+            peak[name] / 1e6,
+            peak[name] / peak[of],
+            added[name] / 1e6,
+        )
         for name, (_, of) in WAYS.items()
     ]
 
@@ -201,12 +230,13 @@ def main() -> None:
         for tokens in args.tokens:
             case = Case.make(tokens, size, args.vocabulary, args.topk, args.device, dtype)
             print(f"\nhidden {size}, vocabulary {args.vocabulary}, {tokens} tokens")
-            print(f"  {'way':<16}{'median ms':>11}{'x binary':>10}{'extra MB':>11}{'x binary':>10}")
-            for name, ms, ratio, extra, memory in measure(case, args.rounds):
-                print(f"  {name:<16}{ms:>11.2f}{ratio:>10.3f}{extra:>11.1f}{memory:>10.3f}", flush=True)
-                rows.append((size, args.vocabulary, tokens, name, ms, ratio, extra, memory))
+            print(f"  {'way':<16}{'median ms':>11}{'x binary':>10}{'peak MB':>11}{'x binary':>10}{'added MB':>10}")
+            for name, ms, ratio, peak, memory, added in measure(case, args.rounds):
+                print(f"  {name:<16}{ms:>11.2f}{ratio:>10.3f}{peak:>11.1f}{memory:>10.3f}{added:>10.2f}", flush=True)
+                rows.append((size, args.vocabulary, tokens, name, ms, ratio, peak, memory, added))
             del case
-            show_prediction(tokens, size, args.vocabulary, args.topk, dtype.itemsize)
+    for size in (2048, 4096):
+        show_prediction(8192, size, 151_936, args.topk, 2)
     show_transport(args.topk)
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
@@ -216,14 +246,15 @@ def main() -> None:
 
 
 def show_prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> None:
-    """The counted figures of this shape on one H200."""
+    """The counted figures of a shape on one H200."""
+    print(
+        f"\ncounted for one H200: hidden {size}, vocabulary {vocabulary}, {tokens} tokens, {8 * logit_bytes}-bit logits"
+    )
     count = prediction(tokens, size, vocabulary, k, logit_bytes)
     for way in ("topk", "topk_fused", "two_softmaxes"):
         share = 100 * count[f"{way}_ms"] / count["head_ms"]
-        print(
-            f"  counted for an H200: {way:<14} +{count[f'{way}_ms']:.3f} ms = {share:.2f}% of {count['head_ms']:.1f} ms"
-        )
-    print(f"  counted memory: topk {count['topk_mb']:.1f} MB, two softmaxes {count['two_softmaxes_mb']:.0f} MB")
+        print(f"  {way:<17} +{count[f'{way}_ms']:.3f} ms = {share:.2f}% of {count['head_ms']:.1f} ms")
+    print(f"  memory: topk {count['topk_mb']:.1f} MB, two softmaxes {count['two_softmaxes_mb']:.0f} MB")
 
 
 def show_transport(k: int) -> None:
