@@ -21,7 +21,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.13",
     packages=find_namespace_packages(
-        include=["cppo_verl", "cppo_verl.*", "hydra_plugins", "hydra_plugins.*", "data_prep", "data_prep.*"]
+        include=[f"{top}{rest}" for top in ("cppo_verl", "hydra_plugins", "data_prep", "recipe") for rest in ("", ".*")]
     ),
     package_data={"cppo_verl": ["conf/**/*.yaml", "paper/*.csv", "py.typed"]},
     install_requires=requirements("base"),

@@ -107,16 +107,16 @@ def measure(losses: dict[str, Callable], batch: int, length: int, rounds: int, d
     times: dict[str, list[float]] = {name: [] for name in losses}
     for round_ in range(rounds + 2):
         for name, loss in losses.items():
-            elapsed = _timed(lambda loss=loss: step(loss), device)
+            elapsed = timed(lambda loss=loss: step(loss), device)
             if round_ >= 2:
                 times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, loss in losses.items():
-        extra = _peak_bytes(lambda loss=loss: step(loss), device) / (4 * batch * length)
+        extra = peak_bytes(lambda loss=loss: step(loss), device) / (4 * batch * length)
         yield batch, length, name, 1e3 * medians[name], medians[name] / medians[REFERENCE], extra
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def timed(step: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -126,7 +126,7 @@ def _timed(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _peak_bytes(step: Callable[[], None], device: torch.device) -> float:
+def peak_bytes(step: Callable[[], None], device: torch.device) -> float:
     """Most bytes of storage alive at once among those the step allocates."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -15,14 +15,13 @@ import argparse
 import csv
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.loss import _peak_bytes as peak_bytes
+from benchmarks.loss import peak_bytes, timed
 from cppo_verl import topk
 
 FLOPS, BANDWIDTH = 785e12, 4.8e12
@@ -154,7 +153,7 @@ def measure(case: Case, rounds: int) -> list[tuple]:
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for round_ in range(rounds + 1):
         for name, (way, _) in WAYS.items():
-            elapsed = _timed(lambda way=way: way(case), device)
+            elapsed = timed(lambda way=way: way(case), device)
             if round_:
                 times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -176,16 +175,6 @@ def measure(case: Case, rounds: int) -> list[tuple]:
         )
         for name, (_, of) in WAYS.items()
     ]
-
-
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ python=$venv/bin/python
 export VERL_PLATFORM=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RAY_DEDUP_LOGS=0
 cd "$root"
 
+"$venv/bin/cppo-verl" run --check "$RUN" "+trust_region=$METHOD" "$@"
 "$python" -m data_prep.arithmetic --out "$DATA" --seed "$SEED"
 OMP_NUM_THREADS=2 "$python" -m data_prep.tiny_qwen3 --data "$DATA" --out "$MODEL" --seed "$SEED"
 

@@ -86,9 +86,11 @@ def test_a_shape_is_read_from_config_json(tmp_path):
         shape_of("qwen3_4b", "Qwen/Qwen3-4B")
 
 
-@pytest.mark.parametrize("name", ["qwen3_1p7b", "qwen3_8b_base"])
-def test_activations_of_a_layer_are_what_autograd_keeps(name):
-    """One real decoder layer in bf16 on 64 tokens, narrowed eight times; attention kernels differ by device."""
+@pytest.mark.parametrize(
+    ("name", "within"), [("qwen3_1p7b", 0.05), ("qwen3_8b_base", 0.05), ("qwen3_30b_a3b_base", 0.15)]
+)
+def test_activations_of_a_layer_are_what_autograd_keeps(name, within):
+    """One real decoder layer in bf16 on 64 tokens, narrowed eight times."""
     import transformers
 
     full = SHAPES[name]
@@ -96,9 +98,11 @@ def test_activations_of_a_layer_are_what_autograd_keeps(name):
         full,
         hidden=full.hidden // 8,
         heads=full.heads // 8,
-        kv_heads=full.kv_heads // 8,
+        kv_heads=max(full.kv_heads // 8, 1),
         inner=full.inner // 8,
         layers=1,
+        vocabulary=64,
+        experts=full.experts // 8,
     )
     config = hf_config(shape, attn_implementation="sdpa")
     model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
@@ -116,7 +120,7 @@ def test_activations_of_a_layer_are_what_autograd_keeps(name):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         layer(hidden, position_embeddings=where, attention_mask=None)
-    assert memory.saved(shape) * tokens == pytest.approx(sum(kept.values()), rel=0.25)
+    assert memory.saved(shape) * tokens == pytest.approx(sum(kept.values()), rel=within)
 
 
 def test_memory_by_hand():

@@ -4,15 +4,15 @@ import argparse
 import sys
 
 from cppo_verl import __version__
-from cppo_verl.cli import doctor, report, run
+from cppo_verl.cli import doctor, eval, report, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="cppo-verl", description="Trust regions for verl: start, check, report.")
+    parser = argparse.ArgumentParser(prog="cppo-verl", description="Trust regions for verl.")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, report, doctor):
+    for command in (run, eval, report, doctor):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     return args.run(args)

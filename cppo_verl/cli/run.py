@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cppo_verl import supervise
+from cppo_verl import command_line, gitstate, supervise
 
 REWARD = "critic/score/mean"
 ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
@@ -27,12 +27,17 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--stall-timeout", type=float, default=1800.0, help="seconds without output = hung (%(default)s)"
     )
+    parser.add_argument("--check", action="store_true", help="only look at preset and knobs, and start nothing")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for verl.trainer.main_ppo")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Start or resume the run; 0 when it reached its last step."""
+    problems = command_line.problems(args.overrides)
+    if problems or args.check:
+        print("\n".join(problems), file=sys.stderr, flush=True)
+        return 2 if problems else 0
     run_dir = args.run_dir.resolve()
     if args.fresh and run_dir.exists():
         _require_run_dir(run_dir)
@@ -41,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
+    gitstate.save(run_dir, started)
     hydra_dir = run_dir / "hydra" / started
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *args.overrides]
     command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]

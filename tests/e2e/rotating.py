@@ -1,7 +1,7 @@
 """A trainer that changes its rule every few steps, so that one start of the stack tries every preset.
 
 Named in VERL_USE_EXTERNAL_MODULES by the test. Only the loss function is exchanged, through verl's ``set_loss_fn``:
-model, rollout engine, transport and optimizer stay.
+model, rollout engine, transport and optimizer stay; started with a top-K preset, so that the rollout hands those on.
 """
 
 import functools
@@ -19,7 +19,7 @@ def _define(trainer_module) -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
     from cppo_verl import presets
-    from cppo_verl.integration import checks, losses
+    from cppo_verl.integration import checks, losses, topk
 
     @register_trainer(NAME)
     class RotatingTrainer(trainer_module.TrustRegionTrainer):
@@ -38,6 +38,7 @@ def _define(trainer_module) -> None:
                 self.config.actor_rollout_ref.actor[key] = OmegaConf.create(
                     {key: OmegaConf.to_container(composed.actor_rollout_ref.actor, resolve=False)[key]}
                 )[key]
+            self.use_topk = topk.wanted(self.config)
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(functools.partial(losses.trust_region_loss, config=actor))
 

@@ -43,7 +43,8 @@ def plain(work: Work) -> list[object]:
 
 
 def validate(work: Work, run: Path, *overrides: str, **values: str) -> None:
-    done = quickstart(work, f"trainer.validation_data_dir={run}/validation", *overrides, RUN=str(run), **values)
+    values |= {"RUN": str(run), "RAY_ADDRESS": "local"}  # not a cluster that happens to be here, or was
+    done = quickstart(work, f"trainer.validation_data_dir={run}/validation", *overrides, **values)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

@@ -1,0 +1,113 @@
+"""``cppo-verl eval MODEL``: Avg@N of a run, a checkpoint or a model on verl data files, with standard errors."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+SAMPLING = ("n", "temperature", "top_p", "top_k", "seed", "max_response_length", "max_model_len", "dtype")
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Add ``eval`` to the subparsers of ``cppo-verl``."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="Avg@N of a checkpoint or a model, with standard errors",
+        description="Sample N answers a problem with vLLM, score them as verl's validation does, and write "
+        "summary.json, problems.csv, problems.parquet and samples.parquet. Stopped, the same command goes on.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; where none is given, a run's own config.yaml decides, then the default."""
+    parser.add_argument("model", metavar="CHECKPOINT", help="run, global_step_N, model folder or hub id")
+    parser.add_argument("--data", nargs="+", type=Path, default=[], help="parquet or jsonl (default: the run's)")
+    parser.add_argument("--out", type=Path, help="where to write (default: RUN/eval/global_step_N or eval/MODEL)")
+    parser.add_argument("--fresh", action="store_true", help="throw away the responses that --out holds")
+    parser.add_argument("--part-size", type=int, default=8, help="problems saved at a time (%(default)s)")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--n", type=int, help="samples a problem (16)")
+    sampling.add_argument("--temperature", type=float, help="0 is greedy (0.7)")
+    sampling.add_argument("--top-p", type=float, help="(0.95)")
+    sampling.add_argument("--top-k", type=int, help="-1 is all tokens (-1)")
+    sampling.add_argument("--seed", type=int, help="(0)")
+    sampling.add_argument("--max-response-length", type=int, help="tokens (the run's, else 8192)")
+    sampling.add_argument(
+        "--max-model-len", type=int, help="tokens of prompt and response (the run's, else the model's)"
+    )
+    sampling.add_argument("--chat-template-kwargs", type=_json, help='JSON, such as {"enable_thinking": false}')
+    reward = parser.add_argument_group("scoring")
+    reward.add_argument("--reward-file", help="verl's reward.custom_reward_function.path (the run's, else verl's own)")
+    reward.add_argument("--reward-name", default="compute_score", help="the function in it (%(default)s)")
+    reward.add_argument("--reward-kwargs", type=_json, default={}, help="JSON, further arguments of the function")
+    vllm = parser.add_argument_group("vLLM")
+    vllm.add_argument("--dtype", help="bfloat16, float16 or float32 (the run's rollout dtype, else bfloat16)")
+    vllm.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs a model (%(default)s)")
+    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU (%(default)s)")
+    vllm.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    vllm.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    vllm.add_argument(
+        "--vllm", type=_pair, action="append", default=[], metavar="KEY=JSON", help="any vllm.LLM argument"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; 0 when the tables are written, 1 with a sentence on stderr when they cannot be."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; what stops it is raised
+    from cppo_verl.evaluation import EvaluationError
+    from cppo_verl.evaluation.engine import EngineOptions
+    from cppo_verl.evaluation.evaluate import Request, evaluate
+    from cppo_verl.evaluation.settings import Reward
+
+    options = EngineOptions(
+        tensor_parallel_size=args.tensor_parallel_size,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        enforce_eager=args.enforce_eager,
+        trust_remote_code=args.trust_remote_code,
+        extra=dict(args.vllm),
+    )
+    sampling = {name: getattr(args, name) for name in (*SAMPLING, "chat_template_kwargs")}
+    reward = Reward(args.reward_file, args.reward_name, args.reward_kwargs) if args.reward_file else None
+    request = Request(args.model, args.data, args.out, sampling, reward, options, args.part_size, args.fresh)
+    try:
+        evaluate(request, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last saved part", file=sys.stderr)
+        return 130
+    except EvaluationError as error:
+        print(f"cppo-verl eval: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command by itself: ``python -m cppo_verl.cli.eval``."""
+    parser = argparse.ArgumentParser(prog="cppo-verl eval")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

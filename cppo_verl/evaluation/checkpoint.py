@@ -1,0 +1,202 @@
+"""From what the user names (run, checkpoint, model folder, hub id) to a folder that vLLM loads."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cppo_verl.evaluation import EvaluationError
+
+LATEST = "latest_checkpointed_iteration.txt"
+SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = (".safetensors", ".bin")
+STAMP = "merged_from.json"
+BLOCKS, BLOCK_BYTES = 16, 1 << 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model before merging.
+
+    ``files`` are what its weights and tokenizer consist of. ``actor`` is the folder of FSDP shards, None where
+    ``folder`` can be loaded as it is. ``run_dir`` is the run it belongs to, if any.
+    """
+
+    name: str
+    folder: Path
+    actor: Path | None
+    run_dir: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        if self.actor is None:
+            return [p for p in self.folder.iterdir() if p.suffix in (*WEIGHTS, ".json", ".jinja", ".model", ".txt")]
+        shards = [p for p in self.actor.iterdir() if SHARD.fullmatch(p.name)]
+        return shards + [p for p in (self.actor / "huggingface").iterdir() if p.is_file()]
+
+    def fingerprint(self) -> str:
+        """Equal for equal content: a hash of names, sizes and evenly spaced blocks (all of a file up to 1 MiB)."""
+        return _fingerprint(self.files)
+
+
+def locate(model: str) -> Source:
+    """Find the model that ``model`` names.
+
+    Accepts a run directory or its checkpoints folder (the latest checkpoint), global_step_N, its actor folder, a
+    Hugging Face model folder, or a hub id.
+
+    Raises:
+        EvaluationError: nothing there, or not what a checkpoint or a model looks like.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        return _from_hub(model)
+    path = path.resolve()
+    if path.is_file():
+        raise EvaluationError(f"{path} is a file: give the folder of a run, a checkpoint or a model")
+    for place in (path, path / "checkpoints"):
+        if (place / LATEST).is_file():
+            return _from_step(_latest(place))
+    if path.name == "actor" or (path / "fsdp_config.json").is_file():
+        return _from_actor(path)
+    if (path / "actor").is_dir():
+        return _from_step(path)
+    if (path / "config.json").is_file():
+        if not _has_weights(path):
+            raise EvaluationError(f"{path} has a config.json but no weights ({' or '.join(WEIGHTS)} files)")
+        return Source(path.name, path, None, None)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise EvaluationError(
+        f"{path} is neither a run ({LATEST}), a verl checkpoint (global_step_N with actor/) nor a Hugging Face model "
+        f"(config.json); it holds {found}"
+    )
+
+
+def prepare(source: Source, cache: Path, dtype: str, trust_remote_code: bool = False) -> Path:
+    """The folder to load: the model's own, or ``cache``/merged-<dtype>, merged from the shards once.
+
+    verl's merger writes bfloat16, which is what a bfloat16 rollout computes with; other dtypes are merged without
+    rounding. The merged folder appears whole or not at all.
+
+    Raises:
+        EvaluationError: the merger fails, or the checkpoint holds a LoRA adapter.
+    """
+    if source.actor is None:
+        return source.folder
+    target, stamp = cache / f"merged-{dtype}", {"fingerprint": source.fingerprint()}
+    if (target / STAMP).is_file() and json.loads((target / STAMP).read_text()) == stamp:
+        return target
+    temporary = cache / f".merged-{dtype}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _merge(source.actor, temporary, dtype, trust_remote_code)
+    if (temporary / "lora_adapter").exists():
+        raise EvaluationError(
+            f"{source.actor} holds a LoRA adapter, which would be left out; merge it into the model ({temporary} has "
+            "both) and evaluate the result"
+        )
+    (temporary / STAMP).write_text(json.dumps(stamp))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+    return target
+
+
+def _merge(actor: Path, target: Path, dtype: str, trust_remote_code: bool) -> None:
+    if dtype == "bfloat16":
+        command = ["verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", actor, "--target_dir", target]
+        command += ["--trust-remote-code"] if trust_remote_code else []
+    else:
+        command = ["cppo_verl.evaluation.merge", actor, target, str(int(trust_remote_code))]
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise EvaluationError(f"merging {actor} failed (exit status {done.returncode}):\n{last}")
+
+
+def _from_step(step: Path) -> Source:
+    if not (step / "actor").is_dir():
+        raise EvaluationError(f"{step} has no folder actor/: give a checkpoint that verl wrote")
+    return _from_actor(step / "actor")
+
+
+def _from_actor(actor: Path) -> Source:
+    step = actor.parent
+    checkpoints = step.parent
+    run_dir = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+    config = actor / "huggingface"
+    if not (config / "config.json").is_file():
+        raise EvaluationError(
+            f"{actor} has no huggingface/config.json, so it is no FSDP checkpoint of verl; a Megatron checkpoint has "
+            "to be merged first with python -m verl.model_merger merge --backend megatron"
+        )
+    if _has_weights(config):
+        return Source(step.name, config, None, run_dir)
+    shards = [match for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
+    if not shards:
+        raise EvaluationError(f"{actor} has no shards (model_world_size_*_rank_*.pt): was the checkpoint saved whole?")
+    size = _world_size(actor, shards)
+    present = {int(match[2]) for match in shards if int(match[1]) == size}
+    missing = sorted(set(range(size)) - present)
+    if missing:
+        raise EvaluationError(
+            f"{actor} lacks the shards of rank {', '.join(map(str, missing))} of {size}: copy them in"
+        )
+    return Source(step.name, actor, actor, run_dir)
+
+
+def _world_size(actor: Path, shards: Iterable[re.Match]) -> int:
+    file = actor / "fsdp_config.json"
+    if not file.is_file():
+        raise EvaluationError(f"{actor} has no fsdp_config.json, which verl's merger reads: copy it in")
+    return json.loads(file.read_text()).get("world_size") or max(int(match[1]) for match in shards)
+
+
+def _latest(checkpoints: Path) -> Path:
+    step = (checkpoints / LATEST).read_text().strip()
+    folder = checkpoints / f"global_step_{step}"
+    if not folder.is_dir():
+        raise EvaluationError(f"{checkpoints / LATEST} names step {step!r}, but {folder} does not exist")
+    return folder
+
+
+def _from_hub(model: str) -> Source:
+    if not HUB_ID.fullmatch(model):
+        raise EvaluationError(f"model {model} does not exist: give a folder, or a hub id such as Qwen/Qwen3-1.7B")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
+        folder = snapshot_download(model, allow_patterns=patterns)
+    except Exception as error:  # network, authentication, unknown name: one remedy
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EvaluationError(
+            f"model {model} is neither a folder here nor reachable on the hub ({reason}): check the name, the network "
+            "and HF_HUB_OFFLINE, or give a local folder"
+        ) from None
+    return Source(model.replace("/", "--"), Path(folder), None, None)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(p.suffix in WEIGHTS and p.stat().st_size for p in folder.iterdir())
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda p: p.name):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= BLOCKS * BLOCK_BYTES:
+                digest.update(stream.read())
+                continue
+            for block in range(BLOCKS):
+                stream.seek(block * (size - BLOCK_BYTES) // (BLOCKS - 1))
+                digest.update(stream.read(BLOCK_BYTES))
+    return digest.hexdigest()

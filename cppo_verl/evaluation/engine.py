@@ -1,0 +1,148 @@
+"""Prompts to responses: verl's tokenisation, vLLM's engine."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cppo_verl.evaluation import EvaluationError
+from cppo_verl.evaluation.problems import Problem
+from cppo_verl.evaluation.settings import Sampling
+from cppo_verl.evaluation.store import Response
+from cppo_verl.integration import cpu
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How vLLM runs; no response depends on it, up to rounding. ``extra`` goes to ``vllm.LLM`` as it is."""
+
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
+    trust_remote_code: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids a problem row, and the most tokens that prompt and response may have together."""
+
+    ids: dict[int, list[int]]
+    max_model_len: int
+    tokenizer: Any
+
+
+def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trust_remote_code: bool) -> Prompts:
+    """Token ids of each prompt, as verl's agent loop builds them for a single turn.
+
+    Raises:
+        EvaluationError: a prompt fills the model's context, or the chat template rejects it.
+    """
+    from transformers import AutoConfig
+    from verl.utils.tokenizer import hf_tokenizer
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    tokenizer = hf_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    builder = create_continuous_token_builder(
+        tokenizer, hf_model_type=config.model_type, chat_template_kwargs=sampling.chat_template_kwargs
+    )
+    ids = {}
+    for problem in problems:
+        try:
+            ids[problem.row] = list(builder.build_initial_tokens(problem.messages))
+        except Exception as error:  # whatever the template raises
+            raise EvaluationError(f"{_name(problem)}: the chat template of {folder} rejects it: {error}") from error
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = min(length for length in (own, sampling.max_model_len, 1 << 30) if length)
+    for problem in problems:
+        if len(ids[problem.row]) >= limit:
+            raise EvaluationError(
+                f"{_name(problem)}: the prompt has {len(ids[problem.row])} tokens, the model takes {limit} with the "
+                "response: drop the problem, or raise --max-model-len if the model allows it"
+            )
+    return Prompts(ids, limit, tokenizer)
+
+
+def start(folder: Path, prompts: Prompts, sampling: Sampling, options: EngineOptions) -> Any:
+    """vLLM's engine with the model of ``folder``, for prompts and responses as long as these may get.
+
+    Raises:
+        EvaluationError: vLLM cannot load the model.
+    """
+    if options.tensor_parallel_size == 1:
+        # No engine process that a killed evaluation would leave behind.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm import LLM
+
+    longest = max(map(len, prompts.ids.values()))
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": sampling.dtype,
+        "seed": sampling.seed,
+        "max_model_len": min(prompts.max_model_len, longest + sampling.max_response_length),
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enforce_eager": options.enforce_eager,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    if cpu.enabled():
+        arguments |= {"enforce_eager": True, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 28}
+        # vLLM rewinds a seeded request's generator after a partial prefill, which the CPU's generator cannot do.
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, arguments["max_model_len"])}
+    try:
+        return LLM(**{**arguments, **options.extra}).llm_engine
+    except Exception as error:  # configuration, memory, unknown architecture: vLLM says which
+        reason = str(error).strip() or type(error).__name__
+        raise EvaluationError(f"vLLM could not load {folder}: {reason}") from error
+
+
+def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list[Response]]:
+    """All ``n`` responses of one problem after the other, in the order in which they get ready.
+
+    A problem's seed follows from the seed and its row alone, so an interrupted evaluation draws what an uninterrupted
+    one would have drawn.
+    """
+    for row, ids in prompts.ids.items():
+        engine.add_request(str(row), {"prompt_token_ids": ids}, _parameters(row, len(ids), prompts, sampling))
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                row = int(output.request_id)
+                yield [
+                    Response(
+                        row=row,
+                        sample=sample.index,
+                        text=prompts.tokenizer.decode(list(sample.token_ids), skip_special_tokens=True),
+                        tokens=len(sample.token_ids),
+                        finish_reason=str(sample.finish_reason),
+                    )
+                    for sample in sorted(output.outputs, key=lambda sample: sample.index)
+                ]
+
+
+def _parameters(row: int, prompt_length: int, prompts: Prompts, sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=_seed(sampling.seed, row),
+        max_tokens=min(sampling.max_response_length, prompts.max_model_len - prompt_length),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _seed(seed: int, row: int) -> int:
+    """31 bits; vLLM adds the number of the sample."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:4], "big") >> 1
+
+
+def _name(problem: Problem) -> str:
+    return f"row {problem.row} ({problem.data_source} {problem.number})"

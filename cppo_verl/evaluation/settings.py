@@ -1,0 +1,97 @@
+"""What an evaluation depends on, and where a value comes from: the command line, the run's own config, a default."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cppo_verl.evaluation import EvaluationError
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """All that decides a response besides model and data. The first four defaults are the paper's.
+
+    Lengths are in tokens; ``max_model_len`` counts prompt and response, None is the model's own limit. Temperature 0
+    is greedy decoding.
+
+    Raises:
+        EvaluationError: a value out of range.
+    """
+
+    n: int = 16
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_response_length: int = 8192
+    top_k: int = -1
+    seed: int = 0
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.n >= 1, "--n", self.n, "give 1 or more samples a problem")
+        _require(self.temperature >= 0, "--temperature", self.temperature, "give 0 (greedy) or more")
+        _require(0 < self.top_p <= 1, "--top-p", self.top_p, "give a number in (0, 1]")
+        _require(self.top_k == -1 or self.top_k >= 1, "--top-k", self.top_k, "give -1 (all tokens) or 1 and more")
+        _require(self.max_response_length >= 1, "--max-response-length", self.max_response_length, "give 1 or more")
+        _require(self.dtype in DTYPES, "--dtype", self.dtype, f"give one of {', '.join(DTYPES)}")
+        greedy = self.temperature == 0
+        _require(not (greedy and self.n > 1), "--n", self.n, "temperature 0 gives equal samples, so give --n 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A scoring function as verl's ``reward.custom_reward_function`` names it; no path means verl's own scorers."""
+
+    path: str | None = None
+    name: str = "compute_score"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run's config.yaml says about its validation; None and empty where it says nothing."""
+
+    val_files: list[str] = field(default_factory=list)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    reward: Reward = field(default_factory=Reward)
+    trust_remote_code: bool = False
+
+
+def read_run_config(path: Path | None) -> RunConfig:
+    """Read ``config.yaml`` of a run directory; an empty RunConfig where there is none."""
+    if path is None or not path.is_file():
+        return RunConfig()
+    config = OmegaConf.load(path)
+
+    def value(key: str) -> Any:
+        found = OmegaConf.select(config, key)
+        return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+    files = value("data.val_files") or []
+    sampling = {
+        "max_response_length": value("data.max_response_length"),
+        "chat_template_kwargs": value("data.apply_chat_template_kwargs"),
+        "dtype": value("actor_rollout_ref.rollout.dtype"),
+        "max_model_len": value("actor_rollout_ref.rollout.max_model_len"),
+    }
+    reward = value("reward.custom_reward_function") or {}
+    return RunConfig(
+        val_files=[files] if isinstance(files, str) else list(files),
+        sampling={k: v for k, v in sampling.items() if v is not None},
+        reward=Reward(reward.get("path"), reward.get("name") or "compute_score", reward.get("reward_kwargs") or {}),
+        trust_remote_code=bool(value("actor_rollout_ref.model.trust_remote_code")),
+    )
+
+
+def _require(holds: bool, option: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise EvaluationError(f"{option} {value}: {remedy}")

@@ -1,0 +1,120 @@
+"""Responses on disk, part by part, so that an evaluation that was stopped, or killed, goes on where it was.
+
+OUT/settings.json says what the responses depend on; OUT/parts/part-NNNNN.parquet hold all samples of some problems
+each. Every file appears whole or not at all.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from cppo_verl.evaluation import EvaluationError
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sample: problem ``row``, ``sample`` 0..n-1, text without special tokens, length in tokens, why it ended."""
+
+    row: int
+    sample: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class Store:
+    """The responses of one evaluation; a context manager that keeps a second one out of the folder.
+
+    Raises:
+        EvaluationError: the folder is in use, or was made with other settings (and ``fresh`` is not given).
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], fresh: bool = False):
+        self.out, self.parts, self.settings, self.fresh = out, out / "parts", json.loads(json.dumps(settings)), fresh
+
+    def __enter__(self) -> "Store":
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.out / ".lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            raise EvaluationError(f"{self.out} is in use by another evaluation; wait, or give another --out") from None
+        try:
+            self._agree()
+        except BaseException:
+            self.lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.lock.close()
+
+    def append(self, responses: Sequence[Response]) -> None:
+        """Save responses as a part of their own."""
+        files = self._files()
+        number = int(files[-1].stem.removeprefix("part-")) + 1 if files else 0
+        table = pandas.DataFrame([asdict(response) for response in responses])
+        write(self.parts / f"part-{number:05d}.parquet", lambda temporary: table.to_parquet(temporary, index=False))
+
+    def responses(self) -> list[Response]:
+        """All saved responses, by row and sample."""
+        saved = [Response(**row) for file in self._files() for row in _read(file)]
+        return sorted(saved, key=lambda response: (response.row, response.sample))
+
+    def _agree(self) -> None:
+        file = self.out / "settings.json"
+        for leftover in self.parts.glob(".*.tmp"):
+            leftover.unlink()
+        before = json.loads(file.read_text()) if file.is_file() else None
+        if self.fresh or before is None:
+            for part in self._files():
+                part.unlink()
+        elif before != self.settings:
+            raise EvaluationError(
+                f"{self.out} holds responses made with other settings ({_changes(before, self.settings)}): give "
+                "another --out, or --fresh to throw them away and start anew"
+            )
+        text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
+        write(file, lambda temporary: _write_text(temporary, text))
+
+    def _files(self) -> list[Path]:
+        return sorted(self.parts.glob("part-*.parquet"))
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a temporary file beside ``path``, then move it into place."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fill(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        return pandas.read_parquet(file).to_dict("records")  # type: ignore[return-value]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{file} cannot be read ({error}): delete it, and its problems are done again") from None
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} before, {_short(after.get(key))} now" for key in keys)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
