@@ -177,8 +177,8 @@ def test_the_launcher_alone_names_the_scripts():
 def test_missing_data_is_named_with_its_remedy(tmp_path):
     done = script("qwen3_1p7b", DATA=str(tmp_path))
     assert done.returncode == 2
-    assert f"no data at {tmp_path}/dapo_math.parquet" in done.stderr
-    assert "data_prep.dapo_math" in done.stderr
+    assert f"no data at {tmp_path}/train.parquet" in done.stderr
+    assert "data_prep.math_data" in done.stderr
 
 
 def test_further_arguments_are_overrides_and_win():

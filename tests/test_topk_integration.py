@@ -628,6 +628,7 @@ def test_any_rule_takes_the_estimator():
         ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", ["logprobs_mode=raw_logprobs", "processed_logprobs"]),
         ("actor_rollout_ref.rollout.name=sglang", ["rollout.name=sglang", "vllm"]),
         ("actor_rollout_ref.actor.strategy=megatron", ["strategy=megatron", "fsdp"]),
+        ("trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "set it to trust_region"]),
         ("trainer.v1.trust_region.topk_cutoff=1.5", ["topk_cutoff=1.5", "[0, 1)"]),
         ("++actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Loop", ["my.Loop", "agent_loop_manager_class"]),
     ],

@@ -98,7 +98,7 @@ def test_two_nodes_come_together_and_go(cluster):
 
 
 def test_a_node_that_does_not_come_is_counted(cluster):
-    head = cluster.start("head", "head", WAIT="12")
+    head = cluster.start("head", "head", WAIT="20")
     _, errors = head.communicate(timeout=200)
     assert head.returncode == 1
     assert "1 of 2 GPUs (2 nodes x 1) joined 127.0.0.1" in errors

@@ -1,6 +1,7 @@
 """Entry point of group ``vllm.general_plugins``: loaded by vLLM in each of its processes, inert on GPU machines."""
 
 from cppo_verl.integration import cpu
+from cppo_verl.integration.on_import import on_import
 
 
 def register() -> None:
@@ -18,3 +19,16 @@ def register() -> None:
         layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
 
     utils.dispatch_cpu_unquantized_gemm = keep_live_weight
+    on_import("vllm.model_executor.layers.fused_moe.experts.cpu_moe", _refuse_experts)
+
+
+def _refuse_experts(cpu_moe) -> None:
+    """vLLM's CPU backend copies the experts' weights at loading; policy updates would never reach the rollout."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError(
+            "mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu: vLLM's CPU backend packs the experts' "
+            "weights once, and the rollout would keep sampling from the first policy. Use a dense model, or a GPU."
+        )
+
+    cpu_moe.CPUUnquantizedExperts.process_weights_after_loading = refuse

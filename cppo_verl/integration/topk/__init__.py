@@ -14,6 +14,7 @@ EXTRA = "topk"  # in TokenOutput.extra_fields: {"ids": (tokens, K+1) int32, "log
 MANAGER = "cppo_verl.integration.topk.agent_loop.TopKAgentLoopManager"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 VLLM_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm"
+VERLS_TRAINERS = ("sync", "colocate_async", "separate_async")
 VLLM_MAX_LOGPROBS = 20  # vLLM's default of max_logprobs
 
 
@@ -70,7 +71,6 @@ def problems(config: DictConfig):
         ("actor_rollout_ref.rollout.name", "vllm", ("vllm",), "only its server can be asked for top-K log-probs"),
         ("actor_rollout_ref.actor.strategy", "fsdp", ("fsdp", "fsdp2"), "other engines hand out no logits"),
         ("distillation.enabled", False, (False,), "distillation uses the same hook on the logits"),
-        ("trainer.v1.trainer_mode", "trust_region", ("trust_region", "sync"), "only this trainer asks for them"),
         (MANAGER_KEY, MANAGER, (MANAGER,), "another agent loop does not hand on the log-probs"),
     )
     for key, default, allowed, reason in demands:
@@ -78,6 +78,12 @@ def problems(config: DictConfig):
         if value not in allowed:
             remedy = " or ".join(map(str, allowed))
             yield f"{key}={value} with {KEY_PREFIX}.estimator=topk: {reason}; set it to {remedy}."
+    mode = read("trainer.v1.trainer_mode", "trust_region")
+    if mode in VERLS_TRAINERS:
+        yield (
+            f"trainer.v1.trainer_mode={mode} with {KEY_PREFIX}.estimator=topk: verl's own trainer asks for no top-K "
+            "log-probs; set it to trust_region."
+        )
     if read("actor_rollout_ref.rollout.disaggregation.enabled", False):
         yield f"{KEY_PREFIX}.estimator=topk does not support actor_rollout_ref.rollout.disaggregation.enabled=True."
     cutoff = read("trainer.v1.trust_region.topk_cutoff", 0.0)

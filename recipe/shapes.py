@@ -1,0 +1,117 @@
+"""Shapes of the paper's models, as published in their config.json, and what follows from them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen3 decoder. ``experts`` is 0 for a dense model; then ``chosen`` is 1 and ``inner`` the MLP's width.
+
+    Attributes:
+        hidden, layers, heads, kv_heads, head_dim, vocabulary: as in config.json.
+        inner: width of the MLP, or of one expert.
+        experts, chosen: experts of a layer, and how many of them a token visits.
+        tied: embedding and LM head are one matrix.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    tied: bool
+    experts: int = 0
+    chosen: int = 1
+    head_dim: int = 128
+    vocabulary: int = 151_936
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_value(self) -> int:
+        """Width of all keys, or of all values."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embedding, and of the LM head where it is another matrix."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one decoder layer."""
+        return self._outside_experts + max(self.experts, 1) * self._expert
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return self.layers * self.layer + self.embedding * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in a matrix product for one token: chosen experts, LM head, no embedding."""
+        return self.layers * (self._outside_experts + self.chosen * self._expert) + self.embedding
+
+    @property
+    def cache_bytes(self) -> int:
+        """KV cache of one token in bf16."""
+        return 2 * 2 * self.layers * self.key_value
+
+    @property
+    def _expert(self) -> int:
+        return 3 * self.hidden * self.inner
+
+    @property
+    def _outside_experts(self) -> int:
+        attention = 2 * self.hidden * self.query + 2 * self.hidden * self.key_value + 2 * self.head_dim
+        return attention + 2 * self.hidden + self.hidden * self.experts
+
+
+SHAPES = {
+    "qwen3_1p7b": Shape(2048, 28, 16, 8, 6144, tied=True),
+    "qwen3_1p7b_base": Shape(2048, 28, 16, 8, 6144, tied=True),
+    "qwen3_8b_base": Shape(4096, 36, 32, 8, 12288, tied=False),
+    "qwen3_30b_a3b_base": Shape(2048, 48, 32, 4, 768, tied=False, experts=128, chosen=8),
+}
+PAPER_NAMES = {
+    "qwen3_1p7b": "Qwen3-1.7B",
+    "qwen3_1p7b_base": "Qwen3-1.7B-Base",
+    "qwen3_8b_base": "Qwen3-8B-Base",
+    "qwen3_30b_a3b_base": "Qwen3-30B-A3B-Base",
+}
+
+
+def shape_of(name: str, model_path: str) -> Shape:
+    """The shape declared for ``name``, or that of ``model_path``/config.json where such a file exists.
+
+    Raises:
+        ValueError: when neither is known.
+    """
+    config = Path(model_path).expanduser() / "config.json"
+    if config.is_file():
+        return from_config(json.loads(config.read_text(encoding="utf-8")))
+    if name not in SHAPES:
+        raise ValueError(f"NAME={name!r}: no such model; there are {', '.join(SHAPES)} (or set MODEL_PATH to a folder)")
+    return SHAPES[name]
+
+
+def from_config(config: dict) -> Shape:
+    """The shape that a Hugging Face config.json describes."""
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0  # transformers 5 renames it
+    return Shape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        inner=config["moe_intermediate_size"] if experts else config["intermediate_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        experts=experts,
+        chosen=config["num_experts_per_tok"] if experts else 1,
+        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        vocabulary=config["vocab_size"],
+    )

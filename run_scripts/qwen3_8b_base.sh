@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Qwen3-8B-Base, Table 3 of the paper. Usage and further knobs: run_scripts/train.sh
+set -euo pipefail
+export NAME=qwen3_8b_base MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B-Base} STEPS=${STEPS:-490}
+export PROMPTS=${PROMPTS:-128} N=${N:-8} MINIBATCH=${MINIBATCH:-32} RESPONSE_TOKENS=${RESPONSE_TOKENS:-8192}
+export DELTA=${DELTA:-0.15} DELTA_B=${DELTA_B:-0.020} W_MIN=${W_MIN:-0.8} BUDGET=${BUDGET:-quantile}
+# Memory: one longest sequence (9,216 tokens) a GPU and micro-batch; states rest on the host while vLLM works.
+export SP=${SP:-1} TP=${TP:-1} TOKENS_PER_GPU=${TOKENS_PER_GPU:-9216} GPU_SHARE=${GPU_SHARE:-0.8} OFFLOAD=${OFFLOAD:-states}
+exec "$(dirname "${BASH_SOURCE[0]}")/train.sh" "$@"
