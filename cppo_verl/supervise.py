@@ -22,6 +22,11 @@ ESSENTIAL = (
     "ray::WorkerDict",
     "ray::TaskRunnerV1",
     "ray::vLLMHttpServer",
+    "ray::TopKHttpServer",
+    "ray::AgentLoopWorker",
+    "ray::TopKAgentLoopWorker",
+    "ray::RewardLoopWorker",
+    "ray::TransferQueueController",
     "ray::SimpleStorageUnit",
     "VLLM::EngineCore",
 )
@@ -55,7 +60,7 @@ class Watch:
         alive = {process.pid: process for process in processes_of(run_dir)}
         for pid, process in alive.items():
             name = _title(process)
-            if name.startswith(ESSENTIAL):
+            if name.startswith(ESSENTIAL) and not _is_fork(process, name):
                 self.essential[pid] = name
             self.segments |= _shared_memory(pid)
         lost = [f"{name} (pid {pid})" for pid, name in self.essential.items() if pid not in alive]
@@ -71,6 +76,7 @@ def run(
     on_tick: Callable[[], None] = lambda: None,
     stall_timeout: float = 1800.0,
     tick: float = 1.0,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
     """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
 
@@ -79,14 +85,16 @@ def run(
         environment: added to this process's own.
         on_tick: called about every ``tick`` seconds while the command runs.
         stall_timeout: seconds without a byte of output after which the run counts as hung.
+        before: called once the directory is held and nothing of an earlier start is left.
 
     Raises:
         AlreadyRunning: another launcher holds ``run_dir``.
         RunFailed: non-zero exit, a lost worker, or a stall.
     """
     run_dir = run_dir.resolve()
-    with _lock(run_dir):
+    with lock(run_dir):
         end_processes(run_dir)  # what a killed launcher may have left
+        before()
         watch = Watch()
         try:
             with console.open("ab") as output:
@@ -169,7 +177,9 @@ def raise_on_terminate() -> None:
             signal.signal(number, interrupt)
 
 
-class _lock:  # noqa: N801
+class lock:
+    """Holds a run directory against other launchers; raises ``AlreadyRunning``."""
+
     def __init__(self, run_dir: Path):
         self.path = run_dir / ".lock"
 
@@ -179,6 +189,7 @@ class _lock:  # noqa: N801
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.file.close()
             raise AlreadyRunning(
                 f"{self.path.parent} is in use by another run; wait for it or choose another"
             ) from None
@@ -192,6 +203,14 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
+
+
+def _is_fork(process: psutil.Process, title: str) -> bool:
+    """A helper that an essential process forked and that kept its title, such as those of ``datasets``' map."""
+    try:
+        return _title(process.parent()) == title if process.parent() else False
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _shared_memory(pid: int) -> set[str]:

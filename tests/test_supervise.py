@@ -128,3 +128,30 @@ def test_nohup_outlives_its_terminal(tmp_path):
         "supervise.raise_on_terminate(); signal.raise_signal(signal.SIGHUP); print('still here')"
     )
     assert subprocess.run(child(source), capture_output=True, text=True).stdout == "still here\n"
+
+
+def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
+    """``datasets`` forks workers that keep Ray's process title and end when their work is done."""
+    source = "(sleep 1; sleep 1) & sleep 300; true"  # the parentheses are a fork with the same title
+    worker = subprocess.Popen(
+        ["ray::TaskRunnerV1.run", "-c", source],
+        executable="/bin/bash",
+        env={**os.environ, supervise.MARKER: str(tmp_path)},
+    )
+    try:
+        watch = supervise.Watch()
+        deadline = time.monotonic() + 20
+        while len(list(supervise.processes_of(tmp_path))) < 4:  # worker, fork and a sleep of each
+            assert time.monotonic() < deadline
+        assert watch.look(tmp_path) == []
+        while len(list(supervise.processes_of(tmp_path))) > 2:
+            assert time.monotonic() < deadline
+        assert watch.look(tmp_path) == []
+        assert list(watch.essential) == [worker.pid]
+        worker.kill()
+        worker.wait()
+        (lost,) = watch.look(tmp_path)
+        assert lost.startswith("ray::TaskRunnerV1.run") and lost.endswith(f"(pid {worker.pid})")
+    finally:
+        worker.kill()
+        supervise.end_processes(tmp_path)
