@@ -74,7 +74,7 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
         topk = preset.endswith("_topk")
         assert step[P + "first_update/divergence_mean"] < (1e-3 if topk else 1e-6)
         assert (P + "topk_mass" in step) == topk
-        assert step[P + "divergence_mean"] > step[P + "first_update/divergence_mean"]  # later updates have moved away
+        assert step[P + "divergence_mean"] >= step[P + "first_update/divergence_mean"]
         parts = step[P + "masked_share_token_threshold"] + step[P + "masked_share_prefix_budget"]
         assert step[P + "masked_share"] == pytest.approx(parts, abs=1e-6)
         cppo = preset.startswith("cppo")
@@ -83,7 +83,9 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
             assert step[P + "masked_share_prefix_budget"] == 0
         if preset in ("minpro", "cispo"):
             assert step[P + "masked_share"] == 0
-    if preset in ("minpro", "cispo"):
+    # updates after a step's first one have moved away from the rollout
+    assert any(step[P + "divergence_mean"] > 2 * step[P + "first_update/divergence_mean"] for step in trained)
+    if preset == "cispo":  # the first turn, while probabilities still move much
         assert any(step[P + "ratio_capped_share"] > 0 for step in trained)
 
 
