@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from cppo_verl import command_line, presets
+from cppo_verl.cli import run
 
 KEY = "actor_rollout_ref.actor.policy_loss."
 
@@ -46,12 +47,27 @@ def test_runs_without_a_preset_are_none_of_our_business():
 
 
 def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
-    run = tmp_path / "run"
-    command = ["-m", "cppo_verl.cli.main", "run", "--fresh", str(run), "+trust_region=cppo", KEY + "w_min=0"]
+    run_dir = tmp_path / "run"
+    command = ["-m", "cppo_verl.cli.main", "run", "--fresh", str(run_dir), "+trust_region=cppo", KEY + "w_min=0"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"{KEY}w_min=0 is outside (0, 1].\n"
-    assert not run.exists()
+    assert not run_dir.exists()
     imports = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, timeout=60)
     heavy = {line.split("|")[-1].strip() for line in imports.stderr.splitlines()} & {"torch", "verl", "ray", "hydra"}
     assert not heavy  # what makes the first second enough
+
+
+def test_the_config_is_kept_only_once_hydra_has_written_all_of_it(tmp_path, capsys):
+    hydra = tmp_path / ".hydra"
+    hydra.mkdir()
+    kept = tmp_path / "config.yaml"
+    progress = run._Progress(tmp_path / "metrics", tmp_path / "console", hydra / "config.yaml", kept)
+    (hydra / "config.yaml").touch()
+    progress.tick()
+    assert not kept.exists()
+    (hydra / "config.yaml").write_text("trainer: {total_training_steps: 7}\n")
+    (hydra / "overrides.yaml").write_text("[]")
+    progress.tick()
+    assert kept.read_text() == "trainer:\n  total_training_steps: 7\n"
+    assert "config accepted" in capsys.readouterr().out

@@ -314,7 +314,7 @@ class TestCheckpoint:
 
     def test_a_hub_id_that_cannot_be_had(self):
         done = subprocess.run(
-            [sys.executable, "-m", "cppo_verl.cli.eval", "nobody/nothing"],
+            [sys.executable, "-m", "cppo_verl.cli.main", "eval", "nobody/nothing"],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,

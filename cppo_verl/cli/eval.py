@@ -85,13 +85,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command by itself: ``python -m cppo_verl.cli.eval``."""
-    parser = argparse.ArgumentParser(prog="cppo-verl eval")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -107,7 +100,3 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

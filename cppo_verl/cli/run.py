@@ -100,7 +100,7 @@ class _Progress:
 
     def tick(self) -> None:
         """Called about once a second."""
-        if not self.saved and self.hydra_config.exists():
+        if not self.saved and self.hydra_config.with_name("overrides.yaml").exists():  # which Hydra writes last
             self._save_config()
         for line in self.console.lines():
             if ALARM in line:

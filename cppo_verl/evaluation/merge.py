@@ -22,7 +22,7 @@ class PreciseMerger(FSDPModelMerger):
             raise NotImplementedError(f"device mesh {mesh_dim_names} of shape {mesh_shape}: only FSDP is merged")
         folder = Path(str(self.config.local_dir))
         shards = [
-            torch.load(folder / f"model_world_size_{world_size}_rank_{rank}.pt", map_location="cpu", weights_only=False)
+            torch.load(folder / f"model_world_size_{world_size}_rank_{rank}.pt", map_location="cpu", weights_only=True)
             for rank in range(total_shards)
         ]
         return {key: self._merge_tensor(key, [shard[key] for shard in shards]) for key in sorted(shards[0])}

@@ -18,7 +18,7 @@ from cppo_verl.evaluation import estimates
 from .conftest import ROOT, Work
 from .test_stack import quickstart, records
 
-EVAL = [sys.executable, "-m", "cppo_verl.cli.eval"]
+EVAL = [sys.executable, "-m", "cppo_verl.cli.main", "eval"]
 METRIC = "val-core/arithmetic/acc/mean@{n}"
 GREEDY = ("--n", "1", "--temperature", "0")
 SAMPLED = {"n": 8, "temperature": 0.7, "top_p": 0.95}
