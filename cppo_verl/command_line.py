@@ -22,12 +22,19 @@ def problems(overrides: Sequence[str]) -> list[str]:
         return [f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names())}."]
     prefix = KEY_PREFIX + "."
     values = {**_knobs("base"), **_knobs(preset)}
-    values |= {key.removeprefix(prefix): yaml.safe_load(text) for key, text in given.items() if key.startswith(prefix)}
+    values |= {key.removeprefix(prefix): _value(text) for key, text in given.items() if key.startswith(prefix)}
     knobs = TrustRegionKnobs()
     for name in knob_names():
         if name in values and "${" not in str(values[name]):  # interpolations are Hydra's
             setattr(knobs, name, values[name])
     return list(knob_problems(knobs))
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # Hydra says more about it than we could
+        return text
 
 
 def _knobs(preset: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ESSENTIAL = (
     "ray::TopKHttpServer",
     "ray::AgentLoopWorker",
     "ray::TopKAgentLoopWorker",
+    "ray::SeededAgentLoopWorker",
     "ray::RewardLoopWorker",
     "ray::TransferQueueController",
     "ray::SimpleStorageUnit",

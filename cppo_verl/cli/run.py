@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cppo_verl import command_line, gitstate, supervise
+from cppo_verl import checkpoints, command_line, exposure, gitstate, supervise
 
 REWARD = "critic/score/mean"
 ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
@@ -39,9 +39,16 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(problems), file=sys.stderr, flush=True)
         return 2 if problems else 0
     run_dir = args.run_dir.resolve()
+    try:
+        return _run(run_dir, args)
+    except (supervise.RunFailed, supervise.AlreadyRunning, checkpoints.CheckpointError, OSError) as error:
+        print(f"\ncppo-verl run: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _run(run_dir: Path, args: argparse.Namespace) -> int:
     if args.fresh and run_dir.exists():
-        _require_run_dir(run_dir)
-        shutil.rmtree(run_dir)
+        _clear(run_dir)
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -52,21 +59,37 @@ def run(args: argparse.Namespace) -> int:
     command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]
     progress = _Progress(metrics, console, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
     supervise.raise_on_terminate()
+    environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
+    environment |= exposure.loopback(args.overrides, os.environ)
+
+    def prepare() -> None:
+        if not any(override.startswith("trainer.resume_mode=") for override in args.overrides):
+            _choose_checkpoint(run_dir / "checkpoints", logs, started)
+
     try:
-        environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
-        supervise.run(command, run_dir, console, environment, progress.tick, args.stall_timeout)
+        supervise.run(command, run_dir, console, environment, progress.tick, args.stall_timeout, before=prepare)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command resumes from the last checkpoint in {run_dir}", flush=True)
         return 130
-    except (supervise.RunFailed, supervise.AlreadyRunning) as error:
-        print(f"\ncppo-verl run: {error}", file=sys.stderr, flush=True)
-        return 1
     return 0
 
 
-def _require_run_dir(path: Path) -> None:
-    if any(path.iterdir()) and not (path / "logs").is_dir():
-        raise SystemExit(f"cppo-verl run: --fresh would delete {path}, which is no run directory (it has no logs/)")
+def _clear(run_dir: Path) -> None:
+    """Delete a run, unless it is going on or is no run."""
+    if any(run_dir.iterdir()) and not (run_dir / "logs").is_dir():
+        raise SystemExit(f"cppo-verl run: --fresh would delete {run_dir}, which is no run directory (it has no logs/)")
+    with supervise.lock(run_dir):
+        supervise.end_processes(run_dir)
+        shutil.rmtree(run_dir)
+
+
+def _choose_checkpoint(folder: Path, logs: Path, started: str) -> None:
+    """Have verl's ``resume_mode=auto`` find a whole checkpoint, and no gap in the log behind it."""
+    step, notes = checkpoints.settle(folder)
+    for note in notes:
+        print(f"checkpoints: {note}", flush=True)
+    if step is not None and checkpoints.recover_record(folder, step, logs, started):
+        print(f"checkpoints: step {step} was not logged before the run died; its metrics are taken from it", flush=True)
 
 
 class _Tail:

@@ -5,11 +5,13 @@ asks again inside Ray.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
 from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
@@ -19,6 +21,7 @@ from cppo_verl.rules import RULES
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
 VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
+SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
 class RunConfigError(ValueError):
@@ -40,10 +43,16 @@ def run_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that stands in the way of the run described by ``config``."""
     if metadata.version("verl") not in SUPPORTED_VERL:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
-    knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-    yield from _knob_problems(knobs)
-    yield from _rollout_policy_problems(config)
-    yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
+    try:
+        knobs = OmegaConf.select(config, KEY_PREFIX) or {}
+        yield from _knob_problems(knobs)
+        yield from _rollout_policy_problems(config)
+        yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
+        yield from _checkpoint_problems(config)
+        yield from _reproducible_problems(config, knobs)
+        yield from _secret_problems(config)
+    except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
+        yield f"{' '.join(str(error).split())}."
 
 
 def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
@@ -84,7 +93,7 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
                 f"actor_rollout_ref.rollout.{key}={rollout.get(key)}: tokens are then not drawn from the policy whose "
                 f"log-probs are reported; set it to {neutral} for training (validation has its own val_kwargs)."
             )
-    if not rollout.get("temperature", 1.0) > 0:
+    if not _at_least(0, rollout.get("temperature", 1.0)) or rollout.get("temperature", 1.0) == 0:
         yield f"actor_rollout_ref.rollout.temperature={rollout.get('temperature')} must be above 0 for training."
 
 
@@ -110,9 +119,45 @@ def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
             "loss_scale_factor divides by each micro-batch's longest response; set it to data.max_response_length."
         )
     grouped = read(config, "algorithm.adv_estimator") == "group_relative"
-    if grouped and read(config, "actor_rollout_ref.rollout.n", default=1) < 2:
+    if grouped and not _at_least(2, read(config, "actor_rollout_ref.rollout.n", default=1)):
         yield (
             "algorithm.adv_estimator=group_relative with actor_rollout_ref.rollout.n="
             f"{read(config, 'actor_rollout_ref.rollout.n', default=1)}: a group of one has no advantage; "
             "set n to 2 or more."
         )
+
+
+def _checkpoint_problems(config: DictConfig) -> Iterator[str]:
+    read = OmegaConf.select
+    for key, value in (("max_actor_ckpt_to_keep", 1), ("remove_previous_ckpt_in_save", True)):
+        if read(config, f"trainer.{key}") == value:
+            yield (
+                f"trainer.{key}={value}: verl deletes the last checkpoint before the next one is complete, and a run "
+                "that dies in between has none. Set trainer.max_actor_ckpt_to_keep to 2, which takes no more room at "
+                "the peak."
+            )
+
+
+def _reproducible_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str]:
+    key, read = "trainer.v1.trust_region.reproducible", OmegaConf.select
+    if not read(config, key):
+        return
+    if knobs.get("estimator") == "topk":
+        yield f"{key}=True with {KEY_PREFIX}.estimator=topk: each brings its own agent loop; choose one of them."
+    if read(config, "algorithm.filter_groups.enable"):
+        yield f"{key}=True with algorithm.filter_groups.enable=True: the order of refilled prompts is that of time."
+
+
+def _secret_problems(config: DictConfig) -> Iterator[str]:
+    """verl, Hydra and Ray write the whole config into logs."""
+    key = "ray_kwargs.ray_init.runtime_env.env_vars"
+    for name in OmegaConf.select(config, key) or ():
+        if SECRET.search(str(name)):
+            yield (
+                f"{key}.{name} would be written to the run's logs. Export {name} in the shell that starts the run "
+                "(or that starts Ray, on each node): workers inherit it."
+            )
+
+
+def _at_least(low: float, value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= low

@@ -16,6 +16,8 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from cppo_verl.integration import alarms, checks, losses, topk
 from cppo_verl.integration.estimator import findings
+from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
+from cppo_verl.integration.saving import SealedCheckpoints
 from cppo_verl.integration.skip import rows_to_keep
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ TOKEN_DENOMINATORS = ("token-mean", "token-sum")  # aggregations whose scale dep
 
 
 @register_trainer(NAME)
-class TrustRegionTrainer(PPOTrainerSync):
+class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainerSync):
     """Synchronous trainer; options under ``trainer.v1.trust_region``.
 
     Args:
@@ -40,6 +42,9 @@ class TrustRegionTrainer(PPOTrainerSync):
         self.use_topk = topk.wanted(config)
         if self.use_topk:
             topk.install(config)
+        elif OmegaConf.select(config, KEY):
+            with open_dict(config):
+                config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # verl asks for this name in several places
         self.options = OmegaConf.select(config, f"trainer.v1.{NAME}", default={})

@@ -37,7 +37,7 @@ def read_dump(run_dir: Path, skip_bad_lines: bool = False) -> Dump | None:
         for number, raw in lines(path):
             try:
                 gap = _gap(raw)
-            except (ValueError, TypeError, RecursionError) as error:
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 if skip_bad_lines:
                     continue
                 raise LogError(f"{path}, line {number}: {error}. --skip-bad-lines leaves such lines out.") from error

@@ -62,7 +62,7 @@ def read_settings(path: Path) -> dict[str, object]:
         if not OmegaConf.is_dict(config):
             raise SettingsError(f"{path} is not a mapping of keys to values.")
         found = {name: OmegaConf.select(config, key, throw_on_resolution_failure=False) for name, key in KEYS.items()}
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} could not be read: {' '.join(str(error).split())}.") from error
     return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 

@@ -5,6 +5,10 @@ it; the one function that is wrapped (the process group's backend string) has no
 """
 
 import os
+import tempfile
+from pathlib import Path
+
+from cppo_verl import supervise
 
 
 def enabled() -> bool:
@@ -35,9 +39,22 @@ def _register_engine(transformer_impl) -> None:
 
 def _use_gloo_only(distributed) -> None:
     """verl asks for ``cpu:gloo,<device>:<backend>``; with device cpu torch rejects the repeated key."""
+    import ray
+
     original = distributed.initialize_global_process_group_ray
 
     def initialize_global_process_group_ray(timeout_second=None, backend=None):
+        if os.environ.get("MASTER_ADDR") == "127.0.0.1" and ray.is_initialized():
+            os.environ.setdefault("DIST_INIT_METHOD", f"file://{_meeting_place(ray)}")
         return original(timeout_second=timeout_second, backend=backend or "gloo")
 
     distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def _meeting_place(ray) -> Path:
+    """A file in which the ranks of one worker group on this machine meet; torch's TCP store listens on every address.
+
+    Workers of one group share the port that verl drew for them; Ray draws a node's id at every start.
+    """
+    folder = os.environ.get(supervise.MARKER) or tempfile.gettempdir()
+    return Path(folder, f".group-{ray.get_runtime_context().get_node_id()}-{os.environ['MASTER_PORT']}")

@@ -62,7 +62,7 @@ def problems(config: DictConfig):
 
     k = read(f"{KEY_PREFIX}.topk", VLLM_MAX_LOGPROBS)
     most = read(f"{VLLM_KEY}.max_logprobs")
-    if most is not None and most != -1 and most < k:
+    if isinstance(most, int) and isinstance(k, int) and most != -1 and most < k:
         yield (
             f"{VLLM_KEY}.max_logprobs={most} is below {KEY_PREFIX}.topk={k}: vLLM refuses to return that many; "
             f"raise max_logprobs to {k} or lower topk."

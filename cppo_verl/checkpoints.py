@@ -1,0 +1,172 @@
+"""Which checkpoint of a run is whole, and verl's pointer to it.
+
+verl (FSDP) writes a checkpoint in place: shards, then ``data.pt``, then the step into a pointer file, truncated first.
+A run that dies meanwhile leaves parts that are missing or cut off, an empty pointer, or a pointer to a checkpoint whose
+shards were deleted to make room; verl's ``resume_mode=auto`` follows the pointer whatever it finds there.
+"""
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+POINTER = "latest_checkpointed_iteration.txt"
+SEAL = "data.pt"  # written last: with it, all ranks have written their shards
+RECORD = "unlogged.json"  # metrics of the checkpoint's step, which verl logs only after it
+FOLDER = re.compile(r"global_step_([0-9]+)")
+SHARD = re.compile(r"(\w+?)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
+
+
+class CheckpointError(RuntimeError):
+    """The run had checkpoints and none of them can be resumed from; the message says what is wrong with each."""
+
+
+def fault(folder: Path) -> str | None:
+    """Why a ``global_step_N`` folder cannot be resumed from; None for a whole one.
+
+    Archives are opened, not read through: a write that was cut off is found, a flipped bit is not.
+    """
+    sharded = [part for part in ("actor", "critic") if (folder / part).is_dir()]
+    if "actor" not in sharded:
+        return "has no folder actor"
+    for part in sharded:
+        problem = next(_shard_faults(folder / part), None)
+        if problem:
+            return f"{part}/{problem}"
+    return _archive_fault(folder / SEAL)
+
+
+def _shard_faults(folder: Path) -> Iterator[str]:
+    try:
+        ranks = int(json.loads((folder / "fsdp_config.json").read_text())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield "fsdp_config.json is missing or cut off"
+        return
+    shards = [match for match in map(SHARD.fullmatch, os.listdir(folder)) if match and int(match[2]) == ranks]
+    kinds = {"model"} | {match[1] for match in shards}
+    for kind in sorted(kinds):
+        for rank in range(ranks):
+            problem = _archive_fault(folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
+            if problem:
+                yield problem
+    if not (folder / "huggingface" / "config.json").is_file():
+        yield "huggingface/config.json is missing"
+
+
+def _archive_fault(path: Path) -> str | None:
+    """torch.save writes a zip archive, whose directory of contents comes last."""
+    try:
+        with zipfile.ZipFile(path):
+            return None
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (zipfile.BadZipFile, OSError):
+        return f"{path.name} is cut off"
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether the folder holds something that is no FSDP checkpoint, whole or not (Megatron's, say)."""
+    actor = folder / "actor"
+    names = os.listdir(actor) if actor.is_dir() else []
+    ours = {"fsdp_config.json", "huggingface", "lora_train_meta.json"}
+    return any(name not in ours and not SHARD.fullmatch(name) for name in names)
+
+
+def steps(root: Path) -> dict[int, Path]:
+    """The ``global_step_N`` folders of a run by N, ascending."""
+    found = [(FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def pointed_at(root: Path) -> int | None:
+    """The step that verl's pointer names; None without a readable pointer."""
+    try:
+        return int((root / POINTER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def settle(root: Path) -> tuple[int | None, list[str]]:
+    """Make verl's pointer name a whole checkpoint, before verl follows it.
+
+    The pointer stands if its checkpoint is whole and none was finished after it was written, so that pointing at an
+    older checkpoint by hand works. Else it is moved to the newest whole one.
+
+    Returns:
+        The step that verl will resume from, None for a start from step 0 or where the checkpoints are not FSDP's; and
+        a sentence for each thing that was found amiss.
+
+    Raises:
+        CheckpointError: there is a pointer, and no whole checkpoint.
+    """
+    folders = steps(root)
+    if any(is_foreign(folder) for folder in folders.values()):
+        return None, []
+    faults = {step: why for step, folder in folders.items() if (why := fault(folder))}
+    whole = [step for step in folders if step not in faults]
+    pointed, has_pointer = pointed_at(root), (root / POINTER).exists()
+    if not whole and has_pointer:
+        listed = "".join(f"\n  - {folders[step]} is not whole: {why}" for step, why in faults.items())
+        raise CheckpointError(
+            f"{root / POINTER} names step {pointed}, and there is no whole checkpoint:{listed}\n"
+            "Put one back, or start over with --fresh."
+        )
+    chosen = _choose(root, folders, whole, pointed) if whole else None
+    origin = chosen or 0
+    notes = [f"{folders[step].name} is not whole ({why}), left aside" for step, why in faults.items() if step > origin]
+    for step in faults:
+        unseal(folders[step])
+    if chosen is not None and chosen != pointed:
+        named = f"named step {pointed}" if has_pointer else "was missing"
+        notes.append(f"{POINTER} {named}; resuming from step {chosen}, the newest whole checkpoint")
+        point_at(root, chosen)
+    return chosen, notes
+
+
+def _choose(root: Path, folders: Mapping[int, Path], whole: list[int], pointed: int | None) -> int:
+    if pointed not in whole:
+        return max(whole)
+    written = (root / POINTER).stat().st_mtime_ns
+    return max(s for s in whole if s == pointed or (folders[s] / SEAL).stat().st_mtime_ns > written and s > pointed)
+
+
+def point_at(root: Path, step: int) -> None:
+    """Write verl's pointer, whole or not at all."""
+    temporary = root / f".{POINTER}.tmp"
+    temporary.write_text(str(step))
+    os.replace(temporary, root / POINTER)
+
+
+def unseal(folder: Path) -> None:
+    """Take the seal off a folder that will be written (again), so that new and old parts never pass for a whole."""
+    (folder / SEAL).unlink(missing_ok=True)
+
+
+def recover_record(root: Path, step: int, logs: Path, started: str) -> Path | None:
+    """Log the training metrics of the resumed step where the run died between checkpoint and log; the file, if any.
+
+    The file sorts before the log of the start called ``started``.
+    """
+    record = root / f"global_step_{step}" / RECORD
+    if not record.is_file() or any(_logs_training_of(step, path) for path in logs.glob("metrics-*.jsonl")):
+        return None
+    path = logs / f"metrics-{started}-recovered.jsonl"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(record.read_bytes())
+    os.replace(temporary, path)
+    return path
+
+
+def _logs_training_of(step: int, path: Path) -> bool:
+    """Whether a log holds the training record of ``step`` (validation before training repeats the step alone)."""
+    head = b'{"step":%d,' % step
+    with path.open("rb") as log:
+        for line in log:
+            if line.startswith(head):
+                with contextlib.suppress(ValueError):
+                    if any(not name.startswith("val-") for name in json.loads(line)["data"]):
+                        return True
+    return False

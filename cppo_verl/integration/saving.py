@@ -1,0 +1,44 @@
+"""Checkpoints that never pass for whole when they are not, and that carry the metrics of their step.
+
+verl logs a step only after its checkpoint (and the validation that follows): a run that dies between the two would
+resume behind a step that no log has. ``cppo_verl.checkpoints.recover_record`` puts it there.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cppo_verl import checkpoints
+
+
+class SealedCheckpoints:
+    """Over verl's trainer: a checkpoint gets ``unlogged.json`` first and ``data.pt`` last."""
+
+    config: Any
+    global_steps: int
+    steps_per_epoch: int
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]):
+        began = time.perf_counter()
+        batch = super().step(metrics, timing_raw)  # type: ignore[misc]
+        self._unlogged = (batch, metrics, timing_raw, began)
+        return batch
+
+    def _save_checkpoint(self) -> None:
+        folder = Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        checkpoints.unseal(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoints.RECORD).write_bytes(self._record())
+        super()._save_checkpoint()  # type: ignore[misc]
+
+    def _record(self) -> bytes:
+        """The line of verl's file logger for this step, as far as it is known by now."""
+        batch, metrics, timing, began = self._unlogged
+        data, timing = dict(metrics), {**timing, "step": time.perf_counter() - began}
+        epoch = (self.global_steps - 1) // self.steps_per_epoch
+        self._compute_metrics(  # type: ignore[attr-defined]
+            batch, data, timing, global_steps=self.global_steps, epoch=epoch
+        )
+        return orjson.dumps({"step": self.global_steps, "data": data}, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"

@@ -1,0 +1,172 @@
+"""After any interruption of a checkpoint, verl's pointer names the newest one that is whole."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cppo_verl import checkpoints, presets, supervise
+from cppo_verl.cli import main as command
+from cppo_verl.integration import checks
+from cppo_verl.reporting import logs as reader
+
+from .saved import cut, save
+
+POINTER = checkpoints.POINTER
+
+
+def relative_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Checkpoints of steps 2 and 4 from two ranks."""
+    save(tmp_path, 2, ranks=2)
+    save(tmp_path, 4, ranks=2)
+    return tmp_path
+
+
+def test_an_untroubled_run_is_left_alone(root):
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert checkpoints.settle(root) == (4, [])
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_a_new_run_starts_from_nothing(tmp_path):
+    assert checkpoints.settle(tmp_path / "checkpoints") == (None, [])
+
+
+def parts() -> list[str]:
+    names = [f"{kind}_world_size_2_rank_{rank}.pt" for kind in ("model", "optim", "extra_state") for rank in (0, 1)]
+    return ["data.pt", *(f"actor/{name}" for name in names), "actor/fsdp_config.json", "actor/huggingface/config.json"]
+
+
+# verl does not read the model's config when it resumes: it only has to be there
+DAMAGES = [(part, damage) for part in parts() for damage in (cut, Path.unlink) if "huggingface" not in part]
+
+
+@pytest.mark.parametrize(("part", "damage"), [*DAMAGES, ("actor/huggingface/config.json", Path.unlink)])
+def test_a_damaged_part_sends_the_run_to_the_checkpoint_before(root, part, damage):
+    damage(root / "global_step_4" / part)
+    step, notes = checkpoints.settle(root)
+    assert step == 2
+    assert (root / POINTER).read_text() == "2"
+    assert any(Path(part).name in note for note in notes)
+    assert not (root / "global_step_4" / "data.pt").exists()
+
+
+@pytest.mark.parametrize("pointer", ["", "four", None])
+def test_a_torn_pointer_is_written_again(root, pointer):
+    (root / POINTER).unlink()
+    if pointer is not None:
+        (root / POINTER).write_text(pointer)
+    assert checkpoints.settle(root)[0] == 4
+    assert (root / POINTER).read_text() == "4"
+
+
+def test_death_between_the_last_part_and_the_pointer_loses_nothing(root):
+    save(root, 6, ranks=2, pointer=False)
+    assert checkpoints.settle(root)[0] == 6
+
+
+def test_pointing_at_an_older_checkpoint_by_hand_stands(root):
+    (root / POINTER).write_text("2")
+    assert checkpoints.settle(root) == (2, [])
+
+
+def test_death_while_the_old_checkpoint_is_deleted(root):
+    shutil.rmtree(root / "global_step_2" / "actor")
+    assert checkpoints.settle(root)[0] == 4
+
+
+def test_torn_first_checkpoint_starts_anew(tmp_path):
+    shutil.rmtree(save(tmp_path, 2, pointer=False) / "actor" / "huggingface")
+    step, notes = checkpoints.settle(tmp_path)
+    assert step is None
+    assert "global_step_2 is not whole" in notes[0]
+
+
+def test_no_silent_start_from_step_0_where_there_was_a_checkpoint(tmp_path):
+    cut(save(tmp_path, 2) / "actor" / "optim_world_size_1_rank_0.pt")
+    with pytest.raises(checkpoints.CheckpointError, match=r"step 2[\s\S]*optim_world_size_1_rank_0.pt is cut off"):
+        checkpoints.settle(tmp_path)
+
+
+def test_new_and_old_parts_do_not_pass_for_a_whole(root):
+    """Step 4 is written over an older, whole step 4, and the run dies after the model's shards."""
+    folder = root / "global_step_4"
+    checkpoints.unseal(folder)
+    assert checkpoints.settle(root)[0] == 2
+
+
+def test_other_engines_are_left_alone(root):
+    (root / "global_step_6" / "actor" / "dist_ckpt").mkdir(parents=True)
+    (root / POINTER).write_text("6")
+    assert checkpoints.settle(root) == (None, [])
+    assert (root / POINTER).read_text() == "6"
+
+
+def record(step: int, **data: float) -> bytes:
+    return json.dumps({"step": step, "data": data}, separators=(",", ":")).encode() + b"\n"
+
+
+def test_the_metrics_of_a_checkpoint_that_was_not_logged_are_recovered(tmp_path):
+    run, logs = tmp_path / "run", tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    folder = save(run / "checkpoints", 2)
+    (folder / checkpoints.RECORD).write_bytes(record(2, reward=0.5))
+    (logs / "metrics-20260101T000000Z.jsonl").write_bytes(record(1, reward=0.25) + b'{"step":2,"da')
+    assert checkpoints.recover_record(run / "checkpoints", 2, logs, "20260101T000100Z")
+    assert not checkpoints.recover_record(run / "checkpoints", 2, logs, "20260101T000200Z")
+    # verl validates before it trains on, then takes step 3
+    lines = record(2, **{"val-core/x/acc/mean@1": 1}) + record(3, reward=0.75)
+    (logs / "metrics-20260101T000100Z.jsonl").write_bytes(lines)
+    frame = reader.read_run(run).frame
+    assert list(frame.index) == [1, 2, 3]
+    assert list(frame["reward"]) == [0.25, 0.5, 0.75]
+    assert frame["val-core/x/acc/mean@1"][2] == 1
+
+
+def test_a_logged_step_is_not_logged_again(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (save(tmp_path / "checkpoints", 2) / checkpoints.RECORD).write_bytes(record(2, reward=0.5))
+    (logs / "metrics-1.jsonl").write_bytes(record(2, reward=0.4))
+    assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
+
+
+def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd):
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    cut(save(run / "checkpoints", 2) / "data.pt")
+    assert command.main(["run", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+    errors = capfd.readouterr().err
+    assert "data.pt is cut off" in errors and "--fresh" in errors and "Traceback" not in errors
+
+
+def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
+    run = tmp_path / "run"
+    save(run / "checkpoints", 2)
+    (run / "logs").mkdir()
+    with supervise.lock(run):
+        assert command.main(["run", "--fresh", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+    assert "in use by another run" in capfd.readouterr().err
+    assert (run / "checkpoints" / POINTER).exists()
+
+
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, capfd):
+    run = tmp_path / "run"
+    save(run / "checkpoints", 2, pointer=False)
+    os.symlink("/dev/full", run / "checkpoints" / f".{POINTER}.tmp")
+    assert command.main(["run", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+    assert "No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["trainer.max_actor_ckpt_to_keep=1", "+trainer.remove_previous_ckpt_in_save=true"])
+def test_deleting_the_last_checkpoint_before_the_next_is_refused(override):
+    """verl removes the old shards before it writes the new data.pt and pointer."""
+    with pytest.raises(checks.RunConfigError, match="max_actor_ckpt_to_keep to 2"):
+        checks.require(presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", override]))

@@ -1,0 +1,25 @@
+"""The watchdog knows every process without which a run hangs, by the name that Ray gives it."""
+
+import importlib
+
+import pytest
+
+from cppo_verl import supervise
+
+ACTORS = {
+    "verl.trainer.main_ppo": ["TaskRunnerV1"],
+    "verl.trainer.ppo.v1.agent_loop_tq": ["AgentLoopWorkerTQ"],
+    "verl.experimental.reward_loop.reward_loop": ["RewardLoopWorker"],
+    "verl.workers.rollout.vllm_rollout.vllm_async_server": ["vLLMHttpServer"],
+    "transfer_queue.controller": ["TransferQueueController"],
+    "transfer_queue.storage.simple_storage": ["SimpleStorageUnit"],
+    "cppo_verl.integration.topk.server": ["TopKHttpServer"],
+    "cppo_verl.integration.topk.agent_loop": ["TopKAgentLoopWorker"],
+    "cppo_verl.integration.seeded": ["SeededAgentLoopWorker"],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in ACTORS.items() for name in names])
+def test_an_actor_is_watched(module, name):
+    assert hasattr(importlib.import_module(module), name)  # a renamed class would be watched no more
+    assert f"ray::{name}".startswith(supervise.ESSENTIAL)
