@@ -1,0 +1,40 @@
+"""Run the grid and write its CSVs, figures and table of claims.
+
+python -m benchmarks.pocket            # the whole grid; continues where it was interrupted
+python -m benchmarks.pocket --quick    # a smoke test of a minute
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.pocket.grid import execute, load
+
+RESULTS = Path(__file__).with_name("results")
+DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the table of claims between these marks
+BEGIN, END = "<!-- claims -->", "<!-- end of claims -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="toy sizes; nothing to conclude from")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/pocket/results, or runs/pocket-quick")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this long")
+    parser.add_argument("--report-only", action="store_true", help="figures and tables from the CSVs that are there")
+    args = parser.parse_args()
+    out, grid = args.out or (Path("runs/pocket-quick") if args.quick else RESULTS), load(args.quick)
+    if not args.report_only:
+        execute(grid, out, args.processes, args.device, args.minutes)
+    from benchmarks.pocket.report import report
+
+    report(grid, out)
+    if out == RESULTS:
+        before, _, rest = DOC.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        table = (out / "claims.md").read_text(encoding="utf-8")
+        DOC.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The grid of runs: what grid.yaml asks for, in several processes, resumable, every run into the CSVs."""
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from benchmarks.pocket.train import Row, run
+
+GRID = Path(__file__).with_name("grid.yaml")
+
+
+class Spec(NamedTuple):
+    """One run; ``setting`` and ``rule`` are names in the grid."""
+
+    setting: str
+    rule: str
+    seed: int
+
+
+def load(quick: bool) -> dict[str, Any]:
+    """grid.yaml with settings resolved; ``quick`` shrinks it."""
+    grid = yaml.safe_load(GRID.read_text(encoding="utf-8"))
+    shrink = grid["quick"]["override"] if quick else {}
+    grid["settings"] = {
+        name: {**grid["base"][own["base"]], **{k: v for k, v in own.items() if k != "base"}, **shrink}
+        for name, own in grid["settings"].items()
+    }
+    if quick:
+        grid["seeds"], grid["extra_seeds"] = grid["quick"]["seeds"], []
+        grid["plan"] = [{k: grid["quick"][k] for k in ("settings", "rules")}]
+    return grid
+
+
+def specs(grid: dict[str, Any]) -> Iterator[Spec]:
+    """All runs: part by part, seed by seed, then the extra seeds, so that an interrupted grid has whole comparisons."""
+    order = [(part, seed) for part in grid["plan"] for seed in grid["seeds"]]
+    order += [(part, seed) for seed in grid["extra_seeds"] for part in grid["plan"]]
+    for part, seed in order:
+        for setting in part["settings"]:
+            for rule in grid["rules"] if part["rules"] == "all" else part["rules"]:
+                yield Spec(setting, rule, seed)
+
+
+def fingerprint(grid: dict[str, Any], spec: Spec) -> str:
+    """Eight hex digits of all that a run depends on."""
+    text = json.dumps([grid["settings"][spec.setting], grid["rules"][spec.rule], spec.seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def summary(curve: list[Row]) -> Row:
+    """A run's line: scores, and means of everything else over its evaluations."""
+    scores = [row["score"] for row in curve[1:]]
+    found: Row = {"start": curve[0]["score"], "best": max(scores), "final": scores[-1]}
+    found |= {"mean": sum(scores) / len(scores), "kept": float(scores[-1] >= max(scores) / 2)}
+    names = dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score"))
+    for name in names:
+        values = [row[name] for row in curve[1:] if name in row]
+        found[name] = sum(values) / len(values)
+    return found
+
+
+def read(file: Path) -> list[Row]:
+    """Rows of a CSV as text; none when there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write(file: Path, rows: list[Row]) -> None:
+    """All rows at once, under the union of their columns; numbers with six digits."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    part = file.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    os.replace(part, file)
+
+
+def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minutes: float) -> None:
+    """Run what ``out`` does not hold yet; nothing new is begun after ``minutes``.
+
+    Raises:
+        ValueError: ``out`` holds runs of another grid.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    runs, curves = read(out / "runs.csv"), read(out / "curves.csv")
+    done = {Spec(r["setting"], r["rule"], int(r["seed"])): r["spec"] for r in runs}
+    changed = [s for s in specs(grid) if s in done and done[s] != fingerprint(grid, s)]
+    if changed:
+        raise ValueError(
+            f"{out}/runs.csv has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out"
+        )
+    todo = [s for s in specs(grid) if s not in done]
+    start, context = time.monotonic(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures: dict[Future, Spec] = {}
+        for s in todo:
+            given = grid["settings"][s.setting], grid["rules"][s.rule], s.seed, out / "warm", device
+            futures[pool.submit(_timed, *given)] = s
+        for count, future in enumerate(as_completed(futures), 1):
+            if future.cancelled():
+                continue
+            s, (curve, seconds) = futures[future], future.result()
+            head = {**s._asdict(), "spec": fingerprint(grid, s)}
+            runs.append({**head, "seconds": seconds, **summary(curve)})
+            curves += [{**s._asdict(), **row} for row in curve]
+            write(out / "runs.csv", runs)
+            write(out / "curves.csv", curves)
+            spent = time.monotonic() - start
+            left = spent / count * (len(todo) - count) / 60
+            print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
+            if spent > 60 * minutes:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(setting: Row, rule: Row, seed: int, cache: Path, device: str) -> tuple[list[Row], float]:
+    begin = time.process_time()
+    curve = run(setting, rule, seed, cache, device)
+    return curve, time.process_time() - begin

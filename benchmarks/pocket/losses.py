@@ -1,0 +1,107 @@
+"""The policy losses and the advantage estimator as verl's registries hold them, bound to a preset of this package."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+from verl.workers.config import FSDPActorConfig
+
+import cppo_verl
+from cppo_verl import metrics
+from cppo_verl.integration import losses as registered
+from cppo_verl.integration.config import TrustRegionLossConfig
+from cppo_verl.rules import RULES, Tokens, observe_clipping
+from cppo_verl.topk import TOPK, without_sampled
+
+PRESETS = Path(cppo_verl.__file__).parent / "conf" / "trust_region"
+AGGREGATION = "seq-mean-token-sum-norm"
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, metrics.MetricSums]]
+
+
+def preset(name: str) -> dict[str, Any]:
+    """``actor_rollout_ref.actor`` of a preset with what it composes over."""
+    text = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    merged: dict[str, Any] = {"policy_loss": {}}
+    for parent in text.get("defaults", []):
+        if parent != "_self_":
+            merged = preset(parent)
+    own = text.get("actor_rollout_ref", {}).get("actor", {})
+    knobs = {**merged["policy_loss"], **own.get("policy_loss", {})}
+    return {**merged, **own, "policy_loss": knobs}
+
+
+def policy_loss(rule: dict[str, Any], length: int) -> Loss:
+    """loss(log_pi, log_mu, tokens, advantages) -> (loss, sums for the logger).
+
+    ``log_pi`` and ``log_mu`` are full log-laws (batch, length, vocabulary); a rule sees of them what its estimator may.
+
+    Args:
+        rule: ``preset`` and overrides of its ``policy_loss``.
+        length: of every response, and the loss's scale factor.
+    """
+    actor = preset(rule["preset"])
+    knobs = {k: v for k, v in actor["policy_loss"].items() if k != "_target_"}
+    knobs |= {"max_response_length": length} | {k: v for k, v in rule.items() if k != "preset"}
+    clip = {k: v for k, v in actor.items() if k.startswith("clip_ratio")}
+    config = FSDPActorConfig(
+        rollout_n=8, ppo_micro_batch_size_per_gpu=1, policy_loss=TrustRegionLossConfig(**knobs), **clip
+    )
+    config.global_batch_info["loss_scale_factor"] = length
+    function, knobs = get_policy_loss_fn(config.policy_loss.loss_mode), config.policy_loss
+
+    def call(log_pi: Tensor, log_mu: Tensor, tokens: Tensor, advantages: Tensor) -> tuple[Tensor, metrics.MetricSums]:
+        log_prob, old_log_prob = (x.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) for x in (log_pi, log_mu))
+        mask = torch.ones_like(log_prob)
+        handed = None
+        if knobs.estimator == "topk":
+            handed = listed_divergence(log_pi.detach(), log_mu, tokens, knobs.topk, knobs.divergence)
+        divergence, collected = registered._divergence.set(handed), registered._collected.set([])
+        try:
+            loss, _ = function(old_log_prob, log_prob, advantages, mask, AGGREGATION, config, None)
+            sums = registered._collected.get() or []
+        finally:
+            registered._divergence.reset(divergence)
+            registered._collected.reset(collected)
+        if knobs.loss_mode not in RULES:
+            sums = [observe(Tokens.of(log_prob, old_log_prob, advantages, mask), config)]
+        return loss, sums[0]
+
+    return call
+
+
+def listed_divergence(log_pi: Tensor, log_mu: Tensor, tokens: Tensor, k: int, kind: str) -> Tensor:
+    """D_t over {top-K of mu, sampled, rest}, (batch, length); K at least the vocabulary gives the full one."""
+    log_prob, old_log_prob = (x.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) for x in (log_pi, log_mu))
+    listed, ids = log_mu.topk(min(k, log_mu.shape[-1]), -1)
+    return TOPK[kind](log_pi.gather(-1, ids), without_sampled(listed, ids, tokens), log_prob, old_log_prob)
+
+
+def observe(tokens: Tokens, config: FSDPActorConfig) -> metrics.MetricSums:
+    """Metrics for a loss of verl's own."""
+    low, high, cap = config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
+    verdict = observe_clipping(tokens, config.policy_loss.loss_mode, low, high, cap)
+    return metrics.summarise(tokens, tokens.divergence("tv"), verdict, cap)
+
+
+def advantages_of(rewards: Tensor, groups: Sequence[int], length: int) -> Tensor:
+    """(batch, length) from rewards (batch,), by the registered ``group_relative`` estimator."""
+    token_rewards = torch.zeros(len(rewards), length, device=rewards.device)
+    token_rewards[:, -1] = rewards
+    estimate = get_adv_estimator_fn("group_relative")
+    return estimate(token_rewards, torch.ones_like(token_rewards), index=groups)[0]
+
+
+def means(sums: list[metrics.MetricSums]) -> dict[str, float]:
+    """Exact means of several mini-batches' sums, under short names."""
+    total: dict[str, float] = {}
+    count: dict[str, float] = {}
+    for each in sums:
+        for name, value in each.sums.items():
+            total[name] = total.get(name, 0.0) + value
+            count[name] = count.get(name, 0.0) + each.counts[metrics.denominator_of(name)]
+    return {name: metrics.ratio(value, count[name]) for name, value in total.items()}

@@ -1,0 +1,182 @@
+"""Claims, table of rules and a page of figures from runs.csv and curves.csv alone."""
+
+import os
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.pocket.grid import Spec, read, write
+
+# Student's t, 97.5%, by degrees of freedom; 1.96 beyond
+T975 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
+TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
+TABLE += ("bound_holds", "token_excess", "prefix_excess")
+MAIN = ("cppo", "dppo", "grpo", "cispo", "minpro", "trm_max", "trm_avg", "free")
+Runs = dict[Spec, dict[str, float]]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and its 95% interval; infinitely wide for fewer than two values."""
+    if len(values) < 2:
+        return fmean(values) if values else float("nan"), float("-inf"), float("inf")
+    half = (T975[len(values) - 1] if len(values) <= len(T975) else 1.96) * stdev(values) / sqrt(len(values))
+    return fmean(values), fmean(values) - half, fmean(values) + half
+
+
+def load_runs(out: Path) -> Runs:
+    """Numbers of every run."""
+    runs = {}
+    for row in read(out / "runs.csv"):
+        numbers = {k: float(v) for k, v in row.items() if v and k not in ("setting", "rule", "seed", "spec")}
+        runs[Spec(row["setting"], row["rule"], int(row["seed"]))] = numbers
+    return runs
+
+
+def difference(runs: Runs, contrast: list, metric: str) -> dict[int, float]:
+    """metric of rule a less that of rule b, by seed; where b is a list, of its best by mean over the common seeds."""
+    setting, a, other = contrast
+    others = other if isinstance(other, list) else [other]
+    seeds = [s.seed for s in runs if s.setting == setting and s.rule == a]
+    seeds = [seed for seed in seeds if all(Spec(setting, b, seed) in runs for b in others)]
+    if not seeds:
+        return {}
+    b = max(others, key=lambda name: fmean(runs[Spec(setting, name, seed)][metric] for seed in seeds))
+    return {seed: runs[Spec(setting, a, seed)][metric] - runs[Spec(setting, b, seed)][metric] for seed in seeds}
+
+
+def pooled(runs: Runs, contrasts: list, metric: str) -> dict[int, float]:
+    """Mean over the contrasts by seed, for the seeds that all of them have."""
+    each = [difference(runs, contrast, metric) for contrast in contrasts]
+    return {seed: fmean(d[seed] for d in each) for seed in each[0] if all(seed in d for d in each)}
+
+
+def verdict(kind: str, low: float, high: float, margin: float) -> str:
+    """``supported``, ``not supported`` or ``undecided here``, as grid.yaml says."""
+    if kind == "equal":
+        inside, outside = -margin <= low and high <= margin, low > margin or high < -margin
+    else:
+        inside, outside = low > 0, high < 0
+    return "supported" if inside else "not supported" if outside else "undecided here"
+
+
+def judge(grid: dict[str, Any], runs: Runs) -> tuple[list[dict], list[dict]]:
+    """A row a claim, and a row a contrast."""
+    claims, contrasts = [], []
+    for claim in grid["claims"]:
+        metric, less = claim.get("metric", "best"), claim.get("less", [])
+        values = pooled(runs, claim["contrasts"], metric)
+        if less:
+            base = pooled(runs, less, metric)
+            values = {seed: values[seed] - base[seed] for seed in values if seed in base}
+        mean, low, high = interval(list(values.values()))
+        found = {"effect": mean, "low": low, "high": high, "n": len(values)}
+        decided = verdict(claim["kind"], low, high, grid["margin"])
+        claims.append({"claim": claim["claim"], "verdict": decided, "metric": metric, **found})
+        for contrast in claim["contrasts"] + less:
+            alone = list(difference(runs, contrast, metric).values())
+            mean, low, high = interval(alone)
+            b = contrast[2] if isinstance(contrast[2], str) else "|".join(contrast[2])
+            names = {"setting": contrast[0], "a": contrast[1], "b": b}
+            found = {"effect": mean, "low": low, "high": high, "n": len(alone), "wins": sum(x > 0 for x in alone)}
+            contrasts.append({"claim": claim["claim"], "metric": metric, **names, **found})
+    return claims, contrasts
+
+
+def rules_table(runs: Runs) -> list[dict]:
+    """A row a setting and rule: number of seeds, mean and half-width of each score, means of the rest."""
+    rows = []
+    for setting, rule in dict.fromkeys((s.setting, s.rule) for s in runs):
+        of = [r for s, r in runs.items() if (s.setting, s.rule) == (setting, rule)]
+        row: dict[str, Any] = {"setting": setting, "rule": rule, "n": len(of)}
+        for name in TABLE:
+            values = [r[name] for r in of if name in r]
+            if values:
+                mean, _, high = interval(values)
+                row |= {name: mean} | ({f"{name}_half": high - mean} if name in ("best", "final", "mean") else {})
+        rows.append(row)
+    return rows
+
+
+def markdown(claims: list[dict], contrasts: list[dict]) -> str:
+    """The table of claims, with what each setting says alone."""
+    lines = ["| claim | verdict | effect [95% interval] | n | by setting |", "|---|---|---|---|---|"]
+    for c in claims:
+        own = [x for x in contrasts if x["claim"] == c["claim"]]
+        several = len({x["b"] for x in own}) > 1
+        each = "; ".join(f"{x['setting']}{' ' + x['b'] if several else ''} {_span(x)}" for x in own)
+        lines.append(f"| {c['claim']} | **{c['verdict']}** | {c['metric']} {_span(c)} | {c['n']} | {each} |")
+    return "\n".join(lines) + "\n"
+
+
+def _span(row: dict) -> str:
+    if row["n"] < 2:
+        return f"n = {row['n']}"
+    return f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def report(grid: dict[str, Any], out: Path) -> None:
+    """Write claims.csv, contrasts.csv, rules.csv, claims.md and figures.png beside the runs."""
+    runs = load_runs(out)
+    claims, contrasts = judge(grid, runs)
+    write(out / "claims.csv", claims)
+    write(out / "contrasts.csv", contrasts)
+    write(out / "rules.csv", rules_table(runs))
+    _replace(out / "claims.md", lambda file: file.write_text(markdown(claims, contrasts), encoding="utf-8"))
+    figures(runs, read(out / "curves.csv"), out / "figures.png")
+
+
+def _replace(file: Path, save: Callable[[Path], Any]) -> None:
+    part = file.with_name(f"part-{file.name}")
+    save(part)
+    os.replace(part, file)
+
+
+def figures(runs: Runs, curves: list[dict], file: Path) -> None:
+    """Learning curves, paired differences to DPPO, masks, divergence by position, gap against bound."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    settings = [s for s in ("branch", "trace", "branch_stale", "trace_harsh") if any(r.setting == s for r in runs)]
+    page, axes = plt.subplots(4, len(settings), figsize=(5 * len(settings), 18), squeeze=False, layout="constrained")
+    for column, setting in enumerate(settings):
+        rules = list(dict.fromkeys(s.rule for s in runs if s.setting == setting))
+        mine = [c for c in curves if c["setting"] == setting]
+        main = [r for r in MAIN if r in rules]
+        for i, rule in enumerate(main):
+            own = [c for c in mine if c["rule"] == rule]
+            steps = sorted({int(c["step"]) for c in own})
+            spans = [interval([float(c["score"]) for c in own if int(c["step"]) == s]) for s in steps]
+            axes[0][column].plot(steps, [m for m, _, _ in spans], color=f"C{i}", label=rule)
+            axes[0][column].fill_between(steps, [s[1] for s in spans], [s[2] for s in spans], color=f"C{i}", alpha=0.1)
+            bins = [[float(c[f"tv_bin{b}"]) for c in own if c.get(f"tv_bin{b}")] for b in range(8)]
+            axes[3][column].plot([fmean(b) for b in bins if b], color=f"C{i}", label=rule)
+        axes[0][column].set(title=f"{setting}: score (mean, 95%)", xlabel="rollout batch", ylim=(0, 1))
+        axes[0][column].legend(fontsize=7)
+        others = [r for r in rules if r != "dppo"][::-1]
+        for height, rule in enumerate(others):
+            mean, low, high = interval(list(difference(runs, [setting, rule, "dppo"], "best").values()))
+            axes[1][column].errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt="o", color="C0", capsize=2)
+        axes[1][column].axvline(0, color="grey", lw=0.8)
+        axes[1][column].set_yticks(range(len(others)), others, fontsize=8)
+        axes[1][column].set(title="best score less DPPO's, same seed (95%)", xlim=(-0.5, 0.5))
+        left = [0.0] * len(rules)
+        for part, color in (("masked_share_token_threshold", "C0"), ("masked_share_prefix_budget", "C1")):
+            shares = [_mean_of(runs, setting, rule, part) for rule in rules]
+            axes[2][column].barh(rules, shares, left=left, color=color, label=part)
+            left = shares
+        axes[2][column].set(title="masked share of tokens")
+        axes[2][column].tick_params("y", labelsize=8)
+        axes[2][column].legend(fontsize=7)
+        axes[3][column].set(title="full-vocabulary TV by position in the response", xlabel="bin")
+    _replace(file, lambda part: page.savefig(part, dpi=70))
+    plt.close(page)
+
+
+def _mean_of(runs: Runs, setting: str, rule: str, name: str) -> float:
+    values = [r[name] for s, r in runs.items() if (s.setting, s.rule) == (setting, rule) and name in r]
+    return fmean(values) if values else 0.0

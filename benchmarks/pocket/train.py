@@ -1,0 +1,129 @@
+"""One run: warm start, then rollouts by a perturbed and stale engine, several updates a batch, one rule."""
+
+import fcntl
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.pocket import exact, losses
+from benchmarks.pocket.model import Transformer, response_log_law, rollout_engine, sample
+from benchmarks.pocket.tasks import TASKS, Branch, Trace
+from cppo_verl.bound import certificate
+from cppo_verl.divergence import full_tv
+from cppo_verl.schedule import linear_weights
+
+REFERENCE = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8}  # the paper's thresholds: every rule is measured by them
+LOGGED = ("masked_share", "masked_share_token_threshold", "masked_share_prefix_budget", "masked_share_positive")
+LOGGED += ("prefix_average", "effective_delta_b", "ratio_capped_share")
+BINS = 8
+Row = dict[str, Any]
+
+
+def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Transformer:
+    """The supervised start shared by all rules of a task and seed, kept in ``cache``; torch's global seed is set."""
+    shape = {k: setting[k] for k in ("width", "layers") if k in setting}
+    torch.manual_seed(seed)
+    model = Transformer(task.vocabulary, task.prompt_length + task.length, **shape)
+    steps, rate = setting.get("warm_steps", 0), setting.get("warm_lr", 3e-3)
+    given = [setting["task"], *setting.get("options", {}).items(), *shape.items(), steps, rate, seed]
+    file = cache / ("-".join(str(x) for x in given).translate(str.maketrans("(),' ", "_____")) + ".pt")
+    cache.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:  # the first process trains, the others wait for its file
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            imitate(model, task, steps, rate, seed)
+            part = file.with_suffix(".part")
+            torch.save(model.state_dict(), part)
+            os.replace(part, file)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
+def imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, seed: int) -> None:
+    """Supervised steps on the task's demonstrations; the rate rises over 50 steps and falls to 0 in the second half."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 50, 2 * (steps - step) / steps)
+        prompts, tokens = task.demonstrations(64, generator)
+        loss = F.nll_loss(response_log_law(model, prompts, tokens).flatten(0, 1), tokens.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") -> list[Row]:
+    """Rows of the learning curve, one an evaluation; the first is before training and has scores alone.
+
+    The order of prompts, the uniforms that samples are drawn with, and the warm start depend on setting and seed only.
+    """
+    task = TASKS[setting["task"]](**setting.get("options", {}), seed=seed)
+    model = warm_start(setting, task, seed, cache).to(device)
+    loss_of = losses.policy_loss(rule, task.length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting["lr"], weight_decay=0.0)
+    engine_of = setting.get("engine", "exact")
+    engines = deque([rollout_engine(model, engine_of)], maxlen=setting.get("staleness", 0) + 1)
+    order = torch.Generator().manual_seed(seed)
+    rows: list[Row] = [{"step": 0, "score": score(task, model)}]
+    for step in range(1, setting["steps"] + 1):
+        mu = engines[0]
+        prompts = task.prompts(setting["prompts"], order).repeat_interleave(setting["group"], 0).to(device)
+        tokens, log_mu = sample(mu, prompts, task.length, seed * 100_003 + step, setting.get("temperature_noise", 0.0))
+        rewards = task.reward(prompts.cpu(), tokens.cpu()).to(device)
+        groups = [i // setting["group"] for i in range(len(prompts))]
+        advantages = losses.advantages_of(rewards, groups, task.length)
+        active = advantages[:, 0].nonzero().flatten()
+        active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step)).to(device)]
+        sums, drift = [], []
+        for rows_of in active.tensor_split(setting["updates"]):
+            if len(rows_of) == 0:
+                continue
+            log_pi = response_log_law(model, prompts[rows_of], tokens[rows_of])
+            loss, found = loss_of(log_pi, log_mu[rows_of], tokens[rows_of], advantages[rows_of])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            sums.append(found)
+            drift.append(full_tv(log_pi.detach(), log_mu[rows_of]))
+        if step % setting["evaluate_every"] == 0 or step == setting["steps"]:
+            row = {"step": step, "score": score(task, model), "reward": float(rewards.mean())}
+            if sums:
+                row |= {name: value for name, value in losses.means(sums).items() if name in LOGGED} | moved(drift)
+            if isinstance(task, Branch):
+                row |= exact.compare(task, task.tables(mu), task.tables(model), **REFERENCE)
+            rows.append(row)
+        engines.append(rollout_engine(model, engine_of))
+    return rows
+
+
+def moved(drift: list[torch.Tensor]) -> Row:
+    """Full-vocabulary TV of the trained policy from the rollout: a step's mean, its first and last update, by position.
+
+    ``bound_usage`` is the certificate's realised sum over Theorem 1's residual at the paper's thresholds, after all
+    updates of the batch but one.
+    """
+    together, last = torch.cat(drift), drift[-1]
+    mask = torch.ones_like(last, dtype=torch.bool)
+    usage = certificate(
+        last, linear_weights(mask, REFERENCE["w_min"], last.dtype), mask, REFERENCE["delta"], REFERENCE["delta_b"]
+    )
+    found = {"tv": together.mean(), "tv_first": drift[0].mean(), "tv_last": last.mean(), "bound_usage": usage.ratio}
+    found |= {f"tv_bin{i}": part.mean() for i, part in enumerate(together.tensor_split(BINS, -1)) if part.numel()}
+    return {name: float(value) for name, value in found.items()}
+
+
+@torch.no_grad()
+def score(task: Trace | Branch, model: Transformer, prompts: int = 256) -> float:
+    """Exact J for the branching task; else the mean reward of one sample a prompt, on prompts fixed once for all."""
+    if isinstance(task, Branch):
+        return exact.expected_reward(task, task.tables(model))
+    device = next(model.parameters()).device
+    asked = task.prompts(prompts, torch.Generator().manual_seed(999))
+    tokens = sample(model, asked.to(device), task.length, 999).tokens
+    return float(task.reward(asked, tokens.cpu()).mean())
