@@ -11,6 +11,9 @@ from cppo_verl.integration.reproducible import seed_of
 class SeededAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[name-defined]
     """verl's worker; every request has its own seed."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)  # Ray copies an inherited constructor, whose super() then names another class
+
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs):
         prompt, sample = list(kwargs["raw_prompt"]), kwargs["session_id"]
         seed = seed_of(self.config.actor_rollout_ref.rollout.seed, int(trajectory["step"]), prompt, sample)
