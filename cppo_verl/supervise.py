@@ -201,7 +201,7 @@ class lock:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(" ".join(process.cmdline()).split())  # a title that was set is padded with blanks
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 

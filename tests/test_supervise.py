@@ -45,7 +45,7 @@ def test_a_silent_run_counts_as_hung(tmp_path):
 # A trainer that waits forever, with an essential worker that dies after half a second.
 LOST_WORKER = """
 import subprocess, sys, time
-subprocess.Popen(["bash", "-c", "exec -a ray::WorkerDict sleep 0.5"]).wait()
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict    ' sleep 0.5"]).wait()
 print("WorkerDict: RuntimeError: out of memory")
 time.sleep(60)
 """
@@ -53,7 +53,8 @@ time.sleep(60)
 
 def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "GRACE", 0.5)
-    with pytest.raises(supervise.RunFailed, match=r"ray::WorkerDict[\s\S]*died[\s\S]*RuntimeError: out of memory"):
+    said = r"ray::WorkerDict sleep 0.5 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
+    with pytest.raises(supervise.RunFailed, match=said):
         start(LOST_WORKER, tmp_path)
     assert not list(supervise.processes_of(tmp_path))
 
