@@ -53,7 +53,7 @@ time.sleep(60)
 
 def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "GRACE", 0.5)
-    said = r"ray::WorkerDict sleep 0.5 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
+    said = r"ray::WorkerDict 0.5 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
     with pytest.raises(supervise.RunFailed, match=said):
         start(LOST_WORKER, tmp_path)
     assert not list(supervise.processes_of(tmp_path))
