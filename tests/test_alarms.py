@@ -62,3 +62,15 @@ def test_a_process_without_the_plug_in_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(core_algos.POLICY_LOSS_REGISTRY, "cppo")
     with pytest.raises(KnobError, match="was not loaded.*VERL_USE_EXTERNAL_PLUGINS=auto"):
         losses.require_registered("cppo")
+
+
+def test_a_loss_of_our_name_is_reported_and_replaced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    from verl.trainer.ppo import core_algos
+
+    for name, loss in list(core_algos.POLICY_LOSS_REGISTRY.items()):  # whatever is registered below is undone
+        monkeypatch.setitem(core_algos.POLICY_LOSS_REGISTRY, name, loss)
+    monkeypatch.setitem(core_algos.POLICY_LOSS_REGISTRY, "cppo", core_algos.POLICY_LOSS_REGISTRY["vanilla"])
+    losses.register(core_algos)
+    assert "policy loss 'cppo' is registered by verl.trainer.ppo.core_algos." in caplog.text
+    assert core_algos.POLICY_LOSS_REGISTRY["cppo"].__qualname__ == "policy_loss_cppo"
+    losses.require_registered("cppo")
