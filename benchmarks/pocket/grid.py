@@ -42,13 +42,21 @@ def load(quick: bool) -> dict[str, Any]:
 
 
 def specs(grid: dict[str, Any]) -> Iterator[Spec]:
-    """All runs: part by part, seed by seed, then the extra seeds, so that an interrupted grid has whole comparisons."""
-    order = [(part, seed) for part in grid["plan"] for seed in grid["seeds"]]
-    order += [(part, seed) for seed in grid["extra_seeds"] for part in grid["plan"]]
-    for part, seed in order:
+    """All runs, so ordered that an interrupted grid has whole comparisons: part by part, then the extra seeds.
+
+    Two seeds go side by side, so that two processes do not wait for the same warm start.
+    """
+    order = [(part, pair) for part in grid["plan"] for pair in _pairs(grid["seeds"])]
+    order += [(part, pair) for pair in _pairs(grid["extra_seeds"]) for part in grid["plan"]]
+    for part, pair in order:
         for setting in part["settings"]:
             for rule in grid["rules"] if part["rules"] == "all" else part["rules"]:
-                yield Spec(setting, rule, seed)
+                for seed in pair:
+                    yield Spec(setting, rule, seed)
+
+
+def _pairs(seeds: list[int]) -> list[list[int]]:
+    return [seeds[i : i + 2] for i in range(0, len(seeds), 2)]
 
 
 def fingerprint(grid: dict[str, Any], spec: Spec) -> str:

@@ -8,12 +8,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.pocket.grid import Spec, read, write
+from benchmarks.pocket.train import BINS
 
 # Student's t, 97.5%, by degrees of freedom; 1.96 beyond
 T975 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
 TABLE += ("bound_holds", "token_excess", "prefix_excess")
+FIGURES = ("branch", "trace", "branch_stale", "trace_harsh")
 MAIN = ("cppo", "dppo", "grpo", "cispo", "minpro", "trm_max", "trm_avg", "free")
 Runs = dict[Spec, dict[str, float]]
 
@@ -125,7 +127,7 @@ def report(grid: dict[str, Any], out: Path) -> None:
     write(out / "contrasts.csv", contrasts)
     write(out / "rules.csv", rules_table(runs))
     _replace(out / "claims.md", lambda file: file.write_text(markdown(claims, contrasts), encoding="utf-8"))
-    figures(runs, read(out / "curves.csv"), out / "figures.png")
+    figures(grid, runs, read(out / "curves.csv"), out / "figures.png")
 
 
 def _replace(file: Path, save: Callable[[Path], Any]) -> None:
@@ -134,47 +136,80 @@ def _replace(file: Path, save: Callable[[Path], Any]) -> None:
     os.replace(part, file)
 
 
-def figures(runs: Runs, curves: list[dict], file: Path) -> None:
-    """Learning curves, paired differences to DPPO, masks, divergence by position, gap against bound."""
+def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) -> None:
+    """A column a setting: learning curves, paired differences to DPPO, masks, divergence by position, bound."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    settings = [s for s in ("branch", "trace", "branch_stale", "trace_harsh") if any(r.setting == s for r in runs)]
-    page, axes = plt.subplots(4, len(settings), figsize=(5 * len(settings), 18), squeeze=False, layout="constrained")
+    settings = [name for name in FIGURES if any(spec.setting == name for spec in runs)]
+    page, axes = plt.subplots(5, len(settings), figsize=(5 * len(settings), 22), squeeze=False, layout="constrained")
     for column, setting in enumerate(settings):
-        rules = list(dict.fromkeys(s.rule for s in runs if s.setting == setting))
+        rules = [rule for rule in grid["rules"] if any((s.setting, s.rule) == (setting, rule) for s in runs)]
         mine = [c for c in curves if c["setting"] == setting]
-        main = [r for r in MAIN if r in rules]
-        for i, rule in enumerate(main):
-            own = [c for c in mine if c["rule"] == rule]
-            steps = sorted({int(c["step"]) for c in own})
-            spans = [interval([float(c["score"]) for c in own if int(c["step"]) == s]) for s in steps]
-            axes[0][column].plot(steps, [m for m, _, _ in spans], color=f"C{i}", label=rule)
-            axes[0][column].fill_between(steps, [s[1] for s in spans], [s[2] for s in spans], color=f"C{i}", alpha=0.1)
-            bins = [[float(c[f"tv_bin{b}"]) for c in own if c.get(f"tv_bin{b}")] for b in range(8)]
-            axes[3][column].plot([fmean(b) for b in bins if b], color=f"C{i}", label=rule)
+        _draw_curves(axes[0][column], axes[3][column], mine, [rule for rule in MAIN if rule in rules])
+        _draw_differences(axes[1][column], runs, setting, [rule for rule in rules if rule != "dppo"])
+        _draw_masks(axes[2][column], runs, setting, rules)
+        _draw_bound(axes[4][column], runs, setting, rules)
         axes[0][column].set(title=f"{setting}: score (mean, 95%)", xlabel="rollout batch", ylim=(0, 1))
-        axes[0][column].legend(fontsize=7)
-        others = [r for r in rules if r != "dppo"][::-1]
-        for height, rule in enumerate(others):
-            mean, low, high = interval(list(difference(runs, [setting, rule, "dppo"], "best").values()))
-            axes[1][column].errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt="o", color="C0", capsize=2)
-        axes[1][column].axvline(0, color="grey", lw=0.8)
-        axes[1][column].set_yticks(range(len(others)), others, fontsize=8)
-        axes[1][column].set(title="best score less DPPO's, same seed (95%)", xlim=(-0.5, 0.5))
-        left = [0.0] * len(rules)
-        for part, color in (("masked_share_token_threshold", "C0"), ("masked_share_prefix_budget", "C1")):
-            shares = [_mean_of(runs, setting, rule, part) for rule in rules]
-            axes[2][column].barh(rules, shares, left=left, color=color, label=part)
-            left = shares
-        axes[2][column].set(title="masked share of tokens")
-        axes[2][column].tick_params("y", labelsize=8)
-        axes[2][column].legend(fontsize=7)
-        axes[3][column].set(title="full-vocabulary TV by position in the response", xlabel="bin")
-    _replace(file, lambda part: page.savefig(part, dpi=70))
+        axes[3][column].set(title="full-vocabulary TV along the response", xlabel="relative position", ylim=(0, None))
+    _replace(file, lambda part: page.savefig(part, dpi=90))
     plt.close(page)
+
+
+def _draw_curves(scores, divergences, curves: list[dict], rules: list[str]) -> None:
+    for rule in rules:
+        color, own = f"C{MAIN.index(rule)}", [c for c in curves if c["rule"] == rule]
+        steps = sorted({int(c["step"]) for c in own})
+        spans = [interval([float(c["score"]) for c in own if int(c["step"]) == s]) for s in steps]
+        scores.plot(steps, [mean for mean, _, _ in spans], color=color, label=rule)
+        scores.fill_between(steps, [s[1] for s in spans], [s[2] for s in spans], color=color, alpha=0.1)
+        bins = [[float(c[f"tv_bin{b}"]) for c in own if c.get(f"tv_bin{b}")] for b in range(BINS)]
+        means = [fmean(b) for b in bins if b]
+        divergences.plot([(i + 0.5) / len(means) for i in range(len(means))], means, color=color)
+    scores.legend(fontsize=7)
+
+
+def _draw_differences(axis, runs: Runs, setting: str, rules: list[str]) -> None:
+    for height, rule in enumerate(rules):
+        mean, low, high = interval(list(difference(runs, [setting, rule, "dppo"], "best").values()))
+        axis.errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt="o", color="C0", capsize=2)
+    axis.axvline(0, color="grey", lw=0.8)
+    axis.set(title="best score less DPPO's, same seed (95%)", xlim=(-0.5, 0.5))
+    _name_rows(axis, rules)
+
+
+def _draw_masks(axis, runs: Runs, setting: str, rules: list[str]) -> None:
+    left = [0.0] * len(rules)
+    for part, label in (("token_threshold", "token or sequence threshold"), ("prefix_budget", "prefix budget")):
+        shares = [_mean_of(runs, setting, rule, f"masked_share_{part}") for rule in rules]
+        axis.barh(range(len(rules)), shares, left=left, label=label)
+        left = shares
+    axis.set(title="masked share of tokens")
+    axis.legend(fontsize=7)
+    _name_rows(axis, rules)
+
+
+def _draw_bound(axis, runs: Runs, setting: str, rules: list[str]) -> None:
+    """Over Theorem 1's residual: the certificate's sum, and where J is known exactly, the gap that it has to bound."""
+    realised = [_mean_of(runs, setting, rule, "bound_usage") for rule in rules]
+    axis.semilogx(realised, range(len(rules)), "o", label="realised sum")
+    residuals = [_mean_of(runs, setting, rule, "residual") for rule in rules]
+    if all(residuals):
+        gaps = [
+            _mean_of(runs, setting, rule, "gap") / residual for rule, residual in zip(rules, residuals, strict=True)
+        ]
+        axis.semilogx(gaps, range(len(rules)), "x", label="exact gap")
+    axis.axvline(1, color="grey", lw=0.8)
+    axis.set(title="share of Theorem 1's residual", xlim=(0.01, 30))
+    axis.legend(fontsize=7)
+    _name_rows(axis, rules)
+
+
+def _name_rows(axis, rules: list[str]) -> None:
+    axis.set_yticks(range(len(rules)), rules, fontsize=8)
+    axis.invert_yaxis()
 
 
 def _mean_of(runs: Runs, setting: str, rule: str, name: str) -> float:
