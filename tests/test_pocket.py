@@ -291,7 +291,7 @@ def test_quick_command_writes_finite_results_and_resumes(tmp_path):
         assert ("gap" in numbers) == (row["setting"] == "branch")
     masked = {row["rule"]: float(row["masked_share"]) for row in rows if row["setting"] == "branch"}
     assert masked["cppo"] > 0 and masked["free"] == 0
-    for name in ("curves.csv", "claims.csv", "contrasts.csv", "rules.csv", "claims.md", "figures.png"):
+    for name in ("curves.csv", "claims.csv", "contrasts.csv", "rules.csv", "claims.md", "rules.md", "figures.png"):
         assert (tmp_path / name).stat().st_size > 0
 
     before = (tmp_path / "runs.csv").read_bytes()
@@ -316,6 +316,9 @@ def test_committed_claims_follow_from_the_committed_runs(tmp_path):
     full = grid.load(quick=False)
     fingerprints = {(r["setting"], r["rule"], int(r["seed"])): r["spec"] for r in grid.read(tmp_path / "runs.csv")}
     assert all(grid.fingerprint(full, grid.Spec(*key)) == value for key, value in fingerprints.items())
-    text = report.markdown(*report.judge(full, report.load_runs(tmp_path)))
-    assert text == (RESULTS / "claims.md").read_text(encoding="utf-8")
-    assert text in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    runs, doc = report.load_runs(tmp_path), (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    tables = {"claims": report.markdown(*report.judge(full, runs))}
+    tables["rules"] = report.rules_markdown(report.rules_table(runs))
+    for name, text in tables.items():
+        assert text == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        assert text in doc

@@ -10,8 +10,7 @@ from pathlib import Path
 from benchmarks.pocket.grid import execute, load
 
 RESULTS = Path(__file__).with_name("results")
-DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the table of claims between these marks
-BEGIN, END = "<!-- claims -->", "<!-- end of claims -->"
+DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, each between two marks
 
 
 def main() -> None:
@@ -30,10 +29,15 @@ def main() -> None:
 
     report(grid, out)
     if out == RESULTS:
-        before, _, rest = DOC.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        table = (out / "claims.md").read_text(encoding="utf-8")
-        DOC.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
+        for name in ("claims", "rules"):
+            put_into_doc(name, (out / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def put_into_doc(name: str, table: str) -> None:
+    """Put the table between its marks, instead of what is there."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = DOC.read_text(encoding="utf-8").partition(begin)
+    DOC.write_text(f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Claims, table of rules and a page of figures from runs.csv and curves.csv alone."""
 
+import functools
 import os
 from collections.abc import Callable
 from math import sqrt
@@ -113,6 +114,21 @@ def markdown(claims: list[dict], contrasts: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rules_markdown(rows: list[dict]) -> str:
+    """The rules of the settings in ``FIGURES``, the most masked first."""
+    lines = ["| setting | rule | n | masked | by the budget | best | final | kept half | TV after the updates |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for setting in FIGURES:
+        own = [row for row in rows if row["setting"] == setting]
+        for r in sorted(own, key=lambda row: -row["masked_share"]):
+            shares = f"{r['masked_share']:.1%} | {r['masked_share_prefix_budget']:.1%}"
+            scores = " | ".join(f"{r[name]:.3f} ± {r[f'{name}_half']:.3f}" for name in ("best", "final"))
+            lines.append(
+                f"| {setting} | {r['rule']} | {r['n']} | {shares} | {scores} | {r['kept']:.0%} | {r['tv_last']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def _span(row: dict) -> str:
     if row["n"] < 2:
         return f"n = {row['n']}"
@@ -120,13 +136,14 @@ def _span(row: dict) -> str:
 
 
 def report(grid: dict[str, Any], out: Path) -> None:
-    """Write claims.csv, contrasts.csv, rules.csv, claims.md and figures.png beside the runs."""
+    """Write claims, contrasts and rules as CSV, two of them as Markdown too, and figures.png beside the runs."""
     runs = load_runs(out)
-    claims, contrasts = judge(grid, runs)
+    (claims, contrasts), rules = judge(grid, runs), rules_table(runs)
     write(out / "claims.csv", claims)
     write(out / "contrasts.csv", contrasts)
-    write(out / "rules.csv", rules_table(runs))
-    _replace(out / "claims.md", lambda file: file.write_text(markdown(claims, contrasts), encoding="utf-8"))
+    write(out / "rules.csv", rules)
+    for name, text in (("claims", markdown(claims, contrasts)), ("rules", rules_markdown(rules))):
+        _replace(out / f"{name}.md", functools.partial(Path.write_text, data=text, encoding="utf-8"))
     figures(grid, runs, read(out / "curves.csv"), out / "figures.png")
 
 
