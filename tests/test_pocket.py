@@ -244,6 +244,8 @@ def test_every_contrast_of_the_claims_is_in_the_plan():
 def test_interval_and_verdicts():
     mean, low, high = report.interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    many = [float(x) for x in range(23)]  # 22 degrees of freedom, standard deviation sqrt(46)
+    assert report.interval(many)[2] - 11 == pytest.approx(2.0739 * math.sqrt(46) / math.sqrt(23), rel=1e-4)
     cases = {("greater", 0.1, 0.2): "supported", ("greater", -0.2, -0.1): "not supported"}
     cases |= {("greater", -0.1, 0.1): "undecided here", ("equal", -0.04, 0.02): "supported"}
     cases |= {("equal", 0.06, 0.2): "not supported", ("equal", -0.2, 0.01): "undecided here"}

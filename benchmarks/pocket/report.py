@@ -1,8 +1,5 @@
 """Claims, table of rules and a page of figures from runs.csv and curves.csv alone."""
 
-import functools
-import os
-from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,9 +7,11 @@ from typing import Any
 
 from benchmarks.pocket.grid import Spec, read, write
 from benchmarks.pocket.train import BINS
+from cppo_verl.reporting.page import atomic_path, write_atomically
 
-# Student's t, 97.5%, by degrees of freedom; 1.96 beyond
+# Student's t, 97.5%, by degrees of freedom; the last one stands for all beyond
 T975 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+T975 += (2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
 TABLE += ("bound_holds", "token_excess", "prefix_excess")
@@ -25,7 +24,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     """Mean and its 95% interval; infinitely wide for fewer than two values."""
     if len(values) < 2:
         return fmean(values) if values else float("nan"), float("-inf"), float("inf")
-    half = (T975[len(values) - 1] if len(values) <= len(T975) else 1.96) * stdev(values) / sqrt(len(values))
+    half = T975[min(len(values), len(T975)) - 1] * stdev(values) / sqrt(len(values))
     return fmean(values), fmean(values) - half, fmean(values) + half
 
 
@@ -143,14 +142,8 @@ def report(grid: dict[str, Any], out: Path) -> None:
     write(out / "contrasts.csv", contrasts)
     write(out / "rules.csv", rules)
     for name, text in (("claims", markdown(claims, contrasts)), ("rules", rules_markdown(rules))):
-        _replace(out / f"{name}.md", functools.partial(Path.write_text, data=text, encoding="utf-8"))
+        write_atomically(out / f"{name}.md", text.encode())
     figures(grid, runs, read(out / "curves.csv"), out / "figures.png")
-
-
-def _replace(file: Path, save: Callable[[Path], Any]) -> None:
-    part = file.with_name(f"part-{file.name}")
-    save(part)
-    os.replace(part, file)
 
 
 def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) -> None:
@@ -171,7 +164,8 @@ def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) ->
         _draw_bound(axes[4][column], runs, setting, rules)
         axes[0][column].set(title=f"{setting}: score (mean, 95%)", xlabel="rollout batch", ylim=(0, 1))
         axes[3][column].set(title="full-vocabulary TV along the response", xlabel="relative position", ylim=(0, None))
-    _replace(file, lambda part: page.savefig(part, dpi=90))
+    with atomic_path(file) as part:
+        page.savefig(part, dpi=90, format="png")
     plt.close(page)
 
 

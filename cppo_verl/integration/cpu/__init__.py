@@ -38,7 +38,10 @@ def _register_engine(transformer_impl) -> None:
 
 
 def _use_gloo_only(distributed) -> None:
-    """verl asks for ``cpu:gloo,<device>:<backend>``; with device cpu torch rejects the repeated key."""
+    """verl asks for ``cpu:gloo,<device>:<backend>``; with device cpu torch rejects the repeated key.
+
+    On loopback the ranks also meet in a file, see ``_meeting_place``.
+    """
     import ray
 
     original = distributed.initialize_global_process_group_ray
