@@ -16,6 +16,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 die() { echo "start_ray.sh: $*" >&2; exit 1; }
+command -v ps >/dev/null || die "no ps on this machine; install procps"
 role=${1:-}
 NNODES=${NNODES:-1} NGPUS_PER_NODE=${NGPUS_PER_NODE:-8} RAY_PORT=${RAY_PORT:-6379} WAIT=${WAIT:-600}
 STATE=${STATE:-$root/runs/ray}
@@ -24,17 +25,25 @@ if [[ -z ${PYTHON:-} ]]; then
   PYTHON=${CPPO_VENV:-$root/.venv}/bin/python
   [[ -x $PYTHON ]] || PYTHON=$(command -v python3)
 fi
-running() { [[ -f $pid_file ]] && kill -0 -- "-$(cat "$pid_file")" 2>/dev/null; }
+alive() { ps -eo pgid=,stat= | awk -v group="$1" '$1 == group && $2 !~ /^Z/ { found = 1 } END { exit !found }'; }
+gone() { # waits up to $2 seconds for process group $1 to end; a killed process holds its place for a moment
+  local tries
+  for ((tries = 0; tries < $2 * 10; tries++)); do alive "$1" || return 0; sleep 0.1; done
+  return 1
+}
+running() { [[ -f $pid_file ]] && alive "$(cat "$pid_file")"; }
 # Ray's own note of a running cluster, which later runs on this machine would join
 current=${RAY_TMPDIR:-/tmp}/ray/ray_current_cluster
 stop() { # Ray and all it started here form one process group
   [[ ! -f $current || $(cat "$current") != *":$(cat "$STATE/port" 2>/dev/null)" ]] || rm -f "$current"
   running || { rm -f "$pid_file"; return 0; }
-  local group tries=0
+  local group
   group=$(cat "$pid_file")
   kill -TERM -- "-$group" 2>/dev/null || true
-  while kill -0 -- "-$group" 2>/dev/null && ((tries++ < 100)); do sleep 0.1; done
-  kill -KILL -- "-$group" 2>/dev/null || true
+  if ! gone "$group" 10; then
+    kill -KILL -- "-$group" 2>/dev/null || true
+    gone "$group" 30 || die "process group $group is still there after SIGKILL (waiting for a device or a disk?)"
+  fi
   rm -f "$pid_file"
 }
 fail() { stop; die "$@"; }

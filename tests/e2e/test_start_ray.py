@@ -1,6 +1,7 @@
 """run_scripts/start_ray.sh: two Ray nodes on this machine, and what it says when a cluster does not come together."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,15 @@ def test_two_nodes_come_together_and_go(cluster):
     cluster.stop("head")
     assert not any(members(group) for group in groups)
     assert not (cluster.ray_folder / "ray/ray_current_cluster").exists()
+
+
+def test_stop_waits_for_what_only_sigkill_ends(cluster):
+    stubborn = subprocess.Popen(["bash", "-c", "trap '' TERM; while :; do sleep 1; done"], start_new_session=True)
+    (cluster.folder / "head").mkdir()
+    (cluster.folder / "head/pid").write_text(str(stubborn.pid))
+    cluster.stop("head")
+    assert not members(stubborn.pid)
+    assert stubborn.wait(timeout=10) == -signal.SIGKILL
 
 
 def test_a_node_that_does_not_come_is_counted(cluster):
