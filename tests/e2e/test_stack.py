@@ -46,6 +46,7 @@ def every_preset(work: Work) -> dict[str, list[dict]]:
         f"+trainer.v1.rotating.steps_each={STEPS_EACH}",
         f"+trainer.v1.rotating.presets=[{','.join(PRESETS)}]",
         "data.train_batch_size=8",
+        "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.actor.optim.lr=1e-4",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
