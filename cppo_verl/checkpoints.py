@@ -13,6 +13,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cppo_verl import atomic
+
 POINTER = "latest_checkpointed_iteration.txt"
 SEAL = "data.pt"  # written last: with it, all ranks have written their shards
 RECORD = "unlogged.json"  # metrics of the checkpoint's step, which verl logs only after it
@@ -135,9 +137,7 @@ def _choose(root: Path, folders: Mapping[int, Path], whole: list[int], pointed: 
 
 def point_at(root: Path, step: int) -> None:
     """Write verl's pointer, whole or not at all."""
-    temporary = root / f".{POINTER}.tmp"
-    temporary.write_text(str(step))
-    os.replace(temporary, root / POINTER)
+    atomic.write(root / POINTER, str(step))
 
 
 def unseal(folder: Path) -> None:
@@ -154,9 +154,7 @@ def recover_record(root: Path, step: int, logs: Path, started: str) -> Path | No
     if not record.is_file() or any(_logs_training_of(step, path) for path in logs.glob("metrics-*.jsonl")):
         return None
     path = logs / f"metrics-{started}-recovered.jsonl"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(record.read_bytes())
-    os.replace(temporary, path)
+    atomic.write(path, record.read_bytes())
     return path
 
 

@@ -1,12 +1,11 @@
 """Which code a run was started from: the state of the git checkout this package lies in, kept beside the run."""
 
 import json
-import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from cppo_verl import __version__
+from cppo_verl import __version__, atomic
 
 NAME = "git.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,9 +45,7 @@ def save(run_dir: Path, started: str, root: Path = ROOT) -> Path:
     path = run_dir / NAME
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     entries.append({"started": started, **state(root)})
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    atomic.write(path, json.dumps(entries, indent=1) + "\n")
     return path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from cppo_verl import atomic
 from data_prep import problems, storage
 from data_prep.sources import DataError, LocalFile, list_columns, read_records, run_command
 
@@ -138,7 +139,8 @@ def _write_without(train: Path, rows: set[int], out: Path) -> int:
     """Copy ``train`` but for ``rows``; the number of rows written."""
     table = pyarrow.parquet.read_table(train)
     kept = table.filter(pyarrow.array([row not in rows for row in range(table.num_rows)], pyarrow.bool_()))
-    storage.write_atomically(out, lambda temporary: pyarrow.parquet.write_table(kept, temporary))
+    with atomic.replacing(out) as temporary:
+        pyarrow.parquet.write_table(kept, temporary)
     return kept.num_rows
 
 

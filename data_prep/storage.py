@@ -1,23 +1,21 @@
-"""Files that appear whole or not at all, and the manifest that says what they are.
+"""Data files that appear whole or not at all, and the manifest that says what they are.
 
 A manifest is a JSON file in the output folder (`manifest.json`, or a name of its own where several commands share a
 folder): the arguments, and for each file its sha256. A command whose arguments and files match an existing manifest has
-nothing to do. A process killed while writing leaves a hidden `.NAME.*.tmp`, which a later write of NAME removes.
+nothing to do.
 """
 
 import hashlib
 import json
-import os
-import secrets
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas
 
+from cppo_verl import atomic
+
 MANIFEST = "manifest.json"
-LEFTOVER_SECONDS = 600
 READ_BYTES = 1 << 20
 
 
@@ -30,43 +28,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it into place; a failure leaves ``path`` alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Delete temporary files for ``path`` that nobody has written to for LEFTOVER_SECONDS."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        try:
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                leftover.unlink()
-        except FileNotFoundError:  # another process has just finished with it
-            continue
-
-
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     """Rows of nested dictionaries as one parquet file, written atomically."""
-    write_atomically(path, lambda temporary: pandas.DataFrame(rows).to_parquet(temporary, index=False))
+    with atomic.replacing(path) as temporary:
+        pandas.DataFrame(rows).to_parquet(temporary, index=False)
 
 
 def write_jsonl(entries: Iterable[Mapping[str, Any]], path: Path) -> None:
     """One JSON object a line, written atomically."""
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    atomic.write(path, text)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], name: str = MANIFEST) -> None:
     """Write ``content`` as ``folder``/``name``, atomically; write it last, after the files it describes."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write_atomically(folder / name, lambda temporary: _write_text(temporary, text))
+    atomic.write(folder / name, text)
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
@@ -86,7 +63,3 @@ def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST)
     return bool(files) and all(
         (folder / name).is_file() and sha256_of(folder / name) == entry["sha256"] for name, entry in files.items()
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

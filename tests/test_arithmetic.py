@@ -174,19 +174,6 @@ def test_manifest_describes_the_files(folder: Path):
         assert entry["sha256"] == storage.sha256_of(folder / name)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail_half_way(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        storage.write_atomically(path, fail_half_way)
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
-
-
 def test_the_command_refuses_what_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         arithmetic.main(["--out", str(tmp_path), "--train", "1000000", "--val", "10"])

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.reward_score import default_compute_score
 
-from data_prep import aime, dapo_math, math_data, math_table, problems, storage
+from cppo_verl import atomic
+from data_prep import aime, dapo_math, math_data, math_table, problems
 from data_prep.math_table import Options
 from data_prep.problems import INSTRUCTION, REMINDER, BadRow
 from data_prep.sources import DataError, Source
@@ -342,7 +343,7 @@ def test_leftovers_of_killed_runs_are_removed_once_they_are_old(tmp_path: Path):
     old, new = (tmp_path / f".dapo_math.parquet.{word}.tmp" for word in ("old", "new"))
     for leftover in (old, new):
         leftover.write_text("half")
-    os.utime(old, (0, time.time() - storage.LEFTOVER_SECONDS - 1))
+    os.utime(old, (0, time.time() - atomic.LEFTOVER_SECONDS - 1))
     run_dapo(tmp_path, write(dapo_rows(10, copies=1), tmp_path / "d.jsonl"))
     assert not old.exists() and new.exists()
 

@@ -28,7 +28,7 @@ from cppo_verl.reporting.figures import (
 )
 from cppo_verl.reporting.logs import Run, read_run
 from cppo_verl.reporting.marks import blocks, with_gaps
-from cppo_verl.reporting.page import alt_text, content_of, html_page, markdown, write_atomically, write_report
+from cppo_verl.reporting.page import alt_text, content_of, html_page, markdown, write_report
 from cppo_verl.reporting.settings import method_name, read_settings, settings_table
 from cppo_verl.reporting.summary import headline, number_rows, percent, plain, validation
 
@@ -480,14 +480,6 @@ def test_alt_text_gives_first_and_last_value():
     assert alt_text(panel, number_rows(run)) == (
         "Prefix budget, first to last value: effective delta_b 0.0200 to 0.0400; prefix average S/W 0.0100 to 0.0100."
     )
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "report.md"
-    write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomically(path, "not bytes")  # type: ignore[arg-type]
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("report.md", b"old")]
 
 
 # --- command line -----------------------------------------------------------------------------------------------

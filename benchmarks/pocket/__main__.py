@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.pocket.grid import execute, load
+from cppo_verl import atomic
 
 RESULTS = Path(__file__).with_name("results")
 DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, each between two marks
@@ -37,7 +38,7 @@ def put_into_doc(name: str, table: str) -> None:
     """Put the table between its marks, instead of what is there."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = DOC.read_text(encoding="utf-8").partition(begin)
-    DOC.write_text(f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    atomic.write(DOC, f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -15,6 +14,7 @@ import torch
 import yaml
 
 from benchmarks.pocket.train import Row, run
+from cppo_verl import atomic
 
 GRID = Path(__file__).with_name("grid.yaml")
 
@@ -88,13 +88,11 @@ def read(file: Path) -> list[Row]:
 def write(file: Path, rows: list[Row]) -> None:
     """All rows at once, under the union of their columns; numbers with six digits."""
     columns = dict.fromkeys(key for row in rows for key in row)
-    part = file.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
+    with atomic.replacing(file) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    os.replace(part, file)
 
 
 def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minutes: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.pocket.grid import Spec, read, write
 from benchmarks.pocket.train import BINS
-from cppo_verl.reporting.page import atomic_path, write_atomically
+from cppo_verl import atomic
 
 # Student's t, 97.5%, by degrees of freedom; the last one stands for all beyond
 T975 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
@@ -142,7 +142,7 @@ def report(grid: dict[str, Any], out: Path) -> None:
     write(out / "contrasts.csv", contrasts)
     write(out / "rules.csv", rules)
     for name, text in (("claims", markdown(claims, contrasts)), ("rules", rules_markdown(rules))):
-        write_atomically(out / f"{name}.md", text.encode())
+        atomic.write(out / f"{name}.md", text)
     figures(grid, runs, read(out / "curves.csv"), out / "figures.png")
 
 
@@ -164,7 +164,7 @@ def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) ->
         _draw_bound(axes[4][column], runs, setting, rules)
         axes[0][column].set(title=f"{setting}: score (mean, 95%)", xlabel="rollout batch", ylim=(0, 1))
         axes[3][column].set(title="full-vocabulary TV along the response", xlabel="relative position", ylim=(0, None))
-    with atomic_path(file) as part:
+    with atomic.replacing(file) as part:
         page.savefig(part, dpi=90, format="png")
     plt.close(page)
 

@@ -1,7 +1,6 @@
 """One run: warm start, then rollouts by a perturbed and stale engine, several updates a batch, one rule."""
 
 import fcntl
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from benchmarks.pocket import exact, losses
 from benchmarks.pocket.model import Transformer, response_log_law, rollout_engine, sample
 from benchmarks.pocket.tasks import TASKS, Branch, Trace
+from cppo_verl import atomic
 from cppo_verl.bound import certificate
 from cppo_verl.divergence import full_tv
 from cppo_verl.schedule import linear_weights
@@ -36,9 +36,8 @@ def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Tr
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             imitate(model, task, steps, rate, seed)
-            part = file.with_suffix(".part")
-            torch.save(model.state_dict(), part)
-            os.replace(part, file)
+            with atomic.replacing(file) as part:
+                torch.save(model.state_dict(), part)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cppo_verl import checkpoints, command_line, exposure, gitstate, supervise
+from cppo_verl import atomic, checkpoints, command_line, exposure, gitstate, supervise
 
 REWARD = "critic/score/mean"
 ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
@@ -134,9 +134,7 @@ class _Progress:
     def _save_config(self) -> None:
         config = OmegaConf.load(self.hydra_config)
         OmegaConf.resolve(config)
-        temporary = self.config.with_suffix(".tmp")
-        OmegaConf.save(config, temporary)
-        os.replace(temporary, self.config)
+        atomic.write(self.config, OmegaConf.to_yaml(config))
         self.total = OmegaConf.select(config, "trainer.total_training_steps")
         self.saved = True
         print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)

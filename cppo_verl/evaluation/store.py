@@ -6,15 +6,14 @@ each. Every file appears whole or not at all.
 
 import fcntl
 import json
-import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 
+from cppo_verl import atomic
 from cppo_verl.evaluation import EvaluationError
 
 
@@ -62,7 +61,8 @@ class Store:
         files = self._files()
         number = int(files[-1].stem.removeprefix("part-")) + 1 if files else 0
         table = pandas.DataFrame([asdict(response) for response in responses])
-        write(self.parts / f"part-{number:05d}.parquet", lambda temporary: table.to_parquet(temporary, index=False))
+        with atomic.replacing(self.parts / f"part-{number:05d}.parquet") as part:
+            table.to_parquet(part, index=False)
 
     def responses(self) -> list[Response]:
         """All saved responses, by row and sample."""
@@ -82,21 +82,10 @@ class Store:
                 f"{self.out} holds responses made with other settings ({_changes(before, self.settings)}): give "
                 "another --out, or --fresh to throw them away and start anew"
             )
-        text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
-        write(file, lambda temporary: _write_text(temporary, text))
+        atomic.write(file, json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
 
     def _files(self) -> list[Path]:
         return sorted(self.parts.glob("part-*.parquet"))
-
-
-def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then move it into place."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        fill(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas
 
-from cppo_verl.evaluation import estimates, store
+from cppo_verl import atomic
+from cppo_verl.evaluation import estimates
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.scoring import Score
 
@@ -101,7 +102,8 @@ def write(
         "summary.json": lambda path: path.write_text(text),
     }
     for name, fill in writers.items():
-        store.write(out / name, fill)
+        with atomic.replacing(out / name) as path:
+            fill(path)
     return [out / name for name in writers]
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from cppo_verl import __version__
+from cppo_verl import __version__, atomic
 from cppo_verl.reporting import tables
 from cppo_verl.reporting.curves import Panel, Picture, Style, pictures
 from cppo_verl.reporting.labels import model_key
-from cppo_verl.reporting.page import write_atomically
 from cppo_verl.reporting.pictures import panel_drawing, picture_files
 from cppo_verl.reporting.scores import Entry
 from cppo_verl.reporting.study import Study
@@ -183,5 +182,5 @@ def _slug(text: str) -> str:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    write_atomically(path, data)
+    atomic.write(path, data)
     return path

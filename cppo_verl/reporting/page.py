@@ -1,13 +1,11 @@
 """Writes the report of a run: page, Markdown, picture and table."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from cppo_verl import __version__
+from cppo_verl import __version__, atomic
 from cppo_verl.reporting.figures import PANELS, Panel, figure_png, steps_a_point
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.settings import settings_table
@@ -35,33 +33,16 @@ def write_report(run: Run, out: Path, title: str | None = None) -> list[Path]:
     """Write report.png, report.md, metrics.csv and report.html to ``out``, each atomically; their paths, page last."""
     out.mkdir(parents=True, exist_ok=True)
     content = content_of(run, title)
-    with atomic_path(out / "metrics.csv") as path:
+    with atomic.replacing(out / "metrics.csv") as path:
         run.frame.to_csv(path, index_label="step", lineterminator="\n", encoding="utf-8")
-    files = {
+    drawn = {
         "report.png": figure_png(run, content.head.sentence(), f"{content.name}  ·  {content.head.detail}"),
         "report.md": markdown(run, content).encode(),
         "report.html": html_page(run, content).encode(),
     }
-    for name, data in files.items():
-        write_atomically(out / name, data)
-    return [out / name for name in ("metrics.csv", *files)]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or the old one, never a part."""
-    with atomic_path(path) as beside:
-        beside.write_bytes(data)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, moved over it at the end, and deleted when the writing fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    for name, data in drawn.items():
+        atomic.write(out / name, data)
+    return [out / name for name in ("metrics.csv", *drawn)]
 
 
 def content_of(run: Run, title: str | None) -> Content:

@@ -157,10 +157,11 @@ def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
     assert (run / "checkpoints" / POINTER).exists()
 
 
-def test_a_full_disk_is_said_in_one_sentence(tmp_path, capfd):
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, capfd, monkeypatch):
     run = tmp_path / "run"
     save(run / "checkpoints", 2, pointer=False)
-    os.symlink("/dev/full", run / "checkpoints" / f".{POINTER}.tmp")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "full")
+    os.symlink("/dev/full", run / "checkpoints" / f".{POINTER}.full.tmp")
     assert command.main(["run", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
     assert "No space left on device" in capfd.readouterr().err
 
