@@ -5,8 +5,10 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -280,12 +282,26 @@ def test_a_run_is_repeatable(tmp_path):
 
 def test_quick_command_writes_finite_results_and_resumes(tmp_path):
     command = [sys.executable, "-m", "benchmarks.pocket", "--quick", "--processes", "1", "--out", str(tmp_path)]
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert "min left" in killed.stdout.readline()
+    workers = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    assert workers
+    deadline = time.monotonic() + 30
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    done_before = grid.read(tmp_path / "runs.csv")
+
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert first.returncode == 0, first.stderr
     with (tmp_path / "runs.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     quick = grid.load(quick=True)
     assert len(rows) == len(list(grid.specs(quick)))
+    assert done_before
+    assert all(any(saved.items() <= row.items() for row in rows) for saved in done_before)
     for row in rows:
         numbers = {k: float(v) for k, v in row.items() if v and k not in ("setting", "rule", "spec")}
         assert all(map(math.isfinite, numbers.values())), row

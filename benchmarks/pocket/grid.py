@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -111,7 +113,7 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
         )
     todo = [s for s in specs(grid) if s not in done]
     start, context = time.monotonic(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         futures: dict[Future, Spec] = {}
         for s in todo:
             given = grid["settings"][s.setting], grid["rules"][s.rule], s.seed, out / "warm", device
@@ -130,6 +132,13 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
             print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
             if spent > 60 * minutes:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """One thread for torch; and a worker ends with its parent, whatever ended that."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _timed(setting: Row, rule: Row, seed: int, cache: Path, device: str) -> tuple[list[Row], float]:
