@@ -42,10 +42,10 @@ def test_a_silent_run_counts_as_hung(tmp_path):
     assert not list(supervise.processes_of(tmp_path))
 
 
-# A trainer that waits forever, with an essential worker that dies after half a second.
+# A trainer that waits forever, with an essential worker that dies after three seconds.
 LOST_WORKER = """
 import subprocess, sys, time
-subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict    ' sleep 0.5"]).wait()
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict    ' sleep 3"]).wait()
 print("WorkerDict: RuntimeError: out of memory")
 time.sleep(60)
 """
@@ -53,7 +53,7 @@ time.sleep(60)
 
 def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "GRACE", 0.5)
-    said = r"ray::WorkerDict 0.5 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
+    said = r"ray::WorkerDict 3 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
     with pytest.raises(supervise.RunFailed, match=said):
         start(LOST_WORKER, tmp_path)
     assert not list(supervise.processes_of(tmp_path))
@@ -92,7 +92,7 @@ def test_two_launchers_do_not_share_a_run(tmp_path):
         + [str(tmp_path)]
     )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not list(supervise.processes_of(tmp_path.resolve())):
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -114,12 +114,12 @@ def test_stopping_the_launcher_stops_the_run(tmp_path, number):
         "except KeyboardInterrupt: sys.exit(130)"
     )
     launcher = subprocess.Popen(child(source) + [str(tmp_path)])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not list(supervise.processes_of(tmp_path.resolve())):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     launcher.send_signal(number)
-    assert launcher.wait(timeout=20) == 130
+    assert launcher.wait(timeout=60) == 130
     assert not list(supervise.processes_of(tmp_path.resolve()))
 
 
@@ -133,7 +133,7 @@ def test_nohup_outlives_its_terminal(tmp_path):
 
 def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
     """``datasets`` forks workers that keep Ray's process title and end when their work is done."""
-    source = "(sleep 1; sleep 1) & sleep 300; true"  # the parentheses are a fork with the same title
+    source = "(sleep 4; sleep 1) & sleep 300; true"  # the parentheses are a fork with the same title
     worker = subprocess.Popen(
         ["ray::TaskRunnerV1.run", "-c", source],
         executable="/bin/bash",
@@ -141,7 +141,7 @@ def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
     )
     try:
         watch = supervise.Watch()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(list(supervise.processes_of(tmp_path))) < 4:  # worker, fork and a sleep of each
             assert time.monotonic() < deadline
         assert watch.look(tmp_path) == []

@@ -93,7 +93,8 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
 def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
     """SIGKILL of the driver after a checkpoint; the same command goes on there and ends with a report."""
     run = work.folder / "resumed"
-    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4"]
+    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.val_max_samples=32"]
+    command += ["data.train_batch_size=8", "actor_rollout_ref.rollout.n=4"]
     values = environment(work, RUN=str(run), METHOD="dppo_tv", RANKS="2", STEPS="8")
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -108,7 +108,7 @@ def test_stop_waits_for_what_only_sigkill_ends(cluster):
 
 
 def test_a_node_that_does_not_come_is_counted(cluster):
-    head = cluster.start("head", "head", WAIT="20")
+    head = cluster.start("head", "head", WAIT="45")
     _, errors = head.communicate(timeout=200)
     assert head.returncode == 1
     assert "1 of 2 GPUs (2 nodes x 1) joined 127.0.0.1" in errors

@@ -1,6 +1,6 @@
 """A real run of two ranks that is handed wrong numbers: what is said, what is skipped, what reaches the weights.
 
-Two starts of the stack that end by an error; CPPO_VERL_FAULTS=1 runs them.
+Three starts of the stack, two of which end by an error; CPPO_VERL_FAULTS=1 runs them.
 """
 
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cppo_verl.integration.alarms import MARK
+from cppo_verl.integration.alarms import GAP, MARK
 from tests.e2e.conftest import ROOT, Work
 from tests.e2e.test_stack import quickstart, records
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="
 SMALL = (
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",  # one update a step
+    "actor_rollout_ref.actor.optim.lr=2e-3",  # far enough from one step to the next
     "actor_rollout_ref.rollout.n=4",
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
@@ -50,7 +51,7 @@ def poisoned(work: Work, run: Path, *plan: str) -> str:
 def spoiled(work: Work, tmp_path_factory) -> tuple[Path, str]:
     """Run directory and output of a run with three poisoned steps, the last of them fatal."""
     run = tmp_path_factory.mktemp("runs") / "poisoned"
-    return run, poisoned(work, run, "clean", "shift", "nan-skip", "clean", "nan-raise")
+    return run, poisoned(work, run, "stale", "clean", "nan-skip", "clean", "nan-raise")
 
 
 def shards(run: Path, step: int, kind: str) -> list[dict]:
@@ -68,13 +69,34 @@ def tensors(value) -> list[torch.Tensor]:
     return [tensor for each in inner for tensor in tensors(each)]
 
 
-def test_log_probs_of_another_policy_raise_one_alarm(spoiled):
+def gap_alarms(output: str) -> int:
+    return sum(MARK in line and GAP in line for line in output.splitlines())
+
+
+def test_responses_of_older_weights_raise_one_alarm(spoiled):
     run, output = spoiled
-    alarms = [line for line in output.splitlines() if MARK in line]
-    assert sum("first_update/divergence_mean" in line for line in alarms) == 1
+    assert gap_alarms(output) == 1
     steps = {record["step"]: record["data"] for record in records(run)}
-    gap = "actor/trust_region/first_update/divergence_mean"
-    assert steps[1][gap] < 1e-6 < 0.05 < steps[2][gap]
+    assert steps[1][GAP] < 1e-6 < 0.02 < steps[2][GAP]
+    assert steps[4][GAP] < 1e-6  # the engine has the weights again
+
+
+def test_tool_tokens_in_the_response_mask_raise_an_alarm(work: Work, tmp_path):
+    """verl's agent loops give tool output log-prob 0 and mask it out; this one forgets the mask."""
+    loops = tmp_path / "loops.yaml"
+    loops.write_text("- name: miscounting\n  _target_: tests.faults.miscounting.MiscountingAgentLoop\n")
+    overrides = [f"agent_loop_config_path={loops}", "default_agent_loop=miscounting"]
+    done = quickstart(
+        work,
+        *SMALL,
+        *(f"actor_rollout_ref.rollout.agent.{override}" for override in overrides),
+        RUN=str(tmp_path / "run"),
+        STEPS="2",
+        PYTHONPATH=str(ROOT),
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert gap_alarms(done.stdout) == 1
+    assert records(tmp_path / "run")[0]["data"][GAP] > 0.02
 
 
 def test_training_on_validation_prompts_raises_an_alarm(spoiled):
