@@ -2,8 +2,8 @@
 
 The vocabulary is reduced to mu's top-K tokens, the sampled token y, and one category with the rest of the mass
 (arXiv 2602.04879, appendix; K = 20 in arXiv 2606.10968). A coarser partition never increases TV or KL, so
-binary <= top-K <= full vocabulary. Everything runs in float32 (float64 stays float64) and is meant to be called under
-``torch.no_grad``. Nothing here imports verl.
+binary <= top-K <= full vocabulary (in the KL but for a floor, see ``topk_kl``). Everything runs in float32 (float64
+stays float64) and is meant to be called under ``torch.no_grad``. Nothing here imports verl.
 
 An entry whose mu log-prob is minus infinity is absent: it is no category, and its mass counts as rest on both sides.
 A token without any entry therefore gets the binary divergence. The sampled token is always a category of its own with
@@ -48,9 +48,10 @@ def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tens
     """KL(mu || pi) over {top-K, sampled, rest} in nats: finite, never NaN, never negative.
 
     Summed as q - p + p log(p/q), which has the same total as p log(p/q) and no negative term: near pi = mu, rounding of
-    the log-probs (their coding in transport included) then enters in second order. Not below ``binary_kl`` where pi's
-    rest mass is ``REST_FLOOR`` or more; below that the floor takes mu(rest) log(REST_FLOOR / pi(rest)) off, so that a
-    log-prob that rounded to 0, a certain token, costs next to nothing here. Arguments as for ``topk_tv``.
+    the log-probs (their coding in transport included) then enters in second order. ``REST_FLOOR`` keeps a certain
+    token, whose log-prob rounded to 0, from costing much. It can put the result below ``binary_kl``, by at most
+    REST_FLOOR (1 - log REST_FLOOR) = 1.5e-5 nats, and mu(rest) log(REST_FLOOR / pi(rest)) where pi's rest is smaller
+    than it, with rest the mass outside listed and sampled tokens. Arguments as for ``topk_tv``.
     """
     log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
     log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)

@@ -10,4 +10,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VERL_PLATFORM=cpu
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 [[ $# -gt 0 ]] || set -- -n 2 --dist loadfile --no-loadscope-reorder
+export RAY_worker_niceness=0 # else the real stack yields to the other process
 exec "$venv/bin/python" -m pytest "$@"

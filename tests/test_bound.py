@@ -104,7 +104,7 @@ class TestCertificate:
         assert float(result.responses) == 1.0
         assert all(x.dtype == torch.float64 and x.dim() == 0 for x in result)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 12), st.booleans())
     def test_equals_loops(self, seed: int, batch: int, length: int, double: bool):
         generator = torch.Generator().manual_seed(seed)
@@ -131,7 +131,7 @@ class TestCertificate:
             result = bound.certificate(torch.full((3, 50), 0.02), weights, mask, 0.15, 0.02)
             assert float(result.ratio) == pytest.approx(1.0, rel=1e-6)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(0, 2**31), st.integers(2, 40), st.floats(0.1, 1.0))
     def test_within_every_prefix_budget_the_ratio_is_at_most_one(self, seed: int, length: int, w_min: float):
         generator = torch.Generator().manual_seed(seed)

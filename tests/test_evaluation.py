@@ -88,7 +88,6 @@ class TestEstimates:
         with pytest.raises(ValueError, match="at least one problem"):
             estimates.clustered(empty)
 
-    @trying(deadline=None)
     @given(st.integers(2, 8), st.integers(2, 6), st.integers(0, 2**32 - 1))
     def test_with_equal_counts_it_is_the_standard_error_of_the_problems_means(self, groups, samples, seed):
         values = np.random.default_rng(seed).normal(size=(groups, samples))
@@ -486,7 +485,7 @@ class TestTables:
         assert found["benchmarks"]["aime24"]["metric"] == "reward"
         assert found["verl_metrics"] == {"val-core/aime24/reward/mean@2": 0.5}
 
-    @trying(deadline=None, max_examples=30)  # verl's summary bootstraps
+    @trying(max_examples=30)  # verl's summary bootstraps
     @given(st.lists(st.lists(st.sampled_from([0.0, 1.0, None]), min_size=3, max_size=3), min_size=1, max_size=4))
     def test_the_means_are_those_of_verls_own_summary(self, accuracies):
         from verl.trainer.ppo.metric_utils import process_validation_metrics

@@ -28,8 +28,6 @@ from .faults.saved import save
 EXAMPLES = 60 * int(os.environ.get("CPPO_VERL_FUZZ", "1"))
 bounded = settings(
     max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="CPPO_VERL_FUZZ" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

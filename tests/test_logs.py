@@ -254,7 +254,7 @@ metrics = st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False, wid
 records = st.lists(st.tuples(st.integers(0, 12), metrics), min_size=1, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(starts=st.lists(records, min_size=1, max_size=3), cut=st.integers(1, 30))
 def test_any_log_merges_to_what_a_dictionary_says(tmp_path_factory, starts, cut):
     folder = tmp_path_factory.mktemp("run")
