@@ -54,7 +54,8 @@ def specs(grid: dict[str, Any]) -> Iterator[Spec]:
         for setting in part["settings"]:
             for rule in grid["rules"] if part["rules"] == "all" else part["rules"]:
                 for seed in pair:
-                    yield Spec(setting, rule, seed)
+                    if seed in part.get("seeds", pair):
+                        yield Spec(setting, rule, seed)
 
 
 def _pairs(seeds: list[int]) -> list[list[int]]:
