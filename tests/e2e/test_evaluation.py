@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 def evaluate(out: Path, *arguments: object) -> tuple[dict, pandas.DataFrame]:
     """Summary and samples of a finished evaluation."""
     command = [*EVAL, *map(str, arguments), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads((out / "summary.json").read_text()), pandas.read_parquet(out / "samples.parquet")
 

@@ -62,7 +62,7 @@ def scaled_down(work: Work, model: str, method: str) -> subprocess.CompletedProc
     }
     command = ["bash", str(ROOT / f"run_scripts/{model}.sh"), "+platform=cpu"]
     command += ["data.val_max_samples=16", "trainer.val_before_train=false"]
-    return subprocess.run(command, env={**os.environ, **values}, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, env={**os.environ, **values}, capture_output=True, text=True, timeout=1500)
 
 
 @pytest.mark.parametrize(

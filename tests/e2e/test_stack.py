@@ -32,7 +32,7 @@ def environment(work: Work, **values: str) -> dict[str, str]:
 
 def quickstart(work: Work, *overrides: str, **values: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [QUICKSTART, *overrides], env=environment(work, **values), capture_output=True, text=True, timeout=900
+        [QUICKSTART, *overrides], env=environment(work, **values), capture_output=True, text=True, timeout=1500
     )
 
 
@@ -98,7 +98,7 @@ def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
     values = environment(work, RUN=str(run), METHOD="dppo_tv", RANKS="2", STEPS="8")
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 900
     while not (tracker.exists() and int(tracker.read_text() or 0) >= 4):
         assert first.poll() is None, first.stdout.read()
         assert time.monotonic() < deadline
@@ -112,7 +112,7 @@ def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
     checkpoint = int(tracker.read_text())
     assert 4 <= checkpoint < 8
 
-    second = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
+    second = subprocess.run(command, env=values, capture_output=True, text=True, timeout=1500)
     assert second.returncode == 0, second.stdout[-4000:] + second.stderr[-4000:]
     starts = sorted((run / "logs").glob("metrics-*.jsonl"))
     resumed = [json.loads(line)["step"] for line in starts[-1].read_text().splitlines()]
