@@ -180,7 +180,7 @@ def test_a_comparison_ends_at_its_time_limit(server: Server):
     assert server.ask(request("5", "5")) == "equal"
     start = time.monotonic()
     assert server.ask(request("5", "99999999999!", time_limit=0.5)) == "bounded"
-    assert 0.4 < time.monotonic() - start < 10
+    assert 0.4 < time.monotonic() - start < 3.0
     assert server.ask(request("5", "6")) == "different"
 
 
