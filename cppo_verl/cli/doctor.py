@@ -60,7 +60,7 @@ def _versions() -> Iterator[str]:
 
 
 def _plugin() -> Iterator[str]:
-    from cppo_verl.rules import RULES
+    from cppo_verl.trust_region.rules import RULES
 
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     if policy != "auto" and "cppo_verl" not in policy.split(","):

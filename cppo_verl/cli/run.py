@@ -12,7 +12,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cppo_verl import atomic, checkpoints, command_line, exposure, gitstate, supervise
+from cppo_verl import atomic
+from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, supervise
 
 REWARD = "critic/score/mean"
 ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from cppo_verl import metrics
+from cppo_verl.trust_region import metrics
 
 logger = logging.getLogger(__name__)
 

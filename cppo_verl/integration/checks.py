@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
-from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.integration import topk
-from cppo_verl.rules import RULES
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.rules import RULES
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo

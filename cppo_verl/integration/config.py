@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from verl.workers.config import PolicyLossConfig
 
-from cppo_verl.config import KEY_PREFIX, KnobError, TrustRegionKnobs
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
 
 
 @dataclass

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cppo_verl.advantage import GroupAdvantage, group_relative
+from cppo_verl.trust_region.advantage import GroupAdvantage, group_relative
 
 NAME = "group_relative"
 

@@ -1,4 +1,4 @@
-"""Every rule of ``cppo_verl.rules`` as a policy loss in verl's registry, and the loss wrapper our trainer installs."""
+"""Every rule of ``trust_region.rules`` as a policy loss in verl's registry, and the loss wrapper of our trainer."""
 
 import dataclasses
 import logging
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cppo_verl import metrics
-from cppo_verl.config import KEY_PREFIX, KnobError
 from cppo_verl.integration.config import knobs_of
-from cppo_verl.rules import RULES, Tokens, evaluate, observe_clipping
-from cppo_verl.surrogate import coefficients, loss_matrix
+from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
+from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
+from cppo_verl.trust_region.surrogate import coefficients, loss_matrix
+from cppo_verl.trust_region.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 

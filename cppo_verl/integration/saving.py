@@ -1,7 +1,7 @@
 """Checkpoints that never pass for whole when they are not, and that carry the metrics of their step.
 
 verl logs a step only after its checkpoint (and the validation that follows): a run that dies between the two would
-resume behind a step that no log has. ``cppo_verl.checkpoints.recover_record`` puts it there.
+resume behind a step that no log has. ``cppo_verl.launch.checkpoints.recover_record`` puts it there.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from cppo_verl import checkpoints
+from cppo_verl.launch import checkpoints
 
 
 class SealedCheckpoints:

@@ -1,4 +1,4 @@
-"""Names of the metrics that the report shows, as verl's logger and ``cppo_verl.metrics`` write them."""
+"""Names of the metrics that the report shows, as verl's logger and ``cppo_verl.trust_region.metrics`` write them."""
 
 TRUST_REGION = "actor/trust_region/"
 

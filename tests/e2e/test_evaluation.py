@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from cppo_verl.evaluation import estimates
+from tests import ROOT
 
-from .conftest import ROOT, Work
+from .conftest import Work
 from .test_stack import quickstart, records
 
 EVAL = [sys.executable, "-m", "cppo_verl.cli.main", "eval"]

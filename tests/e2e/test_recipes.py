@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from cppo_verl import paper
 from recipe.shapes import PAPER_NAMES
+from tests import ROOT
 
-from .conftest import ROOT, Work
+from .conftest import Work
 from .test_stack import P, records
 
 METHODS = {

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cppo_verl import presets, supervise
+from cppo_verl import presets
+from cppo_verl.launch import supervise
+from tests import ROOT
 
-from .conftest import ROOT, Work
+from .conftest import Work
 
 P = "actor/trust_region/"
 STEPS_EACH = 10

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import ROOT
+from tests import ROOT
 
 SCRIPT = str(ROOT / "run_scripts/start_ray.sh")
 

@@ -1,6 +1,6 @@
 """Prints every rule's loss and gradient norm on seeded tensors, as the verl on this path computes them.
 
-Run as a program by tests/test_compatibility.py, with another verl in front of the environment's.
+Run as a program by tests/integration/test_compatibility.py, with another verl in front of the environment's.
 """
 
 import json

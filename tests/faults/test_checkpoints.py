@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cppo_verl import checkpoints, presets, supervise
+from cppo_verl import presets
 from cppo_verl.cli import main as command
 from cppo_verl.integration import checks
+from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.reporting import logs as reader
 
 from .saved import cut, save

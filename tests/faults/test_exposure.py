@@ -1,14 +1,14 @@
 """Nothing is unpickled that somebody else wrote, no secret reaches a log, and one machine keeps to itself."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-from cppo_verl import exposure, presets
+from cppo_verl import presets
 from cppo_verl.integration import checks
+from cppo_verl.launch import exposure
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted(
     path for top in ("cppo_verl", "data_prep", "recipe", "hydra_plugins") for path in (ROOT / top).rglob("*.py")
 )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cppo_verl.integration.alarms import GAP, MARK
-from tests.e2e.conftest import ROOT, Work
+from tests import ROOT
+from tests.e2e.conftest import Work
 from tests.e2e.test_stack import quickstart, records
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cppo_verl import supervise
+from cppo_verl.launch import supervise
 from tests.e2e.conftest import Work
 from tests.e2e.test_stack import QUICKSTART, environment, records
 

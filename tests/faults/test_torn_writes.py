@@ -20,7 +20,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
-from cppo_verl import checkpoints, presets
+from cppo_verl import presets
+from cppo_verl.launch import checkpoints
 
 TRIALS = 25 * int(os.environ.get("CPPO_VERL_FUZZ", "1"))
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}

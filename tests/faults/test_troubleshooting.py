@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 MODULES = (
-    "cppo_verl/config.py",
-    "cppo_verl/command_line.py",
-    "cppo_verl/checkpoints.py",
-    "cppo_verl/supervise.py",
-    "cppo_verl/advantage.py",
+    "cppo_verl/trust_region/knobs.py",
+    "cppo_verl/launch/command_line.py",
+    "cppo_verl/launch/checkpoints.py",
+    "cppo_verl/launch/supervise.py",
+    "cppo_verl/trust_region/advantage.py",
     "cppo_verl/integration/checks.py",
     "cppo_verl/integration/alarms.py",
     "cppo_verl/integration/config.py",

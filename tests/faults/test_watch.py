@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from cppo_verl import supervise
+from cppo_verl.launch import supervise
 
 ACTORS = {
     "verl.trainer.main_ppo": ["TaskRunnerV1"],

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cppo_verl import bound, schedule
+from cppo_verl.trust_region import bound, schedule
 from tests.theory import enumerable as model
 from tests.theory.enumerable import Pair
 from tests.theory.linear_program import maximum, prefix_rows

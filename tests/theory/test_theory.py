@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cppo_verl import bound
+from cppo_verl.trust_region import bound
 from tests.theory import enumerable as model
 from tests.theory.checks import CHECKS, DELTA, DELTA_B, XI, Formulas, largest_gap, linear_weights
 from tests.theory.linear_program import maximum, prefix_rows

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from cppo_verl import supervise
+from cppo_verl.launch import supervise
 
 
 def enabled() -> bool:

@@ -7,9 +7,9 @@ Nothing here is active unless the trainer calls ``install``.
 
 from omegaconf import DictConfig, open_dict
 
-from cppo_verl.config import KEY_PREFIX
+from cppo_verl.trust_region.knobs import KEY_PREFIX
 
-FIELD = "rollout_topk"  # in TransferQueue and in the actor's batch: ``cppo_verl.topk.pack`` of each response
+FIELD = "rollout_topk"  # in TransferQueue and in the actor's batch: ``trust_region.topk.pack`` of each response
 EXTRA = "topk"  # in TokenOutput.extra_fields: {"ids": (tokens, K+1) int32, "log_probs": (tokens, K+1) float32}
 MANAGER = "cppo_verl.integration.topk.agent_loop.TopKAgentLoopManager"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"

@@ -21,9 +21,9 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from cppo_verl.config import KEY_PREFIX
 from cppo_verl.integration.topk import EXTRA, FIELD
-from cppo_verl.topk import pack
+from cppo_verl.trust_region.knobs import KEY_PREFIX
+from cppo_verl.trust_region.topk import pack
 
 logger = logging.getLogger(__name__)
 

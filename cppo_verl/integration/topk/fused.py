@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils
 from verl.workers.engine.fsdp.transformer_impl import EngineRegistry, FSDPEngineWithLMHead
 
-from cppo_verl.config import KEY_PREFIX, KnobError
 from cppo_verl.integration.topk.logits import asked, local_index, named
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 
 ROWS = 256  # tokens whose rows of the LM head are copied at a time: 44 MB in bfloat16 at K = 20 and hidden size 4,096
 

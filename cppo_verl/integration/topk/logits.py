@@ -12,9 +12,9 @@ from verl.utils import tensordict_utils
 from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 from verl.workers.utils.padding import no_padding_2_padding
 
-from cppo_verl.config import KEY_PREFIX, KnobError
 from cppo_verl.integration.topk import FIELD
-from cppo_verl.topk import TOPK, log_probs_at, unpack
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
+from cppo_verl.trust_region.topk import TOPK, log_probs_at, unpack
 
 CHOSEN = "topk_logit_"  # + column: logits of mu's top-K, then of the sampled token
 NORMALISER = "topk_log_normaliser"
@@ -22,7 +22,7 @@ ROWS = 256  # tokens at a time where the normaliser must be summed: 256 x 151,93
 
 
 def top_k_of(data: TensorDict, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Ids, log-probs and rest mass of each response in a micro-batch, by ``cppo_verl.topk.unpack``.
+    """Ids, log-probs and rest mass of each response in a micro-batch, by ``cppo_verl.trust_region.topk.unpack``.
 
     A row added to make the batch divisible has one token; its copy of another response's top-K is cut to that.
 

@@ -1,0 +1,7 @@
+"""The science: from log-probs to a gated loss. Torch only; no verl, no files, no processes.
+
+In come log pi, log mu, advantages and a mask, each (batch, length); out go a gate a token, the loss, and numbers for
+a logger. The data's way: ``tokens`` -> ``divergence`` (or ``topk``) -> ``rules``, which use ``schedule`` (position
+weights) and ``budget`` (prefix budgets) -> ``gate`` -> ``surrogate`` -> ``metrics``. Beside it stand ``advantage``
+(before the loss) and ``bound`` (Theorem 1, for the logger). ``knobs`` are the numbers that a user sets.
+"""

@@ -1,0 +1,181 @@
+"""Which token updates are kept: one function a rule, from (tokens, divergence, knobs) to a verdict.
+
+Every token rule keeps an update that moves pi back toward mu, A_t (rho_t - 1) <= 0; they differ in what else they keep.
+A rule sees (batch, length) tensors, runs under no_grad in float32 or float64, and never looks at invalid positions.
+``RULES`` maps the name that ``loss_mode`` takes to its function.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cppo_verl.trust_region import budget, schedule
+from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate
+from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
+from cppo_verl.trust_region.tokens import Tokens, last
+
+Rule = Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    """Register a rule under the name that ``loss_mode`` takes."""
+
+    def register(function: Rule) -> Rule:
+        if name in RULES:
+            raise ValueError(f"rule {name!r} is registered twice")
+        RULES[name] = function
+        return function
+
+    return register
+
+
+@rule("dppo")
+def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
+    over = divergence > knobs.delta
+    return Verdict(tokens.toward_rollout | ~over, over_token=over, thresholds=Thresholds(knobs.delta, knobs.delta))
+
+
+@rule("cppo")
+def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
+
+    All valid tokens spend budget, masked ones too. With ``gate=soft`` the excess attenuates instead (Appendix C).
+    """
+    weights = position_weights(tokens, knobs)
+    spending = weights * divergence  # Z_t
+    over_token = spending > knobs.delta
+    token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
+    if knobs.budget == "none":
+        if knobs.gate == "soft":
+            gate = attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+        else:
+            gate = ~over_token | tokens.toward_rollout
+        return Verdict(gate=gate, over_token=over_token, thresholds=Thresholds(token_bound, token_bound))
+
+    delta_b = prefix_budget(tokens, divergence, knobs)
+    spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
+    prefix = PrefixState(spent=last(spent), weight=last(total_weight), delta_b=delta_b.squeeze(-1))
+    available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
+    if knobs.gate == "soft":
+        spent[:, :1] /= knobs.delta
+        spent[:, 1:] /= available[:, :-1]
+        excess = torch.maximum(spending.div_(knobs.delta), spent)
+        del spending, spent, available, total_weight, weights  # before more is allocated
+        gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+    else:
+        gate = ~over_token
+        gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
+        del spending, spent, available, total_weight, weights  # before more is allocated
+        gate |= tokens.toward_rollout
+    thresholds = Thresholds(token_bound, prefix.delta_b)
+    return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
+
+
+@rule("trm_max")
+def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return _whole_response((divergence <= knobs.delta).all(-1), tokens)
+
+
+@rule("trm_avg")
+def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return _whole_response(_mean(divergence, tokens.mask) <= knobs.delta, tokens)
+
+
+@rule("trm_max_avg")
+def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM Max&Avg: both, the maximum against delta and the mean against delta_b (ablation of arXiv 2606.10968)."""
+    keep_max = trm_max(tokens, divergence, knobs).gate[:, :1].any(-1)
+    return _whole_response(keep_max & (_mean(divergence, tokens.mask) <= knobs.delta_b), tokens)
+
+
+def _mean(divergence: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each row, (batch,); 0 for an empty response."""
+    return divergence.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
+
+
+def _whole_response(keep: Tensor, tokens: Tokens) -> Verdict:
+    """A verdict on responses, (batch,) bool, spread over their tokens. There is no first clause."""
+    gate = keep.unsqueeze(-1).expand_as(tokens.mask)
+    return Verdict(gate=gate, over_token=~gate)
+
+
+@rule("minpro")
+def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
+
+    From that paper's abstract: a non-cumulative surrogate of the prefix ratio, "based on" the minimum token ratio of
+    the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
+    capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
+    """
+    weight = tokens.ratio.nan_to_num_(nan=1.0)  # probability 0 under both policies
+    smallest = torch.where(tokens.mask, weight, torch.inf).cummin(-1).values[:, :-1]
+    weight = weight.clone()
+    weight[:, 1:] *= torch.where(smallest.isinf(), 1.0, smallest)
+    capped = weight > knobs.ratio_cap
+    keep_all = tokens.mask.new_ones(()).expand_as(tokens.mask)
+    return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
+
+
+def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
+    """w_t of Eq. 9 and its ablations, (batch, length), 0 at invalid positions."""
+    dtype = tokens.old_log_prob.dtype
+    if knobs.weights == "constant":
+        return schedule.constant_weights(tokens.mask, dtype)
+    if knobs.horizon == "max":
+        weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
+    else:
+        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
+    if knobs.weights == "shuffled":
+        weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
+    return weights
+
+
+def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """delta_b of each response, (batch, 1): the number given, or Eq. 22."""
+    if knobs.budget == "fixed":
+        return budget.fixed_budget(divergence, knobs.delta_b)
+    q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
+    count = last(tokens.ordinal).long()
+    return budget.quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap, count)
+
+
+def observe_clipping(tokens: Tokens, mode: str, low: float, high: float, cap: float) -> Verdict:
+    """What one of verl's own losses does to each token, for metrics only (Eq. 2 and CISPO).
+
+    ``vanilla`` drops the update beyond the clip range on the side of the advantage; ``cispo`` cuts the weight instead;
+    any other loss is reported as masking nothing.
+    """
+    above, below = tokens.ratio > 1 + high, tokens.ratio < 1 - low
+    nothing = torch.zeros_like(above)
+    if mode == "vanilla":
+        clipped = (above & (tokens.advantages > 0)) | (below & (tokens.advantages < 0))
+        return Verdict(~clipped, clipped, capped=(tokens.ratio > cap) & (tokens.advantages < 0))
+    return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
+
+
+def evaluate(
+    name: str, tokens: Tokens, knobs: TrustRegionKnobs, divergence: Tensor | None = None
+) -> tuple[Verdict, Tensor]:
+    """Verdict of the named rule and the D_t it was based on, (batch, length), under no_grad.
+
+    Args:
+        divergence: D_t of the ``topk`` estimator, (batch, length); None takes the binary one from ``tokens``.
+
+    Raises:
+        KnobError: for an estimator that needs more than the sampled tokens' log-probs, when D_t is not given.
+    """
+    if knobs.estimator != "binary" and divergence is None:
+        raise KnobError(
+            f"{KEY_PREFIX}.estimator={knobs.estimator!r} needs top-K log-probs, which this loss was not given"
+        )
+    with torch.no_grad():
+        if divergence is None:
+            divergence = tokens.divergence(knobs.divergence)
+        else:
+            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(~tokens.mask, 0.0)
+        return RULES[name](tokens, divergence, knobs), divergence

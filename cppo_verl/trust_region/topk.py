@@ -1,0 +1,192 @@
+"""Top-K divergence of the trained policy pi from the rollout policy mu at one token, and its compact coding.
+
+The vocabulary is reduced to mu's top-K tokens, the sampled token y, and one category with the rest of the mass
+(arXiv 2602.04879, appendix; K = 20 in arXiv 2606.10968). A coarser partition never increases TV or KL, so
+binary <= top-K <= full vocabulary (in the KL but for a floor, see ``topk_kl``). Everything runs in float32 (float64
+stays float64) and is meant to be called under ``torch.no_grad``. Nothing here imports verl.
+
+An entry whose mu log-prob is minus infinity is absent: it is no category, and its mass counts as rest on both sides.
+A token without any entry therefore gets the binary divergence. The sampled token is always a category of its own with
+its exact log-probs; an entry that repeats it must be absent (``without_sampled``).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cppo_verl.trust_region.divergence import IMPOSSIBLE, at_least_float32, binary_tv
+
+REST_FLOOR = 1e-6  # rest masses below it are rounding of a sum near 1; in the KL they count as this much
+
+# ---- divergences
+
+
+def topk_tv(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tensor, rest: Tensor | None = None):
+    """Total variation over {top-K, sampled, rest}, in [0, 1]; never below ``binary_tv``.
+
+    Args:
+        log_pi, log_mu: (..., K) floating, log-probs of the listed tokens; where ``log_mu`` is minus infinity,
+            ``log_pi`` does not matter.
+        log_prob, old_log_prob: (...) log pi(y) and log mu(y) of the sampled token.
+        rest: (...) mu's mass outside the listed and the sampled tokens; None computes it from the log-probs.
+
+    Returns:
+        (...) float32, or float64 for float64 inputs.
+    """
+    log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
+    log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)
+    sampled = binary_tv(log_prob, old_log_prob)
+    total = (log_pi.exp() - log_mu.exp()).abs_().sum(-1).add_(sampled)
+    rest = rest_mass(log_mu, old_log_prob) if rest is None else rest
+    total += (rest_mass(log_pi, log_prob) - rest).abs_()
+    # rounding must not put the finer partition below the coarser one
+    return torch.maximum(total.mul_(0.5), sampled).clamp_max_(1.0)
+
+
+def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tensor, rest: Tensor | None = None):
+    """KL(mu || pi) over {top-K, sampled, rest} in nats: finite, never NaN, never negative.
+
+    Summed as q - p + p log(p/q), which has the same total as p log(p/q) and no negative term: near pi = mu, rounding of
+    the log-probs (their coding in transport included) then enters in second order. ``REST_FLOOR`` keeps a certain
+    token, whose log-prob rounded to 0, from costing much. It can put the result below ``binary_kl``, by at most
+    REST_FLOOR (1 - log REST_FLOOR) = 1.5e-5 nats, and mu(rest) log(REST_FLOOR / pi(rest)) where pi's rest is smaller
+    than it, with rest the mass outside listed and sampled tokens. Arguments as for ``topk_tv``.
+    """
+    log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
+    log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)
+    rest = rest_mass(log_mu, old_log_prob) if rest is None else rest
+    log_rests = (x.clamp_min(REST_FLOOR).log() for x in (rest_mass(log_pi, log_prob), rest))
+    total = _kl_terms(log_pi, log_mu).sum(-1)
+    total += _kl_terms(log_prob, old_log_prob)
+    total += _kl_terms(*log_rests)
+    return total.clamp_max_(IMPOSSIBLE)
+
+
+def _kl_terms(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """q - p + p log(p/q), elementwise; exactly 0 for equal arguments, q where p = 0, infinite where q = 0 < p."""
+    p, change = log_p.exp(), log_q - log_p
+    near = p * (torch.expm1(change) - change)
+    far = log_q.exp() - p - p * change
+    return torch.where(log_p == -torch.inf, log_q.exp(), torch.where(change.abs() < 1, near, far)).clamp_min_(0.0)
+
+
+def rest_mass(log_probs: Tensor, sampled: Tensor) -> Tensor:
+    """1 - p(y) - sum of the listed probabilities, (..., K) and (...) -> (...); 0 where that rounds below 0."""
+    return (-torch.expm1(sampled)).sub_(log_probs.exp().sum(-1)).clamp_min_(0.0)
+
+
+def without_sampled(log_mu: Tensor, ids: Tensor, sampled_ids: Tensor) -> Tensor:
+    """``log_mu`` with the entries that repeat the sampled token made absent; (..., K), (..., K), (...) -> (..., K)."""
+    return log_mu.masked_fill(ids == sampled_ids.unsqueeze(-1), -torch.inf)
+
+
+def log_probs_at(chosen: Tensor, sampled: Tensor, log_prob: Tensor) -> Tensor:
+    """log pi at K tokens from their logits, reusing the normaliser of the sampled token; no pass over the vocabulary.
+
+    log Z = logit(y) - log pi(y), so log pi(k) = logit(k) - logit(y) + log pi(y).
+
+    Args:
+        chosen: (..., K) logits of the listed tokens, divided by the sampling temperature like those of ``log_prob``.
+        sampled: (...) logit of the sampled token.
+        log_prob: (...) log pi(y) from the same logits.
+    """
+    return chosen + (log_prob - sampled).unsqueeze(-1)
+
+
+TOPK = {"tv": topk_tv, "kl": topk_kl}
+
+# ---- coding
+
+STEPS = 8191.75  # codes a unit of sqrt(-log p): 65534 codes reach down to log p = -64
+NOTHING = 65535  # code of probability 0
+HEADER = 2  # int16 words before the counts: the number of tokens
+
+
+def encode_log_probs(log_probs: Tensor) -> Tensor:
+    """16-bit codes of log-probs, uniform in sqrt(-log p), int16; log-probs below -64 become -64, -inf stays.
+
+    The relative error of a decoded probability is at most sqrt(-log p) / 8191.75 (1.3e-4 at p = 1/3). A TV from decoded
+    log-probs is off by at most half the sum of p sqrt(-log p) / 8191.75, which by Jensen is at most sqrt(H) / 16383.5
+    with H the entropy of the categories in nats, and H <= log(K + 2): 1.1e-4 at K = 20.
+    """
+    code = (-log_probs.double()).clamp(0.0, 64.0).sqrt_().mul_(STEPS).round_()
+    code = code.masked_fill_(log_probs == -torch.inf, NOTHING)
+    return (code - 32768).to(torch.int16)
+
+
+def decode_log_probs(codes: Tensor) -> Tensor:
+    """float32 log-probs of int16 codes."""
+    code = codes.float() + 32768
+    return (code / STEPS).square_().neg_().masked_fill_(code == NOTHING, -torch.inf)
+
+
+def tv_coding_bound(k: int) -> float:
+    """Largest error of a TV that coding can cause with K listed tokens (``encode_log_probs``)."""
+    return math.sqrt(math.log(k + 2)) / (2 * STEPS)
+
+
+def pack(ids: Tensor, log_probs: Tensor, sampled_ids: Tensor, sampled: Tensor, cutoff: float = 0.0) -> Tensor:
+    """One response's top-K as a flat int16 vector: 6 bytes an entry, 4 a token, 4 a response (124 B a token at K = 20).
+
+    Layout: number of tokens (32 bit); entries a token; code of the rest mass a token; then id (32 bit) and code of
+    each entry. The sampled token is left out, for its id and log-prob travel with the response.
+
+    Args:
+        ids, log_probs: (tokens, columns) integer and floating, in any order; minus infinity marks an absent entry.
+        sampled_ids, sampled: (tokens,) the sampled tokens and their log-probs.
+        cutoff: entries of lower probability are dropped and their mass counts as rest. The result is still a lower
+            bound of the full divergence and no less than the binary one; TV loses at most the sum of max(p, q) over
+            the dropped tokens.
+
+    Raises:
+        ValueError: when the shapes disagree.
+    """
+    tokens = sampled_ids.shape[0]
+    if ids.shape != log_probs.shape or ids.shape[:1] != sampled_ids.shape or sampled.shape != sampled_ids.shape:
+        shapes = [tuple(x.shape) for x in (ids, log_probs, sampled_ids, sampled)]
+        raise ValueError(f"top-K ids, log-probs, sampled ids and log-probs do not belong together: shapes {shapes}")
+    log_probs = without_sampled(log_probs.double(), ids, sampled_ids)
+    if cutoff > 0:
+        log_probs = log_probs.masked_fill_(log_probs < math.log(cutoff), -torch.inf)
+    listed = log_probs > -torch.inf
+    rest = rest_mass(log_probs, sampled.double()).log()
+    entries = torch.cat([_words(ids[listed]), encode_log_probs(log_probs[listed]).unsqueeze(-1)], -1)
+    head = _words(torch.tensor([tokens]))[0]
+    return torch.cat([head, listed.sum(-1).to(torch.int16), encode_log_probs(rest), entries.flatten()])
+
+
+def unpack(packed: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (tokens, k) int64, mu's log-probs (tokens, k) float32, and mu's rest mass (tokens,) float32.
+
+    Absent entries have id 0 and log-prob minus infinity.
+
+    Raises:
+        ValueError: when the vector's length contradicts its header, or a token has more than ``k`` entries.
+    """
+    tokens = int(_numbers(packed[:HEADER].view(1, 2))) if packed.numel() >= HEADER else -1
+    counts = packed[HEADER : HEADER + max(tokens, 0)].long()
+    start = HEADER + 2 * tokens
+    if tokens < 0 or packed.numel() != start + 3 * int(counts.sum()):
+        raise ValueError(f"a packed top-K of {packed.numel()} words is damaged: its header says {tokens} tokens")
+    if tokens and int(counts.max()) > k:
+        raise ValueError(f"a packed top-K has {int(counts.max())} entries at a token, more than topk={k}")
+    entries = packed[start:].view(-1, 3)
+    listed = torch.arange(k, device=packed.device) < counts.unsqueeze(-1)
+    ids = torch.zeros_like(listed, dtype=torch.long)
+    log_mu = torch.full(listed.shape, -torch.inf, device=packed.device)
+    ids[listed] = _numbers(entries[:, :2])
+    log_mu[listed] = decode_log_probs(entries[:, 2])
+    return ids, log_mu, decode_log_probs(packed[HEADER + tokens : start]).exp()
+
+
+def _words(numbers: Tensor) -> Tensor:
+    """(n,) integers from 0 to 2^31 - 1 as (n, 2) int16, low word first."""
+    low = (numbers & 0xFFFF) - ((numbers & 0x8000) << 1)
+    return torch.stack([low, numbers >> 16], -1).to(torch.int16)
+
+
+def _numbers(words: Tensor) -> Tensor:
+    """Inverse of ``_words``, int64, (n, 2) -> (n,)."""
+    words = words.long()
+    return (words[:, 0] & 0xFFFF) | (words[:, 1] << 16)

@@ -1,0 +1,549 @@
+"""The losses in verl's registry: against verl's own DPPO, on extreme inputs, and aggregated by hand."""
+
+import logging
+import math
+import types
+
+import pytest
+import torch
+from tensordict import TensorDict
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn
+from verl.utils import tensordict_utils
+from verl.utils.metric import Metric
+from verl.utils.py_functional import append_to_dict
+from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+from cppo_verl.integration import losses
+from cppo_verl.trust_region.knobs import KnobError
+from cppo_verl.trust_region.metrics import PREFIX
+from cppo_verl.trust_region.rules import RULES
+from tests import reference
+from tests.helpers import Batch, actor_config, batch_of, random_batch, run_loss
+
+MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+
+def verl_dppo(kind: str, delta: float, ratio_cap: float = 20.0, info: dict | None = None) -> ActorConfig:
+    """verl's own DPPO: its thresholds are clip_ratio_low/high, its cap clip_ratio_c."""
+    return ActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        use_dynamic_bsz=True,
+        clip_ratio_low=delta,
+        clip_ratio_high=delta,
+        clip_ratio_c=ratio_cap,
+        policy_loss=PolicyLossConfig(loss_mode=f"dppo_{kind}"),
+        global_batch_info=info or {},
+    )
+
+
+def with_advantages(batch: Batch) -> Batch:
+    """The batch with no advantage of 0."""
+    batch.advantages[batch.advantages == 0] = 1.0
+    return batch
+
+
+def test_every_rule_is_registered():
+    for name in RULES:
+        assert get_policy_loss_fn(name).__name__ == f"policy_loss_{name}"
+
+
+def test_a_name_taken_by_somebody_else_is_reported(caplog: pytest.LogCaptureFixture):
+    def cppo_of_verl(**_: object) -> None: ...
+
+    registry = {"cppo": cppo_of_verl}
+
+    def register_policy_loss(name: str):
+        return lambda function: registry.__setitem__(name, function)
+
+    algos = types.SimpleNamespace(
+        POLICY_LOSS_REGISTRY=registry, register_policy_loss=register_policy_loss, agg_loss=agg_loss
+    )
+    with caplog.at_level(logging.WARNING):
+        losses.register(algos)
+    assert registry["cppo"] is not cppo_of_verl
+    assert "cppo_of_verl" in caplog.text
+    assert __name__ in caplog.text
+    assert len(caplog.records) == 1
+
+
+# ---- against verl's own DPPO
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["dppo", "cppo"])
+def test_tv_is_verls_dppo_tv_to_the_bit(name: str, mode: str):
+    """Loss and gradient in float32; ``cppo`` with constant weights and no budget."""
+    info = {"loss_scale_factor": 100} if mode == "seq-mean-token-sum-norm" else {}
+    masked = 0
+    for seed in range(6):
+        batch = with_advantages(random_batch(seed, rows=150, width=30)).to(torch.float32)
+        if seed % 2:
+            batch.old_log_prob -= 4.0  # ratios beyond the cap
+        ours = actor_config(info, delta=0.15, weights="constant", budget="none", ratio_cap=20.0)
+        theirs = verl_dppo("tv", 0.15, 20.0, info)
+        loss, gradient, _ = run_loss(name, batch, ours, mode)
+        other_loss, other_gradient, _ = run_loss("dppo_tv", batch, theirs, mode)
+        assert loss.isfinite()
+        assert torch.equal(loss, other_loss)
+        assert torch.equal(gradient, other_gradient)
+        masked += int(((gradient == 0) & batch.mask.bool()).sum())
+    assert masked > 500
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kl_is_verls_dppo_kl_but_for_its_bias(delta: float, dtype: torch.dtype):
+    """verl adds 1e-8 to both 1 - p and 1 - q and takes them by subtraction; that moves D within 5% of the threshold.
+
+    The decisions agree wherever the exact D is more than 5% away from it (and 1e-5 where p and q are below 0.99), on
+    more than 99.9% of tokens; where they agree the gradients are the same bits. Measured on 120,000 tokens, half of
+    them confident: 0.03% differ at delta 0.1 in float32, all by less than 2.5% of delta.
+    """
+    different = total = 0
+    for seed in range(4):
+        batch = with_advantages(random_batch(seed, rows=300, width=40)).to(dtype)
+        _, gradient, _ = run_loss("dppo", batch, actor_config(divergence="kl", delta=delta))
+        _, other, _ = run_loss("dppo_kl", batch, verl_dppo("kl", delta))
+        total += int(batch.mask.sum())
+        for row, column in (gradient != other).nonzero().tolist():
+            different += 1
+            log_pi, log_mu = batch.log_prob[row, column].item(), batch.old_log_prob[row, column].item()
+            confident = max(log_pi, log_mu) > math.log(0.99)
+            margin = abs(reference.kl(log_pi, log_mu) - delta)
+            assert margin < (0.05 * delta if confident else 1e-5)
+            assert 0 in (gradient[row, column], other[row, column])
+    assert total > 15_000
+    assert different < 1e-3 * total
+
+
+# ---- extreme inputs
+
+RULE_SETTINGS = [
+    ("cppo", {}),
+    ("cppo", {"divergence": "kl", "delta": 0.1, "delta_b": 0.002}),
+    ("cppo", {"budget": "fixed", "weights": "shuffled"}),
+    ("cppo", {"budget": "none", "horizon": "max"}),
+    ("cppo", {"gate": "soft", "attenuation": "sapo"}),
+    ("cppo", {"gate": "soft", "divergence": "kl"}),
+    ("cppo", {"gate": "soft", "budget": "none"}),
+    ("dppo", {}),
+    ("dppo", {"divergence": "kl"}),
+    ("trm_max", {"divergence": "kl"}),
+    ("trm_avg", {"divergence": "kl"}),
+    ("trm_max_avg", {"divergence": "kl"}),
+    ("minpro", {"ratio_cap": 1.28}),
+]
+each_rule = pytest.mark.parametrize(("name", "knobs"), RULE_SETTINGS)
+
+
+def assert_finite(loss: torch.Tensor, gradient: torch.Tensor, reported: dict) -> None:
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert all(math.isfinite(value) for value in reported.values()), reported
+
+
+@each_rule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_any_precision_is_finite(name: str, knobs: dict, dtype: torch.dtype):
+    batch = random_batch(seed=1, rows=60, width=25).to(dtype)
+    loss, gradient, reported = run_loss(name, batch, actor_config(**knobs))
+    assert_finite(loss, gradient, reported)
+    assert gradient.dtype == dtype
+    assert (gradient != 0).any()
+
+
+@pytest.mark.parametrize(("name", "knobs"), [s for s in RULE_SETTINGS if s[1].get("gate") != "soft"])
+def test_bfloat16_decides_as_float32_of_the_same_values(name: str, knobs: dict):
+    narrow = random_batch(seed=2, rows=60, width=25).to(torch.bfloat16)
+    _, gradient, _ = run_loss(name, narrow, actor_config(**knobs))
+    _, wide, _ = run_loss(name, narrow.to(torch.float32), actor_config(**knobs))
+    assert torch.equal(gradient != 0, wide != 0)
+    torch.testing.assert_close(gradient.float(), wide, rtol=2**-8, atol=0)
+
+
+@each_rule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_of_zero_and_one(name: str, knobs: dict, dtype: torch.dtype):
+    """Every pair of log-probs from {-inf, -1e4, -50, -1, 0}, both signs of the advantage, alone and in one response."""
+    corners = torch.tensor([-math.inf, -1e4, -50.0, -1.0, 0.0], dtype=dtype)
+    log_prob, old_log_prob = torch.cartesian_prod(corners, corners).unbind(1)
+    for sign in (1.0, -1.0):
+        for shape in ((1, -1), (-1, 1)):
+            lp, old = log_prob.reshape(shape), old_log_prob.reshape(shape)
+            batch = Batch(lp, old, torch.full_like(lp, sign), torch.ones_like(lp, dtype=torch.long))
+            assert_finite(*run_loss(name, batch, actor_config(**knobs)))
+
+
+@each_rule
+def test_empty_responses_and_single_tokens(name: str, knobs: dict):
+    batch = batch_of(
+        [[-1.0, -2.0, -0.5], [-1.0, -2.0, -0.5], [-1.0, -1.0, -1.0]],
+        [[-1.1, -2.0, -0.4], [-1.2, -2.1, -0.5], [-1.0, -1.1, -1.0]],
+        [[1.0] * 3, [1.0] * 3, [-1.0] * 3],
+        [[0, 0, 0], [0, 1, 0], [1, 1, 1]],
+        dtype=torch.float32,
+    )
+    for mode in MODES:
+        loss, gradient, reported = run_loss(name, batch, actor_config(**knobs), mode)
+        assert_finite(loss, gradient, reported)
+        assert (gradient[0] == 0).all()
+        assert gradient[1, 1] != 0
+    one = batch_of([[-1.0]], [[-1.1]], [[1.0]], [[1]], dtype=torch.float32)
+    assert_finite(*run_loss(name, one, actor_config(**knobs)))
+
+
+@each_rule
+def test_a_micro_batch_without_any_valid_token(name: str, knobs: dict):
+    """One micro-batch of a larger batch that verl has counted: loss 0 and gradient 0."""
+    info = {"dp_size": 1, "batch_num_tokens": 40, "global_batch_size": 8, "loss_scale_factor": 64}
+    batch = random_batch(seed=3, rows=4, width=6).to(torch.float32)
+    batch.mask.zero_()
+    for mode in MODES:
+        loss, gradient, reported = run_loss(name, batch, actor_config(info, **knobs), mode)
+        assert loss == 0
+        assert (gradient == 0).all()
+        assert all(value == 0 for value in reported.values())
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_whole_batch_without_any_valid_token(mode: str, counted: bool):
+    """Nothing to average over, whether verl has counted (to 0) or not: loss 0 and gradient 0, not 0/0."""
+    info = {"dp_size": 1, "batch_num_tokens": 0, "global_batch_size": 4, "loss_scale_factor": 64} if counted else {}
+    batch = random_batch(seed=3, rows=4, width=6).to(torch.float32)
+    batch.mask.zero_()
+    loss, gradient, _ = run_loss("cppo", batch, actor_config(info), mode)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_tensors_without_elements(name: str, shape: tuple[int, int]):
+    nothing = torch.zeros(shape)
+    info = {"dp_size": 1, "batch_num_tokens": 40, "global_batch_size": 8, "loss_scale_factor": 64}
+    batch = Batch(nothing, nothing, nothing, nothing.long())
+    for budget in ("none", "fixed", "quantile"):
+        loss, gradient, reported = run_loss(name, batch, actor_config(info, budget=budget))
+        assert loss == 0
+        assert gradient.shape == shape
+        assert all(value == 0 for value in reported.values())
+
+
+@each_rule
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_log_probs_at_invalid_positions_do_not_matter(name: str, knobs: dict, garbage: float):
+    batch = random_batch(seed=4, rows=40, width=15).to(torch.float32)
+    invalid = ~batch.mask.bool()
+    clean = run_loss(name, batch, actor_config(**knobs))
+    batch.log_prob.masked_fill_(invalid, garbage)
+    batch.old_log_prob.masked_fill_(invalid, -garbage)
+    dirty = run_loss(name, batch, actor_config(**knobs))
+    assert torch.equal(clean[0], dirty[0])
+    assert torch.equal(clean[1], dirty[1])
+    assert clean[2] == dirty[2]
+
+
+@each_rule
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("tensor", ["log_prob", "old_log_prob"])
+def test_a_nan_log_prob_is_named(name: str, knobs: dict, tensor: str, advantage: float):
+    """Which tensor, how many tokens, which rows; also in a response whose advantage is 0 (the model is broken)."""
+    batch = random_batch(seed=5, rows=5, width=6).to(torch.float32)
+    batch.mask.fill_(1)
+    batch.advantages.fill_(advantage)
+    getattr(batch, tensor)[1, 2:4] = math.nan
+    getattr(batch, tensor)[4, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=rf"\b{tensor}: 3 tokens in rows \[1, 4\]") as caught:
+        run_loss(name, batch, actor_config(**knobs))
+    other = {"log_prob": "old_log_prob:", "old_log_prob": " log_prob:"}[tensor]
+    assert other not in str(caught.value)
+
+
+@each_rule
+def test_a_nan_advantage_is_named_whatever_the_rule_decides(name: str, knobs: dict):
+    """One response far from mu (every token masked by DPPO), one at mu."""
+    for drift in (-3.0, 0.0):
+        batch = batch_of([[-0.1, -0.1]], [[-0.1 + drift] * 2], [[math.nan] * 2], [[1, 1]], dtype=torch.float32)
+        with pytest.raises(FloatingPointError, match=r"advantages: 2 tokens in rows \[0\]"):
+            run_loss(name, batch, actor_config(**knobs))
+
+
+def test_many_broken_rows_are_cut_short():
+    batch = random_batch(seed=5, rows=30, width=2).to(torch.float32)
+    batch.mask.fill_(1)
+    batch.log_prob.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"60 tokens in rows \[0, 1, 2, 3, 4, 5, 6, 7\]\.\.\."):
+        run_loss("cppo", batch, actor_config())
+
+
+@each_rule
+def test_skipping_poisons_the_gradient_and_keeps_the_metrics(name: str, knobs: dict, caplog: pytest.LogCaptureFixture):
+    batch = random_batch(seed=5, rows=5, width=6).to(torch.float32)
+    batch.mask.fill_(1)
+    clean = batch_of(*(x[[0, 2, 3]] for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)))
+    batch.log_prob[1, 2:4] = math.nan
+    batch.advantages[4, 0] = math.inf
+    loss, gradient, reported = run_loss(name, batch, actor_config(**knobs, on_nonfinite="skip"))
+    assert loss.isnan()
+    assert gradient.isnan().all()
+    assert "log_prob: 2 tokens in rows [1]; advantages: 1 tokens in rows [4]" in caplog.text
+    assert reported.pop(PREFIX + "nonfinite_tokens_max") == 3
+    expected = run_loss(name, clean.to(torch.float32), actor_config(**knobs))[2]
+    assert expected.pop(PREFIX + "nonfinite_tokens_max") == 0
+    assert reported == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_verls_optimizer_step_is_left_out_by_a_poisoned_gradient():
+    """verl's own ``optimizer_step`` on a plain module: neither weights nor Adam's state move."""
+    module = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    engine = types.SimpleNamespace(
+        module=module, optimizer=optimizer, optimizer_config=types.SimpleNamespace(clip_grad=1.0), _qat_enabled=False
+    )
+    for poison in (1.0, math.nan):
+        before = [p.detach().clone() for p in module.parameters()]
+        steps = [state["step"].item() for state in optimizer.state.values()]
+        module(torch.ones(2, 3)).sum().mul(poison).backward()
+        FSDPEngine.optimizer_step(engine)
+        moved = any(not torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+        assert moved == (poison == 1.0)
+    assert [state["step"].item() for state in optimizer.state.values()] == steps == [1.0, 1.0]
+
+
+# ---- aggregation
+
+
+def by_hand() -> tuple[Batch, dict]:
+    """2 x 3, rho = 1 but at one token: p = .2, q = .6, D = .4 > .15 and A = 1, which DPPO masks. Row two ends early.
+
+    Loss matrix (-A rho log pi, masked = 0): [log 2, 0, log 2], [-2 log 2, -2 log 2, not valid].
+    """
+    half = math.log(0.5)
+    batch = batch_of(
+        [[half, math.log(0.6), half], [half, half, -9.0]],
+        [[half, math.log(0.2), half], [half, half, -9.0]],
+        [[1.0] * 3, [-2.0] * 3],
+        [[1, 1, 1], [1, 1, 0]],
+    )
+    return batch, {"delta": 0.15}
+
+
+# Denominators count the masked token: 5 tokens, 3 in row one; 2 responses; loss in units of log 2.
+HAND = [
+    ("token-mean", {}, (2 - 4) / 5, (-1 / 5, 2 / 5)),
+    ("token-sum", {}, 2 - 4, (-1, 2)),
+    ("seq-mean-token-sum", {}, (2 - 4) / 2, (-1 / 2, 1)),
+    ("seq-mean-token-mean", {}, (2 / 3 - 4 / 2) / 2, (-1 / 6, 1 / 2)),
+    ("seq-mean-token-sum-norm", {}, (2 - 4) / 2 / 3, (-1 / 6, 1 / 3)),  # verl's default scale: the width, 3
+    ("seq-mean-token-sum-norm", {"loss_scale_factor": 10}, (2 - 4) / 2 / 10, (-1 / 20, 1 / 10)),
+    ("token-mean", {"dp_size": 2, "batch_num_tokens": 20}, (2 - 4) / 20 * 2, (-1 / 10, 1 / 5)),
+    ("seq-mean-token-sum", {"dp_size": 2, "global_batch_size": 8}, (2 - 4) / 8 * 2, (-1 / 4, 1 / 2)),
+]
+
+
+@pytest.mark.parametrize(("mode", "info", "loss_over_log_2", "gradients"), HAND)
+def test_aggregation_by_hand(mode: str, info: dict, loss_over_log_2: float, gradients: tuple[float, float]):
+    batch, knobs = by_hand()
+    loss, gradient, _ = run_loss("dppo", batch, actor_config(info, **knobs), mode)
+    assert loss.item() == pytest.approx(loss_over_log_2 * math.log(2), rel=1e-7)
+    first, second = gradients
+    assert gradient.flatten().tolist() == pytest.approx([first, 0, first, second, second, 0], rel=1e-7)
+    matrix = torch.tensor([[1, 0, 1], [-2, -2, 0]]) * math.log(2)
+    assert loss.item() == pytest.approx(agg_loss(matrix, batch.mask, mode, **info).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["cppo", "dppo", "trm_avg", "minpro"])
+def test_micro_batches_add_up_to_the_batch(name: str, mode: str):
+    batch = random_batch(seed=6, rows=40, width=18)
+    info = {
+        "dp_size": 1,
+        "batch_num_tokens": int(batch.mask.sum()),
+        "global_batch_size": 40,
+        "loss_scale_factor": 64,
+    }
+    config = actor_config(info)
+    whole_loss, whole_gradient, _ = run_loss(name, batch, config, mode)
+    parts = [run_loss(name, batch.rows(slice(*ends)), config, mode) for ends in ((0, 7), (7, 8), (8, 40))]
+    assert torch.equal(torch.cat([gradient for _, gradient, _ in parts]), whole_gradient)
+    assert sum(loss.item() for loss, _, _ in parts) == pytest.approx(whole_loss.item(), rel=1e-12)
+
+
+def test_rollout_weights_multiply_the_update():
+    batch = random_batch(seed=7, rows=20, width=10)
+    _, plain, _ = run_loss("cppo", batch, actor_config())
+    weights = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, weighted, _ = run_loss("cppo", batch, actor_config(), rollout_is_weights=weights)
+    torch.testing.assert_close(weighted, plain * weights, rtol=1e-14, atol=0)
+
+
+def test_the_cap_is_our_knob_and_not_verls_clip_ratio_c():
+    """verl's default clip_ratio_c is 3; log-ratio 2.5 gives 12.2 under ours, 20 beyond it."""
+    batch = batch_of([[-1.0, -1.0]], [[-3.5, -9.0]], [[1.0, 1.0]], [[1, 1]])
+    _, gradient, _ = run_loss("dppo", batch, actor_config(delta=1.0))
+    assert gradient.tolist() == [pytest.approx([-math.exp(2.5) / 2, -20 / 2])]
+    _, gradient, _ = run_loss("dppo", batch, actor_config(delta=1.0, ratio_cap=5.0))
+    assert gradient.tolist() == [pytest.approx([-5 / 2, -5 / 2])]
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_a_loss_without_a_preset_says_what_to_add(name: str):
+    batch = random_batch(seed=8, rows=2, width=3)
+    for config in (verl_dppo("tv", 0.1), None):
+        with pytest.raises(KnobError, match=r"trust_region="):
+            run_loss(name, batch, config)
+
+
+def test_top_k_is_not_quietly_binary():
+    """The registered loss is handed no top-K log-probs, so ``estimator=topk`` must not pass for the binary one."""
+    batch = random_batch(seed=9, rows=4, width=5)
+    with pytest.raises((KnobError, ValueError, NotImplementedError), match="topk"):
+        run_loss("cppo", batch, actor_config(estimator="topk"))
+
+
+# ---- the loss that the trainer installs
+
+
+def micro_batch(batch: Batch, rows: slice, info: dict) -> tuple[dict, TensorDict, list[torch.Tensor]]:
+    """Model output and data as verl's engine hands them over: jagged, two prompt tokens, padding cut off.
+
+    Returns the leaf log-probs of each response as well.
+    """
+
+    def jagged(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nested.as_nested_tensor(parts, layout=torch.jagged)
+
+    part = batch.rows(rows)
+    lengths = [max(int(row.nonzero().max()) + 1, 1) if row.any() else 1 for row in part.mask]
+    leaves = [row[:n].clone().requires_grad_() for row, n in zip(part.log_prob, lengths, strict=True)]
+    # verl's log-prob of a token stands one place before it; the last place belongs to no token
+    outputs = [torch.cat([leaf.new_zeros(1), leaf, leaf.new_zeros(1)]) for leaf in leaves]
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return jagged([row[:n] for row, n in zip(x, lengths, strict=True)])
+
+    tensors = {
+        "prompts": jagged([torch.zeros(2, dtype=torch.long) for _ in lengths]),
+        "responses": jagged([torch.zeros(n, dtype=torch.long) for n in lengths]),
+        "response_mask": cut(part.mask),
+        "old_log_probs": cut(part.old_log_prob),
+        "advantages": cut(part.advantages),
+    }
+    data = tensordict_utils.get_tensordict(tensors, info)
+    return {"log_probs": jagged(outputs)}, data, leaves
+
+
+def through_the_trainers_loss(batch: Batch, rows: list[slice], mode: str, **knobs) -> tuple[list, dict, float]:
+    """Gradients of all responses, folded metrics of one update, and its loss, over the given micro-batches."""
+    info = {"dp_size": 1, "batch_num_tokens": int(batch.mask.sum()), "global_batch_size": len(batch.mask)}
+    config = ActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        use_dynamic_bsz=True,
+        loss_agg_mode=mode,
+        loss_scale_factor=64,
+        policy_loss=actor_config(**knobs).policy_loss,
+    )
+    gradients: list = []
+    reported: dict = {}
+    for part in rows:
+        output, data, leaves = micro_batch(batch, part, info)
+        loss, values = losses.trust_region_loss(config, output, data)
+        loss.backward()
+        gradients += [leaf.grad for leaf in leaves]
+        append_to_dict(reported, values)
+    merged = {key: [Metric.aggregate_dp([values])] for key, values in reported.items()}
+    folded = {key: value[0] for key, value in losses.fold(merged).items()}
+    return gradients, folded, folded["actor/pg_loss"]
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize("knobs", [{}, {"horizon": "max", "max_response_length": 64}, {"gate": "soft"}])
+def test_the_trainers_loss_does_not_depend_on_the_micro_batches(mode: str, knobs: dict):
+    batch = random_batch(seed=10, rows=24, width=16)
+    gradients, folded, loss = through_the_trainers_loss(batch, [slice(0, 24)], mode, **knobs)
+    split = [slice(0, 5), slice(5, 6), slice(6, 24)]
+    other_gradients, other_folded, other_loss = through_the_trainers_loss(batch, split, mode, **knobs)
+    for one, other in zip(gradients, other_gradients, strict=True):
+        assert torch.equal(one, other)
+    assert loss == pytest.approx(other_loss, rel=1e-12)
+    assert folded.keys() == other_folded.keys()
+    for key in folded:
+        if not key.endswith("divergence_p99"):
+            assert folded[key] == pytest.approx(other_folded[key], rel=1e-6, abs=1e-12), key
+    assert folded[PREFIX + "masked_share"] > 0
+    assert folded[PREFIX + "first_update/divergence_mean"] == folded[PREFIX + "divergence_mean"]
+    assert not [key for key in folded if "/sum/" in key or "/count/" in key]
+
+
+def test_the_trainers_loss_is_the_registered_loss():
+    """Same gradients and metrics as the padded call, with the figures of a single micro-batch."""
+    batch = random_batch(seed=11, rows=24, width=16)
+    info = {"batch_num_tokens": int(batch.mask.sum()), "global_batch_size": 24, "loss_scale_factor": 64}
+    loss, gradient, reported = run_loss("cppo", batch, actor_config(info))
+    gradients, folded, folded_loss = through_the_trainers_loss(batch, [slice(0, 24)], "token-mean")
+    assert folded_loss == pytest.approx(loss.item(), rel=1e-12)
+    for row, got in enumerate(gradients):
+        torch.testing.assert_close(got, gradient[row, : len(got)], rtol=1e-12, atol=0)
+        assert (gradient[row, len(got) :] == 0).all()
+    for key, value in reported.items():
+        assert folded[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
+
+
+def test_fold_by_hand():
+    """Two mini-batches: 1 of 4 tokens masked, then 3 of 12; verl's mean of means would say the same only by luck."""
+    reported = {
+        PREFIX + "sum/masked_share": [1.0, 6.0],
+        PREFIX + "sum/prefix_average": [0.5, 0.1],
+        PREFIX + "sum/divergence_by_position/0": [0.2, 0.4],
+        PREFIX + "count/tokens": [4.0, 12.0],
+        PREFIX + "count/responses": [2.0, 1.0],
+        PREFIX + "count/divergence_by_position/0/tokens": [1.0, 2.0],
+        PREFIX + "divergence_max": [0.3, 0.7],
+        "actor/grad_norm": [1.0, 2.0],
+    }
+    assert losses.fold(reported) == {
+        PREFIX + "divergence_max": [0.3, 0.7],
+        "actor/grad_norm": [1.0, 2.0],
+        PREFIX + "masked_share": [pytest.approx(7 / 16)],
+        PREFIX + "first_update/masked_share": [pytest.approx(1 / 4)],
+        PREFIX + "prefix_average": [pytest.approx(0.6 / 3)],
+        PREFIX + "divergence_by_position/0": [pytest.approx(0.6 / 3)],
+    }
+
+
+def test_verls_own_loss_is_observed_under_the_same_names():
+    """``loss_mode=vanilla`` beside our knobs: clipping by Eq. 2 is reported as masking, against a loop."""
+    batch = random_batch(seed=12, rows=80, width=16)
+    _, folded, _ = through_the_trainers_loss(batch, [slice(0, 80)], "token-mean", loss_mode="vanilla")
+    masked = total = 0
+    divergences = []
+    for response in batch.responses():
+        if all(response.advantages[i] == 0 for i in response.columns):
+            continue
+        divergences += response.divergences("tv")
+        for i in response.columns:
+            rho, a = reference.ratio(response.log_pi[i], response.log_mu[i]), response.advantages[i]
+            masked += (a > 0 and rho > 1.2) or (a < 0 and rho < 0.8)
+            total += 1
+    assert folded[PREFIX + "masked_share"] == pytest.approx(masked / total)
+    assert folded[PREFIX + "divergence_mean"] == pytest.approx(sum(divergences) / total)
+    assert masked > 10
+
+
+def test_metrics_are_handed_over_only_inside_the_trainers_loss():
+    batch = random_batch(seed=13, rows=6, width=8)
+    through_the_trainers_loss(batch, [slice(0, 6)], "token-mean")
+    _, _, reported = run_loss("cppo", batch, actor_config())
+    assert PREFIX + "masked_share" in reported
+
+
+def test_registration_happened_through_verls_plugin_entry_point():
+    assert core_algos.POLICY_LOSS_REGISTRY["cppo"].__module__ == "cppo_verl.integration.losses"

@@ -1,0 +1,74 @@
+"""Wrong presets and knobs are told from the overrides alone, in the launcher's first second."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cppo_verl import presets
+from cppo_verl.cli import run
+from cppo_verl.launch import command_line
+
+KEY = "actor_rollout_ref.actor.policy_loss."
+
+
+@pytest.mark.parametrize("preset", presets.names())
+def test_presets_as_they_are_have_no_problem(preset: str):
+    assert command_line.problems([f"+trust_region={preset}", "trainer.total_epochs=3", KEY + "topk=5"]) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("w_min=0", "w_min=0 is outside (0, 1]"),
+        ("delta=-0.1", "delta=-0.1 is outside (0, 1]"),
+        ("gate=firm", "gate='firm' is not one of hard, soft"),
+        ("horizon=batch", "horizon='batch' is not one of response, max"),
+        ("max_response_length=0", "max_response_length=0 must be a whole number of at least 1"),
+    ],
+)
+def test_a_bad_knob_is_named_with_its_range(override: str, said: str):
+    for sign in ("", "+", "++"):
+        (problem,) = command_line.problems(["+trust_region=cppo", sign + KEY + override])
+        assert said in problem
+
+
+def test_ranges_are_those_of_the_presets_divergence():
+    assert command_line.problems(["+trust_region=cppo_kl", KEY + "delta=1.5"]) == []
+    assert command_line.problems(["+trust_region=cppo", KEY + "delta=1.5"])
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    (problem,) = command_line.problems(["+trust_region=cpo"])
+    assert all(name in problem for name in presets.names())
+
+
+def test_runs_without_a_preset_are_none_of_our_business():
+    assert command_line.problems([KEY + "delta=-1", "trainer.logger=[console]"]) == []
+
+
+def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
+    run_dir = tmp_path / "run"
+    command = ["-m", "cppo_verl.cli.main", "run", "--fresh", str(run_dir), "+trust_region=cppo", KEY + "w_min=0"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"{KEY}w_min=0 is outside (0, 1].\n"
+    assert not run_dir.exists()
+    imports = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, timeout=60)
+    heavy = {line.split("|")[-1].strip() for line in imports.stderr.splitlines()} & {"torch", "verl", "ray", "hydra"}
+    assert not heavy  # what makes the first second enough
+
+
+def test_the_config_is_kept_only_once_hydra_has_written_all_of_it(tmp_path, capsys):
+    hydra = tmp_path / ".hydra"
+    hydra.mkdir()
+    kept = tmp_path / "config.yaml"
+    progress = run._Progress(tmp_path / "metrics", tmp_path / "console", hydra / "config.yaml", kept)
+    (hydra / "config.yaml").touch()
+    progress.tick()
+    assert not kept.exists()
+    (hydra / "config.yaml").write_text("trainer: {total_training_steps: 7}\n")
+    (hydra / "overrides.yaml").write_text("[]")
+    progress.tick()
+    assert kept.read_text() == "trainer:\n  total_training_steps: 7\n"
+    assert "config accepted" in capsys.readouterr().out

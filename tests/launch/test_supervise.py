@@ -1,0 +1,158 @@
+"""The launcher's promises, with real processes: it ends, it says why, and it leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cppo_verl.launch import supervise
+
+
+def child(source: str) -> list[str]:
+    return [sys.executable, "-u", "-c", source]
+
+
+def start(source: str, run_dir: Path, **options) -> None:
+    supervise.run(child(source), run_dir, run_dir / "console.log", {}, tick=0.1, **options)
+
+
+def test_a_good_run_returns_and_its_output_is_kept(tmp_path):
+    start("print('hello')", tmp_path)
+    assert (tmp_path / "console.log").read_text() == "hello\n"
+
+
+def test_a_failing_run_is_reported_with_its_last_words(tmp_path):
+    with pytest.raises(supervise.RunFailed, match=r"exit status 1[\s\S]*KeyError: 'missing'"):
+        start("{}['missing']", tmp_path)
+
+
+def test_a_killed_run_is_reported_with_the_signal(tmp_path):
+    with pytest.raises(supervise.RunFailed, match="signal 9"):
+        start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+
+
+def test_a_silent_run_counts_as_hung(tmp_path):
+    with pytest.raises(supervise.RunFailed, match="no output for 1 s"):
+        start("import time; print('last sign of life'); time.sleep(60)", tmp_path, stall_timeout=1)
+    assert not list(supervise.processes_of(tmp_path))
+
+
+# A trainer that waits forever, with an essential worker that dies after three seconds.
+LOST_WORKER = """
+import subprocess, sys, time
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict    ' sleep 3"]).wait()
+print("WorkerDict: RuntimeError: out of memory")
+time.sleep(60)
+"""
+
+
+def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "GRACE", 0.5)
+    said = r"ray::WorkerDict 3 \(pid \d+\) died[\s\S]*RuntimeError: out of memory"
+    with pytest.raises(supervise.RunFailed, match=said):
+        start(LOST_WORKER, tmp_path)
+    assert not list(supervise.processes_of(tmp_path))
+
+
+ORPHAN = """
+import multiprocessing.shared_memory as m, subprocess, sys, time
+s = m.SharedMemory(create=True, size=4096)
+open({marker!r}, "w").write(s.name)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+time.sleep(1)
+import os; os._exit(0)
+"""
+
+
+def test_orphans_and_shared_memory_are_cleaned_up(tmp_path):
+    start(ORPHAN.format(marker=str(tmp_path / "segment")), tmp_path)
+    assert not list(supervise.processes_of(tmp_path))
+    assert not Path("/dev/shm", (tmp_path / "segment").read_text()).exists()
+
+
+def test_leftovers_of_a_killed_launcher_end_at_the_next_start(tmp_path):
+    environment = {**os.environ, supervise.MARKER: str(tmp_path.resolve())}
+    left = subprocess.Popen(child("import time; time.sleep(300)"), env=environment, start_new_session=True)
+    start("print('hello')", tmp_path)
+    assert not psutil.pid_exists(left.pid)
+
+
+def test_two_launchers_do_not_share_a_run(tmp_path):
+    launcher = subprocess.Popen(
+        child(
+            "from pathlib import Path; from cppo_verl.launch import supervise; import sys\n"
+            "run = Path(sys.argv[1])\n"
+            "supervise.run([sys.executable, '-c', 'import time; time.sleep(30)'], run, run / 'console.log', {})"
+        )
+        + [str(tmp_path)]
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(supervise.processes_of(tmp_path.resolve())):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(supervise.AlreadyRunning, match="in use by another run"):
+            start("print('hello')", tmp_path)
+    finally:
+        launcher.kill()
+        launcher.wait()
+        supervise.end_processes(tmp_path.resolve())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_launcher_stops_the_run(tmp_path, number):
+    source = (
+        "from pathlib import Path; from cppo_verl.launch import supervise; import sys\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &\n"
+        "run = Path(sys.argv[1]); supervise.raise_on_terminate()\n"
+        "try: supervise.run([sys.executable, '-c', 'import time; time.sleep(300)'], run, run / 'console.log', {})\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    launcher = subprocess.Popen(child(source) + [str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not list(supervise.processes_of(tmp_path.resolve())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=60) == 130
+    assert not list(supervise.processes_of(tmp_path.resolve()))
+
+
+def test_nohup_outlives_its_terminal(tmp_path):
+    source = (
+        "import signal; from cppo_verl.launch import supervise; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "supervise.raise_on_terminate(); signal.raise_signal(signal.SIGHUP); print('still here')"
+    )
+    assert subprocess.run(child(source), capture_output=True, text=True).stdout == "still here\n"
+
+
+def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
+    """``datasets`` forks workers that keep Ray's process title and end when their work is done."""
+    source = "(sleep 4; sleep 1) & sleep 300; true"  # the parentheses are a fork with the same title
+    worker = subprocess.Popen(
+        ["ray::TaskRunnerV1.run", "-c", source],
+        executable="/bin/bash",
+        env={**os.environ, supervise.MARKER: str(tmp_path)},
+    )
+    try:
+        watch = supervise.Watch()
+        deadline = time.monotonic() + 60
+        while len(list(supervise.processes_of(tmp_path))) < 4:  # worker, fork and a sleep of each
+            assert time.monotonic() < deadline
+        assert watch.look(tmp_path) == []
+        while len(list(supervise.processes_of(tmp_path))) > 2:
+            assert time.monotonic() < deadline
+        assert watch.look(tmp_path) == []
+        assert list(watch.essential) == [worker.pid]
+        worker.kill()
+        worker.wait()
+        (lost,) = watch.look(tmp_path)
+        assert lost.startswith("ray::TaskRunnerV1.run") and lost.endswith(f"(pid {worker.pid})")
+    finally:
+        worker.kill()
+        supervise.end_processes(tmp_path)

@@ -1,0 +1,220 @@
+"""Memory and time on paper, against real models where one fits here, and against pencil and paper."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from recipe import hours, memory, settings
+from recipe.memory import GB
+from recipe.settings import Settings
+from recipe.shapes import SHAPES, Shape, from_config, shape_of
+from tests.recipe.test_recipes import MODELS, script
+
+TOY = Shape(hidden=8, layers=2, heads=2, kv_heads=1, inner=16, tied=True, head_dim=4, vocabulary=100)
+RUN = Settings(
+    prompts=8,
+    n=4,
+    minibatch=4,
+    prompt_tokens=10,
+    response_tokens=90,
+    steps=100,
+    test_freq=10,
+    val_n=2,
+    nodes=2,
+    gpus_per_node=4,
+    sequence_parallel=2,
+    tokens_per_gpu=50,
+    tensor_parallel=2,
+    gpu_share=0.5,
+    param_offload=False,
+    optimizer_offload=False,
+    offload_policy=False,
+    checkpointing=True,
+    estimator="binary",
+)
+
+
+def hf_config(shape: Shape, **changes):
+    import transformers
+
+    common = {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+    }
+    if shape.experts:
+        experts = {
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.chosen,
+            "moe_intermediate_size": shape.inner,
+        }
+        return transformers.Qwen3MoeConfig(**common, **experts, **changes)
+    return transformers.Qwen3Config(**common, intermediate_size=shape.inner, **changes)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_transformers(name):
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(hf_config(SHAPES[name]))
+    assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters
+    assert sum(p.numel() for p in model.model.layers[0].parameters()) == SHAPES[name].layer
+
+
+def test_published_sizes():
+    """Rounded as in the models' names: 1.7B, 8.2B, and 30.5B with 3.3B active when the embedding counts."""
+    assert SHAPES["qwen3_1p7b"].parameters == 1_720_574_976
+    assert SHAPES["qwen3_8b_base"].parameters == 8_190_735_360
+    moe = SHAPES["qwen3_30b_a3b_base"]
+    assert moe.parameters == 30_532_122_624
+    assert round((moe.active + moe.embedding) / 1e9, 1) == 3.4
+
+
+def test_a_shape_is_read_from_config_json(tmp_path):
+    for name, shape in SHAPES.items():
+        folder = tmp_path / name
+        hf_config(shape).save_pretrained(folder)
+        assert shape_of("whatever", str(folder)) == shape
+    assert from_config(hf_config(TOY).to_dict()) == TOY
+    with pytest.raises(ValueError, match="qwen3_8b_base"):
+        shape_of("qwen3_4b", "Qwen/Qwen3-4B")
+
+
+@pytest.mark.parametrize(
+    ("name", "within"), [("qwen3_1p7b", 0.05), ("qwen3_8b_base", 0.05), ("qwen3_30b_a3b_base", 0.15)]
+)
+def test_activations_of_a_layer_are_what_autograd_keeps(name, within):
+    """One real decoder layer in bf16 on 64 tokens, narrowed eight times."""
+    import transformers
+
+    full = SHAPES[name]
+    shape = dataclasses.replace(
+        full,
+        hidden=full.hidden // 8,
+        heads=full.heads // 8,
+        kv_heads=max(full.kv_heads // 8, 1),
+        inner=full.inner // 8,
+        layers=1,
+        vocabulary=64,
+        experts=full.experts // 8,
+    )
+    config = hf_config(shape, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    layer, tokens = model.model.layers[0], 64
+    hidden = torch.randn(1, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
+    where = model.model.rotary_emb(hidden, torch.arange(tokens).unsqueeze(0))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(hidden, position_embeddings=where, attention_mask=None)
+    assert memory.saved(shape) * tokens == pytest.approx(sum(kept.values()), rel=within)
+
+
+def test_memory_by_hand():
+    # query 8, key_value 4: attention 2*8*8 + 2*8*4 + 2*4 = 200, norms 16, MLP 3*8*16 = 384
+    assert TOY.layer == 200 + 16 + 384 == 600
+    assert TOY.parameters == 2 * 600 + 800 + 8 == 2008
+    need = memory.estimate(TOY, RUN, gpu_bytes=20 * GB)
+    assert need.training["parameters"] == need.training["gradients"] == 4 * 2008 / 8
+    assert need.training["Adam"] == 8 * 2008 / 8
+    assert need.training["gathered layers and their gradients"] == 10 * 600 + 8 * 800
+    assert need.training["activations: checkpoints"] == 2 * 2 * 8 * 50
+    assert need.training["logits"] == 50 * 100 * 6
+    assert need.rollout["vLLM: weights"] == 2008
+    assert need.rollout["vLLM: KV cache"] == 20 * GB * 0.5 - 2008 - 3 * GB
+    # a token's keys and values: 2 layers * 2 * 4 * 2 bytes
+    assert TOY.cache_bytes == 32
+    assert need.cache_tokens == int((7 * GB - 2008) * 2 / 32)
+    assert need.host == 0
+
+
+def test_offloading_moves_the_states():
+    rest = memory.estimate(TOY, dataclasses.replace(RUN, param_offload=True, optimizer_offload=True))
+    assert rest.rollout["parameters"] == rest.rollout["Adam"] == 0
+    assert rest.training["Adam"] > 0
+    assert rest.host == 12 * 2008 / 2
+    away = memory.estimate(TOY, dataclasses.replace(RUN, offload_policy=True))
+    assert sum(away.training[part] for part in ("parameters", "gradients", "Adam")) == 0
+    assert away.host == 16 * 2008 / 2
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_recipes_fit_80_gb(model, nodes):
+    read = settings.read(script(model, "overrides", NNODES=nodes).stdout.splitlines())
+    need = memory.estimate(SHAPES[model], read)
+    assert need.peak < 80 * GB
+    assert not settings.problems(read)
+    # every replica holds some sequences of full length, and a micro-batch at least one
+    assert need.cache_tokens >= 16 * read.longest
+    assert read.tokens_per_gpu * read.sequence_parallel >= read.longest
+
+
+def test_what_does_not_fit_is_said():
+    done = script("qwen3_30b_a3b_base", "plan", OFFLOAD="none")
+    assert "DOES NOT FIT" in done.stdout
+    small = script("qwen3_1p7b", "plan", GPU_MEMORY_GB="40")
+    assert "(of 40)" in small.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"minibatch": 3}, "8 prompts are no multiple of 3"),
+        ({"sequence_parallel": 3}, "SP=3 does not divide 4 GPUs"),
+        ({"tensor_parallel": 8}, "TP=8 does not divide 4 GPUs"),
+        ({"minibatch": 1, "n": 2}, "2 responses a mini-batch do not divide over 4 data-parallel ranks"),
+        ({"tokens_per_gpu": 49}, "a sequence of 100 tokens does not fit 49 tokens x SP=2"),
+    ],
+)
+def test_settings_that_cannot_run(changes, sentence):
+    assert settings.problems(RUN) == []
+    assert any(sentence in problem for problem in settings.problems(dataclasses.replace(RUN, **changes)))
+
+
+def test_a_plan_says_which_key_is_missing_or_wrong():
+    with pytest.raises(ValueError, match="data.train_batch_size, which no override sets"):
+        settings.read([])
+    with pytest.raises(ValueError, match="data.train_batch_size='many'"):
+        settings.read(["data.train_batch_size=many"])
+
+
+def test_the_last_override_counts():
+    assert settings.parse(["a.b=1", "+c=[x,y]", "a.b='2'"]) == {"a.b": "2", "c": "[x,y]"}
+
+
+def test_time_by_hand():
+    # active parameters: 2 layers of 600 (dense, without norms' exception) and the LM head
+    assert TOY.active == 2 * 600 + 800
+    # forward of a token in a sequence of 45: 2 * 2000 + 2 * 2 layers * 8 * 45 = 5440, times 4 with checkpointing
+    assert hours.training_flops(TOY, 45, True) == 4 * (4000 + 1440)
+    a = hours.Assumptions(flops=100, utilization=0.5, bandwidth=1000, bandwidth_share=0.5, overhead=7)
+    need = dataclasses.replace(memory.estimate(TOY, RUN), cache_tokens=200)
+    h = hours.estimate(TOY, RUN, need, a)
+    # 32 responses of 45 + 5 tokens on 8 GPUs at 50 FLOP/s
+    assert h.update == pytest.approx(32 * 50 * 4 * 5440 / (8 * 50))
+    # 4 replicas with 8 responses each; 200 tokens of cache hold 4 of 50; a batch reads 2*2008 + 4 * 27.5 * 32 bytes
+    # at 500 * 2 bytes/s; 8/4 rounds of 45 tokens, then 45 tokens alone at 2 * 2000 bytes
+    assert h.generation == pytest.approx(2 * 45 * (4016 + 4 * 27.5 * 32) / 1000 + 45 * 4000 / 1000)
+    assert h.step == pytest.approx(h.generation + h.update + 7 + h.validation / 10)
+    assert h.gpu_hours == pytest.approx(h.step * 100 / 3600 * 8)
+
+
+def test_adam_on_the_host_takes_its_time():
+    away = dataclasses.replace(RUN, offload_policy=True)
+    a = hours.Assumptions(overhead=0, host_bandwidth=1000)
+    # 2 updates, 28 bytes for each of half the parameters
+    assert hours.estimate(TOY, away, memory.estimate(TOY, away), a).overhead == pytest.approx(2 * 28 * 1004 / 1000)

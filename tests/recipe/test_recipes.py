@@ -1,0 +1,256 @@
+"""The paper's runs: every (model, method) composes over verl's config with the numbers of the paper's tables."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from cppo_verl import paper
+from recipe import methods
+from recipe.compose import compose
+from recipe.shapes import PAPER_NAMES
+from tests import ROOT
+
+MODELS = tuple(PAPER_NAMES)
+KL, KL_BUDGET = 0.1, 0.002  # thresholds of the KL ablation and of TRM Max&Avg
+SCRIPTS = ("ESTIMATOR", "FOLLOW", "METHOD", "NNODES", "MODEL_PATH", "STEPS", "OFFLOAD", "DELTA", "DELTA_B", "RUN")
+
+
+def script(model: str, *arguments: str, **values: str) -> subprocess.CompletedProcess:
+    """A model's script, with no knob but ``values`` in its environment."""
+    clean = {key: value for key, value in os.environ.items() if key not in SCRIPTS}
+    command = ["bash", str(ROOT / f"run_scripts/{model}.sh"), *arguments]
+    environment = {**clean, "PYTHON": sys.executable, **values}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@functools.cache
+def config_of(model: str, method: str, **values: str) -> DictConfig:
+    done = script(model, "overrides", METHOD=method, **values)
+    assert done.returncode == 0, done.stderr
+    return compose(done.stdout.splitlines())
+
+
+def expected(method: str, row: paper.Setting) -> dict[str, object]:
+    """The policy_loss knobs that a method must end up with, for a row of Table 3."""
+    cppo = {
+        "loss_mode": "cppo",
+        "divergence": "tv",
+        "estimator": "topk",
+        "topk": 20,
+        "delta": row.delta,
+        "delta_b": row.delta_b_min,
+        "w_min": row.w_min,
+        "budget": row.budget,
+        "budget_quantile": 0.9,
+        "budget_scale": 1.0,
+        "budget_cap": 2.0,
+        "weights": "linear",
+        "horizon": "response",
+        "gate": "hard",
+        "ratio_cap": 20.0,
+    }
+    dppo = {"loss_mode": "dppo", "divergence": "tv", "estimator": "topk", "delta": row.delta, "ratio_cap": 20.0}
+    trm = {"divergence": "kl", "estimator": "topk"}
+    on_kl = {"divergence": "kl", "delta": KL, "delta_b": KL_BUDGET}
+    table = {
+        "grpo": {"loss_mode": "vanilla", "estimator": "binary"},
+        "minpro": {"loss_mode": "minpro", "estimator": "binary", "ratio_cap": 1.28},
+        "cispo": {"loss_mode": "cispo", "estimator": "binary"},
+        "dppo": dppo,
+        "trm_max": {**trm, "loss_mode": "trm_max", "delta": KL},
+        "trm_avg": {**trm, "loss_mode": "trm_avg", "delta": KL_BUDGET},
+        "cppo": cppo,
+        "cppo_weights_only": {**cppo, "budget": "none", "delta_b": 0.02},
+        "cppo_budget_only": {**cppo, "weights": "constant"},
+        "cppo_shuffled": {**cppo, "weights": "shuffled"},
+        "cppo_soft": {**cppo, "gate": "soft"},
+        "cppo_kl": {**cppo, **on_kl},
+        "dppo_kl": {**dppo, "divergence": "kl", "delta": KL},
+        "trm_max_avg": {**trm, "loss_mode": "trm_max_avg", "delta": KL, "delta_b": KL_BUDGET},
+        "cppo_binary": {**cppo, "estimator": "binary"},
+        "dppo_binary": {**dppo, "estimator": "binary"},
+        **{f"cppo_delta_b_{v}": {**cppo, "delta_b": float(v)} for v in ("0.010", "0.015", "0.020", "0.030")},
+        **{f"cppo_w_min_{v}": {**cppo, "w_min": float(v)} for v in ("0.6", "0.7", "0.8", "0.9")},
+    }
+    assert set(table) == set(methods.METHODS)
+    return table[method]
+
+
+def test_table_1_has_its_seven_rules():
+    assert {name.lower().replace("-", "_") for name in paper.METHODS} == set(methods.TABLE_1)
+    assert set(paper.best_avg16()) == set(paper.METHODS)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_combination_composes_with_the_numbers_of_the_paper(model, method):
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    from cppo_verl.integration import checks
+
+    config = config_of(model, method)
+    checks.require(config)
+    assert not need_reference_policy(config)
+    validate_config(config, use_reference_policy=False, use_critic=False)
+
+    row = paper.settings()[PAPER_NAMES[model]]
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    wanted = expected(method, row)
+    assert {knob: actor.policy_loss[knob] for knob in wanted} == wanted
+    assert config.data.train_batch_size == row.prompts
+    assert rollout.n == row.n
+    assert actor.ppo_mini_batch_size == row.minibatch
+    assert config.data.train_batch_size // actor.ppo_mini_batch_size == row.updates
+    assert config.data.max_prompt_length == 1024
+    assert config.data.max_response_length == row.max_response_tokens
+    assert config.trainer.total_training_steps == paper.t_stop()[row.model]
+    assert config.actor_rollout_ref.model.path == f"Qwen/{row.model}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_all_methods_share(model):
+    """Section 7 of the paper: one optimizer, one way to sample, one validation."""
+    config = config_of(model, "cppo")
+    OmegaConf.resolve(config)
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (actor.optim.optimizer, actor.optim.lr, actor.strategy) == ("AdamW", 1e-6, "fsdp2")
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (1.0, 1.0, -1)
+    val = rollout.val_kwargs
+    assert (val.n, val.temperature, val.top_p, val.do_sample) == (16, 0.7, 0.95, True)
+    assert (actor.entropy_coeff, actor.use_kl_loss, config.algorithm.use_kl_in_reward) == (0, False, False)
+    assert (config.algorithm.adv_estimator, config.algorithm.norm_adv_by_std_in_grpo) == ("group_relative", True)
+    assert config.trainer.v1.trust_region.skip_zero_variance
+    assert actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert actor.loss_scale_factor == config.data.max_response_length
+    assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
+    assert [Path(file).name for file in config.data.val_files] == ["aime24.parquet", "aime25.parquet", "aime26.parquet"]
+    # by these the report knows model, method and seed
+    assert (config.trainer.project_name, config.trainer.experiment_name) == (model, "cppo-seed0")
+    # the checkpoints and validations of Table 4 fall on its last steps
+    assert config.trainer.total_training_steps % config.trainer.test_freq == 0
+
+
+@pytest.mark.parametrize("method", ["grpo", "cispo"])
+def test_clip_higher(method):
+    actor = config_of("qwen3_8b_base", method).actor_rollout_ref.actor
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.28)
+
+
+def test_the_authors_scripts_are_a_switch():
+    config = config_of("qwen3_1p7b_base", "cppo", FOLLOW="scripts", ESTIMATOR="binary")
+    knobs = config.actor_rollout_ref.actor.policy_loss
+    assert (knobs.horizon, knobs.budget_cap, knobs.estimator) == ("max", 5, "binary")
+    assert config.algorithm.norm_adv_by_std_in_grpo is False
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("METHOD", "ppo", ("'ppo'", *methods.METHODS)),
+        ("ESTIMATOR", "full", ("'full'", "topk", "binary")),
+        ("FOLLOW", "code", ("'code'", "paper", "scripts")),
+        ("OFFLOAD", "some", ("'some'", "none", "states", "all")),
+    ],
+)
+def test_a_wrong_choice_is_answered_with_the_list(variable, value, named):
+    done = script("qwen3_1p7b", "plan", **{variable: value})
+    assert done.returncode == 2
+    assert variable in done.stderr
+    assert all(name in done.stderr for name in named)
+
+
+def test_the_launcher_alone_names_the_scripts():
+    done = subprocess.run(
+        ["bash", ROOT / "run_scripts/train.sh"], env={"PATH": os.environ["PATH"]}, capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"qwen3_" in done.stderr
+
+
+def test_missing_data_is_named_with_its_remedy(tmp_path):
+    done = script("qwen3_1p7b", DATA=str(tmp_path))
+    assert done.returncode == 2
+    assert f"no data at {tmp_path}/train.parquet" in done.stderr
+    assert "data_prep.math_data" in done.stderr
+
+
+def test_further_arguments_are_overrides_and_win():
+    done = script("qwen3_1p7b", "overrides", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=96")
+    config = compose(done.stdout.splitlines())
+    assert (config.actor_rollout_ref.rollout.n, config.data.train_batch_size) == (4, 96)
+    plan = script("qwen3_1p7b", "plan", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=96")
+    assert "96 prompts x 4 = 384 responses; 3 updates of 32 prompts" in plan.stdout
+
+
+def test_the_file_logger_stays():
+    assert list(config_of("qwen3_1p7b", "cppo", LOGGERS="wandb").trainer.logger) == ["wandb", "file"]
+
+
+@pytest.fixture
+def bare_python(tmp_path) -> str:
+    """A Python that sees the standard library only: no torch, verl, hydra or ray."""
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
+    began = time.monotonic()
+    done = script(model, "plan", PYTHON=bare_python, HOME=str(tmp_path), WORK=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert time.monotonic() - began < 10
+    assert done.returncode == 0, done.stderr
+    row = paper.settings()[PAPER_NAMES[model]]
+    responses = row.prompts * row.n
+    for text in (
+        f"{row.prompts} prompts x {row.n} = {responses} responses; {row.updates} updates of 32 prompts",
+        f"at most {responses * (1024 + row.max_response_tokens):,}",
+        f"steps          {paper.t_stop()[row.model]} ",
+        f"within {paper.t_stop()[row.model]} steps: {paper.best_avg16()['CPPO'][model]:.2f}",
+        "GPU-hours",
+        "KV cache",
+        "  fits: ",
+        "+trust_region=cppo",
+        "nothing was started",
+    ):
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == [Path(bare_python)]
+
+
+def test_config_prints_the_resolved_yaml():
+    done = script("qwen3_8b_base", "config")
+    assert done.returncode == 0, done.stderr
+    config = OmegaConf.create(done.stdout)
+    assert config.actor_rollout_ref.actor.policy_loss.max_response_length == 8192
+    assert "${" not in done.stdout
+
+
+def test_the_page_agrees_with_the_tables():
+    """docs/recipes.md repeats Table 3 and two columns of Table 1, and names every method."""
+    page = (ROOT / "docs/recipes.md").read_text()
+    scores = paper.best_avg16()
+    for model, name in PAPER_NAMES.items():
+        row = paper.settings()[name]
+        cells = (
+            f"`{model}.sh`",
+            f"{row.prompts} x {row.n}",
+            f"{row.minibatch} ({row.updates})",
+            f"{row.max_response_tokens:,}",
+            f"{row.delta:.2f}",
+            f"{row.delta_b_min:.3f}",
+            f"{row.w_min}",
+            row.budget,
+            str(paper.t_stop()[name]),
+            f"{scores['DPPO'][model]:.2f}, {scores['CPPO'][model]:.2f}",
+        )
+        assert f"| {' | '.join(cells)} |" in page
+    for method in methods.METHODS:
+        assert f"`{method}`" in page

@@ -1,0 +1,444 @@
+"""Which tokens DPPO and CPPO keep: by hand, and against Algorithm 1 as a loop over thousands of random responses."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from cppo_verl.trust_region.gate import Verdict, attenuate
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.rules import RULES, evaluate, position_weights, rule
+from cppo_verl.trust_region.tokens import Tokens
+from tests import reference
+from tests.helpers import Batch, batch_of, decide, random_batch, run_loss
+from tests.helpers import actor_config as actor
+
+# ---- by hand: probabilities 0.5 under mu, so that D = |q - 0.5| is read off
+
+
+def from_probabilities(q: list[list[float]], p: list[list[float]], advantage: list[float], mask=None) -> Batch:
+    q_t, p_t = torch.tensor(q, dtype=torch.float64), torch.tensor(p, dtype=torch.float64)
+    a = torch.tensor(advantage, dtype=torch.float64).unsqueeze(-1).expand_as(q_t)
+    valid = torch.ones_like(q_t, dtype=torch.long) if mask is None else torch.tensor(mask)
+    return Batch(q_t.log(), p_t.log(), a, valid)
+
+
+def kept(name: str, batch: Batch, **knobs) -> list[list[int]]:
+    verdict, _ = evaluate(name, batch.tokens(), TrustRegionKnobs(**knobs))
+    return (verdict.gate & batch.mask.bool()).int().tolist()
+
+
+def test_dppo_by_hand():
+    q = [[0.60, 0.66, 0.34, 0.40]]
+    p = [[0.50] * 4]
+    assert kept("dppo", from_probabilities(q, p, [1.0]), delta=0.15) == [[1, 0, 1, 1]]  # 0.34: back toward mu
+    assert kept("dppo", from_probabilities(q, p, [-1.0]), delta=0.15) == [[1, 1, 0, 1]]
+    assert kept("dppo", from_probabilities(q, p, [0.0]), delta=0.15) == [[1, 1, 1, 1]]
+
+
+def test_cppo_by_hand():
+    """delta = 0.1, delta_b = 0.02, w = 1. D = .08 .08 .08 .01; S before = 0 .08 .16 .24; c = .1 .04 -.02 -.08."""
+    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [[0.5] * 4], [1.0])
+    fixed = {"delta": 0.1, "delta_b": 0.02, "weights": "constant", "budget": "fixed"}
+    assert kept("cppo", batch, **fixed) == [[1, 0, 0, 0]]
+    assert kept("cppo", batch, **fixed | {"delta_b": 0.071}) == [[1, 1, 1, 1]]  # c_2 = .091, c_3 = .082, c_4 = .073
+    assert kept("cppo", batch, **fixed | {"delta_b": 0.03}) == [[1, 0, 0, 0]]  # c_2 = .05, c_3 = 0, c_4 = -.05
+    assert kept("cppo", batch, **fixed | {"delta_b": 0.055}) == [[1, 0, 0, 1]]  # c_2 = .075, c_3 = .05, c_4 = .025
+
+
+def test_masked_tokens_spend_budget():
+    """The first token is masked (D = .4 > .1) and still leaves nothing for the second (c_2 = .1 + .02 - .4 < 0)."""
+    batch = from_probabilities([[0.9, 0.51]], [[0.5, 0.5]], [1.0])
+    knobs = {"delta": 0.1, "delta_b": 0.02, "weights": "constant"}
+    assert kept("cppo", batch, budget="fixed", **knobs) == [[0, 0]]
+    assert kept("cppo", batch, budget="none", **knobs) == [[0, 1]]
+
+
+def test_weights_loosen_late_tokens():
+    """w = 1 and 0.6: the same D = .12 passes delta = .1 at the end only (0.072)."""
+    batch = from_probabilities([[0.62, 0.62]], [[0.5, 0.5]], [1.0])
+    assert kept("cppo", batch, delta=0.1, w_min=0.6, budget="none") == [[0, 1]]
+    assert kept("cppo", batch, delta=0.1, w_min=0.6, budget="none", weights="constant") == [[0, 0]]
+    # horizon 5 of which the response fills two: the second weight is 0.9, 0.9 * .12 = .108
+    absolute = {"horizon": "max", "max_response_length": 5}
+    assert kept("cppo", batch, delta=0.1, w_min=0.6, budget="none", **absolute) == [[0, 0]]
+
+
+def test_holes_spend_no_budget_and_shift_no_position():
+    """Row two is row one with a hole and padding in which pi and mu are worlds apart."""
+    q, p = [[0.58, 0.53, 0.58, 0.51]], [[0.5] * 4]
+    plain = from_probabilities(q, p, [1.0])
+    gaps = from_probabilities([[0.9, 0.58, 0.53, 0.9, 0.58, 0.51, 0.9]], [[0.1, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1]], [1.0])
+    gaps.mask[0, [0, 3, 6]] = 0
+    knobs = {"delta": 0.1, "delta_b": 0.03, "w_min": 0.6, "budget": "fixed"}
+    assert kept("cppo", plain, **knobs) == [[1, 1, 0, 1]]
+    assert kept("cppo", gaps, **knobs) == [[0, 1, 1, 0, 0, 1, 0]]
+
+
+def test_quantile_budget_by_hand():
+    """q = 0.5 over D = .08 .05 .01: delta_b = .05 within [.02, .04 = cap * floor] -> .04."""
+    batch = from_probabilities([[0.58, 0.55, 0.51]], [[0.5] * 3], [1.0])
+    knobs = TrustRegionKnobs(delta=0.1, delta_b=0.02, weights="constant", budget="quantile", budget_quantile=0.5)
+    verdict, divergence = evaluate("cppo", batch.tokens(), knobs)
+    assert divergence.tolist() == [pytest.approx([0.08, 0.05, 0.01])]
+    assert verdict.prefix is not None
+    assert verdict.prefix.delta_b.tolist() == pytest.approx([0.04])
+    assert verdict.prefix.spent.tolist() == pytest.approx([0.14])
+    assert verdict.prefix.weight.tolist() == [3]
+    # c = .1, .14 - .08 = .06, .18 - .13 = .05
+    assert verdict.gate.int().tolist() == [[1, 1, 1]]
+
+
+def test_soft_gate_by_hand():
+    """delta = .1, delta_b = .05, w = 1, D = .2 .05 .01: x = max(2, 2), max(.5, .25/.15), max(.1, .26/.2)."""
+    batch = from_probabilities([[0.7, 0.55, 0.51]], [[0.5] * 3], [1.0])
+    knobs = TrustRegionKnobs(delta=0.1, delta_b=0.05, weights="constant", budget="fixed", gate="soft")
+    verdict, _ = evaluate("cppo", batch.tokens(), knobs)
+    assert verdict.gate.tolist() == [pytest.approx([1 / 2, 3 / 5, 10 / 13])]
+    away, _ = evaluate("cppo", dataclasses.replace(batch, advantages=-batch.advantages).tokens(), knobs)
+    assert away.gate.tolist() == [[1, 1, 1]]
+
+
+# ---- Algorithm 1, token by token
+
+KNOBS = {
+    "tv": {"delta": 0.15, "delta_b": 0.02, "w_min": 0.6},
+    "kl": {"delta": 0.1, "delta_b": 0.002, "w_min": 0.6},
+}
+HORIZONS = [("response", None), ("max", None), ("max", 64)]
+BUDGETS = ("none", "fixed", "quantile")
+WEIGHTS = ("linear", "constant", "shuffled")
+WIDTH = 33
+ROWS = 120
+
+
+def settings(kind: str, horizon: tuple[str, int | None], budget: str, weights: str) -> dict:
+    chosen = KNOBS[kind] | {
+        "divergence": kind,
+        "horizon": horizon[0],
+        "max_response_length": horizon[1],
+        "budget": budget,
+        "weights": weights,
+    }
+    if weights == "shuffled":  # and Eq. 22 away from its defaults, as the authors' verl version has it
+        chosen |= {"budget_quantile": 0.7, "budget_scale": 0.6, "budget_cap": 5.0}
+    return chosen
+
+
+def compare(batch: Batch, name: str, chosen: dict) -> tuple[list[reference.Decision], list[reference.Decision]]:
+    """All reference decisions, and those that the registered loss and the verdict do not share.
+
+    Kept means: a gradient where the advantage is not 0, and kept by the verdict everywhere.
+    """
+    knobs = TrustRegionKnobs(**chosen)
+    verdict, _ = evaluate(name, batch.tokens(), knobs)
+    _, gradient, _ = run_loss(name, batch, actor(**chosen))
+    assert (gradient[~batch.mask.bool()] == 0).all()
+    every, different = [], []
+    for row, decisions in enumerate(decide(batch, knobs)):
+        for column, decision in decisions.items():
+            every.append(decision)
+            by_verdict = bool(verdict.gate[row, column])
+            if batch.advantages[row, column] != 0:
+                assert (gradient[row, column] != 0).item() == by_verdict
+            if by_verdict != decision.kept:
+                different.append(decision)
+    return every, different
+
+
+COMBINATIONS = list(itertools.product(KNOBS, HORIZONS, BUDGETS, WEIGHTS))
+
+
+@pytest.mark.parametrize("number", range(len(COMBINATIONS)))
+def test_cppo_keeps_what_algorithm_1_keeps(number: int):
+    """float64: every decision; float32: every decision whose float64 margin is above rounding. 54 x 120 responses."""
+    chosen = settings(*COMBINATIONS[number])
+    batch = random_batch(seed=number, rows=ROWS, width=WIDTH, per_token_advantage=number % 3 == 2)
+
+    every, different = compare(batch, "cppo", chosen)
+    assert different == []
+    # Each way of deciding is well represented, so that agreement means something.
+    masked_by_token = sum(not d.kept and d.over_token for d in every)
+    masked_by_prefix = sum(not d.kept and not d.over_token for d in every)
+    saved = sum(d.toward and d.spending > d.threshold for d in every)
+    assert len(every) > 1000
+    assert min(masked_by_token, saved) > 40
+    assert masked_by_prefix > 40 or chosen["budget"] == "none"
+
+    every, different = compare(batch.to(torch.float32), "cppo", chosen)
+    for decision in different:
+        assert decision.margin < 1e-6 * (1 + decision.spent_after), decision
+    assert len(different) <= 2
+
+
+def test_float32_decisions_over_long_responses():
+    """Up to 2048 tokens a response: rounding in the prefix sums stays within the margin, and flips are rare."""
+    for kind in KNOBS:
+        batch = random_batch(seed=99, rows=8, width=2048).to(torch.float32)
+        every, different = compare(batch, "cppo", settings(kind, ("response", None), "quantile", "linear"))
+        assert all(d.margin < 1e-6 * (1 + d.spent_after) for d in different)
+        assert len(different) < 1e-4 * len(every)
+
+
+def test_the_first_clause_of_nearly_equal_log_probs_in_float32():
+    """A confident token moves away from mu by less than float32 can tell from rho = 1; the prefix budget is spent.
+
+    log pi = -1e-8 against log mu = -2e-8, A = 1: rho > 1, S_1 = 0.9 > delta + delta_b, so Algorithm 1 masks it.
+    """
+    batch = batch_of([[-0.01, -1e-8]], [[-3.0, -2e-8]], [[1.0, 1.0]], [[1, 1]], dtype=torch.float32)
+    chosen = KNOBS["tv"] | {"budget": "fixed"}
+    _, different = compare(batch, "cppo", chosen)
+    assert different == []
+
+
+def test_gradient_is_the_surrogates():
+    """-A min(rho, 20) / tokens where kept, 0 elsewhere, to float64 rounding."""
+    batch = random_batch(seed=5, rows=80, width=20)
+    batch.log_prob[::7] += 5  # some ratios beyond the cap
+    batch.log_prob.clamp_(max=-1e-7)
+    batch.old_log_prob[::7] -= 5
+    chosen = settings("tv", ("response", None), "quantile", "linear")
+    _, gradient, _ = run_loss("cppo", batch, actor(**chosen))
+    tokens = int(batch.mask.sum())
+    expected = torch.zeros_like(gradient)
+    capped = 0
+    for row, (response, decisions) in enumerate(
+        zip(batch.responses(), decide(batch, TrustRegionKnobs(**chosen)), strict=True)
+    ):
+        for column, decision in decisions.items():
+            expected[row, column] = reference.coefficient(response, column) / tokens if decision.kept else 0.0
+            rho = reference.ratio(response.log_pi[column], response.log_mu[column])
+            capped += decision.kept and rho > 20 and response.advantages[column] != 0
+    assert capped > 10
+    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["tv", "kl"])
+def test_dppo_keeps_what_equation_3_keeps(kind: str):
+    """Constant weights and no budget in the reference; ``dppo`` ignores the knobs of the schedule and the budget."""
+    chosen = settings(kind, ("response", None), "none", "constant")
+    every, different = compare(random_batch(seed=31, rows=400, width=20), "dppo", chosen)
+    assert different == []
+    assert len(every) > 3000
+    assert sum(not d.kept for d in every) > 100
+    batch = random_batch(seed=32, rows=50, width=20)
+    plain = run_loss("dppo", batch, actor(**chosen))
+    other = run_loss("dppo", batch, actor(**chosen | {"weights": "linear", "budget": "quantile"}))
+    assert torch.equal(plain[1], other[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["tv", "kl"])
+def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, dtype: torch.dtype):
+    for seed in range(5):
+        batch = random_batch(seed, rows=100, width=25, per_token_advantage=seed % 2 == 0).to(dtype)
+        chosen = settings(kind, HORIZONS[seed % 3], "none", "constant")
+        loss, gradient, _ = run_loss("cppo", batch, actor(**chosen))
+        other_loss, other_gradient, _ = run_loss("dppo", batch, actor(**chosen))
+        assert torch.equal(loss, other_loss)
+        assert torch.equal(gradient, other_gradient)
+        assert (gradient != 0).any()
+
+
+# ---- rules on whole responses, and rules that mask nothing
+
+
+def test_trm_by_hand():
+    """p = 1/2: KL = -1/2 log(4 q (1 - q)). q = .6 gives .0204, q = .7 gives .0872, their mean is .0538."""
+    batch = from_probabilities([[0.6, 0.7], [0.6, 0.6]], [[0.5, 0.5]] * 2, [1.0, -1.0])
+    assert kept("trm_max", batch, divergence="kl", delta=0.09) == [[1, 1], [1, 1]]
+    assert kept("trm_max", batch, divergence="kl", delta=0.08) == [[0, 0], [1, 1]]
+    assert kept("trm_max", batch, divergence="kl", delta=0.02) == [[0, 0], [0, 0]]  # the second has A < 0: no clause
+    assert kept("trm_avg", batch, divergence="kl", delta=0.054) == [[1, 1], [1, 1]]
+    assert kept("trm_avg", batch, divergence="kl", delta=0.053) == [[0, 0], [1, 1]]
+    assert kept("trm_max_avg", batch, divergence="kl", delta=0.09, delta_b=0.053) == [[0, 0], [1, 1]]
+    assert kept("trm_max_avg", batch, divergence="kl", delta=0.08, delta_b=0.06) == [[0, 0], [1, 1]]
+    assert kept("trm_max_avg", batch, divergence="kl", delta=0.09, delta_b=0.06) == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["trm_max", "trm_avg", "trm_max_avg"])
+def test_trm_against_loops(name: str):
+    batch = random_batch(seed=14, rows=300, width=20)
+    chosen = {"divergence": "kl", "delta": 0.02 if name == "trm_avg" else 0.1, "delta_b": 0.01}
+    _, gradient, _ = run_loss(name, batch, actor(**chosen))
+    whole = []
+    for row, response in enumerate(batch.responses()):
+        values = response.divergences("kl")
+        if not values or all(response.advantages[i] == 0 for i in response.columns):
+            continue
+        mean = sum(values) / len(values)
+        keep = {
+            "trm_max": max(values) <= 0.1,
+            "trm_avg": mean <= 0.02,
+            "trm_max_avg": max(values) <= 0.1 and mean <= 0.01,
+        }[name]
+        whole.append(keep)
+        assert all((gradient[row, i] != 0).item() == keep for i in response.columns)
+    assert 40 < sum(whole) < len(whole) - 40
+
+
+def test_minpro_by_hand():
+    """rho = 1.2 .5 .8 2: weights 1.2, .5 * 1.2, .8 * .5, 2 * .5; the cap of 1.1 cuts the first."""
+    rho = torch.tensor([[1.2, 0.5, 0.8, 2.0]], dtype=torch.float64)
+    old = torch.full_like(rho, -3.0)
+    batch = Batch(old + rho.log(), old, torch.full_like(rho, 2.0), torch.ones_like(rho).long())
+    _, gradient, _ = run_loss("minpro", batch, actor(ratio_cap=1.1))
+    assert gradient.tolist() == [pytest.approx([-2 * w / 4 for w in (1.1, 0.6, 0.4, 1.0)])]
+
+
+def test_minpro_against_loops():
+    batch = random_batch(seed=15, rows=100, width=20)
+    _, gradient, _ = run_loss("minpro", batch, actor(ratio_cap=1.28))
+    tokens = int(batch.mask.sum())
+    for row, response in enumerate(batch.responses()):
+        smallest = None
+        for i in response.columns:
+            rho = reference.ratio(response.log_pi[i], response.log_mu[i])
+            weight = min(rho if smallest is None else rho * smallest, 1.28)
+            smallest = rho if smallest is None else min(smallest, rho)
+            assert gradient[row, i].item() == pytest.approx(-weight * response.advantages[i] / tokens, rel=1e-12)
+
+
+# ---- the pieces around it
+
+
+def test_a_shuffle_stays_the_same_while_the_policy_moves():
+    """It depends on the rollout and the seed, so every update on a batch sees the same weights."""
+    batch = random_batch(seed=16, rows=20, width=12)
+    knobs = TrustRegionKnobs(weights="shuffled", w_min=0.5)
+    before = position_weights(batch.tokens(), knobs)
+    moved = dataclasses.replace(batch, log_prob=batch.log_prob - 0.1, advantages=-batch.advantages)
+    assert torch.equal(position_weights(moved.tokens(), knobs), before)
+    other_seed = dataclasses.replace(knobs, shuffle_seed=1)
+    assert not torch.equal(position_weights(batch.tokens(), other_seed), before)
+
+
+def test_over_token_is_what_the_threshold_alone_breaks():
+    batch = random_batch(seed=6, rows=100, width=20)
+    chosen = settings("tv", ("response", None), "fixed", "linear")
+    verdict, _ = evaluate("cppo", batch.tokens(), TrustRegionKnobs(**chosen))
+    for row, decisions in enumerate(decide(batch, TrustRegionKnobs(**chosen))):
+        for column, decision in decisions.items():
+            assert bool(verdict.over_token[row, column]) == decision.over_token
+
+
+def test_prefix_state_is_the_end_of_the_loop():
+    batch = random_batch(seed=7, rows=100, width=20)
+    chosen = settings("tv", ("response", None), "quantile", "linear")
+    verdict, _ = evaluate("cppo", batch.tokens(), TrustRegionKnobs(**chosen))
+    assert verdict.prefix is not None
+    for row, decisions in enumerate(decide(batch, TrustRegionKnobs(**chosen))):
+        last = list(decisions.values())[-1:]
+        assert verdict.prefix.spent[row].item() == pytest.approx(sum(d.spent_after for d in last), rel=1e-12)
+        assert verdict.prefix.weight[row].item() == pytest.approx(sum(d.weight_after for d in last), rel=1e-12)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("attenuation", ["inverse", "sapo"])
+def test_soft_gate_against_loops(attenuation: str, budget: str):
+    def g(x: float) -> float:
+        if x <= 1:
+            return 1.0
+        s = 1 / (1 + math.exp(1 - x)) if x < 700 else 1.0
+        return 1 / x if attenuation == "inverse" else 4 * s * (1 - s) / x
+
+    batch = random_batch(seed=8, rows=150, width=20)
+    chosen = settings("tv", ("response", None), budget, "linear") | {"gate": "soft", "attenuation": attenuation}
+    knobs = TrustRegionKnobs(**chosen)
+    verdict, _ = evaluate("cppo", batch.tokens(), knobs)
+    _, gradient, _ = run_loss("cppo", batch, actor(**chosen))
+    partial = 0
+    for row, response in enumerate(batch.responses()):
+        delta_b = None if budget == "none" else knobs.delta_b
+        if budget == "quantile":
+            delta_b = reference.quantile_budget(response.divergences("tv"), knobs.delta_b)
+        weights = reference.linear_weights(response.valid, knobs.w_min)
+        for column, gate in reference.soft_gate(response, "tv", weights, knobs.delta, delta_b, g).items():
+            assert verdict.gate[row, column].item() == pytest.approx(gate, rel=1e-12)
+            expected = reference.coefficient(response, column) * gate / int(batch.mask.sum())
+            assert gradient[row, column].item() == pytest.approx(expected, rel=1e-12)
+            partial += 0 < gate < 1
+    assert partial > 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["inverse", "sapo"])
+def test_attenuation_is_admissible(kind: str, dtype: torch.dtype):
+    """g(x) = 1 up to 1, in [0, 1], non-increasing, x g(x) <= 1 (Appendix C)."""
+    inside = torch.linspace(0, 1, 101, dtype=dtype)
+    assert (attenuate(inside, kind) == 1).all()
+    outside = torch.cat([torch.linspace(1, 5, 5001, dtype=dtype), torch.logspace(0.7, 30, 2000, dtype=dtype)])
+    g = attenuate(outside, kind)
+    rounding = torch.finfo(dtype).eps
+    assert (g >= 0).all()
+    assert (g <= 1).all()
+    assert (g.diff() <= rounding).all()
+    assert (outside * g <= 1 + rounding).all()
+    assert g[0] == 1  # continuous at the threshold
+    assert attenuate(outside.new_tensor([2.0]), "inverse").item() == 0.5
+
+
+def test_soft_and_hard_agree_on_what_is_untouched():
+    """A gate of exactly 1 is what the hard mask keeps: x <= 1 is both constraints, S_t <= delta + delta_b W_{t-1}."""
+    batch = random_batch(seed=9, rows=200, width=20)
+    for budget in BUDGETS:
+        chosen = settings("tv", ("response", None), budget, "linear")
+        hard, _ = evaluate("cppo", batch.tokens(), TrustRegionKnobs(**chosen))
+        soft, _ = evaluate("cppo", batch.tokens(), TrustRegionKnobs(**chosen, gate="soft"))
+        valid = batch.mask.bool()
+        assert torch.equal((soft.gate == 1)[valid], hard.gate[valid])
+
+
+def test_the_gate_sees_no_invalid_position():
+    batch = random_batch(seed=10, rows=60, width=15)
+    invalid = ~batch.mask.bool()
+    for weights, budget, gate in itertools.product(WEIGHTS, BUDGETS, ("hard", "soft")):
+        knobs = TrustRegionKnobs(**settings("tv", ("response", None), budget, weights), gate=gate)
+        clean, _ = evaluate("cppo", batch.tokens(), knobs)
+        for garbage in (math.nan, math.inf, -math.inf, 3.0):
+            log_prob = batch.log_prob.masked_fill(invalid, garbage)
+            old_log_prob = batch.old_log_prob.masked_fill(invalid, -garbage)
+            dirty_batch = Batch(log_prob, old_log_prob, batch.advantages.masked_fill(invalid, garbage), batch.mask)
+            dirty, _ = evaluate("cppo", dirty_batch.tokens(), knobs)
+            assert torch.equal(dirty.gate[~invalid], clean.gate[~invalid])
+
+
+def test_no_gradient_passes_through_the_gate():
+    batch = random_batch(seed=11, rows=4, width=6)
+    log_prob = batch.log_prob.clone().requires_grad_()
+    tokens = Tokens.of(log_prob, batch.old_log_prob, batch.advantages, batch.mask)
+    verdict, divergence = evaluate("cppo", tokens, TrustRegionKnobs(gate="soft"))
+    assert not verdict.gate.requires_grad
+    assert not divergence.requires_grad
+
+
+def test_tokens_refuse_unequal_shapes_by_name():
+    batch = random_batch(seed=12, rows=2, width=3)
+    with pytest.raises(ValueError, match=r"response_mask.*\(2, 2\)"):
+        Tokens.of(batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask[:, :2])
+    with pytest.raises(ValueError, match="batch, length"):
+        Tokens.of(*(x.flatten() for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)))
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_arithmetic_is_at_least_float32(given: torch.dtype, used: torch.dtype):
+    tokens = random_batch(seed=13, rows=2, width=3).to(given).tokens()
+    assert {tokens.log_prob.dtype, tokens.old_log_prob.dtype, tokens.advantages.dtype, tokens.ratio.dtype} == {used}
+    _, divergence = evaluate("cppo", tokens, TrustRegionKnobs())
+    assert divergence.dtype == used
+
+
+def test_a_rule_name_is_taken_once():
+    with pytest.raises(ValueError, match="cppo"):
+        rule("cppo")(lambda tokens, divergence, knobs: Verdict(tokens.mask, tokens.mask))
+    assert {"cppo", "dppo", "trm_max", "trm_avg", "minpro"} <= set(RULES)
