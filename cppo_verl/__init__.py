@@ -4,6 +4,7 @@ The rooms, from the ground up; each imports only from rooms above it in this lis
 
     atomic, presets  files that appear whole; the presets' names (conf/ holds them)
     trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch only
+    recording        single tokens of a run: records, replay of any rule, thresholds from data
     launch           starts and guards a run
     integration      the plug into verl, the only room that imports it
     paper            the paper's numbers

@@ -1,0 +1,110 @@
+"""What follows from a record: D_t, weights, spending and allowance, by the rules' own functions.
+
+On the CPU the numbers are those of the run to the bit, whatever the padding. A run on another device sums in another
+order: there a number can differ in its last place, and a token whose margin is that small can fall on the other side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cppo_verl.recording.record import CAPPED, KEPT, PREFIX, TOKEN, Header, Look, Response
+from cppo_verl.trust_region.gate import Verdict
+from cppo_verl.trust_region.knobs import TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.rules import position_weights, prefix_budget
+from cppo_verl.trust_region.tokens import Tokens
+
+PREFIX_RULES = ("cppo",)  # rules that spend a prefix budget
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Derived numbers of one look at a response, each (T,) float32; 0 at tokens that are not the policy's own.
+
+    Attributes:
+        divergence: D_t. ratio: rho_t = pi/mu.
+        weight: w_t; None for rules without weights.
+        spent: S_t, what the tokens up to t have spent. allowance: delta + delta_b W_{t-1}, what S_t may reach at t.
+            Both None for rules without a prefix budget.
+        delta_b: the prefix budget of this response; None likewise.
+    """
+
+    divergence: np.ndarray
+    ratio: np.ndarray
+    weight: np.ndarray | None = None
+    spent: np.ndarray | None = None
+    allowance: np.ndarray | None = None
+    delta_b: float | None = None
+
+
+def knobs_of(header: Header) -> TrustRegionKnobs:
+    """The knobs in force; those that are not ours (of a rule of one's own) stay in ``header.knobs``."""
+    return TrustRegionKnobs(**{name: header.knobs[name] for name in knob_names() if name in header.knobs})
+
+
+def of(header: Header, responses: Sequence[Response], last: bool = False) -> list[Numbers]:
+    """Derived numbers of each response at its first look, or at its last one.
+
+    Responses are padded to one width: give a step's at a time.
+    """
+    looks = [response.looks[-1 if last else 0] for response in responses]
+    knobs = knobs_of(header)
+    tokens = pad(responses, looks, max((r.width for r in responses), default=0))
+    with torch.no_grad():
+        divergence = divergence_of(tokens, looks, knobs)
+        columns = {"divergence": divergence, "ratio": tokens.ratio.masked_fill(~tokens.mask, 0.0)}
+        delta_b: list[float] | None = None
+        if header.rule in PREFIX_RULES:
+            weight = position_weights(tokens, knobs)
+            columns["weight"] = weight
+            if knobs.budget != "none":
+                budget = prefix_budget(tokens, divergence, knobs)
+                before = torch.nn.functional.pad(weight.cumsum(-1)[:, :-1], (1, 0))  # W_{t-1}
+                columns["spent"] = (weight * divergence).cumsum(-1)
+                columns["allowance"] = (before * budget + knobs.delta).masked_fill(~tokens.mask, 0.0)
+                delta_b = budget.squeeze(-1).tolist()
+    found = []
+    for row, response in enumerate(responses):
+        values = {name: column[row, : response.length].numpy() for name, column in columns.items()}
+        found.append(Numbers(**values, delta_b=None if delta_b is None else delta_b[row]))
+    return found
+
+
+def gate_and_cause(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> tuple[Tensor, Tensor]:
+    """A verdict as it is recorded: the gate in float32 and the code of its cause in int8, both (batch, length)."""
+    gate = verdict.gate.to(torch.float32)
+    capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped
+    cause = torch.where(verdict.over_token, TOKEN, PREFIX)
+    return gate, torch.where(gate < 1, cause, torch.where(capped, CAPPED, KEPT)).to(torch.int8)
+
+
+def pad(responses: Sequence[Response], looks: Sequence[Look], width: int) -> Tokens:
+    """The responses as a rule sees them, right-padded to at least ``width``; (responses, width) float32."""
+    width = max([width, *(response.length for response in responses)])
+
+    def padded(rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        out = torch.zeros(len(rows), width, dtype=dtype)
+        for row, values in enumerate(rows):
+            out[row, : len(values)] = torch.from_numpy(np.array(values))
+        return out
+
+    return Tokens.of(
+        log_prob=padded([look.log_pi for look in looks], torch.float32),
+        old_log_prob=padded([response.log_mu for response in responses], torch.float32),
+        advantages=padded([response.advantages for response in responses], torch.float32),
+        mask=padded([response.mask for response in responses], torch.bool),
+    )
+
+
+def divergence_of(tokens: Tokens, looks: Sequence[Look], knobs: TrustRegionKnobs) -> Tensor:
+    """D_t as the rule that ran saw it, (responses, width) float32, 0 at tokens that are not the policy's own."""
+    if knobs.estimator == "binary":
+        return tokens.divergence(knobs.divergence)
+    out = torch.zeros_like(tokens.log_prob)
+    for row, look in enumerate(looks):
+        if look.divergence is not None:
+            out[row, : len(look.divergence)] = torch.from_numpy(np.array(look.divergence))
+    return out.masked_fill(~tokens.mask, 0.0)

@@ -1,0 +1,140 @@
+"""What is recorded of a step and of a response: plain values and numpy arrays.
+
+T is the number of a response's tokens, tool output included; ``mask`` says which of them are the policy's own. All
+log-probs are float32 in nats, as the loss saw them, at the sampling temperature. Nothing that follows exactly from
+these is kept: ``numbers.of`` derives D_t, w_t, S_t and the allowance.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+# Causes, a number a token
+KEPT = 0  # the whole update counts
+TOKEN = 1  # the token alone (or its whole response) breaks its threshold
+PREFIX = 2  # only the prefix budget masks or attenuates it
+CAPPED = 3  # the update counts with an importance weight that was cut
+CAUSES = {KEPT: "kept", TOKEN: "token threshold", PREFIX: "prefix budget", CAPPED: "weight capped"}
+
+
+class RecordError(ValueError):
+    """A record is missing, damaged or not what is asked of it; the message names the file and a remedy."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What holds for a whole step.
+
+    Attributes:
+        step: training step, from 1.
+        rule: ``loss_mode``, a name of ``trust_region.rules.RULES`` or one of verl's losses (``vanilla``, ``cispo``).
+        knobs: the knobs in force, by the names of ``TrustRegionKnobs``; those of a rule of one's own beside them.
+        clip_low, clip_high, clip_cap: ``clip_ratio_low``, ``clip_ratio_high`` and ``clip_ratio_c`` of verl's losses.
+        tokenizer: its name or path. vocabulary: how many ids it has.
+        responses: trained responses of the step, of which the recorded ones were drawn.
+        updates: optimizer updates an epoch. epochs: passes over the batch.
+        seed: of the draw. device: type of the device that the rule ran on, ``cpu`` or ``cuda``.
+        every: steps between two records, more than 1 once older ones had to make room.
+        version: of cppo_verl.
+    """
+
+    step: int
+    rule: str
+    knobs: Mapping[str, Any]
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    clip_cap: float = 3.0
+    tokenizer: str = ""
+    vocabulary: int = 0
+    responses: int = 0
+    updates: int = 1
+    epochs: int = 1
+    seed: int = 0
+    device: str = "cpu"
+    every: int = 1
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A response as one update saw it.
+
+    Attributes:
+        log_pi: (T,) float32, log-probs of the policy being trained.
+        gate: (T,) float32, what the rule multiplied the update with: 0 or 1, or between them for a soft gate. Arbitrary
+            where ``mask`` is false.
+        cause: (T,) int8, one of ``CAUSES``.
+        update: number of the update within the step, from 0; None where the order is not known (``actor.shuffle``).
+        divergence: (T,) float32, D_t of the top-K estimator; None for the binary one, whose D_t follows from the
+            log-probs.
+        top_k_log_pi: (entries,) float32, log-probs of the entries of ``Response.top_k_mu`` in their order.
+    """
+
+    log_pi: np.ndarray
+    gate: np.ndarray
+    cause: np.ndarray
+    update: int | None = None
+    divergence: np.ndarray | None = None
+    top_k_log_pi: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response and what the rule made of it.
+
+    Attributes:
+        uid: of the prompt; responses that share it form a group. sample, output: which response to the prompt, and
+            which output of its agent loop.
+        prompt: text. prompt_ids: (P,) int32.
+        pieces: T strings that put together are the response's text; "" where a token ends inside a character.
+        token_ids: (T,) int32. mask: (T,) bool. log_mu: (T,) float32, log-probs of the policy that sampled.
+        advantages: (T,) float32. reward: of the response, the sum over its tokens.
+        first, last: the first and the last update that saw the response; ``last`` is None when that is the same one.
+        versions_behind: how many versions of the weights lie between the oldest that sampled a token of the response
+            and the one being trained when the step began; None where the rollout does not say.
+        width: of the padded tensors that the rule saw.
+        top_k_mu: (words,) int16, mu's top-K as ``trust_region.topk.pack`` codes it; None without one.
+    """
+
+    uid: str
+    sample: int
+    prompt: str
+    prompt_ids: np.ndarray
+    pieces: list[str]
+    token_ids: np.ndarray
+    mask: np.ndarray
+    log_mu: np.ndarray
+    advantages: np.ndarray
+    reward: float
+    first: Look
+    last: Look | None = None
+    output: int = 0
+    versions_behind: int | None = None
+    width: int = 0
+    top_k_mu: np.ndarray | None = None
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """The updates that are recorded, one or two."""
+        return (self.first,) if self.last is None else (self.first, self.last)
+
+    @cached_property
+    def text(self) -> str:
+        """The response's text."""
+        return "".join(self.pieces)
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The recorded responses of a step, those of a group beside each other."""
+
+    header: Header
+    responses: tuple[Response, ...]
