@@ -99,10 +99,5 @@ def advantages_of(rewards: Tensor, groups: Sequence[int], length: int) -> Tensor
 
 def means(sums: list[metrics.MetricSums]) -> dict[str, float]:
     """Exact means of several mini-batches' sums, under short names."""
-    total: dict[str, float] = {}
-    count: dict[str, float] = {}
-    for each in sums:
-        for name, value in each.sums.items():
-            total[name] = total.get(name, 0.0) + value
-            count[name] = count.get(name, 0.0) + each.counts[metrics.denominator_of(name)]
-    return {name: metrics.ratio(value, count[name]) for name, value in total.items()}
+    whole = metrics.combine(sums)
+    return {k: metrics.ratio(total, whole.counts[metrics.denominator_of(k)]) for k, total in whole.sums.items()}

@@ -14,8 +14,8 @@ from torch import Tensor
 from cppo_verl.integration.config import knobs_of
 from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
+from cppo_verl.trust_region.loss import token_losses
 from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
-from cppo_verl.trust_region.surrogate import coefficients, loss_matrix
 from cppo_verl.trust_region.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -78,19 +78,15 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         knobs = knobs_of(config)
-        tokens = Tokens.of(log_prob, old_log_prob, advantages, response_mask)
-        verdict, divergence = evaluate(name, tokens, knobs, _divergence.get())
+        tensors = log_prob, old_log_prob, advantages, response_mask
         try:
-            summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+            matrix, summary = token_losses(name, *tensors, knobs, _divergence.get())
         except FloatingPointError as error:
             if knobs.on_nonfinite == "raise":
                 raise
             logger.error("%s", error)
             # a NaN gradient of one rank is NaN on all, and verl then leaves the optimizer alone
-            return log_prob.sum() * torch.nan, _report(_summary_of_finite_rows(name, tokens, knobs))
-        coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
-        del tokens, verdict, divergence  # before autograd takes its share of the memory
-        matrix = loss_matrix(log_prob, coefficient)
+            return log_prob.sum() * torch.nan, _report(_summary_of_finite_rows(name, Tokens.of(*tensors), knobs))
         if rollout_is_weights is not None:
             matrix = matrix * rollout_is_weights
         if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0

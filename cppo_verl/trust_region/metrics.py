@@ -6,7 +6,7 @@ are all zero do not enter (their group has zero reward variance, or they pad the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,20 @@ class MetricSums:
         """The metrics themselves, under ``PREFIX``; one whose denominator is 0 is 0."""
         values = {name: ratio(total, self.counts[denominator_of(name)]) for name, total in self.sums.items()}
         return {PREFIX + name: value for name, value in {**values, **self.maxima}.items()}
+
+
+def combine(parts: Iterable[MetricSums]) -> MetricSums:
+    """The sums of several micro-batches, or of several ranks, as those of the whole batch."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    maxima: dict[str, float] = {}
+    for part in parts:
+        for whole, values in ((sums, part.sums), (counts, part.counts)):
+            for name, value in values.items():
+                whole[name] = whole.get(name, 0.0) + value
+        for name, value in part.maxima.items():
+            maxima[name] = max(value, maxima.get(name, value))
+    return MetricSums(sums, counts, maxima)
 
 
 def denominator_of(name: str) -> str:

@@ -1,0 +1,77 @@
+"""The whole way in one call, for any trainer: log-probs, advantages and a mask in, a loss and its metrics out."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.rules import evaluate
+from cppo_verl.trust_region.surrogate import coefficients, loss_matrix
+from cppo_verl.trust_region.tokens import Tokens
+
+Aggregate = Callable[[Tensor, Tensor], Tensor]
+
+
+def token_losses(
+    rule: str,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    knobs: TrustRegionKnobs,
+    divergence: Tensor | None = None,
+) -> tuple[Tensor, metrics.MetricSums]:
+    """The loss of each token before any mean, and the sums behind the metrics.
+
+    Args:
+        rule: its name in ``rules.RULES``, such as ``cppo``.
+        log_prob: (batch, length) log pi(y_t|s_t) of the policy being trained, any floating dtype, with its graph.
+        old_log_prob: (batch, length) log mu(y_t|s_t) of the policy that sampled, by the engine that sampled.
+        advantages: (batch, length) A_t.
+        mask: (batch, length) bool or 0/1, valid response tokens; padding and holes may stand anywhere.
+        knobs: what the rule reads.
+        divergence: (batch, length) D_t where it comes from more than the sampled tokens (``topk``); None takes the
+            binary one.
+
+    Returns:
+        (batch, length) losses, differentiable in ``log_prob`` and 0 where a token adds nothing; and the sums.
+        Tokens that the rule masks are part of the batch: a mean divides by them too.
+
+    Raises:
+        ValueError: the shapes differ.
+        KnobError: ``knobs.estimator`` asks for a ``divergence`` that was not given.
+        FloatingPointError: a log-prob or an advantage is not finite; says which tensor, how many tokens, which rows.
+    """
+    tokens = Tokens.of(log_prob, old_log_prob, advantages, mask)
+    verdict, divergence = evaluate(rule, tokens, knobs, divergence)
+    summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+    coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
+    del tokens, verdict, divergence  # before autograd takes its share of the memory
+    return loss_matrix(log_prob, coefficient), summary
+
+
+def token_mean(losses: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the valid tokens of the batch divided by their number, 0-d; 0 without any."""
+    return losses.sum() / mask.sum().clamp_min(1)
+
+
+def policy_loss(
+    rule: str,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    knobs: TrustRegionKnobs | None = None,
+    divergence: Tensor | None = None,
+    aggregate: Aggregate = token_mean,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss (0-d, to call ``backward`` on) and metrics of one batch. Arguments and errors as for ``token_losses``.
+
+    Args:
+        knobs: None takes the paper's.
+        aggregate: from the (batch, length) losses and the mask to the loss.
+    """
+    knobs = TrustRegionKnobs() if knobs is None else knobs
+    losses, summary = token_losses(rule, log_prob, old_log_prob, advantages, mask, knobs, divergence)
+    return aggregate(losses, mask), summary.means()
