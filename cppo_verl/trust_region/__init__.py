@@ -3,5 +3,5 @@
 In come log pi, log mu, advantages and a mask, each (batch, length); out go a gate a token, the loss, and numbers for
 a logger. The data's way: ``tokens`` -> ``divergence`` (or ``topk``) -> ``rules``, which use ``schedule`` (position
 weights) and ``budget`` (prefix budgets) -> ``gate`` -> ``surrogate`` -> ``metrics``; ``loss`` is all of it in one call.
-Beside it stand ``advantage`` (before the loss) and ``bound`` (Theorem 1, for the logger). ``knobs`` are the numbers that a user sets.
+Beside it stand ``advantage`` (before the loss) and ``bound`` (Theorem 1, for the logger). ``knobs`` are what users set.
 """
