@@ -1,31 +1,20 @@
 """Claims, table of rules and a page of figures from runs.csv and curves.csv alone."""
 
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from benchmarks.pocket.grid import Spec, read, write
 from benchmarks.pocket.train import BINS
 from cppo_verl import atomic
+from cppo_verl.reporting.intervals import interval
 
-# Student's t, 97.5%, by degrees of freedom; the last one stands for all beyond
-T975 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-T975 += (2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
 TABLE += ("bound_holds", "token_excess", "prefix_excess")
 FIGURES = ("branch", "trace", "branch_stale", "trace_harsh")
 MAIN = ("cppo", "dppo", "grpo", "cispo", "minpro", "trm_max", "trm_avg", "free")
 Runs = dict[Spec, dict[str, float]]
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95% interval; infinitely wide for fewer than two values."""
-    if len(values) < 2:
-        return fmean(values) if values else float("nan"), float("-inf"), float("inf")
-    half = T975[min(len(values), len(T975)) - 1] * stdev(values) / sqrt(len(values))
-    return fmean(values), fmean(values) - half, fmean(values) + half
 
 
 def load_runs(out: Path) -> Runs:

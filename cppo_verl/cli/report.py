@@ -1,4 +1,4 @@
-"""``cppo-verl report RUNS...``: what verl's file logger wrote: of one run a page, of many the paper's tables."""
+"""``cppo-verl report RUNS...``: what verl's file logger wrote: of one run a page, of many their comparison."""
 
 import argparse
 import sys
@@ -11,8 +11,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "report",
         help="pages, pictures and tables of runs' logs",
         description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv. Of "
-        "several runs, or of a directory that holds runs: the paper's Tables 1 and 4 with ours beside the paper's "
-        "numbers (CSV, LaTeX), its figures (PNG, PDF), runs.csv, and report.html that shows them all.",
+        "several runs, or of a directory that holds runs: methods by seeds with intervals and paired differences (CSV, "
+        "Markdown), learning curves (PNG, PDF), runs.csv, and report.html that shows them all. Where one of the "
+        "paper's models is among them: its Tables 1 and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
     )
     parser.add_argument(
         "runs",
@@ -36,7 +37,10 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         default=[],
         help="what a run is, where its config.yaml does not say so; may be repeated",
     )
-    parser.add_argument("--tables", action="store_true", help="the paper's tables and figures for a single run, too")
+    parser.add_argument(
+        "--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)"
+    )
+    parser.add_argument("--tables", action="store_true", help="tables and figures for a single run, too")
     parser.add_argument(
         "--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping"
     )
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
-        paths = _one(args) if one and not (args.tables or args.label) else _many(args)
+        paths = _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args)
     except (LogError, LabelError, OSError) as error:
         print(f"cppo-verl report: {error}", file=sys.stderr)
         return 1
@@ -75,18 +79,19 @@ def _one(args: argparse.Namespace) -> list[Path]:
 
 def _many(args: argparse.Namespace) -> list[Path]:
     from cppo_verl.reporting.labels import parse_label
-    from cppo_verl.reporting.many import summary, write_many
+    from cppo_verl.reporting.many import comparisons, summaries, write_many
     from cppo_verl.reporting.study import read_study
-    from cppo_verl.reporting.tables import remarks, results_of
+    from cppo_verl.reporting.tables import remarks
 
     study = read_study(args.runs, dict(map(parse_label, args.label)), args.skip_bad_lines)
     out = args.out or (default_out(args.runs[0]) if len(args.runs) == 1 else Path("cppo-report"))
-    paths = write_many(study, out, args.title)
+    compared = comparisons(study, args.baseline)
+    paths = write_many(study, compared, out, args.title)
     for note in study.notes:
         print(f"note: {note}", file=sys.stderr)
     for entry in study.entries:
         print(f"{entry.place}: {'; '.join([str(entry.label), *remarks(entry)])}", file=sys.stderr)
-    print(summary(study, results_of(study.entries)))
+    print("\n".join(summaries(study, compared)))
     return paths
 
 

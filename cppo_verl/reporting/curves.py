@@ -1,8 +1,9 @@
-"""The paper's figures as data: pictures made of panels made of lines; ``pictures`` draws them.
+"""The paper's figures as data, and the same for models that are not the paper's: pictures of panels of lines.
 
 Validation is drawn as logged. Training metrics are drawn as means of blocks of steps (the caption says how many), for
-seven methods that each jitter from step to step cannot be told apart. Several seeds are a line of their mean and a band
-of one standard error, in validation with a thin line each; as in the tables, collapsed seeds are not in the mean.
+seven methods that each jitter from step to step cannot be told apart. Several seeds are a line of their mean and a
+band, in validation with a thin line each. For the paper's models the band is one standard error, and as in the tables
+collapsed seeds are not in the mean; for others it is Student's t interval, and every seed counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ import pandas as pd
 from cppo_verl import paper
 from cppo_verl.reporting import names
 from cppo_verl.reporting.ablations import groups
+from cppo_verl.reporting.intervals import t975
 from cppo_verl.reporting.logs import Run
+from cppo_verl.reporting.outcomes import grouped
 from cppo_verl.reporting.rollouts import Dump
-from cppo_verl.reporting.scores import Entry, t_stop
+from cppo_verl.reporting.scores import ACCURACY, TRAINING_REWARD, Entry, kind_of, t_stop
 from cppo_verl.reporting.summary import NOT_LOGGED, first_logged, plain, series
 
 DRAWN_POINTS = 80
@@ -57,7 +60,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Line:
-    """``mean`` by x, its standard ``error`` (empty for one seed), each seed's own values, and points to mark."""
+    """``mean`` by x, half the width of its band (``error``, empty for one seed), each seed's own values, and marks."""
 
     name: str
     style: Style
@@ -90,7 +93,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for one model, like the paper's ``figure``; the panels share one ``legend``, or each has its own."""
+    """A figure for one model, like the paper's ``figure`` (empty for a model that is not the paper's); the panels share
+    one ``legend``, or each has its own."""
 
     key: str
     model: str
@@ -102,7 +106,7 @@ class Picture:
 
     @property
     def heading(self) -> str:
-        return f"{self.title} (as in the paper's {self.figure})"
+        return f"{self.title} (as in the paper's {self.figure})" if self.figure else self.title
 
     @property
     def styles(self) -> list[tuple[str, Style]]:
@@ -111,20 +115,25 @@ class Picture:
 
 
 def pictures(entries: Sequence[Entry], model: str, dumps: Mapping[str, Dump]) -> list[Picture]:
-    """Every figure that the runs of a model have something for, in the order of the paper.
+    """Every figure that the runs of a model have something for: the paper's in its order, or those of a comparison.
 
     Args:
         dumps: path of a run -> what its dumped rollouts say.
     """
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
-    main = by_method(own)
-    made = (
-        validation(main, model),
-        positions(main, model, dumps),
-        ablations(own, model),
-        warm_up(main, model),
-        diagnostics(main, model),
-    )
+    made: tuple[Picture | None, ...]
+    if t_stop(model) is None:
+        runs = grouped(own)
+        made = (validation(runs, model), diagnostics(runs, model), positions(runs, model, dumps))
+    else:
+        main = by_method(own)
+        made = (
+            validation(main, model),
+            positions(main, model, dumps),
+            ablations(own, model),
+            warm_up(main, model),
+            diagnostics(main, model),
+        )
     return [picture for picture in made if picture is not None]
 
 
@@ -132,26 +141,26 @@ def by_method(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """The runs by method, the paper's in its order; other methods only where a model has none of the paper's."""
     order = {method: [entry for entry in entries if entry.label.method == method] for method in paper.METHODS}
     known = {method: runs for method, runs in order.items() if runs}
-    if known:
-        return known
-    others: dict[str, list[Entry]] = {}
-    for entry in entries:
-        others.setdefault(entry.label.method, []).append(entry)
-    return others
+    return known or grouped(entries)
 
 
 def validation(runs: Mapping[str, Sequence[Entry]], model: str) -> Picture | None:
     """Score by step: Figure 4, and Figure 1 (right) for its model."""
-    panel = _score_panel("score", "Validation score", list(runs.items()), model, rings=True)
+    kind = kind_of(entry for entries in runs.values() for entry in entries)
+    title = "Validation score" if kind == ACCURACY else kind.capitalize()
+    panel = _score_panel("score", title, list(runs.items()), model, rings=True)
     if panel is None:
         return None
     stop = t_stop(model)
     up_to = f" up to T_stop = {stop} (vertical line)" if stop is not None else ""
+    what = "Unweighted mean over the validation sets at every validated step, not smoothed."
     caption = (
-        f"Unweighted mean over the validation sets at every validated step, not smoothed. A ring marks a run's best "
-        f"step{up_to}, the number in the tables; a cross marks where a run collapsed. {_seeds_sentence([panel])}"
+        f"{'Means of a twentieth of the run.' if kind == TRAINING_REWARD else what} A ring marks a run's best "
+        f"step{up_to}, the number in the tables; a cross marks where a run collapsed. {_seeds_sentence([panel], model)}"
     )
-    return Picture("validation", model, "Figures 1 (right) and 4", "Validation", caption.strip(), (panel,))
+    figure = "" if stop is None else "Figures 1 (right) and 4"
+    heading = "Training reward" if kind == TRAINING_REWARD else "Validation"
+    return Picture("validation", model, figure, heading, caption.strip(), (panel,))
 
 
 def ablations(entries: Sequence[Entry], model: str) -> Picture | None:
@@ -165,7 +174,7 @@ def ablations(entries: Sequence[Entry], model: str) -> Picture | None:
         return None
     caption = (
         "Validation score as in the figure of the validation, not smoothed. A panel holds CPPO and the runs that "
-        f"differ from it in the one respect that the panel is about. {_seeds_sentence(panels)}"
+        f"differ from it in the one respect that the panel is about. {_seeds_sentence(panels, model)}"
     )
     return Picture("ablations", model, "Figures 5 and 6", "Ablations", caption.strip(), tuple(panels), legend=False)
 
@@ -174,32 +183,33 @@ def warm_up(runs: Mapping[str, Sequence[Entry]], model: str) -> Picture | None:
     """The first steps, every one of them: Figure 7."""
     last = _last_step(runs)
     end = max(1, round(WARM_UP_SHARE * (t_stop(model) or last)))
-    panels = [_metric_panel("warm-up", metric, runs, 1, upto=end) for metric in _WARM_UP]
+    panels = [_metric_panel("warm-up", metric, runs, model, 1, upto=end) for metric in _WARM_UP]
     drawn = [panel for panel in panels if panel is not None]
     caption = f"Steps 1 to {end}, the first tenth, every step as logged, not smoothed."
     return _of_metrics("warm-up", model, "Figure 7", "Warm-up diagnostics", caption, drawn, _WARM_UP)
 
 
 def diagnostics(runs: Mapping[str, Sequence[Entry]], model: str) -> Picture | None:
-    """The whole training: Figures 8 to 11, one a model."""
+    """The whole training: Figures 8 to 11, one a model. Of other models the time a step, too."""
+    models = list(paper.settings())
+    asked = _TRAINING if model in models else (*_TRAINING, _TIME)
     width = -(-max(1, _last_step(runs)) // DRAWN_POINTS)
-    panels = [_metric_panel("training", metric, runs, width) for metric in _TRAINING]
+    panels = [_metric_panel("training", metric, runs, model, width) for metric in asked]
     drawn = [panel for panel in panels if panel is not None]
     smoothed = f"Each point is the mean of {width} steps." if width > 1 else "Every step as logged, not smoothed."
     caption = f"{smoothed} The masked share of GRPO and CISPO is what their losses report as clipped."
-    models = list(paper.settings())
-    figure = _FIGURES[models.index(model)] if model in models else "Figures 8 to 11"
-    return _of_metrics("training", model, figure, "Training diagnostics", caption, drawn, _TRAINING)
+    figure = _FIGURES[models.index(model)] if model in models else ""
+    return _of_metrics("training", model, figure, "Training diagnostics", caption, drawn, asked)
 
 
 def positions(runs: Mapping[str, Sequence[Entry]], model: str, dumps: Mapping[str, Dump]) -> Picture | None:
     """Divergence along the response: Figure 2."""
     lines, sources = [], {}
-    for name, entries in runs.items():
+    for i, (name, entries) in enumerate(runs.items()):
         found = [(entry, _by_position(entry, dumps)) for entry in entries]
         values = [series_ for _, series_ in found if series_ is not None]
         if values:
-            lines.append(_line(name, _style(name, 0), values))
+            lines.append(_line(name, _style(name, i), values, model))
             sources[name] = "dump" if all(entry.place in dumps for entry, x in found if x is not None) else "bins"
     if not lines:
         return None
@@ -212,7 +222,8 @@ def positions(runs: Mapping[str, Sequence[Entry]], model: str, dumps: Mapping[st
         f"{' and '.join(said)}."
     )
     panel = Panel("positions", "Divergence along the response", tuple(lines), dots=True, x="position")
-    return Picture("positions", model, "Figure 2", "Position-conditioned deviation", caption, (panel,))
+    figure = "" if t_stop(model) is None else "Figure 2"
+    return Picture("positions", model, figure, "Position-conditioned deviation", caption, (panel,))
 
 
 @dataclass(frozen=True)
@@ -239,6 +250,8 @@ _AVERAGE = Metric("average", "Prefix average S/W", (names.PREFIX_AVERAGE,))
 _GRANTED = Metric("granted", "Effective delta_b", (names.EFFECTIVE_BUDGET,))
 _ZERO = Metric("zero", "Responses without reward variance", (names.ZERO_VARIANCE,), "%", scale=100)
 
+_TIME = Metric("time", "Time a step", (names.TIME_STEP,), "seconds")
+
 _WARM_UP = (_REWARD, _MASKED, _DIVERGENCE, _AVERAGE, _GRANTED, _GRADIENT)
 _TRAINING = (_REWARD, _LENGTH, _ENTROPY, _MASKED, _BY_BUDGET, _DIVERGENCE, _TAIL, _GRADIENT, _ZERO)
 
@@ -260,19 +273,23 @@ def _of_metrics(
         return None
     shown = {panel.key for panel in drawn}
     absent = [metric.title.lower() for metric in asked if f"{key}-{metric.key}" not in shown]
-    words = [caption, _seeds_sentence(drawn), f"{NOT_LOGGED.capitalize()}: {', '.join(absent)}." if absent else ""]
+    words = [
+        caption,
+        _seeds_sentence(drawn, model),
+        f"{NOT_LOGGED.capitalize()}: {', '.join(absent)}." if absent else "",
+    ]
     return Picture(key, model, figure, title, " ".join(filter(None, words)), tuple(drawn))
 
 
 def _metric_panel(
-    prefix: str, metric: Metric, runs: Mapping[str, Sequence[Entry]], width: int, upto: int | None = None
+    prefix: str, metric: Metric, runs: Mapping[str, Sequence[Entry]], model: str, width: int, upto: int | None = None
 ) -> Panel | None:
     lines = []
     for i, (name, entries) in enumerate(runs.items()):
         values = [_metric_of(entry.run, metric, width, upto) for entry in entries if entry.run is not None]
         values = [x for x in values if len(x)]
         if values:
-            lines.append(_line(name, _style(name, i), values))
+            lines.append(_line(name, _style(name, i), values, model))
     if not lines:
         return None
     return Panel(f"{prefix}-{metric.key}", metric.title, tuple(lines), metric.unit, metric.log)
@@ -290,26 +307,28 @@ def _metric_of(run: Run, metric: Metric, width: int, upto: int | None) -> pd.Ser
 def _score_panel(
     key: str, title: str, members: Sequence[tuple[str, Sequence[Entry]]], model: str, rings: bool = False
 ) -> Panel | None:
-    lines = []
+    lines, kind = [], kind_of(entry for _, entries in members for entry in entries)
     for i, (name, entries) in enumerate(members):
-        scores = [entry.score for entry in entries if len(entry.score.curve)]
+        scores = [entry.score for entry in entries if len(entry.score.curve) and entry.score.kind == kind]
         if not scores:
             continue
-        whole = [s for s in scores if s.collapsed_at is None]
+        whole = [s for s in scores if s.collapsed_at is None or t_stop(model) is None]
         fell = tuple((s.collapsed_at, _at(s.curve, s.collapsed_at)) for s in scores if s.collapsed_at is not None)
         best = tuple((s.step, s.mean) for s in whole if s.step is not None and s.mean is not None) if rings else ()
-        line = _line(name, _style(name, i), [s.curve for s in whole or scores])
+        line = _line(name, _style(name, i), [s.curve for s in whole or scores], model)
         seeds = tuple(s.curve for s in scores) if len(scores) > 1 else ()
         lines.append(replace(line, seeds=seeds, best=best, collapsed=fell))
     if not lines:
         return None
-    return Panel(key, title, tuple(lines), "Avg@16, %" if t_stop(model) else "%", dots=True, stop=t_stop(model))
+    unit = "Avg@16, %" if t_stop(model) else "%" * (kind == ACCURACY)
+    return Panel(key, title, tuple(lines), unit, dots=True, stop=t_stop(model))
 
 
-def _line(name: str, style: Style, values: Sequence[pd.Series]) -> Line:
+def _line(name: str, style: Style, values: Sequence[pd.Series], model: str) -> Line:
     """The mean over seeds where all of them have a value."""
     table = pd.concat(list(values), axis=1, join="inner")
-    error = table.sem(axis=1) if len(values) > 1 else pd.Series(dtype=float)
+    wide = t975(len(values) - 1) if len(values) > 1 and t_stop(model) is None else 1.0
+    error = wide * table.sem(axis=1) if len(values) > 1 else pd.Series(dtype=float)
     return Line(name, style, table.mean(axis=1), error)
 
 
@@ -341,10 +360,11 @@ def _last_step(runs: Mapping[str, Sequence[Entry]]) -> int:
     return max((entry.score.last_step for entries in runs.values() for entry in entries), default=0)
 
 
-def _seeds_sentence(panels: Sequence[Panel]) -> str:
+def _seeds_sentence(panels: Sequence[Panel], model: str) -> str:
     lines = [line for panel in panels for line in panel.lines]
-    if any(line.seeds for line in lines):
-        return "With several seeds, the line is the mean of those that did not collapse, the band one standard error."
-    if any(len(line.error) for line in lines):
-        return "With several seeds, the line is their mean, the band one standard error."
-    return ""
+    if not any(len(line.error) for line in lines) and not any(line.seeds for line in lines):
+        return ""
+    if t_stop(model) is None:
+        return "With several seeds, the line is their mean, the band its 95% interval (Student's t)."
+    whose = "the mean of those that did not collapse" if any(line.seeds for line in lines) else "their mean"
+    return f"With several seeds, the line is {whose}, the band one standard error."

@@ -21,6 +21,7 @@ KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta
 
 _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
 _SEED = re.compile(r"[-_/](?:seed|s)[-_]?([0-9]+)$")
+_SEED_INSIDE = re.compile(r"(?:^|[-_.])seed[-_]?([0-9]+)(?=$|[-_.])")
 _ALIASES = {"clip_higher": "GRPO", "ppo": "GRPO", "vanilla": "GRPO", "dppo_tv": "DPPO", "cppo_tv": "CPPO"}
 _WORDS = (  # what a method's name says about a knob, where no config does
     (r"(^|_)kl(_|$)", "divergence", "kl"),
@@ -97,7 +98,7 @@ def label_of(settings: Settings, place: Path) -> Label:
     method = method_name(base)
     if method not in paper.METHODS and str(settings.get("experiment", "")) in _SAYS_NOTHING:
         method = _method_of_knobs(settings) or method
-    return Label(_model_of(settings, place), method or UNKNOWN_METHOD, seed[1] if seed else "")
+    return Label(_model_of(settings, place), method or UNKNOWN_METHOD, seed[1] if seed else _seed_of(settings, place))
 
 
 def knobs_of(label: Label, settings: Settings) -> dict[str, object]:
@@ -145,7 +146,13 @@ def _model_of(settings: Settings, place: Path) -> str:
     for candidate in (project, path, place.parent.name):
         if model_name(candidate) in paper.settings():
             return model_name(candidate)
-    return Path(path.rstrip("/")).name or project or UNKNOWN_MODEL
+    return _SEED.sub("", Path(path.rstrip("/")).name) or project or UNKNOWN_MODEL
+
+
+def _seed_of(settings: Settings, place: Path) -> str:
+    """The seed that the run's directory is named after, else that of its data."""
+    inside = _SEED_INSIDE.search(place.stem if place.suffix == ".jsonl" else place.name)
+    return inside[1] if inside else str(settings.get("data_seed", ""))
 
 
 def _method_of_knobs(settings: Settings) -> str:

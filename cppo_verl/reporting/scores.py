@@ -1,11 +1,12 @@
 """A run's score as the paper counts it, whether it collapsed, and scores of several seeds as one cell of a table.
 
 Scores are in percent. The steps that count are 1 to T_stop: step 0 validates the model before training and is no
-checkpoint's.
+checkpoint's. A model that the paper does not train has no T_stop, and where it was not validated for accuracy it is
+scored by what was logged: validation reward, else training reward.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from cppo_verl import paper
 from cppo_verl.reporting import names
 from cppo_verl.reporting.labels import Label
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.summary import series, validation_metric
+from cppo_verl.reporting.summary import Validation, first_logged, series, validation_metric
 from cppo_verl.reporting.summary import validation as any_validation
 
 SAMPLES = 16
@@ -24,6 +25,9 @@ COLLAPSE_FALL = 0.5  # of the best score so far
 COLLAPSE_CHECKS = 2  # validations at the end that must all lie below
 COLLAPSE_FLOOR = 2.0  # percent; a best below it is too near to zero to fall from
 COLLAPSE_STEPS = 3  # steps at the end without a finite gradient norm
+
+ACCURACY, VALIDATION_REWARD, TRAINING_REWARD = KINDS = ("accuracy", "validation reward", "training reward")
+REWARD_POINTS = 20  # a training reward is scored in means of this share of the run's steps
 
 COLLAPSE_RULE = (
     f"A run counts as collapsed when its last {COLLAPSE_CHECKS} or more validations up to T_stop all score below "
@@ -38,6 +42,7 @@ class Score:
 
     Attributes:
         curve: mean over the benchmarks by validated step, the log's whole length, step 0 included.
+        kind: what is scored, one of ``KINDS``; accuracy in percent, rewards as logged.
         by_benchmark: benchmark -> score at ``step``. mean: their unweighted mean, the best up to T_stop.
         step: where it was reached. last_step: where the log ends. All three are None / empty without a validation.
         collapsed_at: step from which the run was collapsed, with ``collapse`` the reason; None when it was not.
@@ -54,11 +59,15 @@ class Score:
     collapse: str = ""
     absent: str = ""
     notes: tuple[str, ...] = ()
+    kind: str = ACCURACY
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run with its label and its score. ``place`` is the path as given, ``run`` None when it has logged no step."""
+    """A run with its label and its score.
+
+    ``place`` is the path as given, ``run`` None when it has logged no step, ``named`` whether the label is the user's.
+    """
 
     place: str
     label: Label
@@ -66,6 +75,7 @@ class Entry:
     score: Score
     knobs: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,18 +129,24 @@ def t_stop(model: str) -> int | None:
     return paper.t_stop().get(model)
 
 
+def kind_of(entries: Iterable[Entry]) -> str:
+    """What runs are compared by: accuracy where any of them has it, then validation reward, then training reward."""
+    found = {entry.score.kind for entry in entries if len(entry.score.curve)}
+    return next((kind for kind in KINDS if kind in found), ACCURACY)
+
+
 def score_run(run: Run, model: str) -> Score:
     """The best mean score up to T_stop; a model of the paper is scored on the paper's benchmarks alone."""
     last = int(run.frame.index[-1])
-    by_benchmark, notes, absent = _validations(run, model)
-    table = 100 * pd.DataFrame(by_benchmark).dropna()
+    found = _validations(run, model)
+    table = (100 if found.kind == ACCURACY else 1) * pd.DataFrame(found.by_benchmark).dropna()
     curve = table.mean(axis=1)
     stop = t_stop(model)
     counted = curve[(curve.index > 0) & (curve.index <= (math.inf if stop is None else stop))]
-    score = Score(curve, last, absent=absent, notes=notes)
+    score = Score(curve, last, absent=found.absent, notes=found.notes, kind=found.kind)
     score = _with_collapse(score, run, counted, stop)
     if counted.empty:
-        why = absent or "no step after 0 and up to T_stop validated every benchmark"
+        why = found.absent or "no step after 0 and up to T_stop validated every benchmark"
         return replace(score, absent=why)
     best = int(counted.idxmax())
     at_best = {str(name): float(x) for name, x in table.loc[best].items()}
@@ -201,27 +217,54 @@ def _cell(entries: Sequence[Entry], model: str, method: str) -> Cell:
     return replace(base, state="scored", scores=scores, steps=steps, ends=min(score.last_step for score in scored))
 
 
-def _validations(run: Run, model: str) -> tuple[dict[str, pd.Series], tuple[str, ...], str]:
-    """Benchmark -> accuracy by step (fractions); notes; and why there is no score."""
+@dataclass(frozen=True)
+class _Validations:
+    """Benchmark -> scores by step (accuracies as fractions), what they are, and why there are none."""
+
+    by_benchmark: Mapping[str, pd.Series] = field(default_factory=dict)
+    kind: str = ACCURACY
+    notes: tuple[str, ...] = ()
+    absent: str = ""
+
+
+def _validations(run: Run, model: str) -> _Validations:
     found = any_validation(run)
+    if t_stop(model) is None and (found is None or found.kind != "accuracy"):
+        return _rewards(run, found)
     if found is None or found.kind != "accuracy":
-        return {}, (), "no validation accuracy was logged"
+        return _Validations(absent="no validation accuracy was logged")
     if t_stop(model) is None:
-        return found.by_source, (), ""
+        return _Validations(found.by_source)
     missing = [name for name in paper.BENCHMARKS if name not in found.by_source]
     if missing:
-        return {}, (), f"not validated on {', '.join(missing)}"
+        return _Validations(absent=f"not validated on {', '.join(missing)}")
     notes, by_benchmark = [], {}
     for name in paper.BENCHMARKS:
         exact = series(run, validation_metric(name, "acc", SAMPLES))
         by_benchmark[name] = exact if len(exact) else found.by_source[name]
         if exact.empty:
             notes.append(f"{name} was validated with {found.samples[name]} answers a prompt, not {SAMPLES}")
-    return by_benchmark, tuple(notes), ""
+    return _Validations(by_benchmark, notes=tuple(notes))
+
+
+def _rewards(run: Run, found: Validation | None) -> _Validations:
+    """What stands in for the accuracy of a model that is not the paper's."""
+    if found is not None:
+        return _Validations(found.by_source, VALIDATION_REWARD)
+    name = first_logged(run, names.REWARD)
+    if name is None:
+        return _Validations(absent="neither a validation nor a training reward was logged")
+    values = series(run, name)
+    width = max(1, len(values) // REWARD_POINTS)
+    blocks = values.groupby(np.arange(len(values)) // width)
+    means = blocks.mean()
+    means.index = pd.Index([int(part.index[-1]) for _, part in blocks], name="step")
+    note = f"no validation was logged; scored by the training reward, in means of {width} steps"
+    return _Validations({TRAINING_REWARD: means}, TRAINING_REWARD, (note,))
 
 
 def _with_collapse(score: Score, run: Run, counted: pd.Series, stop: int | None) -> Score:
-    fell = collapse(counted)
+    fell = collapse(counted) if score.kind == ACCURACY else None  # rewards have no zero to fall to
     if fell is not None:
         step, best = fell
         return replace(score, collapsed_at=step, collapse=f"score below half of {best:.2f} from step {step} on")

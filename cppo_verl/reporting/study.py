@@ -75,14 +75,14 @@ def read_entry(place: Path, label: Label | None, skip_bad_lines: bool) -> Entry:
         run = read_run(place, skip_bad_lines)
     except NoStepsError:
         settings, notes = _settings_alone(place)
-        label = label or label_of(settings, place.resolve())
+        given, label = label is not None, label or label_of(settings, place.resolve())
         nothing = Score(pd.Series(dtype=float), 0, absent="no step was logged")
-        return Entry(str(place), label, None, nothing, knobs_of(label, settings), notes)
-    label = label or label_of(run.settings, place.resolve())
+        return Entry(str(place), label, None, nothing, knobs_of(label, settings), notes, given)
+    given, label = label is not None, label or label_of(run.settings, place.resolve())
     score = score_run(run, label.model)
     differing = deviations(label, run.settings)
     notes = (*run.notes, *([f"not the paper's setting: {', '.join(differing)}"] if differing else []))
-    return Entry(str(place), label, reduced(run), score, knobs_of(label, run.settings), notes)
+    return Entry(str(place), label, reduced(run), score, knobs_of(label, run.settings), notes, given)
 
 
 def reduced(run: Run) -> Run:

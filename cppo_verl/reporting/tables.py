@@ -57,7 +57,7 @@ def table1_csv(results: Results) -> str:
     for method in paper.METHODS:
         cells = [results.cells[model][method] for model in keys]
         rows.append([method, *(score_text(c, "avg") for c in cells), *(x for c in cells for x in _extra(c, "avg"))])
-    return _csv([heads, *rows])
+    return csv_text([heads, *rows])
 
 
 def table4_csv(results: Results) -> str:
@@ -72,7 +72,7 @@ def table4_csv(results: Results) -> str:
         more = [x for name in COLUMNS for x in _extra(cell, name)[:3]]
         scores = [score_text(cell, name) for name in COLUMNS]
         rows.append([cell.model, paper.t_stop()[cell.model], cell.method, *scores, *fixed, *more])
-    return _csv([heads, *rows])
+    return csv_text([heads, *rows])
 
 
 def runs_csv(entries: Sequence[Entry]) -> str:
@@ -85,7 +85,7 @@ def runs_csv(entries: Sequence[Entry]) -> str:
         last = score.last_step if entry.run is not None else ""
         numbers = [last, _blank(score.step), best, _blank(score.collapsed_at)]
         rows.append([entry.place, label.model, label.method, label.seed, *numbers, "; ".join(remarks(entry))])
-    return _csv([heads, *rows])
+    return csv_text([heads, *rows])
 
 
 def remarks(entry: Entry) -> list[str]:
@@ -253,7 +253,7 @@ def _tex(text: str) -> str:
     return "".join(special.get(letter) or ("\\" + letter if letter in "&%$#_{}" else letter) for letter in text)
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
     buffer = StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()

@@ -145,18 +145,11 @@ MANY_PAGE = Template("""\
 <main>
 <header>
 <h1>$title</h1>
-<p class="detail">$summary</p>
+$summary
 <nav aria-label="Contents"><ul>$contents</ul></nav>
 </header>
 $notes
-<section aria-labelledby="table-1">
-<h2 id="table-1">Table 1: best mean score</h2>
-$table1
-</section>
-<section aria-labelledby="table-4">
-<h2 id="table-4">Table 4: by benchmark</h2>
-$table4
-</section>
+$tables
 $models
 <section aria-labelledby="runs">
 <h2 id="runs">Runs</h2>
@@ -198,6 +191,16 @@ caption { max-width: 46rem; padding-bottom: .8rem; }
 .scores td strong { font-weight: 700; background: var(--best); padding: 0 .3em; border-radius: .25em; }
 .scores .missing > span, .scores .unscored > span, .scores .collapse > span { color: var(--soft); font-style: italic; }
 .scores .collapse > span { color: #9b2c2c; }
+.finding { max-width: 46rem; padding-top: .35rem; color: var(--soft); }
+.own { min-width: 22rem; max-width: 46rem; table-layout: auto; }
+.own.many { min-width: 34rem; max-width: 60rem; }
+.own th[scope=row] small { display: block; font-weight: 400; color: #9b2c2c; font-size: .75rem; }
+.own .drawn { width: 26%; min-width: 7rem; }
+.own .drawn svg { display: block; width: 100%; height: auto; }
+.own .zero { stroke: var(--soft); stroke-width: .6; }
+.own .span { stroke: var(--blue); stroke-width: 1.6; stroke-linecap: round; }
+.own .mean { fill: var(--blue); }
+.own .pair { fill: var(--stone); }
 .caption { max-width: 46rem; padding-bottom: .8rem; color: var(--soft); font-size: .875rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 0; padding: 0 0 .8rem; list-style: none;
   font-size: .85rem; }

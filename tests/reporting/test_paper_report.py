@@ -465,7 +465,7 @@ def test_the_page_is_well_formed_self_contained_and_accessible(mixed):
     assert all(a["role"] == "img" and "Last values: " in str(a["aria-label"]) and "width" not in a for a in drawings)
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
     assert all("scope" in attributes for attributes in heads)
-    assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) == 3
+    assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) == 6
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
@@ -475,7 +475,7 @@ def test_the_page_is_well_formed_self_contained_and_accessible(mixed):
 def test_the_same_runs_give_the_same_bytes(mixed, tmp_path):
     again = study_report(str(mixed.parent / "runs"), "--out", str(tmp_path / "again"))
     written = [path.relative_to(mixed) for path in sorted(mixed.rglob("*")) if path.is_file()]
-    assert len(written) == 6 + 10
+    assert len(written) == 9 + 10
     for path in written:
         assert (again / path).read_bytes() == (mixed / path).read_bytes(), path
 
