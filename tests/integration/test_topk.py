@@ -372,6 +372,54 @@ def test_logits_of_chosen_tokens(rows: int):
     torch.testing.assert_close(found, ((hidden @ head.t()) / 0.5).gather(-1, index))
 
 
+def kernel_logits(hidden: Tensor, head: Tensor, backend: str) -> Tensor:
+    """The float32 logits behind the log-probs of verl's fused kernels, from bfloat16 hidden states and LM head.
+
+    torch: products and quotients in bfloat16. triton: ``tl.dot`` accumulates in float32, scaled there.
+    """
+    if backend == "torch":
+        return ((hidden @ head.t()) / TEMPERATURE).float()
+    return (hidden.float() @ head.float().t()) / TEMPERATURE
+
+
+@pytest.mark.parametrize("rounded_as", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_half_precision_logits_are_rounded_as_the_kernels(backend: str, rounded_as: str, monkeypatch):
+    """log Z = the sampled token's logit - its log-prob holds for the logit that the kernel used, and no other."""
+    micro = Micro(lengths=((3, 30), (2, 41)))
+    generator = torch.Generator().manual_seed(5)
+    head = (2 * torch.randn(VOCABULARY, 64, generator=generator)).bfloat16()
+    hidden = [torch.randn(len(x), 64, generator=generator).bfloat16() for x in micro.input_ids]
+    found = [kernel_logits(x, head, backend) for x in hidden]
+    micro.log_pi = [x.log_softmax(-1) for x in found]
+    micro.log_mu = [(x + 0.3 * torch.randn(x.shape, generator=generator)).log_softmax(-1) for x in found]
+    labels = torch.cat(micro.input_ids).roll(-1).unsqueeze(-1)
+    log_probs = torch.cat(micro.log_pi).gather(-1, labels).squeeze(-1)
+
+    model = TinyModel(torch.cat(hidden).unsqueeze(0), head)
+    engine = Engine(model)
+    monkeypatch.setattr(fused, "rounds", lambda _: rounded_as == "torch")
+    data = micro.data(use_remove_padding=True, use_fused_kernels=True)
+    inputs, output_args = engine.prepare_model_inputs(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as verl's engine does it
+        model.model(**inputs)
+    output = SimpleNamespace(log_probs=log_probs.unsqueeze(0), entropy=None)
+    divergence, _ = logits.divergence_of(engine.prepare_model_outputs(output, output_args, data, None), data, "tv", K)
+    if backend == rounded_as:
+        assert_is_expected(divergence, micro)
+    else:
+        with pytest.raises(AssertionError):
+            assert_is_expected(divergence, micro)
+
+
+def test_verls_fused_forwards_are_told_apart():
+    from verl.models.transformers import dense_common
+
+    for name, expected in (("forward_with_torch_backend", True), ("forward_with_triton_backend", False)):
+        model = type("Patched", (torch.nn.Module,), {"forward": getattr(dense_common, name)})()
+        assert fused.rounds(model) is expected
+
+
 def test_the_engine_is_registered_for_every_device():
     import verl.workers.engine_workers  # noqa: F401
     from verl.workers.engine import EngineRegistry
@@ -380,43 +428,6 @@ def test_the_engine_is_registered_for_every_device():
     for backend in ("fsdp", "fsdp2"):
         assert engines[backend]["cuda"] is fused.TopKEngine
     assert issubclass(fused.TopKEngine, FSDPEngineWithLMHead)
-
-
-# ---- sequence parallelism
-
-
-def _sequence_parallel_rank(rank: int, port: int) -> None:
-    import torch.distributed as dist
-    from verl.utils import ulysses
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    ulysses.set_ulysses_sequence_parallel_group(dist.group.WORLD)
-    micro = Micro(lengths=((3, 5), (2, 1), (4, 8)))  # 23 tokens: one of padding on two ranks
-    data = micro.data(use_remove_padding=True)
-    whole = torch.nn.functional.pad(torch.cat(micro.pi_logits) / TEMPERATURE, (0, 0, 0, 1))
-    mine = whole[12 * rank : 12 * rank + 12].unsqueeze(0)
-    found = logits.gather_logits(mine, data, K)
-    offsets = data["input_ids"].offsets()
-    output = {
-        name: torch.nested.nested_tensor_from_jagged(
-            ulysses.gather_outputs_and_unpad(x.squeeze(0), gather_dim=0, unpad_dim=0, padding_size=1), offsets
-        )
-        for name, x in found.items()
-    }
-    labels = torch.roll(torch.cat(micro.input_ids), -1).unsqueeze(-1)
-    log_probs = whole[:23].log_softmax(-1).gather(-1, labels).squeeze(-1)
-    output["log_probs"] = torch.nested.nested_tensor_from_jagged(log_probs, offsets)
-    assert_is_expected(logits.divergence_of(output, data, "tv", K)[0], micro)
-    dist.destroy_process_group()
-
-
-def test_ulysses_sequence_parallelism():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_sequence_parallel_rank, args=(port,), nprocs=2)
 
 
 # ---- rollout
@@ -621,6 +632,9 @@ def test_any_rule_takes_the_estimator():
         assert problems("actor_rollout_ref.actor.policy_loss.estimator=topk", preset=preset) == ""
 
 
+FUSED_BY_LIGER = ("use_fused_kernels=true", "fused_kernel_options.impl_backend=liger")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -631,10 +645,15 @@ def test_any_rule_takes_the_estimator():
         ("trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "set it to trust_region"]),
         ("trainer.v1.trust_region.topk_cutoff=1.5", ["topk_cutoff=1.5", "[0, 1)"]),
         ("++actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Loop", ["my.Loop", "agent_loop_manager_class"]),
+        ("actor_rollout_ref.actor.pad_to_length=true", ["fsdp_config.pad_to_length=True", "set it to False"]),
+        (
+            [f"actor_rollout_ref.model.{key}" for key in FUSED_BY_LIGER],
+            ["fused_kernel_options.impl_backend=liger", "torch or triton"],
+        ),
     ],
 )
-def test_what_cannot_work_is_refused(override: str, said: list[str]):
-    text = problems(override)
+def test_what_cannot_work_is_refused(override: str | list[str], said: list[str]):
+    text = problems(*([override] if isinstance(override, str) else override))
     assert all(words in text for words in said), text
 
 

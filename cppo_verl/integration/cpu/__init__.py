@@ -30,11 +30,16 @@ def activate() -> None:
 
 
 def _register_engine(transformer_impl) -> None:
-    """FSDP's engine builds on the platform's device; verl only never registered it for ``cpu``."""
+    """FSDP's engine builds on the platform's device; verl only never registered it for ``cpu``.
+
+    verl pins what FSDP2 keeps on the host (``offload_policy``); torch can do that only where there is an accelerator.
+    """
     registry = transformer_impl.EngineRegistry
     registry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(
         transformer_impl.FSDPEngineWithLMHead
     )
+    policy = transformer_impl.CPUOffloadPolicy
+    transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
 
 
 def _use_gloo_only(distributed) -> None:

@@ -14,6 +14,8 @@ EXTRA = "topk"  # in TokenOutput.extra_fields: {"ids": (tokens, K+1) int32, "log
 MANAGER = "cppo_verl.integration.topk.agent_loop.TopKAgentLoopManager"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 VLLM_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm"
+PADDED_KEY = "actor_rollout_ref.actor.fsdp_config.pad_to_length"
+BACKEND_KEY = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
 VERLS_TRAINERS = ("sync", "colocate_async", "separate_async")
 VLLM_MAX_LOGPROBS = 20  # vLLM's default of max_logprobs
 
@@ -72,12 +74,18 @@ def problems(config: DictConfig):
         ("actor_rollout_ref.actor.strategy", "fsdp", ("fsdp", "fsdp2"), "other engines hand out no logits"),
         ("distillation.enabled", False, (False,), "distillation uses the same hook on the logits"),
         (MANAGER_KEY, MANAGER, (MANAGER,), "another agent loop does not hand on the log-probs"),
+        (PADDED_KEY, False, (False,), "verl's engine refuses to show its logits at the first update"),
     )
     for key, default, allowed, reason in demands:
         value = read(key, default)
         if value not in allowed:
             remedy = " or ".join(map(str, allowed))
             yield f"{key}={value} with {KEY_PREFIX}.estimator=topk: {reason}; set it to {remedy}."
+    if read("actor_rollout_ref.model.use_fused_kernels", False) and read(BACKEND_KEY) == "liger":
+        yield (
+            f"{BACKEND_KEY}=liger with {KEY_PREFIX}.estimator=topk: the normaliser follows from the sampled token's "
+            "logit, and how liger rounds that depends on the GPU; set it to torch or triton."
+        )
     mode = read("trainer.v1.trainer_mode", "trust_region")
     if mode in VERLS_TRAINERS:
         yield (

@@ -6,6 +6,7 @@ from the kernel's own log-prob of the sampled token, as with gathered logits. 0.
 size 4,096 at 4.8 TB/s, and at most ``ROWS`` x (K + 1) rows of the LM head in memory.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +23,33 @@ from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 ROWS = 256  # tokens whose rows of the LM head are copied at a time: 44 MB in bfloat16 at K = 20 and hidden size 4,096
 
 
-def logits_at(hidden: Tensor, weight: Tensor, index: Tensor, temperature: float, rows: int = ROWS) -> Tensor:
+def logits_at(
+    hidden: Tensor, weight: Tensor, index: Tensor, temperature: float, rows: int = ROWS, rounded: bool = True
+) -> Tensor:
     """Logits of chosen tokens, (..., columns) float32, without a graph.
 
-    Products are rounded to the model's dtype as the kernels that work in it round theirs, so that the sampled token's
-    logit is the one behind its log-prob.
+    They are rounded where the kernel rounds its own, so that the sampled token's logit is the one behind its log-prob:
+    the normaliser follows from the two, and half a unit in the last place of a bfloat16 logit of 20 is 6%.
 
     Args:
         hidden: (..., size). weight: (vocabulary, size). index: (..., columns) int64.
+        rounded: to the model's dtype, after the product and after the division, as verl's ``torch`` kernel does; its
+            ``triton`` kernel keeps float32.
     """
-    with torch.no_grad():
+    with torch.no_grad(), nullcontext() if rounded else torch.autocast(hidden.device.type, enabled=False):
         flat, columns = hidden.detach().flatten(0, -2), index.flatten(0, -2)
         weight = weight.detach()
+        dtype = weight.dtype if rounded else torch.float32
         parts = [
-            torch.bmm(weight[which], part.unsqueeze(-1).to(weight.dtype)).squeeze(-1).div_(temperature).float()
+            torch.bmm(weight[which].to(dtype), part.unsqueeze(-1).to(dtype)).squeeze(-1).div_(temperature).float()
             for part, which in zip(flat.split(rows), columns.split(rows), strict=True)
         ]
         return torch.cat(parts).view(index.shape)
+
+
+def rounds(model: torch.nn.Module) -> bool:
+    """Whether verl's fused forward of this model rounds logits to the model's dtype: all but the triton backend's."""
+    return "triton" not in type(model).forward.__name__
 
 
 @dataclass
@@ -89,7 +100,8 @@ class TopKEngine(FSDPEngineWithLMHead):
                 f"{KEY_PREFIX}.estimator=topk with use_fused_kernels: the LM head is sharded on its own, so its rows "
                 "are not at hand; set actor_rollout_ref.model.use_fused_kernels=False."
             )
-        self.request.found = logits_at(hidden, weight, self.request.index, self.request.temperature)
+        index, temperature = self.request.index, self.request.temperature
+        self.request.found = logits_at(hidden, weight, index, temperature, rounded=rounds(model))
 
     def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
         model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)

@@ -1,0 +1,271 @@
+"""One of the ranks of test_engine_paths: verl's FSDP engine over gloo, one way after the other, against plain autograd.
+
+``python -m tests.integration.engine_ranks FOLDER RANK RANKS``; rank 0 leaves ``FOLDER/errors.json``, by way:
+
+    log_prob, divergence   largest difference of the responses' log-probs and D_t
+    own                    that of D_t from its definition on the logits which the engine itself had (with fused kernels
+                           on those that its hidden states and LM head make)
+    gradient               largest difference of a parameter's gradient, relative to the largest gradient
+    norm                   gradient norm, relative
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import verl  # noqa: F401  (loads the plug-in)
+from tensordict import TensorDict
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+from verl.utils.ulysses import gather_outputs_and_unpad
+
+from cppo_verl.integration import losses
+from cppo_verl.integration.topk.logits import divergence_of
+from tests.integration.test_topk import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
+
+LENGTHS = ((3, 5), (2, 1), (4, 8), (5, 13), (3, 2), (6, 9))  # 61 tokens: two ranks need one of padding
+TOKENS_PER_RANK = 20  # a micro-batch holds a few responses
+
+
+@dataclass(frozen=True)
+class Way:
+    """A set of switches of verl's actor; ``sp`` ranks share a sequence, the others have responses of their own."""
+
+    kind: str = "dense"
+    attention: str = "sdpa"
+    sp: int = 1
+    packed: bool = True
+    fused: str | None = None
+    dtype: str = "fp32"
+    model: dict = field(default_factory=dict)
+    engine: dict = field(default_factory=dict)
+
+
+FLASH = "flash_attention_2"
+CHECKPOINTING = {"enable_gradient_checkpointing": True}
+STATES = {"param_offload": True, "optimizer_offload": True}
+ALL = {"offload_policy": True}
+WAYS = {
+    "padded": Way(packed=False),
+    "packed": Way(),
+    "packed, flash": Way(attention=FLASH),
+    "packed, flash, bf16": Way(attention=FLASH, dtype="bf16"),
+    "SP, sdpa": Way(sp=2),
+    "SP": Way(attention=FLASH, sp=2),
+    "SP, checkpointing, states offloaded": Way(attention=FLASH, sp=2, model=CHECKPOINTING, engine=STATES),
+    "SP, checkpointing, all offloaded": Way(attention=FLASH, sp=2, model=CHECKPOINTING, engine=ALL),
+    "SP, bf16": Way(attention=FLASH, sp=2, dtype="bf16"),
+    "experts, SP, checkpointing, all offloaded": Way(
+        kind="experts", attention=FLASH, sp=2, model=CHECKPOINTING, engine=ALL
+    ),
+    # the last ones: verl exchanges the forward of the model's class
+    "packed, fused": Way(fused="torch"),
+    "SP, fused": Way(attention=FLASH, sp=2, fused="torch"),
+    "SP, fused, bf16": Way(attention=FLASH, sp=2, fused="torch", dtype="bf16"),
+    "SP, fused, checkpointing, all offloaded": Way(
+        attention=FLASH, sp=2, fused="torch", model=CHECKPOINTING, engine=ALL
+    ),
+}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "initializer_range": 0.2,  # far from uniform
+    "dtype": "float32",
+}
+CONFIGS = {
+    "dense": Qwen3Config(**SIZES, tie_word_embeddings=True),
+    "experts": Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+}
+
+
+def make_models(folder: Path) -> None:
+    for kind, config in CONFIGS.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / kind)
+
+
+class Reference:
+    """Each response on its own through the plain model, in float32, and the loss on it."""
+
+    def __init__(self, folder: Path):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        self.micro = Micro(lengths=LENGTHS)
+        raw = [self.model(x.unsqueeze(0), use_cache=False).logits.squeeze(0) for x in self.micro.input_ids]
+        generator = torch.Generator().manual_seed(1)
+        noise = [0.3 * torch.randn(x.shape, generator=generator) for x in raw]
+        self.micro.log_pi = [(x.detach() / TEMPERATURE).log_softmax(-1) for x in raw]
+        self.micro.log_mu = [
+            ((x.detach() + more) / TEMPERATURE).log_softmax(-1) for x, more in zip(raw, noise, strict=True)
+        ]
+        self._update(torch.cat(raw) / TEMPERATURE)
+
+    def _update(self, logits: Tensor) -> None:
+        """Log-probs, D_t and gradients by autograd, all responses in one batch."""
+        data, config = self.micro.data(), actor_config()
+        labels = torch.cat(self.micro.input_ids).roll(-1).unsqueeze(-1)
+        found = losses.trust_region_loss(config=config, student_logits=logits.unsqueeze(0), data=data)
+        found["log_probs"] = logits.log_softmax(-1).gather(-1, labels).squeeze(-1).unsqueeze(0)
+        offsets = data["input_ids"].offsets()
+        output = {name: torch.nested.nested_tensor_from_jagged(x.squeeze(0), offsets) for name, x in found.items()}
+        self.divergence = divergence_of(output, data, "tv", K)[0]
+        assert_is_expected(self.divergence, self.micro)
+        self.log_prob = [x.detach() for x in output["log_probs"].unbind()]
+        losses.trust_region_loss(config=config, model_output=output, data=data)[0].backward()
+        self.gradients = {name: p.grad for name, p in self.model.named_parameters()}
+        self.largest = max(g.abs().max().item() for g in self.gradients.values())
+        self.norm = torch.cat([g.flatten() for g in self.gradients.values()]).norm().item()
+
+    def rows(self, rows: list[int]) -> Micro:
+        mine = copy(self.micro)
+        mine.lengths = [LENGTHS[row] for row in rows]
+        for name in ("input_ids", "log_mu", "log_pi"):
+            setattr(mine, name, [getattr(self.micro, name)[row] for row in rows])
+        return mine
+
+    def batch(self, rows: list[int], way: Way) -> TensorDict:
+        """What the trainer hands to a rank that has these rows."""
+        flags = {"use_remove_padding": way.packed, "use_fused_kernels": way.fused is not None, "use_dynamic_bsz": True}
+        data = self.rows(rows).data(**flags, max_token_len_per_gpu=TOKENS_PER_RANK, global_batch_size=len(LENGTHS))
+        whole = self.micro.data()["advantages"].unbind()
+        data["advantages"] = jagged([whole[row] for row in rows])
+        data["row"] = torch.tensor(rows)
+        return data
+
+
+def build(folder: Path, way: Way):
+    """verl's engine, from verl's own registry."""
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers import engine_workers  # noqa: F401  (its import puts our engine into the registry)
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine import EngineRegistry
+
+    precision = {"param_dtype": way.dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    engine = EngineRegistry.new(
+        model_type="language_model",
+        backend="fsdp2",
+        model_config=HFModelConfig(
+            path=str(folder),
+            load_tokenizer=False,
+            use_remove_padding=way.packed,
+            use_fused_kernels=way.fused is not None,
+            fused_kernel_options={"impl_backend": way.fused},
+            override_config={"attn_implementation": way.attention},
+            **{"enable_gradient_checkpointing": False, **way.model},
+        ),
+        engine_config=FSDPEngineConfig(
+            strategy="fsdp2",
+            ulysses_sequence_parallel_size=way.sp,
+            use_torch_compile=False,
+            mixed_precision=precision,
+            **way.engine,
+        ),
+        optimizer_config=FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, total_training_steps=1),
+        checkpoint_config=CheckpointConfig(),
+    )
+    engine.initialize()
+    return engine
+
+
+class Watch:
+    """The actor's loss, keeping what it sees of each row."""
+
+    def __init__(self, reference: Reference):
+        self.reference = reference
+        self.log_prob: dict[int, Tensor] = {}
+        self.divergence: dict[int, Tensor] = {}
+        self.own = 0.0
+        self.logits: Tensor | None = None  # this rank's, (tokens, vocabulary), temperature applied
+
+    def look_at_hidden_states(self, model) -> None:
+        """Make the logits that verl's fused kernel makes chunk by chunk."""
+
+        def look(_, __, output) -> None:
+            with torch.no_grad():
+                self.logits = (output[0].squeeze(0) @ model.lm_head.weight.t()) / TEMPERATURE
+
+        model.base_model.register_forward_hook(look)
+
+    def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
+        if student_logits is not None:
+            self.logits = student_logits.detach().squeeze(0)
+        else:
+            self._keep(model_output, data)
+        return losses.trust_region_loss(actor_config(), model_output, data, dp_group, student_logits)
+
+    def _keep(self, model_output, data) -> None:
+        divergence = divergence_of(model_output, data, "tv", K)[0]
+        rows, lengths = data["row"].tolist(), data["input_ids"].offsets().diff().tolist()
+        own = self.reference.rows(rows)
+        whole = gather_outputs_and_unpad(self.logits, gather_dim=0)[: sum(lengths)]
+        own.log_pi = list(whole.float().log_softmax(-1).split(lengths))
+        for place, (row, expected) in enumerate(zip(rows, own.expected(), strict=True)):
+            self.divergence[row] = divergence[place, : len(expected)]
+            self.log_prob[row] = model_output["log_probs"].unbind()[place].detach()
+            self.own = max(self.own, largest([(self.divergence[row], expected)]))
+
+
+def largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
+    """One update; the errors of this rank's rows, and of the gradients of all."""
+    engine = build(folder, way)
+    share = len(LENGTHS) * way.sp // dist.get_world_size()
+    first = engine.get_data_parallel_rank() * share
+    rows = list(range(first, first + share))
+    watch = Watch(reference)
+    if way.fused:
+        watch.look_at_hidden_states(engine.module)
+    with engine.train_mode():
+        engine.optimizer_zero_grad()
+        engine.forward_backward_batch(reference.batch(rows, way), watch)
+        gradients = {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+        norm = engine.optimizer_step()
+    assert sorted(watch.divergence) == rows
+    return {
+        "log_prob": largest((watch.log_prob[row][:-1], reference.log_prob[row][:-1]) for row in rows),
+        "divergence": largest((d, reference.divergence[row, : len(d)]) for row, d in watch.divergence.items()),
+        "own": watch.own,
+        "gradient": largest((g, reference.gradients[name]) for name, g in gradients.items()) / reference.largest,
+        "norm": norm / reference.norm,
+    }
+
+
+@contextmanager
+def group(folder: Path, rank: int, ranks: int) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def main(folder: Path, rank: int, ranks: int) -> None:
+    with group(folder, rank, ranks):
+        if rank == 0:
+            make_models(folder)
+        dist.barrier()
+        references = {kind: Reference(folder / kind) for kind in CONFIGS}
+        errors = {}
+        for name, way in WAYS.items():
+            of_ranks: list = [None] * ranks
+            dist.all_gather_object(of_ranks, run(folder / way.kind, way, references[way.kind]))
+            errors[name] = {key: max(one[key] for one in of_ranks) for key in of_ranks[0]}
+        if rank == 0:
+            (folder / "errors.json").write_text(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,74 @@
+"""verl's FSDP engine on two gloo ranks, by every way that a GPU run takes and a CPU can: the same D_t and gradients.
+
+The plain model in float32, each response on its own, is what they are compared with. ``engine_ranks`` has the ways.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cppo_verl.trust_region.topk import tv_coding_bound
+from tests import ROOT, stand_in
+from tests.integration.test_topk import K
+
+FLOAT32 = (
+    "padded",
+    "packed",
+    "packed, flash",
+    "SP",
+    "SP, checkpointing, states offloaded",
+    "SP, checkpointing, all offloaded",
+    "experts, SP, checkpointing, all offloaded",
+    "packed, fused",
+    "SP, fused",
+    "SP, fused, checkpointing, all offloaded",
+)
+HALF = ("packed, flash, bf16", "SP, bf16", "SP, fused, bf16")
+WRONG = "SP, sdpa"
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory) -> dict[str, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**stand_in.environment(), "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    ranks = []
+    for rank in range(2):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.integration.engine_ranks", str(folder), str(rank), "2"]
+        log = (folder / f"{rank}.log").open("w")
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    try:
+        for rank, process in enumerate(ranks):
+            assert process.wait(timeout=300) == 0, (folder / f"{rank}.log").read_text()[-4000:]
+    finally:
+        for process in ranks:
+            process.kill()
+    return json.loads((folder / "errors.json").read_text())
+
+
+def test_every_way_is_looked_at(errors):
+    assert set(errors) == {*FLOAT32, *HALF, WRONG}
+
+
+@pytest.mark.parametrize("way", FLOAT32)
+def test_float32_gives_the_plain_models_numbers(errors, way):
+    found = errors[way]
+    assert found["log_prob"] < 1e-5
+    assert found["divergence"] < 3e-6
+    assert found["own"] < tv_coding_bound(K) + 3e-6
+    assert found["gradient"] < 1e-5
+    assert found["norm"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", HALF)
+def test_half_precision_measures_its_own_logits_exactly(errors, way):
+    """The policy is another one, by the rounding; the estimator adds no error of its own to that."""
+    assert 1e-3 < errors[way]["log_prob"] < 0.3
+    assert errors[way]["own"] < tv_coding_bound(K) + 3e-6
+
+
+def test_sequence_parallelism_without_flash_attention_is_wrong(errors):
+    """Each rank's part of a sequence attends to nothing of the other's: why a start check refuses it."""
+    assert errors[WRONG]["log_prob"] > 1
+    assert errors[WRONG]["divergence"] > 0.1
