@@ -3,6 +3,7 @@
 # on a machine with nothing but Python 3.11. Makes its environment, data and model, trains, and writes a report.
 #
 #   METHOD=cppo   any preset: cppo cppo_soft cppo_kl dppo_tv dppo_kl ...
+#   MODE=sync     which of verl's trainers: sync colocate_async (docs/staleness.md)
 #   STEPS=60      training steps          SEED=0    of data, model and run      RANKS=1   data-parallel ranks
 #   RUN=runs/...  run directory; started again, the same command resumes there (FRESH=1 starts over)
 # Further arguments are Hydra overrides for verl: run_scripts/quickstart.sh actor_rollout_ref.actor.optim.lr=1e-4
@@ -10,7 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 METHOD=${METHOD:-cppo} STEPS=${STEPS:-60} SEED=${SEED:-0} RANKS=${RANKS:-1}
 WORK=${WORK:-$root/runs}
-RUN=${RUN:-$WORK/quickstart-$METHOD-seed$SEED-ranks$RANKS}
+RUN=${RUN:-$WORK/quickstart-$METHOD${MODE:+-$MODE}-seed$SEED-ranks$RANKS}
 DATA=$WORK/arithmetic-seed$SEED
 MODEL=$WORK/tiny-qwen3-seed$SEED
 
@@ -20,6 +21,7 @@ python=$venv/bin/python
 export VERL_PLATFORM=cpu OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RAY_DEDUP_LOGS=0
 cd "$root"
 
+[[ -z ${MODE:-} ]] || set -- "trainer.v1.trust_region.mode=$MODE" "$@"
 "$venv/bin/cppo-verl" run --check "$RUN" "+trust_region=$METHOD" "$@"
 "$python" -m data_prep.arithmetic --out "$DATA" --seed "$SEED"
 OMP_NUM_THREADS=2 "$python" -m data_prep.tiny_qwen3 --data "$DATA" --out "$MODEL" --seed "$SEED"

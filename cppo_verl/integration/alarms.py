@@ -40,6 +40,24 @@ def _prompts(dataset: Any, key: str) -> set[str]:
     return {json.dumps(prompt, sort_keys=True) for prompt in frame[key]}
 
 
+def spent_by_staleness(reported: Mapping[str, Any], delta_b: float) -> str | None:
+    """In an asynchronous mode: the distance from the anchor before any update is more than the budget a token.
+
+    Args:
+        reported: metrics of one step.
+        delta_b: prefix budget a unit of weight, or the threshold that stands for it.
+    """
+    gap = reported.get(GAP, 0.0)
+    if not gap > delta_b:
+        return None
+    behind = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
+    return (
+        f"{GAP}={gap:.3g} is above {delta_b:g}: old responses spend the trust region before any update is made (those "
+        f"of the newest weights stand at {behind:.3g}). Set actor_rollout_ref.actor.policy_loss.anchor=proximal, or "
+        "budget_target=0.08 there, or let fewer versions pass (trainer.v1.sampler.max_off_policy_threshold)."
+    )
+
+
 def engine_gap(reported: Mapping[str, Any], delta_b: float) -> str | None:
     """Rollout engine and trainer disagree at equal weights by more than the prefix budget allows a token.
 

@@ -14,18 +14,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
-from cppo_verl.integration import topk
+from cppo_verl.integration import anchor, topk
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.rules import RULES
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
+MODES = ("sync", "colocate_async", "separate_async")
+MODE = "trainer.v1.trust_region.mode"
+STEERED = ("cppo", "dppo")  # rules whose thresholds budget_target can scale
 VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
 class RunConfigError(ValueError):
     """The composed config cannot give a correct trust-region run; the message lists every problem."""
+
+
+def mode_of(config: DictConfig) -> str:
+    """Which of verl's trainers the trust region goes over, as the config says it."""
+    return str(OmegaConf.select(config, MODE, default="sync"))
 
 
 def require(config: DictConfig) -> None:
@@ -48,6 +56,7 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield from _knob_problems(knobs)
         yield from _rollout_policy_problems(config)
         yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
+        yield from _mode_problems(config, knobs)
         yield from _checkpoint_problems(config)
         yield from _reproducible_problems(config, knobs)
         yield from _secret_problems(config)
@@ -75,11 +84,18 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
         yield "trainer.use_v1=False: the legacy trainer replaces the loss in bypass mode; set trainer.use_v1=True."
     calculated = read(config, "actor_rollout_ref.rollout.calculate_log_probs", default=False)
     bypass = read(config, "algorithm.rollout_correction.bypass_mode", default=False)
-    if not (calculated and bypass):
+    if anchor.is_proximal(config):
+        if not calculated:
+            yield (
+                f"actor_rollout_ref.rollout.calculate_log_probs={calculated} with {KEY_PREFIX}.anchor=proximal: the "
+                "weight from the rollout to the proximal policy needs the rollout's log-probs; set it to True."
+            )
+    elif not (calculated and bypass):
         yield (
             f"actor_rollout_ref.rollout.calculate_log_probs={calculated} and "
             f"algorithm.rollout_correction.bypass_mode={bypass}: the rule measures the distance from the policy that "
-            "sampled, so both must be True. A preset sets them; an override on the command line took that back."
+            "sampled, so both must be True. A preset sets them; an override on the command line took that back. To "
+            f"measure from log-probs that the trainer recomputes, set {KEY_PREFIX}.anchor=proximal."
         )
     rollout = read(config, "actor_rollout_ref.rollout")
     if rollout.get("logprobs_mode", "processed_logprobs") not in ("processed_logprobs", None):
@@ -124,6 +140,50 @@ def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
             "algorithm.adv_estimator=group_relative with actor_rollout_ref.rollout.n="
             f"{read(config, 'actor_rollout_ref.rollout.n', default=1)}: a group of one has no advantage; "
             "set n to 2 or more."
+        )
+
+
+def _mode_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str]:
+    read, mode = OmegaConf.select, mode_of(config)
+    if mode not in MODES:
+        yield f"{MODE}={mode!r} is not one of {', '.join(MODES)}."
+    if mode != "sync" and read(config, "trainer.v1.trust_region.reproducible"):
+        yield (
+            f"trainer.v1.trust_region.reproducible=True with {MODE}={mode}: which responses a step gets depends on "
+            f"when they end; set {MODE}=sync."
+        )
+    loss = knobs.get("loss_mode")
+    if knobs.get("budget_target") is not None and loss not in STEERED:
+        yield (
+            f"{KEY_PREFIX}.budget_target={knobs.get('budget_target')} with loss_mode={loss}: only the thresholds of "
+            f"{' and '.join(STEERED)} scale; set it to null."
+        )
+    if mode == "separate_async":
+        yield from _separate_problems(config)
+
+
+def _separate_problems(config: DictConfig) -> Iterator[str]:
+    """What verl's trainer asserts once Ray has started."""
+    read, rollout = OmegaConf.select, "actor_rollout_ref.rollout"
+    syncs = read(config, "trainer.v1.separate_async.parameter_sync_step")
+    batch, mini = read(config, "data.train_batch_size"), read(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
+    if batch != syncs * mini:
+        yield (
+            f"data.train_batch_size={batch} with {MODE}=separate_async must be trainer.v1.separate_async."
+            f"parameter_sync_step={syncs} times actor_rollout_ref.actor.ppo_mini_batch_size={mini}: set it to "
+            f"{syncs * mini}."
+        )
+    for key in ("nnodes", "n_gpus_per_node"):
+        if not _at_least(1, read(config, f"{rollout}.{key}")):
+            yield (
+                f"{rollout}.{key}={read(config, f'{rollout}.{key}')} with {MODE}=separate_async: rollout has GPUs of "
+                "its own there; say how many."
+            )
+    backend = read(config, f"{rollout}.checkpoint_engine.backend")
+    if backend == "naive":
+        yield (
+            f"{rollout}.checkpoint_engine.backend=naive with {MODE}=separate_async: weights have to cross to other "
+            "GPUs; set it to nccl (gloo on the CPU platform)."
         )
 
 

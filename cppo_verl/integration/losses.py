@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,19 +12,41 @@ import torch
 from torch import Tensor
 
 from cppo_verl.integration.config import knobs_of
-from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region import metrics, staleness
+from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 from cppo_verl.trust_region.loss import token_losses
 from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
+from cppo_verl.trust_region.thresholds import scaled
 from cppo_verl.trust_region.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-SUM_PREFIX = metrics.PREFIX + "sum/"
-COUNT_PREFIX = metrics.PREFIX + "count/"
+PREFIX = metrics.PREFIX
+SUM_PREFIX = PREFIX + "sum/"
+COUNT_PREFIX = PREFIX + "count/"
+SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_b are multiplied with
+BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
-# While set, D_t of the top-K estimator for the micro-batch at hand, (batch, length).
-_divergence: ContextVar[Tensor | None] = ContextVar("topk_divergence", default=None)
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What our trainer hands to the loss of a micro-batch beside the arguments of verl's registry.
+
+    Attributes:
+        divergence: (batch, length) D_t of the top-K estimator; None for the binary one.
+        scale: of delta and delta_b.
+        behind: (batch,) int64 versions behind; None in the synchronous mode.
+        rollout_log_prob: (batch, length) log mu(y_t|s_t); set with ``behind``.
+    """
+
+    divergence: Tensor | None = None
+    scale: float = 1.0
+    behind: Tensor | None = None
+    rollout_log_prob: Tensor | None = None
+
+
+_beside: ContextVar[Beside] = ContextVar("beside_the_loss", default=Beside())  # noqa: B039 - frozen
 
 # While set, losses hand their sums to it instead of returning micro-batch means.
 _collected: ContextVar[list[metrics.MetricSums] | None] = ContextVar("collected_metric_sums", default=None)
@@ -77,10 +99,11 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         config=None,
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        knobs = knobs_of(config)
+        beside = _beside.get()
+        knobs = scaled(knobs_of(config), beside.scale)
         tensors = log_prob, old_log_prob, advantages, response_mask
         try:
-            matrix, summary = token_losses(name, *tensors, knobs, _divergence.get())
+            matrix, summary = token_losses(name, *tensors, knobs, beside.divergence, _report_staleness)
         except FloatingPointError as error:
             if knobs.on_nonfinite == "raise":
                 raise
@@ -104,7 +127,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
 def _summary_of_finite_rows(name: str, tokens: Tokens, knobs) -> metrics.MetricSums:
     bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
     tokens = tokens.without_rows(bad.any(-1))
-    handed = _divergence.get()
+    handed = _beside.get().divergence
     handed = None if handed is None else handed.nan_to_num()
     verdict, divergence = evaluate(name, tokens, knobs, handed)
     summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
@@ -117,6 +140,13 @@ def _report(summary: metrics.MetricSums) -> dict[str, float]:
         return summary.means()
     collected.append(summary)
     return {}
+
+
+def _report_staleness(tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+    collected, beside = _collected.get(), _beside.get()
+    if collected is not None and beside.behind is not None and beside.rollout_log_prob is not None:
+        summary = staleness.summarise(tokens, divergence, verdict, beside.behind, beside.rollout_log_prob)
+        collected.append(summary)
 
 
 def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None, data_format=None):
@@ -138,12 +168,13 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
     require_registered(config.policy_loss.loss_mode)
 
     handed, extra = _topk_divergence(config, model_output, data)
-    divergence_token = _divergence.set(handed)
+    beside_token = _beside.set(_beside_of(data, handed))
     token = _collected.set([])
     try:
         loss, reported = ppo_loss(config, model_output, data, dp_group)
-        summaries = _collected.get() or [_observe(config, model_output, data)]
-        for summary in summaries:
+        if not _collected.get():
+            _observe(config, model_output, data)
+        for summary in _collected.get() or ():
             typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.sums.items()}
             typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
             typed |= {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in extra.items()}
@@ -151,8 +182,18 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
             reported.update({k: Metric(value=v, aggregation=how) for k, (v, how) in typed.items()})
     finally:
         _collected.reset(token)
-        _divergence.reset(divergence_token)
+        _beside.reset(beside_token)
     return loss, reported
+
+
+def _beside_of(data, divergence: Tensor | None) -> Beside:
+    from verl.utils import tensordict_utils
+
+    scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
+    if BEHIND not in data.keys():  # noqa: SIM118 - a TensorDict
+        return Beside(divergence, scale)
+    rollout = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+    return Beside(divergence, scale, data[BEHIND], rollout)
 
 
 def _topk_divergence(config, model_output, data) -> tuple[Tensor | None, dict[str, float]]:
@@ -168,7 +209,7 @@ def _topk_divergence(config, model_output, data) -> tuple[Tensor | None, dict[st
     return divergence, {"topk_mass": (mass * counted).sum().item()}
 
 
-def _observe(config, model_output, data) -> metrics.MetricSums:
+def _observe(config, model_output, data) -> None:
     """The same metrics for a loss of verl's own, so that curves compare across rules."""
     from verl.workers.utils.padding import no_padding_2_padding
 
@@ -177,12 +218,24 @@ def _observe(config, model_output, data) -> metrics.MetricSums:
     tokens = Tokens.of(log_prob, padded["old_log_probs"], padded["advantages"], padded["response_mask"])
     knobs = knobs_of(config)
     with torch.no_grad():
-        handed = _divergence.get()
+        beside = _beside.get()
+        handed = beside.divergence
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(
             tokens, knobs.loss_mode, config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
         )
-    return metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c)
+    _report_staleness(tokens, divergence, verdict)
+    _report(metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c))
+
+
+def tokens_of(reported: Sequence[Mapping[str, list]]) -> float:
+    """Tokens that the metrics of some actor updates stand for."""
+    return sum(sum(part.get(COUNT_PREFIX + "tokens", [])) for part in reported)
+
+
+def joined(reported: Sequence[Mapping[str, list]]) -> dict[str, list]:
+    """The workers' metrics of several actor updates as one, in their order; for ``fold``."""
+    return {key: [value for part in reported for value in part.get(key, [])] for key in reported[0]}
 
 
 def fold(reported: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +254,8 @@ def fold(reported: dict[str, Any]) -> dict[str, Any]:
     for name, totals in sums.items():
         count = counts[metrics.denominator_of(name)]
         folded[metrics.PREFIX + name] = [metrics.ratio(sum(totals), sum(count))]
-        if name in metrics.FIRST_UPDATE:
+        if name in (*metrics.FIRST_UPDATE, *staleness.FIRST_UPDATE):
             folded[f"{metrics.PREFIX}first_update/{name}"] = [metrics.ratio(totals[0], count[0])]
+    for name, value in staleness.effective_sample_sizes(folded).items():
+        folded[name] = [value]
     return folded

@@ -1,15 +1,17 @@
-"""Checkpoints that never pass for whole when they are not, and that carry the metrics of their step.
+"""Checkpoints that never pass for whole when they are not, and that carry the metrics of their step and our state.
 
 verl logs a step only after its checkpoint (and the validation that follows): a run that dies between the two would
 resume behind a step that no log has. ``cppo_verl.launch.checkpoints.recover_record`` puts it there.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from cppo_verl import atomic
 from cppo_verl.launch import checkpoints
 
 
@@ -18,6 +20,7 @@ class SealedCheckpoints:
 
     config: Any
     global_steps: int
+    scale: float = 1.0  # of delta and delta_b, steered by ``budget_target``
     steps_per_epoch: int
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]):
@@ -29,9 +32,19 @@ class SealedCheckpoints:
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
         checkpoints.unseal(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        state = {"mode": self.config.trainer.v1.trainer_mode, "threshold_scale": self.scale}
+        atomic.write(folder / checkpoints.STATE, json.dumps(state) + "\n")
         (folder / checkpoints.RECORD).write_bytes(self._record())
         super()._save_checkpoint()  # type: ignore[misc]
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()  # type: ignore[misc]
+        trainer = self.config.trainer
+        folder = Path(trainer.default_local_dir, f"global_step_{self.global_steps}")
+        if trainer.resume_mode == "resume_path":
+            folder = Path(trainer.resume_from_path)
+        if self.global_steps and (folder / checkpoints.STATE).is_file():
+            self.scale = float(json.loads((folder / checkpoints.STATE).read_text())["threshold_scale"])
 
     def _record(self) -> bytes:
         """The line of verl's file logger for this step, as far as it is known by now."""

@@ -1,34 +1,49 @@
-"""verl's synchronous trainer with exact trust-region metrics and zero-variance skipping.
+"""verl's trainers with exact trust-region metrics, zero-variance skipping, top-K, alarms and sealed checkpoints.
 
-``trainer.v1.trainer_mode=trust_region`` selects it, as every preset does. All but the hooks below is verl's.
+``trainer.v1.trainer_mode=trust_region`` selects it, as every preset does; ``trainer.v1.trust_region.mode`` says which
+of verl's trainers it goes over. All but the hooks below is verl's.
 """
 
 import functools
 import logging
+import types
+from collections.abc import Mapping
 
+import torch
+import transfer_queue
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.distillation import is_distillation_enabled
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import reduce_metrics
 
-from cppo_verl.integration import alarms, checks, losses, topk
+from cppo_verl.integration import alarms, anchor, checks, losses, topk
 from cppo_verl.integration.estimator import findings
 from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
 from cppo_verl.integration.saving import SealedCheckpoints
 from cppo_verl.integration.skip import rows_to_keep
+from cppo_verl.trust_region.thresholds import next_scale
 
 logger = logging.getLogger(__name__)
 
 NAME = "trust_region"
+MODES: dict[str, type[PPOTrainer]] = {
+    "sync": PPOTrainerSync,
+    "colocate_async": PPOTrainerColocateAsync,
+    "separate_async": PPOTrainerSeparateAsync,
+}
 TOKEN_DENOMINATORS = ("token-mean", "token-sum")  # aggregations whose scale depends on the rows that are present
 
 
 @register_trainer(NAME)
-class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainerSync):
-    """Synchronous trainer; options under ``trainer.v1.trust_region``.
+class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
+    """What a trust region adds to verl's trainer of ``trainer.v1.trust_region.mode``; options beside that key.
 
     Args:
         config: the composed verl config.
@@ -36,6 +51,11 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainerSync):
     Raises:
         RunConfigError: when the config cannot give a correct trust-region run.
     """
+
+    def __new__(cls, config: DictConfig):
+        """An instance of this class over the trainer that the mode names; an unknown mode is left to the checks."""
+        over = MODES.get(checks.mode_of(config), PPOTrainerSync)
+        return super().__new__(types.new_class(cls.__name__, (cls, over)))  # type: ignore[type-var]
 
     def __init__(self, config: DictConfig):
         checks.require(config)
@@ -45,12 +65,14 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainerSync):
         elif OmegaConf.select(config, KEY):
             with open_dict(config):
                 config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER
+        anchor.install(config)
         with open_dict(config):
-            config.trainer.v1.trainer_mode = "sync"  # verl asks for this name in several places
+            config.trainer.v1.trainer_mode = checks.mode_of(config)  # verl asks for this name in several places
         self.options = OmegaConf.select(config, f"trainer.v1.{NAME}", default={})
         self.zero_variance: set[str] = set()  # keys of responses whose group has zero reward variance
         self.skipped = 0
-        self.gap_reported = False
+        self.reported: list[Mapping[str, list]] = []  # the workers' sums of each call of ``update_actor`` in a step
+        self.alarmed = False
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
@@ -85,21 +107,51 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainerSync):
             metrics["trust_region/zero_variance_share"] = sum(shares) / max(len(shares), 1)
         return batch
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if self.use_topk and anchor.is_proximal(self.config):
+            topk.ask(batch.extra_info, self.config)  # the recompute pass gathers the proximal policy's log-probs too
+        return super()._compute_old_log_prob(batch, metrics)
+
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        batch = super()._update_actor(batch, metrics)
+        if self.trainer_mode != "sync":
+            behind = torch.tensor([self.global_steps - 1 - int(tag["min_global_steps"]) for tag in batch.tags])
+            spans = torch.tensor([tag["max_global_steps"] > tag["min_global_steps"] for tag in batch.tags])
+            metrics["trust_region/responses_spanning_versions"] = spans.float().mean().item()
+            fields = TensorDict({losses.BEHIND: behind}, batch_size=len(batch))
+            batch = transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        return super()._update_actor(batch, metrics)
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        self.reported, self.skipped, scale = [], 0, self.scale
+        batch = super().step(metrics, timing_raw)
         metrics["trust_region/skipped_responses"] = self.skipped
-        if not self.gap_reported:
-            delta_b = self.config.actor_rollout_ref.actor.policy_loss.get("delta_b", 0.02)
-            self.gap_reported = alarms.raise_alarm(alarms.engine_gap(metrics, delta_b))
+        if len(self.reported) > 1:  # verl averages the averages of a step's calls
+            metrics.update(reduce_metrics(losses.fold(losses.joined(self.reported))))
+        self._steer(metrics)
+        if not self.alarmed:
+            delta_b = scale * self.config.actor_rollout_ref.actor.policy_loss.get("delta_b", 0.02)
+            look = alarms.engine_gap if self.trainer_mode == "sync" else alarms.spent_by_staleness
+            self.alarmed = alarms.raise_alarm(look(metrics, delta_b))
         return batch
+
+    def _steer(self, metrics: dict) -> None:
+        """``budget_target``: the thresholds of the next step, from the exact masked share of this one."""
+        target = self.config.actor_rollout_ref.actor.policy_loss.get("budget_target")
+        if target is None:
+            return
+        metrics["trust_region/threshold_scale"] = self.scale
+        if losses.tokens_of(self.reported) > 0:  # else nothing could have been masked
+            self.scale = next_scale(self.scale, float(metrics[losses.PREFIX + "masked_share"]), target)
 
     def _dispatch(self, update_actor, batch: KVBatchMeta):
         """The last stop before the workers: leave out what adds nothing, and make sums into metrics on the way back."""
         if self.use_topk:
             topk.ask(batch.extra_info, self.config)
+        batch.extra_info[losses.SCALE] = self.scale
         kept = self._without_zero_variance(batch)
-        self.skipped = len(batch) - len(kept)
+        self.skipped += len(batch) - len(kept)
         output = update_actor(kept)
+        self.reported.append({k: v for k, v in output["metrics"].items() if k.startswith(losses.PREFIX)})
         tensordict_utils.assign_non_tensor_data(output, "metrics", losses.fold(output["metrics"]))
         return output
 

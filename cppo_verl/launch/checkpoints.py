@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from cppo_verl import atomic
 
 POINTER = "latest_checkpointed_iteration.txt"
 SEAL = "data.pt"  # written last: with it, all ranks have written their shards
+STATE = "trust_region.json"  # of our trainer: its mode, and the scale of the thresholds
+QUEUE = "transfer_queue"  # of asynchronous modes: responses that wait, prompts under way; renamed into place by verl
 RECORD = "unlogged.json"  # metrics of the checkpoint's step, which verl logs only after it
 FOLDER = re.compile(r"global_step_([0-9]+)")
 SHARD = re.compile(r"(\w+?)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
@@ -38,7 +41,16 @@ def fault(folder: Path) -> str | None:
         problem = next(_shard_faults(folder / part), None)
         if problem:
             return f"{part}/{problem}"
-    return _archive_fault(folder / SEAL)
+    return _archive_fault(folder / SEAL) or _queue_fault(folder)
+
+
+def _queue_fault(folder: Path) -> str | None:
+    """An asynchronous run writes its queue after the seal."""
+    try:
+        mode = json.loads((folder / STATE).read_text(encoding="utf-8"))["mode"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # verl's own, or from before there were modes
+    return f"{QUEUE} is missing" if mode != "sync" and not (folder / QUEUE).is_dir() else None
 
 
 def _shard_faults(folder: Path) -> Iterator[str]:
@@ -143,6 +155,7 @@ def point_at(root: Path, step: int) -> None:
 def unseal(folder: Path) -> None:
     """Take the seal off a folder that will be written (again), so that new and old parts never pass for a whole."""
     (folder / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(folder / QUEUE, ignore_errors=True)
 
 
 def recover_record(root: Path, step: int, logs: Path, started: str) -> Path | None:

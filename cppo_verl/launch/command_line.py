@@ -21,7 +21,7 @@ def problems(overrides: Sequence[str]) -> list[str]:
     if preset not in presets.names():
         return [f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names())}."]
     prefix = KEY_PREFIX + "."
-    values = {**_knobs("base"), **_knobs(preset)}
+    values = _knobs(preset)
     values |= {key.removeprefix(prefix): _value(text) for key, text in given.items() if key.startswith(prefix)}
     knobs = TrustRegionKnobs()
     for name in knob_names():
@@ -38,7 +38,11 @@ def _value(text: str) -> Any:
 
 
 def _knobs(preset: str) -> dict[str, Any]:
+    """The knobs that a preset sets, over those of the presets it builds on."""
     composed = yaml.safe_load((presets.FOLDER / f"{preset}.yaml").read_text(encoding="utf-8")) or {}
+    inherited: dict[str, Any] = {}
+    for parent in composed.get("defaults", ()):
+        inherited |= _knobs(parent) if parent != "_self_" else {}
     for key in KEY_PREFIX.split("."):
         composed = composed.get(key) or {}
-    return composed
+    return {**inherited, **composed}

@@ -14,6 +14,7 @@ WEIGHTS = ("linear", "constant", "shuffled")
 HORIZONS = ("response", "max")
 BUDGETS = ("none", "fixed", "quantile")
 GATES = ("hard", "soft")
+ANCHORS = ("rollout", "proximal")
 ATTENUATIONS = ("inverse", "sapo")
 ON_NONFINITE = ("raise", "skip")
 
@@ -42,6 +43,11 @@ class TrustRegionKnobs:
         budget_quantile, budget_scale, budget_cap: q, scale and cap of Eq. 22.
         gate: ``hard`` mask (Eq. 10) or ``soft`` gate (Appendix C).
         attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid, arXiv 2511.20347).
+        anchor: what D_t, rho and the budget are measured from: ``rollout``, the policy mu that sampled (the paper), or
+            ``proximal``, the trained policy at the start of the step; the rest of the way from mu is then a truncated
+            importance weight (verl's ``algorithm.rollout_correction``).
+        budget_target: share of masked tokens, in (0, 1), that one scale on delta and delta_b is steered to, step by
+            step (``thresholds``); None leaves the thresholds as they are.
         ratio_cap: cap on the importance weight, as in verl's DPPO (20).
         shuffle_seed: seed of ``weights=shuffled``.
         on_nonfinite: a NaN or infinite log-prob or advantage ends the run (``raise``) or costs that optimizer step
@@ -66,6 +72,8 @@ class TrustRegionKnobs:
     budget_cap: float = 2.0
     gate: str = "hard"
     attenuation: str = "inverse"
+    anchor: str = "rollout"
+    budget_target: float | None = None
     ratio_cap: float = 20.0
     shuffle_seed: int = 0
     on_nonfinite: str = "raise"
@@ -85,6 +93,7 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
         "horizon": HORIZONS,
         "budget": BUDGETS,
         "gate": GATES,
+        "anchor": ANCHORS,
         "attenuation": ATTENUATIONS,
         "on_nonfinite": ON_NONFINITE,
     }
@@ -109,6 +118,9 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
         if not _is_number(value) or not (low <= value <= high) or (value == low and not included):
             yield f"{KEY_PREFIX}.{name}={value!r} is outside {'[' if included else '('}{low:g}, {high:g}]."
 
+    target = knobs.budget_target
+    if target is not None and not (_is_number(target) and 0 < target < 1):
+        yield f"{KEY_PREFIX}.budget_target={target!r} is outside (0, 1); null turns it off."
     if not _is_integer(knobs.topk) or knobs.topk < 1:
         yield f"{KEY_PREFIX}.topk={knobs.topk!r} must be a whole number of at least 1."
     if not _is_integer(knobs.shuffle_seed):

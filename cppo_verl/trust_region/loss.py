@@ -5,12 +5,14 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.rules import evaluate
 from cppo_verl.trust_region.surrogate import coefficients, loss_matrix
 from cppo_verl.trust_region.tokens import Tokens
 
 Aggregate = Callable[[Tensor, Tensor], Tensor]
+Watch = Callable[[Tokens, Tensor, Verdict], None]
 
 
 def token_losses(
@@ -21,6 +23,7 @@ def token_losses(
     mask: Tensor,
     knobs: TrustRegionKnobs,
     divergence: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, metrics.MetricSums]:
     """The loss of each token before any mean, and the sums behind the metrics.
 
@@ -33,6 +36,7 @@ def token_losses(
         knobs: what the rule reads.
         divergence: (batch, length) D_t where it comes from more than the sampled tokens (``topk``); None takes the
             binary one.
+        watch: gets the tokens, their D_t and the verdict once the rule has decided; for metrics of one's own.
 
     Returns:
         (batch, length) losses, differentiable in ``log_prob`` and 0 where a token adds nothing; and the sums.
@@ -45,6 +49,8 @@ def token_losses(
     """
     tokens = Tokens.of(log_prob, old_log_prob, advantages, mask)
     verdict, divergence = evaluate(rule, tokens, knobs, divergence)
+    if watch is not None:
+        watch(tokens, divergence, verdict)
     summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
     coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
     del tokens, verdict, divergence  # before autograd takes its share of the memory

@@ -67,7 +67,9 @@ def denominator_of(name: str) -> str:
         return "responses"
     if name == "bound_usage":
         return "bound_worst_case"
-    return f"{name}/tokens" if "_by_position/" in name else "tokens"
+    if "importance" in name:
+        return "importance_responses" if name.startswith("response_") else "importance_tokens"
+    return f"{name}/tokens" if "_by_" in name else "tokens"
 
 
 def ratio(total: float, count: float) -> float:
@@ -87,10 +89,10 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     with torch.no_grad():
         advantages = torch.where(tokens.mask, tokens.advantages, 0.0)
         checks = [divergence.sum(), advantages.sum()]  # NaN or inf shows here
-        active, positive = _any_nonzero(advantages), advantages > 0
+        active, positive = any_nonzero(advantages), advantages > 0
         del advantages
         mask = tokens.mask & active.unsqueeze(-1)
-        removed = _removed(verdict, mask)
+        removed = removed_part(verdict, mask)
         length = last(tokens.ordinal).double() * active
         scalars = _token_sums(tokens, divergence, verdict, removed, positive, ratio_cap, mask)
         scalars["divergence_p99"] = _p99(divergence, mask) * length.sum()
@@ -115,14 +117,14 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1], "nonfinite_tokens_max": 0.0})
 
 
-def _any_nonzero(x: Tensor) -> Tensor:
+def any_nonzero(x: Tensor) -> Tensor:
     """Whether a row holds anything but zeros, (batch,) bool; NaN counts as zero."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], dtype=torch.bool)
     return (x.amin(-1) < 0) | (x.amax(-1) > 0)  # aminmax is ten times slower on CPU
 
 
-def _removed(verdict: Verdict, mask: Tensor) -> Tensor:
+def removed_part(verdict: Verdict, mask: Tensor) -> Tensor:
     """How much of each valid token's update the rule took away: bool for a mask, 1 - gate for a soft gate."""
     return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).mul_(mask)
 

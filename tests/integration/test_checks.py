@@ -11,6 +11,7 @@ from cppo_verl.integration import checks
 from cppo_verl.integration.config import TrustRegionLossConfig
 
 KNOB = "actor_rollout_ref.actor.policy_loss."
+MODE = "trainer.v1.trust_region.mode"
 GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
 
 
@@ -56,6 +57,11 @@ def test_paper_defaults():
         ("cppo", "actor_rollout_ref.actor.loss_scale_factor=null", ["loss_scale_factor", "data.max_response_length"]),
         ("cppo", "actor_rollout_ref.rollout.n=1", ["rollout.n=1", "2 or more"]),
         ("trm_max", KNOB + "divergence=tv", ["divergence='tv'", "KL"]),
+        ("cppo", KNOB + "anchor=mu", [KNOB + "anchor='mu'", "rollout, proximal"]),
+        ("cppo", KNOB + "budget_target=8", [KNOB + "budget_target=8", "(0, 1)"]),
+        ("trm_avg", KNOB + "budget_target=0.08", ["budget_target=0.08", "loss_mode=trm_avg", "set it to null"]),
+        ("grpo", KNOB + "budget_target=0.08", ["budget_target=0.08", "loss_mode=vanilla", "set it to null"]),
+        ("cppo", MODE + "=async", [MODE + "='async'", "sync, colocate_async, separate_async"]),
     ],
 )
 def test_what_would_be_wrong_is_refused(preset, override, words):
@@ -63,6 +69,44 @@ def test_what_would_be_wrong_is_refused(preset, override, words):
         checks.require(presets.compose(preset, [GROUP_OF_8, override]))
     for word in words:
         assert word in str(refusal.value)
+
+
+SEPARATE = ["data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=16", MODE + "=separate_async"]
+SEPARATE += ["actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=1"]
+SEPARATE += ["actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"]
+
+
+@pytest.mark.parametrize("preset", presets.names())
+def test_every_preset_goes_over_every_trainer(preset):
+    for overrides in ([MODE + "=sync"], [MODE + "=colocate_async"], SEPARATE):
+        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]))
+        checks.require(presets.compose(preset, [GROUP_OF_8, KNOB + "anchor=proximal", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.train_batch_size=60", ["train_batch_size=60", "parameter_sync_step=4", "set it to 64"]),
+        ("actor_rollout_ref.rollout.nnodes=0", ["rollout.nnodes=0", "separate_async"]),
+        ("actor_rollout_ref.rollout.checkpoint_engine.backend=naive", ["backend=naive", "nccl"]),
+        ("trainer.v1.trust_region.reproducible=true", ["reproducible=True", MODE + "=sync"]),
+    ],
+)
+def test_what_a_separate_trainer_needs(override, words):
+    with pytest.raises(checks.RunConfigError) as refusal:
+        checks.require(presets.compose("cppo", [GROUP_OF_8, *SEPARATE, override]))
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_recomputed_anchor_must_be_asked_for_by_name():
+    bypass = "algorithm.rollout_correction.bypass_mode=false"
+    with pytest.raises(checks.RunConfigError, match="anchor=proximal"):
+        checks.require(presets.compose("cppo", [GROUP_OF_8, bypass]))
+    checks.require(presets.compose("cppo", [GROUP_OF_8, bypass, KNOB + "anchor=proximal"]))
+    with pytest.raises(checks.RunConfigError, match="calculate_log_probs=False"):
+        off = "actor_rollout_ref.rollout.calculate_log_probs=false"
+        checks.require(presets.compose("cppo", [GROUP_OF_8, off, KNOB + "anchor=proximal"]))
 
 
 def test_all_problems_are_listed_at_once():

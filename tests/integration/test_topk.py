@@ -113,6 +113,11 @@ class Engine(fused.TopKEngine):
         return 0
 
 
+def a_loss(**_):
+    """Stands for the loss function where the engine asks whether there is one and does not call it."""
+    raise AssertionError("not to be called")
+
+
 def outputs_of(engine: Engine, micro: Micro, data: TensorDict, config: ActorConfig, packed: bool) -> dict:
     """What verl's engine puts out for the micro-batch when the model's raw logits are pi's."""
 
@@ -297,6 +302,43 @@ def test_missing_pieces_are_named():
         losses.trust_region_loss(config=config, student_logits=torch.zeros(1, 22, VOCABULARY), data=data)
 
 
+# ---- the proximal policy's log-probs at mu's top-K
+
+
+@pytest.mark.parametrize("kind", ["tv", "kl"])
+@pytest.mark.parametrize(("packed", "chunks"), [(True, False), (False, False), (True, True)])
+def test_divergence_from_the_proximal_policy_on_mus_partition(kind: str, packed: bool, chunks: bool):
+    """The recompute pass (no loss function) gathers one policy, the update another; D_t is between those two."""
+    micro, proximal = Micro(), Micro(drift=0.2)
+    data = micro.data(use_remove_padding=packed)
+    engine = Engine()
+    _, output_args = engine.prepare_model_inputs(data)
+    if packed:
+        raw = torch.cat(proximal.pi_logits).unsqueeze(0).clone()
+    else:
+        raw = torch.nn.utils.rnn.pad_sequence(proximal.pi_logits, batch_first=True, padding_value=3.0)
+    recomputed = engine.prepare_model_outputs(SimpleNamespace(logits=raw), output_args, data, None)
+    assert set(recomputed) == {"log_probs", logits.PROXIMAL}
+    values = recomputed[logits.PROXIMAL]
+    if chunks:  # as verl puts micro-batches together
+        values = torch.nested.as_nested_tensor(list(values.unbind()), layout=torch.jagged)
+    data[logits.PROXIMAL] = values
+    listed = [micro.response(row)[0].topk(K).indices for row in range(3)]
+    micro.log_mu = proximal.log_pi  # the anchor from here on, on mu's tokens
+    sampled = [x.gather(-1, y.unsqueeze(-1)).squeeze(-1) for x, _, y in map(micro.response, range(3))]
+    data["old_log_probs"] = jagged(sampled)
+    output = outputs_of(Engine(), micro, data, actor_config(), packed)
+    divergence, _ = logits.divergence_of(output, data, kind, K)
+    for row, ids in enumerate(listed):
+        log_p, log_q, tokens = micro.response(row)
+        for t, (p, q, y) in enumerate(zip(log_p.double().exp(), log_q.double().exp(), tokens.tolist(), strict=True)):
+            chosen = sorted({*ids[t].tolist(), y})
+            p_c = torch.cat([p[chosen], (1 - p[chosen].sum()).view(1)])
+            q_c = torch.cat([q[chosen], (1 - q[chosen].sum()).view(1)])
+            expected = 0.5 * (q_c - p_c).abs().sum() if kind == "tv" else (p_c * (p_c / q_c).log()).sum()
+            assert divergence[row, t].item() == pytest.approx(expected.item(), abs=2e-5)
+
+
 # ---- fused kernels
 
 
@@ -343,7 +385,7 @@ def test_fused_kernels_give_the_same_divergence(packed: bool):
     data = micro.data(use_remove_padding=packed, use_fused_kernels=True)
     for _ in range(2):  # the hook is there once, whatever the number of micro-batches
         inputs, output_args = engine.prepare_model_inputs(data)
-        output = engine.prepare_model_outputs(engine.module(**inputs), output_args, data, None)
+        output = engine.prepare_model_outputs(engine.module(**inputs), output_args, data, a_loss)
     assert len(engine.module.model._forward_hooks) == 1
     assert_is_expected(logits.divergence_of(output, data, "tv", K)[0], micro)
 
@@ -360,7 +402,7 @@ def test_a_model_that_hides_its_hidden_states_is_named():
     _, output_args = engine.prepare_model_inputs(data)
     with pytest.raises(KnobError, match="hidden states"):
         output = SimpleNamespace(log_probs=torch.zeros(1, 22), entropy=None)
-        engine.prepare_model_outputs(output, output_args, data, None)
+        engine.prepare_model_outputs(output, output_args, data, a_loss)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

@@ -25,6 +25,7 @@ def activate() -> None:
     distribution.register()
     on_import("verl.workers.engine.fsdp.transformer_impl", _register_engine)
     on_import("verl.utils.distributed", _use_gloo_only)
+    on_import("verl.checkpoint_engine.base", _register_weights)
     # One engine and one trainer share the cores: let the operating system place their threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
@@ -40,6 +41,11 @@ def _register_engine(transformer_impl) -> None:
     )
     policy = transformer_impl.CPUOffloadPolicy
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
+
+
+def _register_weights(base) -> None:
+    """``checkpoint_engine.backend=gloo``, for rollout engines that do not share the trainer's process."""
+    import cppo_verl.integration.cpu.weights  # noqa: F401
 
 
 def _use_gloo_only(distributed) -> None:

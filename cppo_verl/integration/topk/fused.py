@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils
 from verl.workers.engine.fsdp.transformer_impl import EngineRegistry, FSDPEngineWithLMHead
 
-from cppo_verl.integration.topk.logits import asked, local_index, named
+from cppo_verl.integration.topk.logits import PROXIMAL, asked, gather_logits, local_index, named, take_log_probs
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 
 ROWS = 256  # tokens whose rows of the LM head are copied at a time: 44 MB in bfloat16 at K = 20 and hidden size 4,096
@@ -104,6 +104,17 @@ class TopKEngine(FSDPEngineWithLMHead):
         self.request.found = logits_at(hidden, weight, index, temperature, rounded=rounds(model))
 
     def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
+        if logits_processor_func is not None or not asked(micro_batch):
+            return self._with_chosen(output, output_args, micro_batch, logits_processor_func)
+        # no loss follows: this is the pass that recomputes log-probs, and the anchor is the policy that runs it
+        k = tensordict_utils.get_non_tensor_data(data=micro_batch, key="topk", default=None)
+        model_output = self._with_chosen(
+            output, output_args, micro_batch, lambda student_logits, data: gather_logits(student_logits, data, k)
+        )
+        model_output[PROXIMAL] = take_log_probs(model_output, k)
+        return model_output
+
+    def _with_chosen(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
         model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         request, self.request = self.request, None
         if request is None:

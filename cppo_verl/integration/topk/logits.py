@@ -14,8 +14,9 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from cppo_verl.integration.topk import FIELD
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
-from cppo_verl.trust_region.topk import TOPK, log_probs_at, unpack
+from cppo_verl.trust_region.topk import TOPK, log_probs_at, rest_mass, unpack
 
+PROXIMAL = "proximal_topk"  # nested (batch, tokens, k) float32: the proximal policy's log-probs at mu's top-K
 CHOSEN = "topk_logit_"  # + column: logits of mu's top-K, then of the sampled token
 NORMALISER = "topk_log_normaliser"
 ROWS = 256  # tokens at a time where the normaliser must be summed: 256 x 151,936 float32 are 156 MB
@@ -114,6 +115,18 @@ def sampled_log_prob_is_exact(dtype: torch.dtype) -> bool:
     )
 
 
+def take_log_probs(model_output: dict[str, Tensor], k: int) -> Tensor:
+    """Log-probs of the listed tokens, nested (batch, tokens, k) float32, in place of the logits in ``model_output``."""
+    sampled = model_output["log_probs"]
+    columns = [model_output.pop(f"{CHOSEN}{column}").values() for column in range(k + 1)]
+    chosen = torch.stack(columns[:k], -1)
+    if NORMALISER in model_output:
+        log_probs = chosen - model_output.pop(NORMALISER).values().unsqueeze(-1)
+    else:
+        log_probs = log_probs_at(chosen, columns[k], sampled.values().float())
+    return torch.nested.nested_tensor_from_jagged(log_probs, sampled.offsets())  # type: ignore[attr-defined]
+
+
 def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
     """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
 
@@ -139,6 +152,10 @@ def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, 
         for row, (_, values, mass) in enumerate(top_k_of(data, k)):
             log_mu[row, : len(values)] = values
             rest[row, : len(mass)] = mass
+        if PROXIMAL in data.keys():  # noqa: SIM118 - a TensorDict; the same partition of the vocabulary, another anchor
+            anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
+            log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
+            rest = rest_mass(log_mu, old_log_prob)
         return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
 
 

@@ -1,0 +1,103 @@
+"""Weights from the trainer to rollout engines in other processes, over gloo: verl's separate trainer without a GPU.
+
+Registered with verl as ``checkpoint_engine.backend=gloo``. The trainer's first rank sends one tensor after the other to
+all rollout workers; its other ranks only take part in gathering each tensor. Ranks meet in a file, as on one machine.
+"""
+
+import asyncio
+import datetime
+import os
+import pickle
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import FileStore, ProcessGroupGloo
+from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
+
+from cppo_verl.launch import supervise
+
+OUT = -1  # rank of a trainer process that sends nothing
+PATIENCE = datetime.timedelta(minutes=5)
+
+
+@CheckpointEngineRegistry.register("gloo")
+class GlooCheckpointEngine(CheckpointEngine):
+    """One broadcast a tensor, from rank 0.
+
+    Args:
+        bucket_size: as verl hands it; tensors travel one by one, so it is not used.
+        is_master: whether this is the trainer's first rank.
+    """
+
+    def __init__(self, bucket_size: int, is_master: bool = False):
+        self.is_master = is_master
+        self.rank = OUT
+        self.group: Any = None  # ProcessGroupGloo while weights travel
+
+    def prepare(self) -> dict[str, Any]:
+        """A file to meet in, from the sender; a new one each time."""
+        folder = os.environ.get(supervise.MARKER) or tempfile.gettempdir()
+        self.place = Path(folder, f".weights-{secrets.token_hex(8)}") if self.is_master else None
+        return {"place": str(self.place) if self.place else None}
+
+    @classmethod
+    def build_topology(cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]):
+        """The trainer's first rank and every rollout worker, in this order."""
+        place, size = metadata[0]["place"], 1 + rollout_world_size
+        trainers = [0] + [OUT] * (actor_wg_world_size - 1)
+        rollouts = list(range(1, size))
+        return tuple(
+            {"rank": ranks, "world_size": [size] * len(ranks), "place": [place] * len(ranks)}
+            for ranks in (trainers, rollouts)
+        )
+
+    def init_process_group(self, rank: int, world_size: int, place: str) -> None:  # type: ignore[override]
+        """Meet the others; returns at once on a rank that is left out."""
+        self.rank = rank
+        if rank != OUT:
+            self.group = ProcessGroupGloo(FileStore(place, world_size), rank, world_size, PATIENCE)
+
+    def finalize(self) -> None:
+        """Leave the group and take its file away."""
+        self.group = None
+        if self.is_master and self.place:
+            self.place.unlink(missing_ok=True)
+
+    async def send_weights(self, weights: Iterator[tuple[str, Tensor]], global_steps: int | None = None) -> None:
+        """Send every tensor; a rank that is left out walks along, for producing a tensor is collective."""
+        for name, weight in weights:
+            if self.rank == OUT:
+                continue
+            tensor = weight.detach().cpu().contiguous()
+            await self._broadcast_object((name, tensor.shape, tensor.dtype))
+            await self._broadcast(tensor.view(-1).view(torch.uint8))
+        if self.rank != OUT:
+            await self._broadcast_object(None)
+
+    async def receive_weights(  # type: ignore[override]  # verl iterates over it
+        self, global_steps: int | None = None
+    ) -> AsyncIterator[tuple[str, Tensor]]:
+        """Names and tensors, as they come."""
+        while (header := await self._broadcast_object(None)) is not None:
+            name, shape, dtype = header
+            tensor = torch.empty(shape, dtype=dtype)
+            await self._broadcast(tensor.view(-1).view(torch.uint8))
+            yield name, tensor
+
+    async def _broadcast_object(self, value: Any) -> Any:
+        """``value`` of rank 0 on every rank."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        size = torch.tensor([data.numel()])
+        await self._broadcast(size)
+        data = data if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+        await self._broadcast(data)
+        return pickle.loads(data.numpy().tobytes())
+
+    async def _broadcast(self, tensor: Tensor) -> None:
+        assert self.group is not None
+        await asyncio.to_thread(self.group.broadcast(tensor, 0).wait)
