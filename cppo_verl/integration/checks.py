@@ -179,6 +179,11 @@ def _separate_problems(config: DictConfig) -> Iterator[str]:
                 f"{rollout}.{key}={read(config, f'{rollout}.{key}')} with {MODE}=separate_async: rollout has GPUs of "
                 "its own there; say how many."
             )
+    if not read(config, "actor_rollout_ref.hybrid_engine", default=True):
+        yield (
+            f"actor_rollout_ref.hybrid_engine=False with {MODE}=separate_async: verl 0.9.1 ends in a TypeError of its "
+            "own log line there; set it to True."
+        )
     backend = read(config, f"{rollout}.checkpoint_engine.backend")
     if backend == "naive":
         yield (

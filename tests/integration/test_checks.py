@@ -88,6 +88,7 @@ def test_every_preset_goes_over_every_trainer(preset):
     [
         ("data.train_batch_size=60", ["train_batch_size=60", "parameter_sync_step=4", "set it to 64"]),
         ("actor_rollout_ref.rollout.nnodes=0", ["rollout.nnodes=0", "separate_async"]),
+        ("actor_rollout_ref.hybrid_engine=false", ["hybrid_engine=False", "set it to True"]),
         ("actor_rollout_ref.rollout.checkpoint_engine.backend=naive", ["backend=naive", "nccl"]),
         ("trainer.v1.trust_region.reproducible=true", ["reproducible=True", MODE + "=sync"]),
     ],

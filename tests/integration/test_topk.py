@@ -446,7 +446,7 @@ def test_half_precision_logits_are_rounded_as_the_kernels(backend: str, rounded_
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as verl's engine does it
         model.model(**inputs)
     output = SimpleNamespace(log_probs=log_probs.unsqueeze(0), entropy=None)
-    divergence, _ = logits.divergence_of(engine.prepare_model_outputs(output, output_args, data, None), data, "tv", K)
+    divergence, _ = logits.divergence_of(engine.prepare_model_outputs(output, output_args, data, a_loss), data, "tv", K)
     if backend == rounded_as:
         assert_is_expected(divergence, micro)
     else:
