@@ -23,7 +23,7 @@ setup(
     packages=find_namespace_packages(
         include=[f"{top}{rest}" for top in ("cppo_verl", "hydra_plugins", "data_prep", "recipe") for rest in ("", ".*")]
     ),
-    package_data={"cppo_verl": ["conf/**/*.yaml", "paper/*.csv", "py.typed"]},
+    package_data={"cppo_verl": ["inspection/assets/*", "conf/**/*.yaml", "paper/*.csv", "py.typed"]},
     install_requires=requirements("base"),
     extras_require={"cpu": requirements("cpu"), "gpu": requirements("gpu"), "dev": requirements("dev")},
     entry_points={

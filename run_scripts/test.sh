@@ -4,6 +4,13 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$("$root/run_scripts/setup_env.sh")
+# Pages are tested in a real browser: installed here where that is possible, and else pytest says what was skipped.
+has() { command -v "$1" >/dev/null; }
+if ! { has chromium && has chromedriver; } && [[ $(id -u) == 0 ]] && has apt-get; then
+  echo "test.sh: installing chromium and chromium-driver for the tests of pages" >&2
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver; } >/dev/null ||
+    echo "test.sh: chromium could not be installed, so the pages are not tested in a browser" >&2
+fi
 cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VERL_PLATFORM=cpu
 "$venv/bin/ruff" check .

@@ -10,7 +10,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "report",
         help="pages, pictures and tables of runs' logs",
-        description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv. Of "
+        description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with "
+        "records also inspect.html, as cppo-verl inspect writes it. Of "
         "several runs, or of a directory that holds runs: methods by seeds with intervals and paired differences (CSV, "
         "Markdown), learning curves (PNG, PDF), runs.csv, and report.html that shows them all. Where one of the "
         "paper's models is among them: its Tables 1 and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
@@ -70,11 +71,36 @@ def _one(args: argparse.Namespace) -> list[Path]:
     from cppo_verl.reporting.summary import headline
 
     found = read_run(args.runs[0], args.skip_bad_lines)
-    paths = write_report(found, args.out or default_out(args.runs[0]), args.title)
+    out = args.out or default_out(args.runs[0])
+    recorded = _inspector(args.runs[0], out, args.title)
+    paths = write_report(found, out, args.title, recorded)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     print(headline(found).sentence())
     return paths
+
+
+def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
+    """Writes the page of single tokens beside the report; what it shows, empty without records that can be read."""
+    from cppo_verl.reporting.names import INSPECTOR
+
+    if not (run_dir / "records").is_dir():
+        return ""
+    try:
+        from cppo_verl.inspection.page import summary, write_page
+        from cppo_verl.recording.record import RecordError
+    except ImportError as error:  # logs copied to a machine without torch
+        print(f"note: no page of single tokens ({error}).", file=sys.stderr)
+        return ""
+    try:
+        index = write_page(run_dir, out / INSPECTOR, title=title)
+    except RecordError as error:
+        print(f"note: no page of single tokens. {error}", file=sys.stderr)
+        return ""
+    for note in index.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(out / INSPECTOR)
+    return summary(index, out / INSPECTOR)
 
 
 def _many(args: argparse.Namespace) -> list[Path]:

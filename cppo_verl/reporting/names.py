@@ -1,5 +1,7 @@
 """Names of the metrics that the report shows, as verl's logger and ``cppo_verl.trust_region.metrics`` write them."""
 
+INSPECTOR = "inspect.html"  # the page of single tokens, beside a run's report
+
 TRUST_REGION = "actor/trust_region/"
 
 REWARD = ("critic/rewards/mean", "critic/score/mean")  # training reward: the first of these that is logged

@@ -8,11 +8,13 @@ from pathlib import Path
 from cppo_verl import __version__, atomic
 from cppo_verl.reporting.figures import PANELS, Panel, figure_png, steps_a_point
 from cppo_verl.reporting.logs import Run
+from cppo_verl.reporting.names import INSPECTOR
 from cppo_verl.reporting.settings import settings_table
 from cppo_verl.reporting.summary import ARROW, NOT_LOGGED, Headline, NumberRow, headline, number_rows
 from cppo_verl.reporting.svg import panel_svg
 from cppo_verl.reporting.template import PAGE, STYLE
 
+TOKENS = "What the trust region did, token by token"
 NUMBER_HEADS = ("first", "last", "lowest", "highest")
 NO_SETTINGS = "No config.yaml beside the log, so the settings are not known."
 
@@ -27,12 +29,18 @@ class Content:
     numbers: list[NumberRow]
     notes: tuple[str, ...]
     footer: str
+    recorded: str = ""
 
 
-def write_report(run: Run, out: Path, title: str | None = None) -> list[Path]:
-    """Write report.png, report.md, metrics.csv and report.html to ``out``, each atomically; their paths, page last."""
+def write_report(run: Run, out: Path, title: str | None = None, recorded: str = "") -> list[Path]:
+    """Write report.png, report.md, metrics.csv and report.html to ``out``, each atomically; their paths, page last.
+
+    Args:
+        title: in the place of the run's name.
+        recorded: what the page of single tokens beside the report shows, in words; empty when there is none.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    content = content_of(run, title)
+    content = content_of(run, title, recorded)
     with atomic.replacing(out / "metrics.csv") as path:
         run.frame.to_csv(path, index_label="step", lineterminator="\n", encoding="utf-8")
     drawn = {
@@ -45,10 +53,10 @@ def write_report(run: Run, out: Path, title: str | None = None) -> list[Path]:
     return [out / name for name in ("metrics.csv", *drawn)]
 
 
-def content_of(run: Run, title: str | None) -> Content:
-    """The words and numbers of a report; ``title`` takes the place of the run's name."""
-    name = title or run.name
-    return Content(name, headline(run), settings_table(run.settings), number_rows(run), run.notes, _footer(run))
+def content_of(run: Run, title: str | None, recorded: str = "") -> Content:
+    """The words and numbers of a report; arguments as in ``write_report``."""
+    name, settings = title or run.name, settings_table(run.settings)
+    return Content(name, headline(run), settings, number_rows(run), run.notes, _footer(run), recorded)
 
 
 def html_page(run: Run, content: Content) -> str:
@@ -59,6 +67,7 @@ def html_page(run: Run, content: Content) -> str:
         name=escape(content.name),
         headline=_headline_html(content.head),
         detail=escape(content.head.detail),
+        recorded=_recorded_html(content.recorded),
         notes=_notes_html(content.notes),
         settings=_settings_html(content.settings),
         panels="\n".join(_panel_html(panel, run, content.numbers) for panel in PANELS),
@@ -75,6 +84,7 @@ def markdown(run: Run, content: Content) -> str:
     parts = [
         f"# {_md(content.head.sentence())}",
         f"{_md(content.name)}. {_md(content.head.detail)}",
+        f"[{TOKENS}]({INSPECTOR}): {_md(content.recorded)}." if content.recorded else "",
         notes,
         f"![{_md(content.head.sentence())}: six panels, described below](report.png)",
         "\n".join(_panel_md(panel, run, content.numbers) for panel in PANELS),
@@ -113,6 +123,11 @@ def _headline_html(head: Headline) -> str:
     if head.span:
         parts.append(f'<span class="span">{escape(head.span)}</span>')
     return "\n".join(parts)
+
+
+def _recorded_html(recorded: str) -> str:
+    said = f'<a href="{INSPECTOR}">{TOKENS}</a>: {escape(recorded)}.'
+    return f'<p class="detail">{said}</p>' if recorded else ""
 
 
 def _notes_html(notes: Sequence[str]) -> str:

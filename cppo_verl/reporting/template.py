@@ -18,6 +18,7 @@ PAGE = Template("""\
 <p class="kicker">$name</p>
 <h1>$headline</h1>
 <p class="detail">$detail</p>
+$recorded
 </header>
 $notes
 <section aria-labelledby="settings">
@@ -78,6 +79,7 @@ h1 .figures {
 }
 h1 .before, h1 .arrow { color: var(--soft); font-weight: 400; }
 h1 .span { display: block; font-size: 1.15rem; font-weight: 400; color: var(--soft); line-height: 1.35; }
+a { color: var(--blue); text-underline-offset: .2em; }
 .detail { max-width: 44rem; color: var(--soft); font-size: .95rem; }
 .notes { margin: 0 0 1.75rem; padding: .8rem 1rem .8rem 2rem; background: var(--note); border-radius: .4rem;
   font-size: .9rem; }
@@ -170,7 +172,6 @@ h1 { font-size: clamp(1.6rem, 5vw, 2.4rem); text-wrap: balance; }
 h3 { padding: 1.25rem 0 .2rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1rem 0 0; padding: 0; list-style: none;
   font-size: .9rem; }
-a { color: var(--blue); text-underline-offset: .2em; }
 .wide { overflow-x: auto; }
 .wide:focus-visible { outline: 2px solid var(--blue); outline-offset: 3px; }
 caption { max-width: 46rem; padding-bottom: .8rem; }
