@@ -165,9 +165,9 @@ function fillFacts() {
     ["Reward", shown(rows.reward[i])],
     ["Tokens", own === rows.length[i] ? String(own) : `${own} of ${rows.length[i]} its own`],
     ["Masked", `${tally.own + tally.prefix} (${percent(tally.own + tally.prefix, own)})`],
-    ["Own threshold", String(tally.own), "own"],
-    ["Prefix budget", String(tally.prefix), "prefix"],
+    [stepOf(i).rule.startsWith("trm") ? "Whole response" : "Own threshold", String(tally.own), "own"],
   ];
+  if (response["S" + k]) facts.push(["Prefix budget", String(tally.prefix), "prefix"]);
   if (tally.capped) facts.push(["Weight cut", String(tally.capped), "capped"]);
   if (rows.delta_b[i][k] !== null) facts.push(["\u03b4_b here", shown(rows.delta_b[i][k])]);
   if (rows.behind[i] !== null) facts.push(["Versions behind", String(rows.behind[i])]);
@@ -190,7 +190,8 @@ function causes(r, k) {
 function fillKey() {
   const r = response, spends = Boolean(r["S" + chosen.k]), shades = [1, 4, 8, 12, 15].map(d => `<i class="d${d}">\u2007</i>`).join("");
   const parts = [`<span>D 0 ${shades} ${shown(scale())}</span>`];
-  parts.push('<span><i class="own cut">masked</i> own threshold</span>', '<span><i class="prefix cut">masked</i> prefix budget</span>');
+  parts.push('<span><i class="own cut">masked</i> own threshold</span>');
+  if (spends) parts.push('<span><i class="prefix cut">masked</i> prefix budget</span>');
   if (spends) parts.push('<span><i class="s3">a</i><i class="s6">b</i><i class="s9">c</i><i class="over">d</i> spent, of the allowance; over it</span>');
   if (r.own) parts.push('<span><i class="tool">text</i> not its own</span>');
   $("key").innerHTML = parts.join("");

@@ -27,7 +27,8 @@ function draw(canvas, r, k, scale, picked, seen) {
   drawHeat(pen, columns, scale, colors, left, right);
   drawMarks(pen, columns, colors);
   drawCurves(pen, r, k, columns, room, colors);
-  drawAxis(pen, r, axis, room, colors, height);
+  drawAxis(pen, r, room, colors, height);
+  if (r.length) drawNames(pen, r, k, room, colors, height);
   if (picked !== null && picked < r.length) {
     const x = (axis.xOf(picked) + axis.xOf(picked + 1)) / 2;
     line(pen, [[x, PAD.top], [x, room.bottom]], colors.ink, 1);
@@ -120,7 +121,23 @@ function tops(values) {
   return [largest];
 }
 
-function drawAxis(pen, r, axis, room, colors, height) {
+/** Which line is which, in the middle below the axis. */
+function drawNames(pen, r, k, room, colors, height) {
+  const spends = Boolean(r["S" + k]), delta = stepOf(r.i).delta;
+  const names = spends ? [["spent", colors.spend], ["allowed", colors.prefix]]
+    : [[r["w" + k] ? "w\u00b7D" : "D", colors.spend], ...(delta === null ? [] : [["\u03b4", colors.own]])];
+  const widths = names.map(([name]) => pen.measureText(name).width + 34);
+  let x = (room.left + room.right - widths.reduce((a, b) => a + b)) / 2;
+  pen.textAlign = "left";
+  names.forEach(([name, color], n) => {
+    line(pen, [[x, height - 8], [x + 18, height - 8]], color, 1.6, n ? [5, 3] : []);
+    pen.fillStyle = color;
+    pen.fillText(name, x + 22, height - 4);
+    x += widths[n];
+  });
+}
+
+function drawAxis(pen, r, room, colors, height) {
   pen.fillStyle = colors.soft;
   pen.textBaseline = "alphabetic";
   pen.textAlign = "left";
