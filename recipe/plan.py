@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from cppo_verl import paper
-from recipe import hours, memory, settings
+from cppo_verl.launch import command_line, sizes
+from recipe import checks, hours, memory, settings
 from recipe.methods import METHODS
 from recipe.shapes import PAPER_NAMES, Shape, shape_of
 
@@ -15,8 +16,8 @@ TABLE_1_NAMES = {name.lower().replace("-", "_"): name for name in paper.METHODS}
 TRAINING_PROMPTS = 17_398  # DAPO-Math-17k without repeated prompts
 
 
-def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float) -> Iterator[str]:
-    """The lines of a plan.
+def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float, short: bool = False) -> Iterator[str]:
+    """The lines of a plan, or with ``short`` those of its memory.
 
     Raises:
         ValueError: for an unknown model, or overrides that do not make a run.
@@ -24,6 +25,9 @@ def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float) -> I
     s = settings.read(overrides)
     shape = shape_of(name, settings.parse(overrides).get("actor_rollout_ref.model.path", ""))
     need = memory.estimate(shape, s, gpu_gb * memory.GB)
+    if short:
+        yield from _memory(need, s, gpu_gb)
+        return
     yield f"{name} · METHOD={method}: {METHODS[method].what}"
     yield from _target(name, method)
     yield from _run(shape, s)
@@ -34,8 +38,6 @@ def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float) -> I
     yield ""
     yield "overrides of verl.trainer.main_ppo"
     yield from (f"  {text}" for text in overrides)
-    for problem in settings.problems(s):
-        yield f"PROBLEM: {problem}"
 
 
 def _target(name: str, method: str) -> Iterator[str]:
@@ -85,24 +87,34 @@ def _hours(h: hours.Hours, a: hours.Assumptions) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the plan, or with ``--memory`` only its memory part; 1 when something stands in its way."""
+    """Print the plan, or with ``--memory`` only its memory; 2, and no estimate, when something stands in its way."""
     began = time.monotonic()
     short = arguments[0] == "--memory"
     name, method, *overrides = arguments[1:] if short else arguments
     try:
         gpu_gb = float(os.environ.get("GPU_MEMORY_GB", "80"))
+        shape = shape_of(name, settings.parse(overrides).get("actor_rollout_ref.model.path", ""))
+        heads = sizes.Heads(shape.heads, shape.kv_heads)
+        found = command_line.problems(overrides, heads) or settings.problems(settings.read(overrides))
+        if not found:  # what cannot run is not estimated
+            print("\n".join(report(name, method, overrides, gpu_gb, short)), flush=True)
         if short:
-            s = settings.read(overrides)
-            shape = shape_of(name, settings.parse(overrides).get("actor_rollout_ref.model.path", ""))
-            print("\n".join(_memory(memory.estimate(shape, s, gpu_gb * memory.GB), s, gpu_gb)))
-            return 0
-        print("\n".join(report(name, method, overrides, gpu_gb)))
-        found = settings.problems(settings.read(overrides))
+            return _refuse(found)
+        checked, more = checks.check(overrides, heads)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"\nnothing was started ({time.monotonic() - began:.2f} s)")
-    return 1 if found else 0
+    print(f"\nchecked: {checked}")
+    status = _refuse(list(dict.fromkeys([*found, *more])))  # the two readers share rules
+    print(f"nothing was started ({time.monotonic() - began:.2f} s)")
+    return status
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    """Print them; the exit status that follows."""
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    return 2 if problems else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 #
 #   bash run_scripts/qwen3_1p7b_base.sh [plan|config|overrides] [HYDRA OVERRIDES...]
 #
-#   plan       settings, memory of a GPU, GPU-hours, overrides; starts nothing and needs only Python
+#   plan       settings, memory of a GPU, GPU-hours, overrides, and what the run would refuse (then exit status 2);
+#              starts nothing and needs only Python
 #   config     verl's config, composed and resolved, as YAML; starts nothing
 #   overrides  the overrides alone, a line each
 #
@@ -16,6 +17,7 @@
 #   RUN=runs/MODEL/METHOD-seed0   run directory; started again, the same command resumes there (FRESH=1 starts over)
 #   STEPS= SEED=0 TEST_FREQ=10 SAVE_FREQ=20 LOGGERS=console,file   (wandb, tensorboard, mlflow, ... by name)
 #   PROMPTS= N= MINIBATCH= PROMPT_TOKENS= RESPONSE_TOKENS= DELTA= DELTA_B= W_MIN= BUDGET= LR=   Table 3
+#   ATTN=auto              attention: flash_attention_2, or sdpa where it is not installed; or a name (docs/gpu.md)
 #   SP= TP= TOKENS_PER_GPU= GPU_SHARE= OFFLOAD=none|states|all   memory; GPU_MEMORY_GB=80 is what the plan compares with
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -68,9 +70,12 @@ DATA_ARGS=(
   reward.custom_reward_function.path="$REWARD_FILE" # verl's math_dapo scorer, bounded in time and memory
   reward.custom_reward_function.name=compute_score
 )
+attention=$(recipe environment "${ATTN:-auto}" "$SP")
 MODEL_ARGS=(
   actor_rollout_ref.model.path="$MODEL_PATH"
   actor_rollout_ref.model.enable_gradient_checkpointing=true
+  actor_rollout_ref.model.use_remove_padding=true # packed sequences
+  ++actor_rollout_ref.model.override_config.attn_implementation="$attention"
 )
 ACTOR_ARGS=(
   actor_rollout_ref.actor.strategy=fsdp2

@@ -8,13 +8,15 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
-from cppo_verl.integration import anchor, topk
+from cppo_verl.integration import anchor, attention, topk
+from cppo_verl.launch import sizes
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.rules import RULES
 
@@ -36,24 +38,25 @@ def mode_of(config: DictConfig) -> str:
     return str(OmegaConf.select(config, MODE, default="sync"))
 
 
-def require(config: DictConfig) -> None:
-    """Check a composed verl config.
+def require(config: DictConfig, here: bool = False) -> None:
+    """Check a composed verl config; with ``here`` also that this environment has what it asks for.
 
     Raises:
         RunConfigError: listing every problem found, each with key, value and remedy.
     """
-    problems = list(run_problems(config))
+    problems = [*run_problems(config), *(here_problems(config) if here else ())]
     if problems:
         raise RunConfigError("this trust-region run cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 def run_problems(config: DictConfig) -> Iterator[str]:
-    """One sentence for each thing that stands in the way of the run described by ``config``."""
+    """One sentence for each thing that stands in the way of the run described by ``config``, on any machine."""
     if metadata.version("verl") not in SUPPORTED_VERL:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
         yield from _knob_problems(knobs)
+        yield from _size_problems(config)
         yield from _rollout_policy_problems(config)
         yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
         yield from _mode_problems(config, knobs)
@@ -62,6 +65,36 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield from _secret_problems(config)
     except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
         yield f"{' '.join(str(error).split())}."
+
+
+def here_problems(config: DictConfig) -> Iterator[str]:
+    """One sentence for each thing that ``config`` asks for and this environment does not have."""
+    try:
+        yield from attention.here_problems(config)
+    except OmegaConfBaseException as error:
+        yield f"{' '.join(str(error).split())}."
+
+
+def _size_problems(config: DictConfig) -> Iterator[str]:
+    values = {key: OmegaConf.select(config, key) for key in sizes.KEYS}
+    yield from sizes.problems(values, _heads(OmegaConf.select(config, "actor_rollout_ref.model.path")))
+
+
+def _heads(model_path: Any) -> sizes.Heads | None:
+    """Of a local folder, or of a hub id that has been downloaded."""
+    if not isinstance(model_path, str):
+        return None
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return sizes.heads_of(folder / "config.json")
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model_path, "config.json")
+    except HFValidationError:  # no hub id either; verl says so
+        return None
+    return sizes.heads_of(Path(cached)) if isinstance(cached, str) else None
 
 
 def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:

@@ -1,48 +1,71 @@
-"""What can be said of a run's Hydra overrides before anything heavy is imported: preset and knobs, in milliseconds.
+"""What can be said of a run's Hydra overrides with Python alone, in milliseconds: preset, knobs, sizes.
 
 ``integration.checks`` looks at the whole composed config afterwards; this only says the same earlier.
 """
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from cppo_verl import presets
+from cppo_verl.launch import sizes
 from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, knob_problems
 
+WORDS = {"true": True, "false": False, "null": None, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
-def problems(overrides: Sequence[str]) -> list[str]:
-    """One sentence for an unknown preset or for each knob out of range; nothing for a run without a preset."""
+
+def problems(overrides: Sequence[str], heads: sizes.Heads | None = None) -> list[str]:
+    """One sentence for an unknown preset, each knob out of range and each size that no run survives.
+
+    A run without a preset is none of our business.
+
+    Args:
+        overrides: as for Hydra; the last one of a key counts.
+        heads: of the model, where they are known.
+    """
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    preset = given.get(presets.GROUP)
-    if preset is None:
+    if presets.GROUP not in given:
         return []
+    values = {key: value(text) for key, text in given.items() if "${" not in text}  # interpolations are Hydra's
+    return [*_knob_problems(given[presets.GROUP], values), *sizes.problems(values, heads)]
+
+
+def value(text: str) -> Any:
+    """The number, truth value, null or string that Hydra reads in ``text``; lists and the like stay text."""
+    text = text.strip()
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    quoted = re.fullmatch(r"(['\"])(.*)\1", text, re.DOTALL)
+    return quoted[2] if quoted else text
+
+
+def _knob_problems(preset: str, values: Mapping[str, Any]) -> Iterator[str]:
     if preset not in presets.names():
-        return [f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names())}."]
+        yield f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names())}."
+        return
     prefix = KEY_PREFIX + "."
-    values = _knobs(preset)
-    values |= {key.removeprefix(prefix): _value(text) for key, text in given.items() if key.startswith(prefix)}
+    chosen = _knobs(preset)
+    chosen |= {key.removeprefix(prefix): values[key] for key in values if key.startswith(prefix)}
     knobs = TrustRegionKnobs()
     for name in knob_names():
-        if name in values and "${" not in str(values[name]):  # interpolations are Hydra's
-            setattr(knobs, name, values[name])
-    return list(knob_problems(knobs))
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # Hydra says more about it than we could
-        return text
+        if name in chosen:
+            setattr(knobs, name, chosen[name])
+    yield from knob_problems(knobs)
 
 
 def _knobs(preset: str) -> dict[str, Any]:
-    """The knobs that a preset sets, over those of the presets it builds on."""
-    composed = yaml.safe_load((presets.FOLDER / f"{preset}.yaml").read_text(encoding="utf-8")) or {}
-    inherited: dict[str, Any] = {}
-    for parent in composed.get("defaults", ()):
-        inherited |= _knobs(parent) if parent != "_self_" else {}
-    for key in KEY_PREFIX.split("."):
-        composed = composed.get(key) or {}
-    return {**inherited, **composed}
+    """The knobs that a preset sets, over those of the presets it builds on: scalars, one a line of its file."""
+    text = (presets.FOLDER / f"{preset}.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    for parent in re.findall(r"^  - (\w+)", text, re.MULTILINE):  # under ``defaults``
+        found |= _knobs(parent) if parent != "_self_" else {}
+    for name, scalar in re.findall(r"^      (\w+): ([^#\n]*)", text, re.MULTILINE):
+        if name in knob_names() and "${" not in scalar:
+            found[name] = value(scalar)
+    return found

@@ -4,10 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from cppo_verl import presets
 from cppo_verl.cli import run
 from cppo_verl.launch import command_line
+from cppo_verl.launch.sizes import Heads
+from cppo_verl.trust_region.knobs import knob_names
 
 KEY = "actor_rollout_ref.actor.policy_loss."
 
@@ -36,6 +40,31 @@ def test_a_bad_knob_is_named_with_its_range(override: str, said: str):
 def test_ranges_are_those_of_the_presets_divergence():
     assert command_line.problems(["+trust_region=cppo_kl", KEY + "delta=1.5"]) == []
     assert command_line.problems(["+trust_region=cppo", KEY + "delta=1.5"])
+
+
+@pytest.mark.parametrize("preset", presets.names())
+def test_a_preset_is_read_as_hydra_reads_it(preset: str):
+    loss = OmegaConf.to_container(presets.compose(preset).actor_rollout_ref.actor.policy_loss, resolve=False)
+    assert command_line._knobs(preset) == {
+        name: value for name, value in loss.items() if name in knob_names() and "${" not in str(value)
+    }
+
+
+def test_values_are_read_as_hydra_reads_them():
+    texts = ["1", "-2", "1e-6", "0.5", "true", "False", "null", "'a b'", '"1"', "fsdp2", "1_000", "inf", "[1,2]", "x-y"]
+    parser = OverridesParser.create()
+    for text in texts:
+        read = parser.parse_override(f"key={text}").value()
+        assert command_line.value(text) == (text if isinstance(read, list) else read)
+
+
+def test_sizes_are_looked_at_with_the_heads_that_are_known():
+    key = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
+    assert command_line.problems(["+trust_region=cppo", f"{key}=4"]) == []
+    (problem,) = command_line.problems(["+trust_region=cppo", f"{key}=4"], Heads(6, 2))
+    assert f"{key}=4 with a model of 6 attention heads" in problem
+    (problem,) = command_line.problems(["+trust_region=cppo", "trainer.nnodes=0"])
+    assert problem == "trainer.nnodes=0 must be a whole number of at least 1."
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():

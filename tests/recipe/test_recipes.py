@@ -19,6 +19,7 @@ from tests import ROOT
 MODELS = tuple(PAPER_NAMES)
 KL, KL_BUDGET = 0.1, 0.002  # thresholds of the KL ablation and of TRM Max&Avg
 SCRIPTS = ("ESTIMATOR", "FOLLOW", "METHOD", "NNODES", "MODEL_PATH", "STEPS", "OFFLOAD", "DELTA", "DELTA_B", "RUN")
+SCRIPTS += ("SP", "TP", "TOKENS_PER_GPU", "ATTN", "N", "PROMPTS", "MINIBATCH")
 
 
 def script(model: str, *arguments: str, **values: str) -> subprocess.CompletedProcess:
@@ -181,25 +182,17 @@ def test_missing_data_is_named_with_its_remedy(tmp_path):
     assert "data_prep.math_data" in done.stderr
 
 
-def test_further_arguments_are_overrides_and_win():
+def test_further_arguments_are_overrides_and_win(bare_python):
     done = script("qwen3_1p7b", "overrides", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=96")
     config = compose(done.stdout.splitlines())
     assert (config.actor_rollout_ref.rollout.n, config.data.train_batch_size) == (4, 96)
-    plan = script("qwen3_1p7b", "plan", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=96")
+    overrides = ["actor_rollout_ref.rollout.n=4", "data.train_batch_size=96"]
+    plan = script("qwen3_1p7b", "plan", *overrides, PYTHON=bare_python)
     assert "96 prompts x 4 = 384 responses; 3 updates of 32 prompts" in plan.stdout
 
 
 def test_the_file_logger_stays():
     assert list(config_of("qwen3_1p7b", "cppo", LOGGERS="wandb").trainer.logger) == ["wandb", "file"]
-
-
-@pytest.fixture
-def bare_python(tmp_path) -> str:
-    """A Python that sees the standard library only: no torch, verl, hydra or ray."""
-    path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -223,6 +216,71 @@ def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
     ):
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == [Path(bare_python)]
+
+
+REFUSED = {
+    "DELTA=9": "actor_rollout_ref.actor.policy_loss.delta=9 is outside (0, 1].",
+    "MINIBATCH=0": "actor_rollout_ref.actor.ppo_mini_batch_size=0 must be a whole number of at least 1.",
+    "NNODES=0": "trainer.nnodes=0 must be a whole number of at least 1.",
+    "N=-8": "actor_rollout_ref.rollout.n=-8 must be a whole number of at least 1.",
+    "SP=3": "ulysses_sequence_parallel_size=3 does not divide the 8 GPUs",
+    "SP=2 ATTN=sdpa": "lives inside flash attention",
+    "TP=32": "tensor_model_parallel_size=32 does not divide the 8 GPUs",
+    "TOKENS_PER_GPU=100": "ppo_max_token_len_per_gpu=100 x",
+    "PROMPTS=48": "PROMPTS=48 is no multiple of MINIBATCH=32",
+}
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_a_plan_refuses_what_paper_shows(settings, bare_python):
+    values = dict(setting.split("=") for setting in settings.split())
+    done = script("qwen3_1p7b_base", "plan", PYTHON=bare_python, **values)
+    assert done.returncode == 2, done.stderr
+    assert any(REFUSED[settings] in line for line in done.stdout.splitlines() if line.startswith("PROBLEM: "))
+    assert "verl is not installed in this Python" in done.stdout
+    assert "GPU-hours" not in done.stdout and not done.stderr
+
+
+def test_a_run_refuses_the_same_before_anything_starts(bare_python, tmp_path):
+    for name in ("train", "aime24", "aime25", "aime26"):
+        (tmp_path / f"{name}.parquet").touch()
+    done = script("qwen3_1p7b_base", PYTHON=bare_python, DATA=str(tmp_path), RUN=str(tmp_path / "run"), SP="3")
+    assert done.returncode == 2
+    assert REFUSED["SP=3"] in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_with_verl_checks_the_composed_config():
+    """Of two things that only the composed config shows, and one that paper shows, all are said."""
+    overrides = ["actor_rollout_ref.rollout.top_p=0.9", "trainer.use_v1=false"]
+    done = script("qwen3_1p7b_base", "plan", *overrides, TOKENS_PER_GPU="100", VERL_PLATFORM="")
+    assert done.returncode == 2, done.stderr
+    for said in ("rollout.top_p=0.9", "trainer.use_v1=False", "ppo_max_token_len_per_gpu=100 x"):
+        assert done.stdout.count(f"{said}") == 1
+    assert "what the run checks of its composed config. Not this environment" in done.stdout
+
+
+def test_a_plan_where_the_run_could_start_looks_for_its_attention():
+    """On the CPU platform an environment is complete without flash attention, until sequences are split."""
+    done = script("qwen3_30b_a3b_base", "plan", VERL_PLATFORM="cpu")
+    assert done.returncode == 2, done.stdout
+    assert "attn_implementation=flash_attention_2 cannot be used in this environment" in done.stdout
+    assert "all that the run checks at its start" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [
+        ({}, "flash_attention_2"),  # this environment has no torch for GPUs: planned here, run elsewhere
+        ({"VERL_PLATFORM": "cpu"}, "sdpa"),
+        ({"VERL_PLATFORM": "cpu", "SP": "2"}, "flash_attention_2"),  # nothing else would be right
+        ({"ATTN": "flash_attention_3"}, "flash_attention_3"),
+    ],
+)
+def test_the_attention_is_chosen_where_the_run_would_start(values, chosen):
+    done = script("qwen3_1p7b", "overrides", **{"VERL_PLATFORM": "", **values})
+    assert f"attn_implementation={chosen}" in done.stdout
+    assert ("sdpa, which is slower" in done.stderr) == (chosen == "sdpa")
 
 
 def test_config_prints_the_resolved_yaml():

@@ -1,0 +1,172 @@
+"""Settings of a run that paper alone can refuse: counts, what must divide what, room for the longest sequence.
+
+One set of rules for two readers: the start check, which has the composed config, and a plan, which has the overrides
+only. A rule whose keys are not all there says nothing.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ACTOR = "actor_rollout_ref.actor."
+ROLLOUT = "actor_rollout_ref.rollout."
+PROMPTS, MINIBATCH, N = "data.train_batch_size", ACTOR + "ppo_mini_batch_size", ROLLOUT + "n"
+PROMPT_TOKENS, RESPONSE_TOKENS = "data.max_prompt_length", "data.max_response_length"
+NODES, GPUS = "trainer.nnodes", "trainer.n_gpus_per_node"
+SP, OLD_SP = ACTOR + "fsdp_config.ulysses_sequence_parallel_size", ACTOR + "ulysses_sequence_parallel_size"
+TP = ROLLOUT + "tensor_model_parallel_size"
+OWN_NODES, OWN_GPUS = ROLLOUT + "nnodes", ROLLOUT + "n_gpus_per_node"  # of a rollout apart from the trainer's GPUs
+BUDGET, DYNAMIC, STRATEGY = ACTOR + "ppo_max_token_len_per_gpu", ACTOR + "use_dynamic_bsz", ACTOR + "strategy"
+ATTENTION, PACKED = (
+    "actor_rollout_ref.model.override_config.attn_implementation",
+    "actor_rollout_ref.model.use_remove_padding",
+)
+SHARE, LEARNING_RATE = ROLLOUT + "gpu_memory_utilization", ACTOR + "optim.lr"
+
+COUNTS = (
+    *(PROMPTS, MINIBATCH, N, PROMPT_TOKENS, RESPONSE_TOKENS, NODES, GPUS, SP, OLD_SP, TP, BUDGET),
+    *(ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n"),
+    *("trainer.total_training_steps", "trainer.total_epochs"),
+)
+KEYS = (*COUNTS, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+FSDP = ("fsdp", "fsdp2")
+MOST = 4096  # GPUs that a remedy lists
+VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads of a model: of queries, and of keys and values."""
+
+    query: int
+    key_value: int
+
+    def split_over(self, size: int) -> bool:
+        """Whether ``size`` ranks get equal shares; key-value heads may also be repeated evenly."""
+        return self.query % size == 0 and (self.key_value % size == 0 or size % self.key_value == 0)
+
+    @property
+    def sizes(self) -> str:
+        """What ``split_over`` allows."""
+        return ", ".join(str(size) for size in range(1, min(self.query, MOST) + 1) if self.split_over(size))
+
+    def __str__(self) -> str:
+        return f"{self.query} attention heads and {self.key_value} key-value heads"
+
+
+def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[str]:
+    """One sentence for each number that no run survives.
+
+    Args:
+        values: Hydra key -> value, of the keys in ``KEYS``; None and missing keys are not looked at.
+        heads: of the model, where they are known.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    wrong = list(_counts(given))
+    yield from wrong
+    if not wrong:  # what follows divides by them
+        yield from _parallel(given, heads)
+        yield from _room(given)
+
+
+def heads_of(config_json: Path) -> Heads | None:
+    """The heads that a model's config.json gives; None where there is no such file, or for a model without heads."""
+    try:
+        config = json.loads(config_json.read_text(encoding="utf-8"))
+        config = config.get("text_config", config)
+        query = int(config["num_attention_heads"])
+        return Heads(query, int(config.get("num_key_value_heads") or query)) if query > 0 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def sequence_parallel(values: Mapping[str, Any]) -> tuple[str, int]:
+    """Key and size of Ulysses sequence parallelism; verl's old key wins where it is above 1."""
+    old = values.get(OLD_SP) or 1
+    return (OLD_SP, old) if _is_count(old) and old > 1 else (SP, values.get(SP) or 1)
+
+
+def is_flash(attention: str) -> bool:
+    """Whether transformers sends an attention through the function that verl patches; hub kernels count by name."""
+    return "flash" in attention
+
+
+def _counts(given: Mapping[str, Any]) -> Iterator[str]:
+    for key in COUNTS:
+        if key in given and not _is_count(given[key]):
+            yield f"{key}={given[key]!r} must be a whole number of at least 1."
+    if SHARE in given and not (_is_number(given[SHARE]) and 0 < given[SHARE] <= 1):
+        yield f"{SHARE}={given[SHARE]!r} must lie in (0, 1]: vLLM's share of a GPU's memory."
+    if LEARNING_RATE in given and not (_is_number(given[LEARNING_RATE]) and given[LEARNING_RATE] >= 0):
+        yield f"{LEARNING_RATE}={given[LEARNING_RATE]!r} must be a number of at least 0."
+
+
+def _parallel(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
+    if given.get(STRATEGY, "fsdp") in FSDP:
+        yield from _trainer_ranks(given, heads)
+    tensor = given.get(TP, 1)
+    nodes, gpus = (OWN_NODES, OWN_GPUS) if _is_count(given.get(OWN_NODES)) else (NODES, GPUS)
+    if _is_count(given.get(nodes)) and _is_count(given.get(gpus)):
+        each = given[gpus]
+        if given[nodes] * each % tensor or (each % tensor and tensor % each):
+            yield f"{TP}={tensor} does not divide {_gpus(given, nodes, gpus)}; set it to one of {_divisors(each)}."
+    if heads is not None and not heads.split_over(tensor):
+        yield f"{TP}={tensor} with a model of {heads}: vLLM splits them over its GPUs; set it to one of {heads.sizes}."
+
+
+def _trainer_ranks(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
+    key, size = sequence_parallel(given)
+    if {NODES, GPUS} <= given.keys():
+        gpus = given[NODES] * given[GPUS]
+        ranks = gpus // size
+        if gpus % size:
+            yield f"{key}={size} does not divide {_gpus(given, NODES, GPUS)}; set it to one of {_divisors(gpus)}."
+        elif {MINIBATCH, N} <= given.keys() and given[MINIBATCH] * given[N] % ranks:
+            yield (
+                f"{MINIBATCH}={given[MINIBATCH]} x {N}={given[N]} is {given[MINIBATCH] * given[N]} responses, which do "
+                f"not divide over {ranks} data-parallel ranks ({gpus} GPUs / {key}={size}); make it a multiple of "
+                f"{ranks}."
+            )
+    if size > 1 and not given.get(PACKED, True):
+        yield f"{key}={size} with {PACKED}=False: verl splits packed sequences only; set {PACKED}=True."
+    attention = str(given.get(ATTENTION, VERLS_ATTENTION))
+    if size > 1 and not is_flash(attention):
+        yield (
+            f"{key}={size} with {ATTENTION}={attention}: verl's sequence parallelism lives inside flash attention; "
+            "with any other, a response that is cut between two GPUs gets wrong log-probs, in silence. Set "
+            f"{ATTENTION}={VERLS_ATTENTION} (docs/gpu.md: how to install it), or {key}=1."
+        )
+    if heads is not None and not heads.split_over(size):
+        yield f"{key}={size} with a model of {heads}: ranks of a group share them; set it to one of {heads.sizes}."
+
+
+def _room(given: Mapping[str, Any]) -> Iterator[str]:
+    if not (given.get(DYNAMIC) and {BUDGET, PROMPT_TOKENS, RESPONSE_TOKENS} <= given.keys()):
+        return
+    key, size = sequence_parallel(given)
+    longest = given[PROMPT_TOKENS] + given[RESPONSE_TOKENS]
+    if given[BUDGET] * size < longest:
+        yield (
+            f"{BUDGET}={given[BUDGET]} x {key}={size} holds no sequence of {PROMPT_TOKENS}={given[PROMPT_TOKENS]} + "
+            f"{RESPONSE_TOKENS}={given[RESPONSE_TOKENS]} = {longest} tokens: verl stops at the first one; set "
+            f"{BUDGET} to {-(-longest // size)} or more."
+        )
+
+
+def _gpus(given: Mapping[str, Any], nodes: str, gpus: str) -> str:
+    return f"the {given[nodes] * given[gpus]} GPUs of {nodes}={given[nodes]} x {gpus}={given[gpus]}"
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(size) for size in range(1, min(number, MOST) + 1) if number % size == 0)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,104 @@
+"""The attention that a run would use, found by importing it: installed, broken, or standing in."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from cppo_verl import presets
+from cppo_verl.integration import attention, checks
+from cppo_verl.launch import sizes
+
+GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
+SDPA = f"++{sizes.ATTENTION}=sdpa"
+
+
+@pytest.fixture
+def flash_attn(monkeypatch) -> ModuleType:
+    """A module of that name, as far as transformers looks at it."""
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = lambda *args, **kwargs: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    return module
+
+
+def refusal(*overrides: str, here: bool = True) -> str:
+    """What the start check says; empty when it lets the run start."""
+    try:
+        checks.require(presets.compose("cppo", [GROUP_OF_8, *overrides]), here=here)
+    except checks.RunConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_verls_own_default_needs_flash_attention():
+    said = refusal()
+    assert (
+        f"{sizes.ATTENTION}=flash_attention_2 cannot be used in this environment (No module named 'flash_attn')" in said
+    )
+    assert f"++{sizes.ATTENTION}=sdpa" in said and "docs/gpu.md" in said
+    assert refusal(here=False) == ""  # a config is no worse for where it is looked at
+    assert refusal(SDPA) == ""
+
+
+def test_a_flash_attention_that_imports_is_accepted(flash_attn):
+    assert refusal() == ""
+    assert refusal(f"{sizes.SP}=2") == ""
+
+
+def test_a_flash_attention_of_another_kind_is_not(flash_attn):
+    del flash_attn.flash_attn_varlen_func  # flash-attn-4 installs a package of the same name
+    assert "flash_attn_varlen_func" in refusal()
+
+
+def test_an_extension_built_for_another_torch(monkeypatch, tmp_path):
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn/__init__.py").write_text(
+        "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c1')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "(flash_attn_2_cuda.so: undefined symbol: _ZN3c1)" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("flash_attention_3", "No module named 'flash_attn_interface'"),
+        ("flash_attention_4", "No module named 'flash_attn"),
+        ("kernels-community/flash-attn2", "a kernel of the hub needs the package kernels"),
+        ("flash", "transformers knows no attention of that name"),
+    ],
+)
+def test_what_is_not_installed_is_named(name, reason):
+    assert reason in (attention.missing(name) or "")
+    assert f"{sizes.ATTENTION}={name} cannot be used" in refusal(f"++{sizes.ATTENTION}={name}")
+
+
+@pytest.mark.parametrize("name", attention.BUILT_IN)
+def test_what_transformers_brings(name):
+    assert attention.missing(name) is None
+
+
+def test_kernels_from_the_hub_stand_in_for_the_package(monkeypatch):
+    monkeypatch.setattr(attention, "_hub_kernels", lambda: True)
+    assert attention.missing("flash_attention_2") is None
+    assert attention.missing("kernels-community/flash-attn2") is None
+
+
+def test_sequence_parallelism_outside_flash_attention_is_refused(flash_attn):
+    said = refusal(f"{sizes.SP}=2", SDPA)
+    assert f"{sizes.SP}=2 with {sizes.ATTENTION}=sdpa" in said and f"or {sizes.SP}=1" in said
+    assert "inside flash attention" in refusal(f"{sizes.OLD_SP}=2", SDPA, here=False)
+
+
+def test_other_engines_choose_their_attention_elsewhere():
+    config = presets.compose("cppo", [GROUP_OF_8])
+    config.actor_rollout_ref.actor.strategy = "megatron"
+    assert attention.in_force(config) is None
+    assert list(attention.here_problems(config)) == []
+
+
+def test_heads_of_a_local_model_are_looked_at(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6, "num_key_value_heads": 2}')
+    said = refusal(f"{sizes.SP}=4", f"actor_rollout_ref.model.path={tmp_path}", here=False)
+    assert f"{sizes.SP}=4 with a model of 6 attention heads and 2 key-value heads" in said

@@ -1,0 +1,124 @@
+"""What paper refuses: a run that is well says nothing, and each thing that is wrong is one sentence with a remedy."""
+
+import json
+
+import pytest
+
+from cppo_verl.launch import sizes
+from cppo_verl.launch.sizes import Heads
+
+RUN = {
+    sizes.PROMPTS: 64,
+    sizes.MINIBATCH: 32,
+    sizes.N: 8,
+    sizes.PROMPT_TOKENS: 1024,
+    sizes.RESPONSE_TOKENS: 8192,
+    sizes.NODES: 1,
+    sizes.GPUS: 8,
+    sizes.SP: 2,
+    sizes.OLD_SP: 1,
+    sizes.TP: 2,
+    sizes.BUDGET: 4608,
+    sizes.DYNAMIC: True,
+    sizes.STRATEGY: "fsdp2",
+    sizes.SHARE: 0.8,
+    sizes.LEARNING_RATE: 1e-6,
+    sizes.PACKED: True,
+    sizes.ATTENTION: None,
+    sizes.OWN_NODES: 0,
+    sizes.OWN_GPUS: 8,
+}
+HEADS = Heads(query=16, key_value=8)
+
+
+def said(**changes) -> str:
+    """All sentences about ``RUN`` with the named constants of ``sizes`` changed."""
+    heads = changes.pop("heads", HEADS)
+    return "\n".join(sizes.problems({**RUN, **{getattr(sizes, name): v for name, v in changes.items()}}, heads))
+
+
+def test_a_run_that_is_well_says_nothing():
+    assert said() == ""
+    assert said(heads=None) == ""
+    assert list(sizes.problems({})) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["PROMPTS", "MINIBATCH", "N", "NODES", "GPUS", "SP", "TP", "BUDGET", "RESPONSE_TOKENS"]
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
+def test_counts(name, value):
+    assert said(**{name: value}) == f"{getattr(sizes, name)}={value!r} must be a whole number of at least 1."
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"SHARE": 0}, [f"{sizes.SHARE}=0 must lie in (0, 1]"]),
+        ({"SHARE": 1.2}, [f"{sizes.SHARE}=1.2 must lie in (0, 1]"]),
+        ({"LEARNING_RATE": -1e-6}, [f"{sizes.LEARNING_RATE}=-1e-06 must be a number of at least 0"]),
+        ({"LEARNING_RATE": float("nan")}, ["must be a number of at least 0"]),
+        ({"SP": 3, "heads": None}, [f"{sizes.SP}=3 does not divide the 8 GPUs", "one of 1, 2, 4, 8."]),
+        ({"SP": 4, "NODES": 3, "GPUS": 2}, [f"{sizes.SP}=4 does not divide the 6 GPUs", "one of 1, 2, 3, 6."]),
+        ({"OLD_SP": 16, "NODES": 1}, [f"{sizes.OLD_SP}=16 does not divide"]),  # verl lets the old key win
+        ({"TP": 3, "heads": None}, [f"{sizes.TP}=3 does not divide the 8 GPUs", "one of 1, 2, 4, 8."]),
+        ({"TP": 16, "heads": None}, [f"{sizes.TP}=16 does not divide"]),
+        ({"SP": 8, "heads": Heads(12, 4)}, [f"{sizes.SP}=8 with a model of 12 attention heads", "one of 1, 2, 4, 12."]),
+        ({"TP": 8, "heads": Heads(24, 6)}, [f"{sizes.TP}=8 with a model of 24 attention heads and 6 key-value heads"]),
+        ({"MINIBATCH": 1, "N": 2}, ["is 2 responses", "over 4 data-parallel ranks", "multiple of 4."]),
+        ({"BUDGET": 4607}, [f"{sizes.BUDGET}=4607 x {sizes.SP}=2", "= 9216 tokens", "to 4608 or more."]),
+        ({"PACKED": False}, [f"{sizes.SP}=2 with {sizes.PACKED}=False", f"set {sizes.PACKED}=True."]),
+        ({"ATTENTION": "sdpa"}, [f"{sizes.SP}=2 with {sizes.ATTENTION}=sdpa", "docs/gpu.md", f"or {sizes.SP}=1."]),
+        ({"ATTENTION": "eager", "OLD_SP": 4}, [f"{sizes.OLD_SP}=4 with {sizes.ATTENTION}=eager"]),
+        ({"OWN_NODES": 1, "OWN_GPUS": 3}, ["does not divide the 3 GPUs of " + sizes.OWN_NODES]),
+    ],
+)
+def test_each_problem_is_one_sentence(changes, words):
+    sentence = said(**changes)
+    assert sentence.count("\n") == 0
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SP": 16, "NODES": 2, "heads": Heads(32, 4)},  # key-value heads are repeated
+        {"TP": 16, "NODES": 2, "GPUS": 8},  # a vLLM engine over two nodes
+        {"BUDGET": 100, "DYNAMIC": False},
+        {"SP": 1, "BUDGET": 9216, "ATTENTION": "sdpa", "PACKED": False},
+        {"ATTENTION": "flash_attention_3"},
+        {"ATTENTION": "kernels-community/flash-attn2"},
+        {"STRATEGY": "megatron", "SP": 3, "ATTENTION": "sdpa", "MINIBATCH": 1},  # these are FSDP's
+        {"OWN_NODES": 1, "OWN_GPUS": 2, "GPUS": 6, "MINIBATCH": 48},  # vLLM on GPUs of its own
+    ],
+)
+def test_what_runs_is_not_refused(changes):
+    assert said(**changes) == ""
+
+
+def test_missing_keys_are_not_guessed():
+    for key in RUN.keys() - {sizes.SP}:  # which is 1 then
+        assert list(sizes.problems({k: v for k, v in RUN.items() if k != key}, HEADS)) == []
+
+
+def test_huge_numbers_are_answered_at_once():
+    assert "does not divide" in said(GPUS=10**15 + 1)
+    assert "or more" in said(RESPONSE_TOKENS=10**400)
+
+
+def test_heads_are_read_from_config_json(tmp_path):
+    path = tmp_path / "config.json"
+    assert sizes.heads_of(path) is None
+    for config, heads in (
+        ({"num_attention_heads": 16, "num_key_value_heads": 8}, Heads(16, 8)),
+        ({"num_attention_heads": 16}, Heads(16, 16)),
+        ({"text_config": {"num_attention_heads": 4, "num_key_value_heads": 2}}, Heads(4, 2)),
+        ({"num_attention_heads": 0}, None),
+        ({"hidden_size": 8}, None),
+        ([], None),
+    ):
+        path.write_text(json.dumps(config))
+        assert sizes.heads_of(path) == heads
+    path.write_text("{")
+    assert sizes.heads_of(path) is None
