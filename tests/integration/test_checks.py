@@ -73,7 +73,10 @@ def test_what_would_be_wrong_is_refused(preset, override, words):
 
 SEPARATE = ["data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=16", MODE + "=separate_async"]
 SEPARATE += ["actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=1"]
-SEPARATE += ["actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"]
+SEPARATE += [
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+]
 
 
 @pytest.mark.parametrize("preset", presets.names())
