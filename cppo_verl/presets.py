@@ -1,15 +1,65 @@
-"""The ``trust_region`` presets: their names, and verl's config composed with one."""
+"""The ``trust_region`` presets: where they lie, their names, what they set, and verl's config composed with one."""
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 GROUP = "trust_region"
 FOLDER = Path(__file__).parent / "conf" / GROUP
+RULES_GROUP = "cppo_verl.rules"  # entry points of packages that bring rules
 
 
-def names() -> list[str]:
-    """Names that ``+trust_region=`` takes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
+def names(folders: Iterable[Path] = ()) -> list[str]:
+    """Names that ``+trust_region=`` takes: ours, those of installed packages, and those in config ``folders``."""
+    return sorted({path.stem for folder in _all(folders) for path in folder.glob("*.yaml")} - {"base"})
+
+
+def find(name: str, folders: Iterable[Path] = ()) -> Path | None:
+    """The file of a preset, in the order in which Hydra looks; None when there is none."""
+    return next((path for folder in _all(folders) if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def is_from_outside(name: str, folders: Iterable[Path] = ()) -> bool:
+    """Whether the preset's file is not one of ours."""
+    path = find(name, folders)
+    return path is not None and path.parent != FOLDER
+
+
+def installed() -> list[Path]:
+    """Config folders of packages that bring rules: ``conf`` in the package of each entry point. Imports none."""
+    tops = dict.fromkeys(entry.module.partition(".")[0] for entry in metadata.entry_points(group=RULES_GROUP))
+    specs = [importlib.util.find_spec(top) for top in tops]
+    places = [Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ()]
+    return [place / "conf" for place in places if (place / "conf").is_dir()]
+
+
+def folders_of(search_path: Iterable[str]) -> list[Path]:
+    """The folders among the entries of Hydra's search path, ``/a/b`` or ``file:///a/b``; packages are left out."""
+    return [
+        Path(entry.removeprefix("file://")) for entry in search_path if entry.partition("://")[0] in (entry, "file")
+    ]
+
+
+def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
+    """What a preset and those it composes over set, as nested mappings; interpolations stay as they are.
+
+    Raises:
+        FileNotFoundError: it, or one it composes over, is not there.
+    """
+    import yaml
+
+    folders = list(folders)
+    path = find(name, folders)
+    if path is None:
+        raise FileNotFoundError(f"no preset {name}; there are {', '.join(names(folders))}")
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    merged: dict[str, Any] = {}
+    for parent in own.pop("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            merged = _over(merged, settings(parent, folders))
+    return _over(merged, own)
 
 
 def compose(preset: str, overrides: Sequence[str] = ()):
@@ -22,3 +72,13 @@ def compose(preset: str, overrides: Sequence[str] = ()):
 
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):
         return hydra.compose("ppo_trainer", overrides=[f"+{GROUP}={preset}", *overrides])
+
+
+def _all(folders: Iterable[Path]) -> list[Path]:
+    return [FOLDER, *(folder / GROUP for folder in (*installed(), *folders))]
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping."""
+    both = {k: _over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}

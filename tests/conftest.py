@@ -1,8 +1,35 @@
 """Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz)."""
 
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FUZZ" not in os.environ)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def registries():
+    """What rules from outside leave in a process, as it was before. Called, it makes it so at once."""
+    from cppo_verl.trust_region import extensions, rules
+
+    modules = set(sys.modules)
+    held = [rules.RULES, rules.KNOBS]
+    if "verl.trainer.ppo.core_algos" in sys.modules:
+        held.append(sys.modules["verl.trainer.ppo.core_algos"].POLICY_LOSS_REGISTRY)
+    before = [dict(registry) for registry in held]
+
+    def forget() -> None:
+        extensions._failed = None
+        for registry, kept in zip(held, before, strict=True):
+            registry.clear()
+            registry.update(kept)
+        for name in set(sys.modules) - modules:
+            if "own" in name:
+                del sys.modules[name]
+
+    forget()
+    yield forget
+    forget()

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
+from cppo_verl import presets
+
 PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
 
 
@@ -60,7 +62,8 @@ def _versions() -> Iterator[str]:
 
 
 def _plugin() -> Iterator[str]:
-    from cppo_verl.trust_region.rules import RULES
+    from cppo_verl.trust_region import extensions
+    from cppo_verl.trust_region.rules import BUILT_IN, RULES
 
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     if policy != "auto" and "cppo_verl" not in policy.split(","):
@@ -76,14 +79,20 @@ def _plugin() -> Iterator[str]:
         loss = core_algos.get_policy_loss_fn(name)
         if not loss.__module__.startswith("cppo_verl."):
             raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
+    broken = extensions.load_installed()
+    if broken:
+        said = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
+        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {said}. Repair or uninstall them.")
     how = "by its entry point, in every process of an environment that has cppo_verl installed"
     modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
     yield f"loaded {how}" + (f"; VERL_USE_EXTERNAL_MODULES={modules} as well" if modules else "")
-    yield f"policy losses {', '.join(RULES)}; advantage estimator group_relative; trainer mode trust_region"
+    ours = ", ".join(name for name in RULES if name in BUILT_IN)
+    yield f"policy losses {ours}; advantage estimator group_relative; trainer mode trust_region"
+    for name, module in extensions.from_outside().items():
+        yield f"rule from outside: {name}, of {module}"
 
 
 def _presets() -> Iterator[str]:
-    from cppo_verl import presets
     from cppo_verl.integration import checks
 
     found = presets.names()

@@ -4,7 +4,6 @@ The presets attach ``StartCheck`` to Hydra, which runs it on the composed config
 asks again inside Ray.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -15,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
-from cppo_verl.integration import anchor, attention, topk
+from cppo_verl.integration import anchor, attention, rule_checks, topk
 from cppo_verl.launch import sizes
-from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import KEY_PREFIX
 from cppo_verl.trust_region.rules import RULES
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
-VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
 MODES = ("sync", "colocate_async", "separate_async")
 MODE = "trainer.v1.trust_region.mode"
 STEERED = ("cppo", "dppo")  # rules whose thresholds budget_target can scale
@@ -55,7 +53,7 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-        yield from _knob_problems(knobs)
+        yield from rule_checks.problems(knobs)
         yield from _size_problems(config)
         yield from _rollout_policy_problems(config)
         yield from _surrounding_problems(config, str(knobs.get("loss_mode")))
@@ -95,19 +93,6 @@ def _heads(model_path: Any) -> sizes.Heads | None:
     except HFValidationError:  # no hub id either; verl says so
         return None
     return sizes.heads_of(Path(cached)) if isinstance(cached, str) else None
-
-
-def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
-    from verl.workers.config import PolicyLossConfig
-
-    ours, verls = knob_names(), [field.name for field in dataclasses.fields(PolicyLossConfig)]
-    for name in knobs:
-        if name not in ours and name not in verls:
-            yield f"{KEY_PREFIX}.{name}={knobs[name]!r} is no knob; there are {', '.join(ours)}."
-    try:
-        TrustRegionKnobs(**{name: knobs[name] for name in ours if name in knobs})
-    except KnobError as error:
-        yield from str(error).splitlines()
 
 
 def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
@@ -156,8 +141,6 @@ def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:
                     f"actor_rollout_ref.actor.{key}={actor.get(key)} has no effect under loss_mode={mode}; "
                     f"use {KEY_PREFIX}.{'ratio_cap' if key == 'clip_ratio_c' else 'delta'} instead."
                 )
-    elif mode not in VERL_LOSSES:
-        yield f"{KEY_PREFIX}.loss_mode={mode!r} is not one of {', '.join([*RULES, *VERL_LOSSES])}."
     if mode.startswith("trm_") and knobs.get("divergence") != "kl":
         yield f"{KEY_PREFIX}.divergence={knobs.get('divergence')!r}: TRM is defined on KL(mu||pi); set it to kl."
     if knobs.get("estimator", "binary") == "topk":

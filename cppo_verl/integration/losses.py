@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cppo_verl.integration.config import knobs_of
-from cppo_verl.trust_region import metrics, staleness
+from cppo_verl.trust_region import extensions, metrics, staleness
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 from cppo_verl.trust_region.loss import token_losses
-from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
+from cppo_verl.trust_region.rules import BUILT_IN, LISTENERS, RULES, evaluate, observe_clipping
 from cppo_verl.trust_region.thresholds import scaled
 from cppo_verl.trust_region.tokens import Tokens
 
@@ -53,18 +53,30 @@ _collected: ContextVar[list[metrics.MetricSums] | None] = ContextVar("collected_
 
 
 def register(core_algos) -> None:
-    """Put every rule into verl's policy-loss registry; a name that verl already has is reported, ours wins."""
-    for name in RULES:
+    """Put every rule into verl's policy-loss registry, and from now on each that comes from outside.
+
+    A name that verl has already is reported. Ours wins; a rule from outside does not, since it can take another name.
+    """
+
+    def put(name: str) -> None:
         present = core_algos.POLICY_LOSS_REGISTRY.get(name)
-        if present is not None:
+        if present is not None and present.__module__ != __name__:
+            theirs = f"{present.__module__}.{present.__qualname__}"
+            if name not in BUILT_IN:
+                logger.warning("policy loss %r of %s is left to %s", name, RULES[name].__module__, theirs)
+                return
             logger.warning(
-                "policy loss %r is registered by %s.%s and by cppo_verl; cppo_verl's is used. "
+                "policy loss %r is registered by %s and by cppo_verl; cppo_verl's is used. "
                 "Set VERL_USE_EXTERNAL_PLUGINS=none for the other one.",
                 name,
-                present.__module__,
-                present.__qualname__,
+                theirs,
             )
         core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
+
+    for name in RULES:
+        put(name)
+    LISTENERS.append(put)
+    extensions.load_installed()
 
 
 def require_registered(mode: str) -> None:
@@ -78,6 +90,10 @@ def require_registered(mode: str) -> None:
     if mode not in RULES:
         return
     found = POLICY_LOSS_REGISTRY.get(mode)
+    if found is not None and found.__module__ != __name__ and mode not in BUILT_IN:
+        raise KnobError(
+            f"{KEY_PREFIX}.loss_mode={mode}: {found.__module__} has a loss of that name; give the rule another name."
+        )
     if found is None or found.__module__ != __name__:
         policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
         raise KnobError(

@@ -6,7 +6,8 @@ Nothing here imports torch or verl.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 DIVERGENCES = ("tv", "kl")
 ESTIMATORS = ("binary", "topk")
@@ -128,11 +129,61 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
     length = knobs.max_response_length
     if length is not None and (not _is_integer(length) or length < 1):
         yield f"{KEY_PREFIX}.max_response_length={length!r} must be a whole number of at least 1, or null."
+    for own in fields(knobs):
+        if _LIMITS in own.metadata:
+            yield from _own_problem(own, getattr(knobs, own.name))
 
 
-def knob_names() -> tuple[str, ...]:
-    """Names of all trust-region knobs, in the order of their definition."""
-    return tuple(field.name for field in fields(TrustRegionKnobs))
+def knob_names(kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> tuple[str, ...]:
+    """Names of all trust-region knobs, in the order of their definition; of a rule's own class, its own as well."""
+    return tuple(each.name for each in fields(kind))
+
+
+# ---- the knobs of a rule from outside
+
+_LIMITS = "limits"
+
+
+def knob(
+    default: Any,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of a rule's own knobs, checked and reported like the others; for subclasses of ``TrustRegionKnobs``.
+
+    Args:
+        default: its type is what values must have: a whole number, any number (a float), true or false, or a text.
+        low: smallest value; ``above`` instead if that value itself is not allowed.
+        high: largest value.
+        choices: the texts that are allowed.
+    """
+    return field(default=default, metadata={_LIMITS: (low, above, high, choices)})
+
+
+def _own_problem(own: Field, value: Any) -> Iterable[str]:
+    """A sentence if ``value`` is not of the default's type, or outside the limits."""
+    key = f"{KEY_PREFIX}.{own.name}={value!r}"
+    low, above, high, choices = own.metadata[_LIMITS]
+    if isinstance(own.default, bool):
+        if not isinstance(value, bool):
+            yield f"{key} must be true or false."
+    elif isinstance(own.default, str):
+        if choices and value not in choices:
+            yield f"{key} is not one of {', '.join(choices)}."
+    elif isinstance(own.default, (int, float)):
+        whole = isinstance(own.default, int)
+        if not (_is_integer(value) if whole else _is_number(value)):
+            yield f"{key} must be a {'whole ' if whole else ''}number."
+        elif not _within(value, low, above, high):
+            begin = f"({above:g}" if above is not None else "(-inf" if low is None else f"[{low:g}"
+            yield f"{key} is outside {begin}, {'inf)' if high is None else f'{high:g}]'}."
+
+
+def _within(value: float, low: float | None, above: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
 
 
 def _is_number(value: object) -> bool:

@@ -2,10 +2,13 @@
 
 Every token rule keeps an update that moves pi back toward mu, A_t (rho_t - 1) <= 0; they differ in what else they keep.
 A rule sees (batch, length) tensors, runs under no_grad in float32 or float64, and never looks at invalid positions.
-``RULES`` maps the name that ``loss_mode`` takes to its function.
+``RULES`` maps the name that ``loss_mode`` takes to its function. A rule from outside is one more function under
+``rule`` (``extensions`` brings it into a process; docs/extending.md).
 """
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +18,41 @@ from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenu
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
 from cppo_verl.trust_region.tokens import Tokens, last
 
-Rule = Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]
+Rule = Callable[[Tokens, Tensor, Any], Verdict]
 RULES: dict[str, Rule] = {}
+KNOBS: dict[str, type[TrustRegionKnobs]] = {}  # by rule, for those that have knobs of their own
+LISTENERS: list[Callable[[str], None]] = []  # called with the name of each rule that comes later
 
 
-def rule(name: str) -> Callable[[Rule], Rule]:
-    """Register a rule under the name that ``loss_mode`` takes."""
+def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs) -> Callable[[Rule], Rule]:
+    """Register a rule under the name that ``loss_mode`` takes.
+
+    Args:
+        knobs: the class that holds the rule's own knobs: a dataclass that extends ``TrustRegionKnobs`` with fields
+            made by ``knobs.knob``. The rule is then given an instance of it.
+
+    Raises:
+        KnobError: the name is taken, or ``knobs`` is no dataclass.
+    """
 
     def register(function: Rule) -> Rule:
         if name in RULES:
-            raise ValueError(f"rule {name!r} is registered twice")
+            raise KnobError(f"a rule {name!r} is there already, of {RULES[name].__module__}: give yours another name")
+        if not is_dataclass(knobs) or "__dataclass_fields__" not in vars(knobs):
+            raise KnobError(f"{knobs.__name__}, the knobs of rule {name!r}, is no dataclass: put @dataclass over it")
         RULES[name] = function
+        if knobs is not TrustRegionKnobs:
+            KNOBS[name] = knobs
+        for listener in LISTENERS:
+            listener(name)
         return function
 
     return register
+
+
+def knobs_of_rule(name: str) -> type[TrustRegionKnobs]:
+    """The class of the rule's knobs; ours for a rule without own ones, and for an unknown name."""
+    return KNOBS.get(name, TrustRegionKnobs)
 
 
 @rule("dppo")
@@ -119,6 +143,10 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     capped = weight > knobs.ratio_cap
     keep_all = tokens.mask.new_ones(()).expand_as(tokens.mask)
     return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
+
+
+BUILT_IN = frozenset(RULES)
+VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
 
 
 def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:

@@ -11,12 +11,15 @@ from tests import ROOT
 
 MODULES = (
     "cppo_verl/trust_region/knobs.py",
+    "cppo_verl/trust_region/rules.py",
+    "cppo_verl/trust_region/extensions.py",
     "cppo_verl/launch/command_line.py",
     "cppo_verl/launch/sizes.py",
     "cppo_verl/launch/checkpoints.py",
     "cppo_verl/launch/supervise.py",
     "cppo_verl/trust_region/advantage.py",
     "cppo_verl/integration/checks.py",
+    "cppo_verl/integration/rule_checks.py",
     "cppo_verl/integration/attention.py",
     "cppo_verl/integration/alarms.py",
     "cppo_verl/integration/config.py",

@@ -10,8 +10,12 @@ from omegaconf import OmegaConf
 from cppo_verl import presets
 from cppo_verl.cli import run
 from cppo_verl.launch import command_line
+<<<<<<< HEAD
 from cppo_verl.launch.sizes import Heads
 from cppo_verl.trust_region.knobs import knob_names
+=======
+from tests import own_rule
+>>>>>>> 613f1b0 (Rules of one's own from outside: entry points, rule_module, knobs and presets checked like ours)
 
 KEY = "actor_rollout_ref.actor.policy_loss."
 
@@ -101,3 +105,39 @@ def test_the_config_is_kept_only_once_hydra_has_written_all_of_it(tmp_path, caps
     progress.tick()
     assert kept.read_text() == "trainer:\n  total_training_steps: 7\n"
     assert "config accepted" in capsys.readouterr().out
+
+
+# ---- rules from outside
+
+
+def test_a_preset_in_a_folder_of_the_search_path(tmp_path, registries):
+    own_rule.write(tmp_path)
+    own = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own"]
+    assert command_line.problems([*own, KEY + "grace=0"]) == []
+    both = command_line.problems([*own, KEY + "grace=-1", KEY + "w_min=0"])
+    assert both == [f"{KEY}w_min=0 is outside (0, 1].", f"{KEY}grace=-1 is outside [0, inf)."]
+    (problem,) = command_line.problems([*own, KEY + "rule_module=nowhere.py"])
+    assert f"{KEY}rule_module=nowhere.py cannot be imported" in problem
+    (problem,) = command_line.problems([*own, KEY + "loss_mode=onw"])
+    assert "loss_mode='onw' is not one of" in problem and "defines own" in problem
+    (problem,) = command_line.problems([own[0], "+trust_region=onw"])
+    assert "own" in problem and "cppo" in problem
+    assert command_line.problems(["hydra.searchpath=[pkg://somewhere]", "+trust_region=onw"]) == []  # Hydra will say
+
+
+def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):
+    own_rule.write_package(tmp_path, "package_with_own_rule")
+    assert "is no preset" in command_line.problems(["+trust_region=own"])[0]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert command_line.problems(["+trust_region=own"]) == []
+    assert command_line.problems(["+trust_region=own", KEY + "grace=x"]) == [f"{KEY}grace='x' must be a whole number."]
+
+
+def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
+    (tmp_path / "trust_region").mkdir()
+    text = "defaults: [cppo_kl, _self_]\nactor_rollout_ref: {actor: {policy_loss: {delta: 0.3}}}\n"
+    (tmp_path / "trust_region/mine.yaml").write_text(text)
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
+    assert command_line.problems(overrides) == []
+    assert command_line._knobs("mine", [tmp_path])["delta_b"] == 0.002
+    assert command_line.problems([*overrides, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf]."]

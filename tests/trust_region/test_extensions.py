@@ -1,0 +1,171 @@
+"""Rules from files and installed packages: they arrive once and checked, and leave nothing behind when they fail."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cppo_verl.trust_region import extensions, rules
+from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob, knob_names, knob_problems
+from cppo_verl.trust_region.loss import policy_loss
+from tests.helpers import random_batch
+
+RULE = """
+from cppo_verl.trust_region.gate import Verdict
+from cppo_verl.trust_region.rules import rule
+
+@rule({name!r})
+def anything(tokens, divergence, knobs):
+    return Verdict(tokens.mask, over_token=~tokens.mask)
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, registries):
+    def write(name: str, source: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text(source)
+        return str(path)
+
+    return write
+
+
+def test_a_file_brings_its_rule_once(write):
+    heard: list[str] = []
+    rules.LISTENERS.append(heard.append)
+    try:
+        path = write("own", RULE.format(name="own"))
+        module = extensions.load(path)
+        assert extensions.load(path) is module
+        assert heard == ["own"]
+        assert extensions.from_outside() == {"own": module.__name__}
+        batch = random_batch(seed=1, rows=3, width=5)
+        loss, metrics = policy_loss("own", batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)
+        assert loss.isfinite() and metrics["actor/trust_region/masked_share"] == 0
+    finally:
+        rules.LISTENERS.remove(heard.append)
+
+
+def test_a_module_by_name(write, monkeypatch, tmp_path):
+    write("own_rule_by_name", RULE.format(name="own"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert extensions.load("own_rule_by_name").__name__ == "own_rule_by_name"
+    assert "own" in rules.RULES
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "import nothing_of_that_name",
+            ["cannot be imported", "ModuleNotFoundError", "own.py:1"],
+        ),
+        ("def rule(:", ["SyntaxError", "own.py:1"]),
+        (RULE.format(name="own") + "\nraise RuntimeError('half-way')", ["RuntimeError: half-way", "own.py:9"]),
+        (RULE.format(name="cppo"), ["a rule 'cppo' is there already", "cppo_verl.trust_region.rules", "another name"]),
+        (RULE.format(name="own").replace("rule('own')", "rule('own', knobs=int)"), ["int", "no dataclass"]),
+    ],
+)
+def test_a_file_that_fails_is_named_with_cause_and_leaves_nothing(write, source, words):
+    before = dict(rules.RULES)
+    path = write("own", source)
+    for _ in range(2):  # the second time says the same
+        with pytest.raises(KnobError) as refusal:
+            extensions.load(path)
+        for word in [f"policy_loss.rule_module={path}", *words]:
+            assert word in str(refusal.value)
+        assert before == rules.RULES
+
+
+@pytest.mark.parametrize("where", ["/nowhere/own.py", "no_module_of_that_name"])
+def test_what_is_not_there(registries, where):
+    with pytest.raises(KnobError, match="cannot be imported on .*Error: .*Give the path of a .py file"):
+        extensions.load(where)
+
+
+def test_a_name_that_the_module_does_not_define(write):
+    path = write("own", RULE.format(name="own"))
+    extensions.load(path)
+    said = extensions.unknown_rule("onw", path)
+    assert "loss_mode='onw' is not one of" in said and "cppo" in said and "cispo" in said
+    assert f"{path} defines own: put @rule('onw') over the function" in said
+    empty = write("empty", "")
+    extensions.load(empty)
+    assert f"{empty} defines no rule" in extensions.unknown_rule("onw", empty)
+
+
+def install(folder: Path, name: str, module: str) -> None:
+    """What pip leaves of a package with an entry point in our group."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[cppo_verl.rules]\n{name} = {module}\n")
+
+
+def test_installed_packages(write, monkeypatch, tmp_path):
+    write("good_own_rule", RULE.format(name="own"))
+    write("bad_own_rule", RULE.format(name="dppo"))
+    install(tmp_path, "good", "good_own_rule")
+    install(tmp_path, "bad", "bad_own_rule")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    extensions.bring("cppo", None)
+    assert "own" not in rules.RULES  # nothing is imported for a rule that is there
+    extensions.bring("own", None)
+    assert "own" in rules.RULES
+    failed = extensions.load_installed()
+    assert list(failed) == ["bad"]
+    assert "a rule 'dppo' is there already" in failed["bad"]
+    assert "The entry point bad could not be loaded: bad_own_rule: KnobError" in extensions.unknown_rule("odd", None)
+
+
+def test_a_file_beside_its_preset_is_found(tmp_path):
+    (tmp_path / "own.py").touch()
+    assert extensions.resolve("own.py", [tmp_path / "elsewhere", tmp_path]) == str(tmp_path / "own.py")
+    assert extensions.resolve("other.py", [tmp_path]) == "other.py"
+    assert extensions.resolve("package.own", [tmp_path]) == "package.own"
+
+
+# ---- knobs of its own
+
+
+@dataclass
+class OwnKnobs(TrustRegionKnobs):
+    grace: int = knob(2, low=0, high=9)
+    share: float = knob(0.5, above=0, high=1)
+    any_number: float = knob(0.0)
+    kind: str = knob("a", choices=("a", "b"))
+    on: bool = knob(True)
+    free: object = None
+
+
+def test_defaults_are_well():
+    assert not list(knob_problems(OwnKnobs()))
+    assert set(knob_names(OwnKnobs)) - set(knob_names()) == {"grace", "share", "any_number", "kind", "on", "free"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("grace", -1, "grace=-1 is outside [0, 9]"),
+        ("grace", 10, "grace=10 is outside [0, 9]"),
+        ("grace", 1.5, "grace=1.5 must be a whole number"),
+        ("grace", True, "grace=True must be a whole number"),
+        ("share", 0, "share=0 is outside (0, 1]"),
+        ("share", float("nan"), "share=nan must be a number"),
+        ("any_number", "x", "any_number='x' must be a number"),
+        ("kind", "c", "kind='c' is not one of a, b"),
+        ("on", 1, "on=1 must be true or false"),
+        ("delta", 2, "delta=2 is outside (0, 1]"),
+    ],
+)
+def test_a_bad_own_knob_is_named_with_its_range(name, value, said):
+    with pytest.raises(KnobError) as refusal:
+        OwnKnobs(**{name: value})
+    assert str(refusal.value) == f"actor_rollout_ref.actor.policy_loss.{said}."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("grace", 0), ("grace", 9), ("share", 1), ("share", 1e-9), ("kind", "b"), ("free", "x")]
+)
+def test_what_is_in_range_passes(name, value):
+    OwnKnobs(**{name: value})
