@@ -2,12 +2,13 @@
 
 python -m benchmarks.pocket            # the whole grid; continues where it was interrupted
 python -m benchmarks.pocket --quick    # a smoke test of a minute
+python -m benchmarks.pocket --try my_rules/trust_region/mine.yaml    # a preset of your own beside CPPO and DPPO
 """
 
 import argparse
 from pathlib import Path
 
-from benchmarks.pocket.grid import execute, load
+from benchmarks.pocket.grid import execute, load, trial
 from cppo_verl import atomic
 
 RESULTS = Path(__file__).with_name("results")
@@ -17,18 +18,36 @@ DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, ea
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="toy sizes; nothing to conclude from")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/pocket/results, or runs/pocket-quick")
+    parser.add_argument(
+        "--try",
+        dest="tried",
+        action="append",
+        default=[],
+        metavar="PRESET",
+        help="compare this preset, by name or by file, with CPPO and DPPO; may be repeated",
+    )
+    parser.add_argument("--seeds", type=int, default=8, help="of --try (%(default)s)")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/pocket/results, runs/pocket-quick or -try")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this long")
     parser.add_argument("--report-only", action="store_true", help="figures and tables from the CSVs that are there")
     args = parser.parse_args()
-    out, grid = args.out or (Path("runs/pocket-quick") if args.quick else RESULTS), load(args.quick)
+    grid = load(args.quick)
+    default = Path("runs/pocket-try" if args.tried else "runs/pocket-quick") if args.tried or args.quick else RESULTS
+    out = args.out or default
+    if args.tried:
+        try:
+            grid = trial(grid, args.tried, args.seeds)
+        except ValueError as error:
+            parser.error(str(error))
     if not args.report_only:
         execute(grid, out, args.processes, args.device, args.minutes)
     from benchmarks.pocket.report import report
 
     report(grid, out)
+    if args.tried:
+        print(*((out / f"{name}.md").read_text(encoding="utf-8") for name in ("claims", "rules")), sep="\n")
     if out == RESULTS:
         for name in ("claims", "rules"):
             put_into_doc(name, (out / f"{name}.md").read_text(encoding="utf-8"))

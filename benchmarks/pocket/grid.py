@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from benchmarks.pocket.train import Row, run
-from cppo_verl import atomic
+from cppo_verl import atomic, presets
 
 GRID = Path(__file__).with_name("grid.yaml")
 
@@ -41,6 +41,36 @@ def load(quick: bool) -> dict[str, Any]:
         grid["seeds"], grid["extra_seeds"] = grid["quick"]["seeds"], []
         grid["plan"] = [{k: grid["quick"][k] for k in ("settings", "rules")}]
     return grid
+
+
+def trial(grid: dict[str, Any], tried: list[str], seeds: int) -> dict[str, Any]:
+    """A grid that compares presets with CPPO and DPPO on ``branch`` and ``trace``, the first ``seeds`` seeds.
+
+    Args:
+        tried: names of presets, or their files: ``FOLDER/trust_region/NAME.yaml``.
+
+    Raises:
+        ValueError: a preset that is not there, or has the name of a rule of the grid.
+    """
+    rules = {name: grid["rules"][name] for name in ("cppo", "dppo")}
+    for each in tried:
+        file = Path(each).resolve() if each.endswith(".yaml") else None
+        name, folders = (file.stem, [file.parents[1]]) if file else (each, [])
+        if presets.find(name, folders) is None:
+            raise ValueError(f"--try {each}: no such preset; there are {', '.join(presets.names(folders))}")
+        if name in rules:
+            raise ValueError(f"--try {each}: {name} is what others are compared with")
+        rules[name] = {"preset": name, **({"folder": str(folders[0])} if folders else {})}
+    own = [name for name in rules if name not in ("cppo", "dppo")]
+    settings = [name for name in ("branch", "trace") if name in grid["settings"]]
+    claims = [
+        {"claim": f"{name} beats {other}", "kind": "greater", "contrasts": [[s, name, other] for s in settings]}
+        for name in own
+        for other in ("cppo", "dppo")
+    ]
+    every = [*grid["seeds"], *grid["extra_seeds"]][:seeds]
+    plan = [{"settings": settings, "rules": "all"}]
+    return {**grid, "rules": rules, "seeds": every, "extra_seeds": [], "plan": plan, "claims": claims, "drawn": own}
 
 
 def specs(grid: dict[str, Any]) -> Iterator[Spec]:

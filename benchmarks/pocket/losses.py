@@ -5,35 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
-import cppo_verl
+from cppo_verl import presets
 from cppo_verl.integration import losses as registered
 from cppo_verl.integration.config import TrustRegionLossConfig
-from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region import extensions, metrics
 from cppo_verl.trust_region.rules import RULES, observe_clipping
 from cppo_verl.trust_region.tokens import Tokens
 from cppo_verl.trust_region.topk import TOPK, without_sampled
 
-PRESETS = Path(cppo_verl.__file__).parent / "conf" / "trust_region"
 AGGREGATION = "seq-mean-token-sum-norm"
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, metrics.MetricSums]]
 
 
-def preset(name: str) -> dict[str, Any]:
-    """``actor_rollout_ref.actor`` of a preset with what it composes over."""
-    text = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-    merged: dict[str, Any] = {"policy_loss": {}}
-    for parent in text.get("defaults", []):
-        if parent != "_self_":
-            merged = preset(parent)
-    own = text.get("actor_rollout_ref", {}).get("actor", {})
-    knobs = {**merged["policy_loss"], **own.get("policy_loss", {})}
-    return {**merged, **own, "policy_loss": knobs}
+def preset(name: str, folder: str | None = None) -> dict[str, Any]:
+    """``actor_rollout_ref.actor`` of a preset with what it composes over; of one in a config ``folder`` too."""
+    folders = [Path(folder)] if folder else []
+    actor = presets.settings(name, folders)["actor_rollout_ref"]["actor"]
+    module = actor["policy_loss"].get("rule_module")
+    if module:
+        actor["policy_loss"]["rule_module"] = extensions.resolve(module, folders)
+    return actor
 
 
 def policy_loss(rule: dict[str, Any], length: int) -> Loss:
@@ -42,12 +38,12 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
     ``log_pi`` and ``log_mu`` are full log-laws (batch, length, vocabulary); a rule sees of them what its estimator may.
 
     Args:
-        rule: ``preset`` and overrides of its ``policy_loss``.
+        rule: ``preset``, the config ``folder`` that it lies in if it is not ours, and overrides of its ``policy_loss``.
         length: of every response, and the loss's scale factor.
     """
-    actor = preset(rule["preset"])
+    actor = preset(rule["preset"], rule.get("folder"))
     knobs = {k: v for k, v in actor["policy_loss"].items() if k != "_target_"}
-    knobs |= {"max_response_length": length} | {k: v for k, v in rule.items() if k != "preset"}
+    knobs |= {"max_response_length": length} | {k: v for k, v in rule.items() if k not in ("preset", "folder")}
     clip = {k: v for k, v in actor.items() if k.startswith("clip_ratio")}
     config = FSDPActorConfig(
         rollout_n=8, ppo_micro_batch_size_per_gpu=1, policy_loss=TrustRegionLossConfig(**knobs), **clip
@@ -61,12 +57,13 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
         handed = None
         if knobs.estimator == "topk":
             handed = listed_divergence(log_pi.detach(), log_mu, tokens, knobs.topk, knobs.divergence)
-        divergence, collected = registered._divergence.set(handed), registered._collected.set([])
+        beside = registered._beside.set(registered.Beside(divergence=handed))
+        collected = registered._collected.set([])
         try:
             loss, _ = function(old_log_prob, log_prob, advantages, mask, AGGREGATION, config, None)
             sums = registered._collected.get() or []
         finally:
-            registered._divergence.reset(divergence)
+            registered._beside.reset(beside)
             registered._collected.reset(collected)
         if knobs.loss_mode not in RULES:
             sums = [observe(Tokens.of(log_prob, old_log_prob, advantages, mask), config)]

@@ -147,7 +147,8 @@ def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) ->
     for column, setting in enumerate(settings):
         rules = [rule for rule in grid["rules"] if any((s.setting, s.rule) == (setting, rule) for s in runs)]
         mine = [c for c in curves if c["setting"] == setting]
-        _draw_curves(axes[0][column], axes[3][column], mine, [rule for rule in MAIN if rule in rules])
+        main = [rule for rule in (*MAIN, *grid.get("drawn", ())) if rule in rules]
+        _draw_curves(axes[0][column], axes[3][column], mine, main)
         _draw_differences(axes[1][column], runs, setting, [rule for rule in rules if rule != "dppo"])
         _draw_masks(axes[2][column], runs, setting, rules)
         _draw_bound(axes[4][column], runs, setting, rules)
@@ -159,8 +160,11 @@ def figures(grid: dict[str, Any], runs: Runs, curves: list[dict], file: Path) ->
 
 
 def _draw_curves(scores, divergences, curves: list[dict], rules: list[str]) -> None:
-    for rule in rules:
-        color, own = f"C{MAIN.index(rule)}", [c for c in curves if c["rule"] == rule]
+    for place, rule in enumerate(rules):
+        color, own = (
+            f"C{MAIN.index(rule) if rule in MAIN else len(MAIN) + place}",
+            [c for c in curves if c["rule"] == rule],
+        )
         steps = sorted({int(c["step"]) for c in own})
         spans = [interval([float(c["score"]) for c in own if int(c["step"]) == s]) for s in steps]
         scores.plot(steps, [mean for mean, _, _ in spans], color=color, label=rule)

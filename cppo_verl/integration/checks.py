@@ -169,7 +169,7 @@ def _mode_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str
             f"when they end; set {MODE}=sync."
         )
     loss = knobs.get("loss_mode")
-    if knobs.get("budget_target") is not None and loss not in STEERED:
+    if knobs.get("budget_target") is not None and loss not in (*STEERED, *extensions.from_outside()):
         yield (
             f"{KEY_PREFIX}.budget_target={knobs.get('budget_target')} with loss_mode={loss}: only the thresholds of "
             f"{' and '.join(STEERED)} scale; set it to null."
