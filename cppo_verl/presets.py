@@ -62,6 +62,18 @@ def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
     return _over(merged, own)
 
 
+def section(name: str, folders: Iterable[Path], key: str) -> dict[str, Any]:
+    """What ``settings`` has under a dotted ``key``; empty where nothing is set.
+
+    Raises:
+        FileNotFoundError: as for ``settings``.
+    """
+    found = settings(name, folders)
+    for part in key.split("."):
+        found = found.get(part) or {}
+    return found
+
+
 def compose(preset: str, overrides: Sequence[str] = ()):
     """verl's ``ppo_trainer`` config with a preset and further overrides, as the command line would compose it.
 

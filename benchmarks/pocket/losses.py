@@ -25,7 +25,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, metrics.MetricSu
 def preset(name: str, folder: str | None = None) -> dict[str, Any]:
     """``actor_rollout_ref.actor`` of a preset with what it composes over; of one in a config ``folder`` too."""
     folders = [Path(folder)] if folder else []
-    actor = presets.settings(name, folders)["actor_rollout_ref"]["actor"]
+    actor = presets.section(name, folders, "actor_rollout_ref.actor")
     module = actor["policy_loss"].get("rule_module")
     if module:
         actor["policy_loss"]["rule_module"] = extensions.resolve(module, folders)

@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from cppo_verl.integration import anchor, attention, rule_checks, topk
 from cppo_verl.launch import sizes
+from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX
 from cppo_verl.trust_region.rules import RULES
 

@@ -14,12 +14,8 @@ class StartCheck(Callback):
     """Presets name it under ``hydra.callbacks``."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-<<<<<<< HEAD
         """Check the composed config and this environment; leave with status 1 and the reasons when it cannot run."""
-=======
-        """Check the composed config; leave with status 1 and the reasons when it cannot run."""
         _find_rule(config)
->>>>>>> 613f1b0 (Rules of one's own from outside: entry points, rule_module, knobs and presets checked like ours)
         try:
             checks.require(config, here=True)
         except checks.RunConfigError as error:

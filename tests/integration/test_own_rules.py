@@ -76,6 +76,7 @@ def test_a_file_beside_its_preset_becomes_an_absolute_path(tmp_path, registries)
     file = own_rule.write(tmp_path)
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):
         overrides = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own", "actor_rollout_ref.rollout.n=8"]
+        overrides.append("++actor_rollout_ref.model.override_config.attn_implementation=sdpa")
         config = hydra.compose("ppo_trainer", overrides, return_hydra_config=True)
     assert config.actor_rollout_ref.actor.policy_loss.rule_module == "own.py"
     hydra_check.StartCheck().on_run_start(config)

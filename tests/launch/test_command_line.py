@@ -10,12 +10,9 @@ from omegaconf import OmegaConf
 from cppo_verl import presets
 from cppo_verl.cli import run
 from cppo_verl.launch import command_line
-<<<<<<< HEAD
 from cppo_verl.launch.sizes import Heads
 from cppo_verl.trust_region.knobs import knob_names
-=======
 from tests import own_rule
->>>>>>> 613f1b0 (Rules of one's own from outside: entry points, rule_module, knobs and presets checked like ours)
 
 KEY = "actor_rollout_ref.actor.policy_loss."
 
@@ -139,5 +136,5 @@ def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
     (tmp_path / "trust_region/mine.yaml").write_text(text)
     overrides = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
     assert command_line.problems(overrides) == []
-    assert command_line._knobs("mine", [tmp_path])["delta_b"] == 0.002
+    assert presets.section("mine", [tmp_path], KEY[:-1])["delta_b"] == 0.002
     assert command_line.problems([*overrides, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf]."]
