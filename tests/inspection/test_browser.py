@@ -12,6 +12,8 @@ from cppo_verl.inspection.page import write_page
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, StepRecord
 from tests.inspection.records import sentence, step_record
+from tests.reporting.own_runs import write_own
+from tests.reporting.test_paper_report import study_report
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"THE PAGES ARE NOT TESTED: {browser.missing()}")
 
@@ -452,3 +454,31 @@ def test_a_soft_gate_says_how_much_is_left(driver, tmp_path):
     (left,) = re.findall(r"damped to ([0-9.]+)", book.text("#token .which"))
     assert float(left) == pytest.approx(float(gates[t]), rel=6e-3)
     assert "damped" in spans(book)[t]["classes"]
+
+
+def test_a_number_that_is_none_is_said_and_drawn_around(driver, tmp_path):
+    record = step_record([sentence(30)])
+    response = record.responses[0]
+    response.first.log_pi[3] = np.nan
+    response.first.log_pi[5] = -np.inf
+    book = Book(driver, tmp_path, [record])
+    book.js("document.querySelectorAll('#text i')[3].click()")
+    cells = book.text("#token dl")
+    assert "D\nnot a number" in cells and "log π\nnot a number" in cells
+    assert len(spans(book)) == 30 and book.complaints() == []
+
+
+def test_a_comparison_of_runs_fits_a_phone(driver, tmp_path):
+    for seed in range(2):
+        for method in ("grpo", "cppo"):
+            write_own(tmp_path / "runs", method, seed, {10: 0.5, 20: 0.6 + 0.1 * (method == "cppo")})
+    out = study_report(str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    browser.screen(driver, browser.PHONE)
+    driver.get((out / "report.html").as_uri())
+    assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+    text = driver.execute_script("return document.body.innerText")
+    assert text.index("higher") < text.index("Paired differences") < text.index("Validation score")
+    clipped = (
+        "[...document.querySelectorAll('p, h1, h2, h3, svg.plot')].filter(e => e.getBoundingClientRect().right > 390)"
+    )
+    assert driver.execute_script(f"return {clipped}.length") == 0
