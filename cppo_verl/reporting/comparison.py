@@ -6,7 +6,7 @@ from math import isfinite
 
 from cppo_verl.reporting import findings
 from cppo_verl.reporting.intervals import interval
-from cppo_verl.reporting.outcomes import MEASURES, Comparison, Difference, Outcome
+from cppo_verl.reporting.outcomes import MEASURES, Comparison, Difference, Outcome, known, seed_count
 from cppo_verl.reporting.scores import ACCURACY
 
 PAIRING = (
@@ -33,11 +33,12 @@ def _methods_html(comparison: Comparison) -> str:
         scores = "".join(_score_td(outcomes, measure, comparison, name == top[measure]) for measure in MEASURES)
         fell = sum(outcome.collapsed for outcome in outcomes)
         flag = f"<small>{fell} of {len(outcomes)} collapsed</small>" if fell else ""
-        hours = findings.mean_of(findings.known(outcomes, "hours"))
+        hours = findings.mean_of(known(outcomes, "hours"))
         run = findings.ABSENT if hours is None else findings.duration(hours)
         shown = [findings.masked_text(outcomes), findings.seconds_text(outcomes), run]
         rest = "".join(f"<td><span>{escape(text)}</span></td>" for text in shown)
-        seeds = f"<td><span>{len(outcomes)}</span></td>"
+        again = f"<small>{len(outcomes)} runs</small>" if len(outcomes) > seed_count(outcomes) else ""
+        seeds = f"<td><span>{seed_count(outcomes)}</span>{again}</td>"
         rows.append(f'<tr><th scope="row">{escape(name)}{flag}</th>{seeds}{scores}{rest}</tr>')
     percent = ", percent" * (comparison.kind == ACCURACY)
     caption = (
@@ -49,7 +50,7 @@ def _methods_html(comparison: Comparison) -> str:
 
 
 def _score_td(outcomes: Sequence[Outcome], measure: str, comparison: Comparison, best: bool) -> str:
-    values = findings.known(outcomes, measure)
+    values = known(outcomes, measure)
     if not values:
         return '<td class="unscored"><span>no score</span></td>'
     mean, low, high = interval(values)
@@ -166,7 +167,7 @@ def _top(comparison: Comparison) -> dict[str, str | None]:
     """The method with the highest mean in each measure, where there is more than one to choose from."""
     found: dict[str, str | None] = {}
     for measure in MEASURES:
-        each = {name: findings.known(outcomes, measure) for name, outcomes in comparison.methods.items()}
+        each = {name: known(outcomes, measure) for name, outcomes in comparison.methods.items()}
         means = {name: findings.mean_of(values) for name, values in each.items()}
         scored = {name: mean for name, mean in means.items() if mean is not None}
         found[measure] = max(scored, key=lambda name: scored[name]) if len(scored) > 1 else None

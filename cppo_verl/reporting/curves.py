@@ -18,7 +18,7 @@ from cppo_verl.reporting import names
 from cppo_verl.reporting.ablations import groups
 from cppo_verl.reporting.intervals import t975
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.outcomes import grouped
+from cppo_verl.reporting.outcomes import by_seed, grouped
 from cppo_verl.reporting.rollouts import Dump
 from cppo_verl.reporting.scores import ACCURACY, TRAINING_REWARD, Entry, kind_of, t_stop
 from cppo_verl.reporting.summary import NOT_LOGGED, first_logged, plain, series
@@ -207,7 +207,7 @@ def positions(runs: Mapping[str, Sequence[Entry]], model: str, dumps: Mapping[st
     lines, sources = [], {}
     for i, (name, entries) in enumerate(runs.items()):
         found = [(entry, _by_position(entry, dumps)) for entry in entries]
-        values = [series_ for _, series_ in found if series_ is not None]
+        values = [(entry.label.seed, x) for entry, x in found if x is not None]
         if values:
             lines.append(_line(name, _style(name, i), values, model))
             sources[name] = "dump" if all(entry.place in dumps for entry, x in found if x is not None) else "bins"
@@ -286,8 +286,8 @@ def _metric_panel(
 ) -> Panel | None:
     lines = []
     for i, (name, entries) in enumerate(runs.items()):
-        values = [_metric_of(entry.run, metric, width, upto) for entry in entries if entry.run is not None]
-        values = [x for x in values if len(x)]
+        found = [(e.label.seed, _metric_of(e.run, metric, width, upto)) for e in entries if e.run is not None]
+        values = [(seed, x) for seed, x in found if len(x)]
         if values:
             lines.append(_line(name, _style(name, i), values, model))
     if not lines:
@@ -309,13 +309,16 @@ def _score_panel(
 ) -> Panel | None:
     lines, kind = [], kind_of(entry for _, entries in members for entry in entries)
     for i, (name, entries) in enumerate(members):
-        scores = [entry.score for entry in entries if len(entry.score.curve) and entry.score.kind == kind]
-        if not scores:
+        scored = [entry for entry in entries if len(entry.score.curve) and entry.score.kind == kind]
+        if not scored:
             continue
-        whole = [s for s in scores if s.collapsed_at is None or t_stop(model) is None]
+        scores = [entry.score for entry in scored]
+        counted = [e for e in scored if e.score.collapsed_at is None or t_stop(model) is None]
+        whole = [entry.score for entry in counted]
         fell = tuple((s.collapsed_at, _at(s.curve, s.collapsed_at)) for s in scores if s.collapsed_at is not None)
         best = tuple((s.step, s.mean) for s in whole if s.step is not None and s.mean is not None) if rings else ()
-        line = _line(name, _style(name, i), [s.curve for s in whole or scores], model)
+        values = [(entry.label.seed, entry.score.curve) for entry in counted or scored]
+        line = _line(name, _style(name, i), values, model)
         seeds = tuple(s.curve for s in scores) if len(scores) > 1 else ()
         lines.append(replace(line, seeds=seeds, best=best, collapsed=fell))
     if not lines:
@@ -324,12 +327,18 @@ def _score_panel(
     return Panel(key, title, tuple(lines), unit, dots=True, stop=t_stop(model))
 
 
-def _line(name: str, style: Style, values: Sequence[pd.Series], model: str) -> Line:
-    """The mean over seeds where all of them have a value."""
-    table = pd.concat(list(values), axis=1, join="inner")
-    wide = t975(len(values) - 1) if len(values) > 1 and t_stop(model) is None else 1.0
-    error = wide * table.sem(axis=1) if len(values) > 1 else pd.Series(dtype=float)
+def _line(name: str, style: Style, values: Sequence[tuple[str, pd.Series]], model: str) -> Line:
+    """The mean over (seed, values) where all have a value; of one's own models, runs of one seed count as one."""
+    own = t_stop(model) is None
+    each = _seed_means(values) if own else [x for _, x in values]
+    table = pd.concat(each, axis=1, join="inner")
+    wide = t975(len(each) - 1) if len(each) > 1 and own else 1.0
+    error = wide * table.sem(axis=1) if len(each) > 1 else pd.Series(dtype=float)
     return Line(name, style, table.mean(axis=1), error)
+
+
+def _seed_means(values: Sequence[tuple[str, pd.Series]]) -> list[pd.Series]:
+    return [pd.concat(found, axis=1, join="inner").mean(axis=1) for found in by_seed(values).values()]
 
 
 def _style(name: str, place: int) -> Style:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from cppo_verl.reporting.intervals import interval
-from cppo_verl.reporting.outcomes import MEASURES, Comparison, Difference, Outcome
+from cppo_verl.reporting.outcomes import MEASURES, Comparison, Difference, Outcome, known, seed_count
 from cppo_verl.reporting.scores import ACCURACY
 from cppo_verl.reporting.summary import plain
 from cppo_verl.reporting.tables import csv_text
@@ -36,7 +36,7 @@ def sentence(comparison: Comparison) -> str:
 
 def comparison_csv(comparisons: Sequence[Comparison]) -> str:
     """A row a model and method: seeds, best and final with their intervals, masked share, time."""
-    heads = ["model", "method", "measure", "runs", "collapsed"]
+    heads = ["model", "method", "measure", "runs", "seeds", "collapsed"]
     heads += [f"{name}_{part}" for name in MEASURES for part in ("mean", "low", "high", "n")]
     heads += ["masked_percent", "seconds_a_step", "hours_a_run"]
     rows = []
@@ -44,8 +44,8 @@ def comparison_csv(comparisons: Sequence[Comparison]) -> str:
         for name, outcomes in comparison.methods.items():
             scores = [x for measure in MEASURES for x in _four(known(outcomes, measure))]
             more = [_number(mean_of(known(outcomes, part))) for part in ("masked", "seconds", "hours")]
-            fixed = [comparison.model, name, comparison.kind, len(outcomes), sum(o.collapsed for o in outcomes)]
-            rows.append([*fixed, *scores, *more])
+            counts = [len(outcomes), seed_count(outcomes), sum(outcome.collapsed for outcome in outcomes)]
+            rows.append([comparison.model, name, comparison.kind, *counts, *scores, *more])
     return csv_text([heads, *rows])
 
 
@@ -68,7 +68,7 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
         lines += ["| method | seeds | best | final | masked | time a step |", "|---|---:|---:|---:|---:|---:|"]
         for name, outcomes in comparison.methods.items():
             scores = [with_interval(known(outcomes, measure), comparison) for measure in MEASURES]
-            cells = [name, str(len(outcomes)), *scores, masked_text(outcomes), seconds_text(outcomes)]
+            cells = [name, str(seed_count(outcomes)), *scores, masked_text(outcomes), seconds_text(outcomes)]
             lines.append(f"| {' | '.join(map(_md, cells))} |")
         if comparison.differences:
             head = f"| less {_md(comparison.baseline)}, same seed | pairs | best | final |"
@@ -115,11 +115,6 @@ def with_interval(values: Sequence[float], comparison: Comparison) -> str:
 
 def kind_name(comparison: Comparison) -> str:
     return f"validation {comparison.kind}" if comparison.kind == ACCURACY else comparison.kind
-
-
-def known(outcomes: Sequence[Outcome], part: str) -> list[float]:
-    """This attribute of the runs that have it."""
-    return [value for outcome in outcomes if (value := getattr(outcome, part)) is not None]
 
 
 def mean_of(values: Sequence[float]) -> float | None:

@@ -1,11 +1,13 @@
 """Runs of one model side by side, whatever the model: methods, seeds, and differences between runs of the same seed.
 
-Every run counts with what it scored, collapsed ones too: to leave them out would favour the method that collapses.
+Every run counts with what it scored, collapsed ones too: to leave them out would favour the method that collapses. Runs
+of one method and seed count as one, with their mean: run again, a seed says nothing new of other seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 import pandas as pd
 
@@ -161,6 +163,28 @@ def _varying(entries: Sequence[Entry]) -> set[str]:
 
 def _words(key: str, value: object) -> str:
     return f"{key.replace('learning_rate', 'lr')} {value:g}" if isinstance(value, float) else f"{key} {value}"
+
+
+T = TypeVar("T")
+
+
+def by_seed(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """Values by their seed; a value whose seed is unknown is a seed of its own."""
+    found: dict[str, list[T]] = {}
+    for number, (seed, value) in enumerate(pairs):
+        found.setdefault(seed or f"unknown {number}", []).append(value)
+    return found
+
+
+def seed_count(outcomes: Sequence[Outcome]) -> int:
+    """How many seeds the runs are of."""
+    return len(by_seed((outcome.seed, outcome) for outcome in outcomes))
+
+
+def known(outcomes: Sequence[Outcome], part: str) -> list[float]:
+    """This attribute of the runs that have it, a number a seed."""
+    pairs = [(outcome.seed, value) for outcome in outcomes if (value := getattr(outcome, part)) is not None]
+    return [fmean(values) for values in by_seed(pairs).values()]
 
 
 def _outcome(entry: Entry, kind: str) -> Outcome:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cppo_verl import paper
 from cppo_verl.reporting import names
 from cppo_verl.reporting.labels import Label, LabelError, deviations, knobs_of, label_of
 from cppo_verl.reporting.logs import NoStepsError, Run, read_run
@@ -128,10 +129,15 @@ def _unique(places: Iterable[Path]) -> tuple[list[Path], tuple[str, ...]]:
 def _double_notes(entries: Sequence[Entry]) -> list[str]:
     count = Counter(entry.label for entry in entries if entry.run is not None)
     return [
-        f"{times} runs are {label}, and are counted as so many seeds: {_places(entries, label)}."
+        f"{times} runs are {label}, and {_counted(label)}: {_places(entries, label)}."
         for label, times in count.items()
         if times > 1
     ]
+
+
+def _counted(label: Label) -> str:
+    whole = label.model not in paper.settings() and label.seed
+    return "count as one seed, with their mean" if whole else "are counted as so many seeds"
 
 
 def _dump_notes(entries: Sequence[Entry], dumps: Mapping[str, Dump]) -> list[str]:

@@ -103,6 +103,17 @@ def test_a_collapsed_seed_counts(tmp_path):
     assert line.collapsed == ((20, pytest.approx(10.0)),)
 
 
+def test_runs_of_one_seed_count_as_one(tmp_path):
+    write_own(tmp_path / "a", "cppo", 0, {10: 0.5, 20: 0.6})
+    write_own(tmp_path / "b", "cppo", 0, {10: 0.7, 20: 0.8})
+    study = read_study([tmp_path], {})
+    assert study.notes[0].startswith(f"2 runs are {MODEL} CPPO seed 0, and count as one seed, with their mean")
+    comparison = compare(study.entries, MODEL)
+    assert "CPPO 70.0 (one seed: no interval)" in findings.sentence(comparison)
+    (line,) = pictures(study.entries, MODEL, {})[0].panels[0].lines
+    assert line.mean.to_dict() == pytest.approx({10: 60.0, 20: 70.0}) and line.error.empty and len(line.seeds) == 2
+
+
 def test_runs_of_one_name_with_other_settings_are_told_apart(tmp_path):
     for i, delta in enumerate((0.1, 0.2)):
         write_own(tmp_path / str(i), "cppo", 0, {10: 0.5}, delta=delta, delta_b=0.02, w_min=0.8)
