@@ -23,6 +23,7 @@ from cppo_verl.inspection.chunks import Chunk, pack
 from cppo_verl.recording import files as records
 from cppo_verl.recording import numbers
 from cppo_verl.recording.record import Header, RecordError, StepRecord
+from cppo_verl.trust_region.knobs import knob_names
 
 TOKEN_BYTES = 20  # of a page, about; with what it takes to say so the limit below is kept on the safe side
 LIMIT = 100 * 10**6  # bytes of a page
@@ -165,7 +166,8 @@ def knob_words(header: Header) -> list[str]:
         weights = knobs.get("weights")
         words.append(f"w_min {knobs.get('w_min'):g}" if weights == "linear" else f"{weights} weights")
         words.append(f"{knobs.get('gate')} gate")
-    return words
+    ours = knob_names()
+    return words + [f"{name} {value}" for name, value in knobs.items() if name not in ours]  # of a rule of one's own
 
 
 def _write(index: Index, chunks: IO[bytes], out: Path) -> None:

@@ -1,6 +1,7 @@
 """The page of single tokens without a browser: chunks give the record back, and what goes wrong ends in words."""
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -210,6 +211,9 @@ def test_the_knobs_are_those_that_the_rule_uses():
     assert words("cppo", budget="none", weights="constant")[2:4] == ["no prefix budget", "constant weights"]
     assert words("dppo", delta=0.2) == ["TV, sampled token", "δ 0.2"]
     assert words("minpro") == ["TV, sampled token"]
+    header = step_record([sentence(3)]).header
+    own = dataclasses.replace(header, rule="mine", knobs={**header.knobs, "mine.width": 3})
+    assert page.knob_words(own) == ["TV, sampled token", "mine.width 3"]
 
 
 def test_without_a_threshold_of_tokens_the_shades_end_at_what_there_is():
