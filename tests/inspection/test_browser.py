@@ -396,6 +396,11 @@ def test_an_empty_response_is_said_to_be_empty(driver, tmp_path):
     assert book.shown == 1 and len(spans(book)) == 4 and book.complaints() == []
 
 
+def test_a_record_of_no_response_is_said_to_be_one(driver, tmp_path):
+    book = Book(driver, tmp_path, [StepRecord(step_record([[]]).header, ())])
+    assert book.text("#trouble") == "No response was recorded." and book.complaints() == []
+
+
 def test_a_response_of_100_thousand_tokens(driver, tmp_path):
     from selenium.webdriver.common.keys import Keys
 

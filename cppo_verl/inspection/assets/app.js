@@ -29,7 +29,7 @@ function refresh(keep = true) {
   list = matching();
   listed = PAGE_OF_LIST;
   fillList();
-  if (list.length) return open_(keep && list.includes(chosen.i) ? chosen.i : list[0]);
+  if (list.length) return visit(keep && list.includes(chosen.i) ? chosen.i : list[0]);
 }
 
 function fillList() {
@@ -81,7 +81,7 @@ function nameOf(i) {
 
 /* One response */
 
-async function open_(i, t = null) {
+async function visit(i, t = null) {
   chosen.i = i;
   chosen.t = t;
   hovered = null;
@@ -287,7 +287,7 @@ function tokenAtHeight(y) {
 function turn(by) {
   const at = list.indexOf(chosen.i) + by;
   if (at >= listed) { listed += PAGE_OF_LIST; fillList(); }
-  if (at >= 0 && at < list.length) return open_(list[at]);
+  if (at >= 0 && at < list.length) return visit(list[at]);
 }
 
 function turnStep(by) {
@@ -346,7 +346,7 @@ function recall() {
   chosen.step = $("step").value = String(rows.step[i]);
   list = matching();
   fillList();
-  open_(i, t !== null && t >= 1 && t <= rows.length[i] ? t - 1 : null);
+  visit(i, t !== null && t >= 1 && t <= rows.length[i] ? t - 1 : null);
   return true;
 }
 
@@ -368,7 +368,7 @@ function listen() {
     const act = KEYS[event.key];
     if (!act || chosen.i === null) return;
     event.preventDefault();
-    doing = doing.then(act); // a key after another one means what that one has brought
+    doing = doing.then(act, act); // a key after another one means what that one has brought
   });
   $("step").addEventListener("change", () => { chosen.step = $("step").value; refresh(chosen.step === ""); });
   for (const name of ["sign", "order"]) $(name).addEventListener("change", () => set(name, $(name).value));
@@ -381,7 +381,7 @@ function listen() {
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
   $("list").addEventListener("click", event => {
     const button = event.target.closest("button");
-    if (button) open_(Number(button.dataset.i));
+    if (button) visit(Number(button.dataset.i));
   });
   $("text").addEventListener("click", event => {
     const t = tokenOf(event.target);

@@ -2,8 +2,8 @@
 
 const index = JSON.parse(document.getElementById("index").textContent);
 const rows = index.responses;
-const KEPT_OPEN = 6; // unpacked responses, the last ones looked at
-const open = new Map();
+const KEPT_UNPACKED = 6; // unpacked responses, the last ones looked at
+const kept = new Map();
 
 const BROKEN = "This page is not whole, and the response's numbers are missing. Copy the file again, or write it anew: "
   + "cppo-verl inspect RUN";
@@ -11,10 +11,10 @@ const OLD = "This browser cannot unpack the page. One from 2023 or later can.";
 
 /** Everything about response i: prompt, pieces (one string a token), and an array of numbers by name. */
 function unpacked(i) {
-  const found = open.get(i) || unpack(i);
-  open.delete(i);
-  open.set(i, found);
-  if (open.size > KEPT_OPEN) open.delete(open.keys().next().value);
+  const found = kept.get(i) || unpack(i);
+  kept.delete(i);
+  kept.set(i, found);
+  if (kept.size > KEPT_UNPACKED) kept.delete(kept.keys().next().value);
   return found;
 }
 
