@@ -61,6 +61,7 @@ TRAINER_ARGS=(
   trainer.test_freq=10
   trainer.save_freq=20
   trainer.max_actor_ckpt_to_keep=2
+  trainer.v1.trust_region.record=8 # responses a step, with every token's numbers: docs/inspecting.md
   trainer.logger='["console","file"]'
   trainer.project_name=quickstart
   trainer.experiment_name="$METHOD"

@@ -61,6 +61,7 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield from _mode_problems(config, knobs)
         yield from _checkpoint_problems(config)
         yield from _reproducible_problems(config, knobs)
+        yield from _record_problems(config)
         yield from _secret_problems(config)
     except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
         yield f"{' '.join(str(error).split())}."
@@ -228,6 +229,17 @@ def _reproducible_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iter
         yield f"{key}=True with {KEY_PREFIX}.estimator=topk: each brings its own agent loop; choose one of them."
     if read(config, "algorithm.filter_groups.enable"):
         yield f"{key}=True with algorithm.filter_groups.enable=True: the order of refilled prompts is that of time."
+
+
+def _record_problems(config: DictConfig) -> Iterator[str]:
+    key, read = "trainer.v1.trust_region", OmegaConf.select
+    for name, low in {"record": 0, "record_limit_mb": 1, "record_seed": 0}.items():
+        value = read(config, f"{key}.{name}", default=low)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            yield f"{key}.{name}={value!r} must be a whole number of at least {low}."
+    mode = read(config, "trainer.v1.trainer_mode")
+    if read(config, f"{key}.record") and mode in topk.VERLS_TRAINERS:
+        yield f"{key}.record has no effect with trainer.v1.trainer_mode={mode}; set that to trust_region."
 
 
 def _secret_problems(config: DictConfig) -> Iterator[str]:

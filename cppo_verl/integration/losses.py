@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cppo_verl.integration import looks
 from cppo_verl.integration.config import knobs_of
 from cppo_verl.trust_region import extensions, metrics, staleness
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
-from cppo_verl.trust_region.loss import token_losses
+from cppo_verl.trust_region.loss import Watch, token_losses
 from cppo_verl.trust_region.rules import BUILT_IN, LISTENERS, RULES, evaluate, observe_clipping
 from cppo_verl.trust_region.thresholds import scaled
 from cppo_verl.trust_region.tokens import Tokens
@@ -119,7 +120,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         knobs = scaled(knobs_of(config), beside.scale)
         tensors = log_prob, old_log_prob, advantages, response_mask
         try:
-            matrix, summary = token_losses(name, *tensors, knobs, beside.divergence, _report_staleness)
+            matrix, summary = token_losses(name, *tensors, knobs, beside.divergence, _watch(knobs.ratio_cap))
         except FloatingPointError as error:
             if knobs.on_nonfinite == "raise":
                 raise
@@ -138,6 +139,19 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
     compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
     compute.__doc__ = RULES[name].__doc__
     return compute
+
+
+def _watch(ratio_cap: float) -> Watch:
+    """Who sees the tokens, their D_t and the verdict of this micro-batch."""
+
+    def see(tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+        _report_staleness(tokens, divergence, verdict)
+        recorded = looks.watching()
+        if recorded is not None:
+            beyond_log_probs = None if _beside.get().divergence is None else divergence
+            recorded.see_verdict(tokens, verdict, beyond_log_probs, ratio_cap)
+
+    return see
 
 
 def _summary_of_finite_rows(name: str, tokens: Tokens, knobs) -> metrics.MetricSums:
@@ -178,10 +192,17 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
         from cppo_verl.integration.topk.logits import gather_logits
 
         return gather_logits(student_logits, data, config.policy_loss.topk)
+    require_registered(config.policy_loss.loss_mode)
+    with looks.watch(data) as watch:
+        loss, reported = _watched_loss(config, model_output, data, dp_group)
+    if watch is not None:
+        reported[looks.METRIC] = [watch.seen]
+    return loss, reported
+
+
+def _watched_loss(config, model_output, data, dp_group):
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
-
-    require_registered(config.policy_loss.loss_mode)
 
     handed, extra = _topk_divergence(config, model_output, data)
     beside_token = _beside.set(_beside_of(data, handed))
@@ -240,7 +261,7 @@ def _observe(config, model_output, data) -> None:
         verdict = observe_clipping(
             tokens, knobs.loss_mode, config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
         )
-    _report_staleness(tokens, divergence, verdict)
+    _watch(config.clip_ratio_c)(tokens, divergence, verdict)
     _report(metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c))
 
 

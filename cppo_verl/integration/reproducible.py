@@ -6,7 +6,8 @@ and the batch has the order of the data loader. Not for filtered groups, which f
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -32,10 +33,17 @@ def loader_order(keys: Sequence[str], fetched: Sequence[str]) -> list[int]:
 
 
 class LoaderOrder:
-    """Over verl's trainer: the batch gets the data loader's order before it is cut into mini-batches."""
+    """Over verl's trainer: the batch gets the data loader's order before it is cut into mini-batches.
+
+    Attributes:
+        loader_places: place of each prompt's uid in that order, for the prompts that the batch at hand may hold.
+    """
 
     config: Any
+    loader_places: Mapping[str, int] = MappingProxyType({})
+    trainer_mode: str
     _fetched: tuple[str, ...] = ()  # uids of the prompts of the step at hand
+    _waiting: tuple[str, ...] = ()  # and of those fetched before that no batch has had yet
 
     def _fetch_one_gen_batch(self):
         batch = super()._fetch_one_gen_batch()  # type: ignore[misc]
@@ -45,5 +53,9 @@ class LoaderOrder:
     def _balance_batch(self, batch, *args, **kwargs):
         if OmegaConf.select(self.config, KEY):
             batch.reorder(loader_order(batch.keys, self._fetched))
+        places = (*self._waiting, *self._fetched)
+        self.loader_places = {uid: place for place, uid in enumerate(places)}
+        here = {key.rsplit("_", 2)[0] for key in batch.keys}
+        self._waiting = () if self.trainer_mode == "sync" else tuple(uid for uid in places if uid not in here)
         self._fetched = ()
         return super()._balance_batch(batch, *args, **kwargs)  # type: ignore[misc]

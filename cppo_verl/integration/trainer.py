@@ -21,10 +21,12 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from cppo_verl.integration import alarms, anchor, checks, losses, topk
+from cppo_verl.integration import alarms, anchor, checks, looks, losses, topk
 from cppo_verl.integration.estimator import findings
+from cppo_verl.integration.recorder import Call, Draw, Recorder
 from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
 from cppo_verl.integration.saving import SealedCheckpoints
 from cppo_verl.integration.skip import rows_to_keep
@@ -73,6 +75,7 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
         self.skipped = 0
         self.reported: list[Mapping[str, list]] = []  # the workers' sums of each call of ``update_actor`` in a step
         self.alarmed = False
+        self.recorder: Recorder | None = None
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
@@ -90,6 +93,8 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
             actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(functools.partial(losses.trust_region_loss, config=actor_config))
         self.actor_rollout_wg.update_actor = functools.partial(self._dispatch, self.actor_rollout_wg.update_actor)
+        if self.options.get("record", 0):
+            self.recorder = Recorder(self.config, self.tokenizer)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         token = findings.set([])
@@ -150,10 +155,30 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
         batch.extra_info[losses.SCALE] = self.scale
         kept = self._without_zero_variance(batch)
         self.skipped += len(batch) - len(kept)
-        output = update_actor(kept)
-        self.reported.append({k: v for k, v in output["metrics"].items() if k.startswith(losses.PREFIX)})
-        tensordict_utils.assign_non_tensor_data(output, "metrics", losses.fold(output["metrics"]))
+        marked, drawn = self._mark_recorded(kept)
+        output = update_actor(marked)
+        reported = output["metrics"]
+        seen = reported.pop(looks.METRIC, [])
+        if self.recorder is not None and drawn is not None:
+            with marked_timer("record", self.timing_raw):
+                self.recorder.write(drawn, seen, marked.partition_id)
+        self.reported.append({k: v for k, v in reported.items() if k.startswith(losses.PREFIX)})
+        tensordict_utils.assign_non_tensor_data(output, "metrics", losses.fold(reported))
         return output
+
+    def _mark_recorded(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, Draw | None]:
+        if self.recorder is None:
+            return batch, None
+        index, calls = self.local_trigger_step, self.parameter_sync_step
+        with marked_timer("record", self.timing_raw):
+            call = Call(
+                self.global_steps, self.loader_places, self.zero_variance, self._ranks(), self.scale, index, calls
+            )
+            return self.recorder.mark(batch, call)
+
+    def _ranks(self) -> int:
+        """Data-parallel ranks of the actor."""
+        return max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
 
     def _without_zero_variance(self, batch: KVBatchMeta) -> KVBatchMeta:
         """The batch less the responses of zero-variance groups, with the same updates and denominators."""
@@ -169,10 +194,9 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
         )
         if not unaffected:
             return batch
-        ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
         updates = len(batch) // batch.extra_info["mini_batch_size"]
         multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        rows = rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], ranks, updates, multiple)
+        rows = rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], self._ranks(), updates, multiple)
         kept = batch.select_keys([batch.keys[row] for row in rows])
         kept.extra_info = {**batch.extra_info, "mini_batch_size": len(kept) // updates}
         return kept

@@ -11,6 +11,7 @@ Columns (list columns have an entry a token of the response; null where it says 
     token_ids            list<int32>
     mask                 list<bool>     null: every token is the policy's own
     log_mu               list<float32>  nats, at the sampling temperature
+    log_rollout          list<float32>  null: ``log_mu`` is the policy that sampled (``anchor=rollout``)
     advantage            float32        null: it differs from token to token, see
     advantages           list<float32>  null: ``advantage`` holds for every token
     reward               float64
@@ -70,6 +71,7 @@ SCHEMA = pyarrow.schema(
         "token_ids": pyarrow.list_(pyarrow.int32()),
         "mask": pyarrow.list_(pyarrow.bool_()),
         "log_mu": _FLOATS,
+        "log_rollout": _FLOATS,
         "advantage": pyarrow.float32(),
         "advantages": _FLOATS,
         "reward": pyarrow.float64(),
@@ -81,9 +83,26 @@ SCHEMA = pyarrow.schema(
     }
 )
 _PER_LOOK = ("log_pi", "gate", "cause", "divergence")
-_PER_TOKEN = ("pieces", "mask", "log_mu", "advantages", *_PER_LOOK, *(f"last_{name}" for name in _PER_LOOK))
+_PER_TOKEN = (
+    "pieces",
+    "mask",
+    "log_mu",
+    "log_rollout",
+    "advantages",
+    *_PER_LOOK,
+    *(f"last_{name}" for name in _PER_LOOK),
+)
 # Floats whose bytes compress better apart; everything else repeats itself
-_SPLIT = ("log_mu", "log_pi", "divergence", "top_k_log_pi", "last_log_pi", "last_divergence", "last_top_k_log_pi")
+_SPLIT = (
+    "log_mu",
+    "log_rollout",
+    "log_pi",
+    "divergence",
+    "top_k_log_pi",
+    "last_log_pi",
+    "last_divergence",
+    "last_top_k_log_pi",
+)
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -137,6 +156,7 @@ def _row(step: int, response: Response) -> dict[str, Any]:
         "token_ids": response.token_ids.astype(np.int32),
         "mask": None if response.mask.all() else response.mask.astype(bool),
         "log_mu": response.log_mu,
+        "log_rollout": response.log_rollout,
         "advantage": response.advantages[0] if same and length else 0.0 if same else None,
         "advantages": None if same else response.advantages,
         "reward": response.reward,
@@ -196,19 +216,32 @@ def read_run(run_dir: Path, wanted: Sequence[int] | None = None) -> Iterator[Ste
     Raises:
         RecordError: there is none, a wanted step is not among them, or one cannot be read.
     """
+    found = require_steps(run_dir)
+    for step in found if wanted is None else wanted:
+        if step not in found:
+            raise RecordError(no_such_step(run_dir, found, str(step)))
+        yield read(found[step])
+
+
+def require_steps(run_dir: Path) -> dict[int, Path]:
+    """``steps`` of a run that has some.
+
+    Raises:
+        RecordError: it has none.
+    """
     found = steps(run_dir)
     if not found:
         raise RecordError(
             f"{run_dir / FOLDER} holds no record: run with trainer.v1.trust_region.record=16 (responses a step)."
         )
-    missing = [step for step in wanted or () if step not in found]
-    if missing:
-        raise RecordError(
-            f"{run_dir / FOLDER} has no record of step {missing[0]}; it has {len(found)} of steps {min(found)} "
-            f"to {max(found)}."
-        )
-    for step in found if wanted is None else wanted:
-        yield read(found[step])
+    return found
+
+
+def no_such_step(run_dir: Path, found: dict[int, Path], wanted: str) -> str:
+    """The sentence for a step that is not recorded."""
+    return (
+        f"{run_dir / FOLDER} has no record of step {wanted}; it has {len(found)} of steps {min(found)} to {max(found)}."
+    )
 
 
 def _damaged(path: Path, error: Exception) -> RecordError:
@@ -258,6 +291,7 @@ def _response(row: dict[str, Any]) -> Response:
         token_ids=row["token_ids"],
         mask=np.ones(length, dtype=bool) if mask is None else mask,
         log_mu=row["log_mu"],
+        log_rollout=row["log_rollout"],
         advantages=advantages,
         reward=row["reward"],
         versions_behind=row["versions_behind"],

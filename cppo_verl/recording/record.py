@@ -90,7 +90,10 @@ class Response:
             which output of its agent loop.
         prompt: text. prompt_ids: (P,) int32.
         pieces: T strings that put together are the response's text; "" where a token ends inside a character.
-        token_ids: (T,) int32. mask: (T,) bool. log_mu: (T,) float32, log-probs of the policy that sampled.
+        token_ids: (T,) int32. mask: (T,) bool. log_mu: (T,) float32, log-probs of the policy that D_t is measured from:
+            the one that sampled, or with ``anchor=proximal`` the trained one at the start of the step.
+        log_rollout: (T,) float32, with ``anchor=proximal`` the log-probs of the policy that sampled; None where that is
+            ``log_mu``.
         advantages: (T,) float32. reward: of the response, the sum over its tokens.
         first, last: the first and the last update that saw the response; ``last`` is None when that is the same one.
         versions_behind: how many versions of the weights lie between the oldest that sampled a token of the response
@@ -114,6 +117,7 @@ class Response:
     output: int = 0
     versions_behind: int | None = None
     width: int = 0
+    log_rollout: np.ndarray | None = None
     top_k_mu: np.ndarray | None = None
 
     @property

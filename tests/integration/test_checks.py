@@ -49,6 +49,8 @@ def test_paper_defaults():
         ("cppo", "algorithm.rollout_correction.bypass_mode=false", ["bypass_mode=False", "calculate_log_probs=True"]),
         ("dppo_tv", "actor_rollout_ref.rollout.calculate_log_probs=false", ["calculate_log_probs=False"]),
         ("cppo", "trainer.use_v1=false", ["trainer.use_v1=False"]),
+        ("cppo", "trainer.v1.trust_region.record=-1", ["trust_region.record=-1", "whole number of at least 0"]),
+        ("cppo", "trainer.v1.trust_region.record_limit_mb=0", ["record_limit_mb=0", "at least 1"]),
         ("cppo", "actor_rollout_ref.rollout.top_p=0.9", ["top_p=0.9", "set it to 1"]),
         ("cppo", "actor_rollout_ref.rollout.top_k=50", ["top_k=50", "set it to -1"]),
         ("cppo", "actor_rollout_ref.rollout.temperature=0", ["temperature=0"]),
@@ -101,6 +103,13 @@ def test_what_a_separate_trainer_needs(override, words):
         checks.require(presets.compose("cppo", [GROUP_OF_8, *SEPARATE, override]))
     for word in words:
         assert word in str(refusal.value)
+
+
+def test_records_need_our_trainer():
+    record = "trainer.v1.trust_region.record=8"
+    checks.require(presets.compose("cppo", [GROUP_OF_8, record]))
+    with pytest.raises(checks.RunConfigError, match="record has no effect with trainer.v1.trainer_mode=sync"):
+        checks.require(presets.compose("cppo", [GROUP_OF_8, record, "trainer.v1.trainer_mode=sync"]))
 
 
 def test_a_recomputed_anchor_must_be_asked_for_by_name():

@@ -12,6 +12,7 @@ from verl.utils import tensordict_utils
 from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 from verl.workers.utils.padding import no_padding_2_padding
 
+from cppo_verl.integration import looks
 from cppo_verl.integration.topk import FIELD
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 from cppo_verl.trust_region.topk import TOPK, log_probs_at, rest_mass, unpack
@@ -156,6 +157,9 @@ def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, 
             anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
             log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
             rest = rest_mass(log_mu, old_log_prob)
+        watch = looks.watching()
+        if watch is not None:
+            watch.see_top_k(log_pi, log_mu)
         return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
 
 

@@ -1,0 +1,242 @@
+"""``trainer.v1.trust_region.record=N``: N responses a step to ``RUN/records``, with what the rule made of each token.
+
+In the trainer's process: draws whole groups before the update, marks their rows, and afterwards writes what the workers
+saw of them beside text and reward (``integration.looks``, ``recording.files``). The step's file is whole before its
+checkpoint is, so that a run that is killed and resumed has each step once. Nothing here may harm the training: an
+error is logged, and that step has no record.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.workers.config import PolicyLossConfig
+
+from cppo_verl import __version__
+from cppo_verl.integration import looks, topk
+from cppo_verl.integration.pieces import pieces
+from cppo_verl.recording import draw, files
+from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
+from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.thresholds import scaled
+
+logger = logging.getLogger(__name__)
+
+LIMIT_MB = 1024  # of all records of a run, unless trainer.v1.trust_region.record_limit_mb says otherwise
+
+
+def run_dir_of(config: DictConfig) -> Path:
+    """The run directory: where ``checkpoints`` lies, or verl's ``default_local_dir`` under another name."""
+    folder = Path(config.trainer.default_local_dir)
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of the actor's update, as the trainer knows it.
+
+    Attributes:
+        step: training step. places: of uids in the data loader's order. idle: keys that carry no advantage.
+        ranks: data-parallel ranks. scale: on the thresholds (``budget_target``).
+        index, calls: which of the step's calls it is, and of how many; more than one in the separate trainer only.
+    """
+
+    step: int
+    places: Mapping[str, int]
+    idle: Collection[str]
+    ranks: int
+    scale: float = 1.0
+    index: int = 0
+    calls: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The recorded responses of a step: their keys in TransferQueue by number, and the updates that see them."""
+
+    keys: list[str]
+    tags: list[dict]
+    updates: list[int | None]
+    header: Header
+
+
+class Recorder:
+    """Draws, marks and writes; one a trainer.
+
+    Args:
+        config: the composed verl config. tokenizer: of transformers.
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any):
+        self.config, self.tokenizer = config, tokenizer
+        options = config.trainer.v1.trust_region
+        self.wanted, self.seed = options.record, options.get("record_seed", 0)
+        self.limit = options.get("record_limit_mb", LIMIT_MB) << 20
+        self.run_dir = run_dir_of(config)
+        self.every = 1
+        self.complained = False
+        self._careful(self._resume)
+
+    def mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
+        """The batch with the drawn rows marked, and the draw; the batch itself where nothing is recorded.
+
+        Of a step with several calls one is recorded, drawn by the seed.
+        """
+        chosen = draw.drawn([1] * call.calls, 1, self.seed, call.step)
+        if call.step % self.every or call.index not in chosen:
+            return batch, None
+        return self._careful(self._mark, batch, call) or (batch, None)
+
+    def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
+        """Write the step's record.
+
+        Args:
+            drawn: from ``mark``. seen: of each micro-batch what the workers saw, in the order of the updates.
+        """
+        self._careful(self._write, drawn, seen, partition)
+
+    def _careful(self, function, *arguments):
+        """What ``function`` returns; None after an error, which is logged once for each run of them."""
+        try:
+            result = function(*arguments)
+        except Exception as error:  # noqa: BLE001 - a record is not worth a run
+            if not self.complained:
+                logger.exception("no record of this step (%s); the training goes on", error)
+            self.complained = True
+            return None
+        self.complained = False
+        return result
+
+    def _resume(self) -> None:
+        try:
+            self.every = draw.distance(self.run_dir)
+        except RecordError as error:
+            logger.warning("%s", error)
+
+    def _mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
+        groups: dict[str, list[int]] = {}
+        for row, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True)):
+            if key not in call.idle and not tag.get("is_padding", False):
+                groups.setdefault(split(key)[0], []).append(row)
+        if not groups:
+            return batch, None
+        uids = sorted(groups, key=lambda uid: (call.places.get(uid, len(call.places)), uid))
+        chosen = draw.drawn([len(groups[uid]) for uid in uids], self.wanted, self.seed, call.step)
+        rows = [row for i in chosen for row in sorted(groups[uids[i]], key=lambda row: split(batch.keys[row]))]
+        numbers = torch.full((len(batch),), -1, dtype=torch.int64)
+        numbers[rows] = torch.arange(len(rows))
+        fields = TensorDict({looks.FIELD: numbers}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        marked = batch.select_keys(batch.keys)
+        if marked.fields is not None:
+            marked.fields = [*marked.fields, looks.FIELD]
+        header = self._header(call, batch)
+        return marked, Draw(
+            [batch.keys[row] for row in rows],
+            [batch.tags[row] for row in rows],
+            self._updates(rows, len(batch), header.updates, call),
+            header,
+        )
+
+    def _updates(self, rows: Sequence[int], batch: int, updates: int, call: Call) -> list[int | None]:
+        """Which update of the step sees each row first: verl gives each rank, and each update in it, an equal part."""
+        if self.config.actor_rollout_ref.actor.shuffle:
+            return [None] * len(rows)
+        part = batch // (call.ranks * updates)
+        return [call.index * updates + row // part % updates for row in rows]
+
+    def _header(self, call: Call, batch: KVBatchMeta) -> Header:
+        actor = self.config.actor_rollout_ref.actor
+        knobs: Any = OmegaConf.to_container(OmegaConf.select(self.config, KEY_PREFIX), resolve=True)
+        rule = knobs.pop("loss_mode")
+        for name in {"_target_", *(each.name for each in dataclasses.fields(PolicyLossConfig))} - set(knob_names()):
+            knobs.pop(name, None)
+        in_force = scaled(TrustRegionKnobs(**{name: knobs[name] for name in knob_names() if name in knobs}), call.scale)
+        return Header(
+            step=call.step,
+            rule=rule,
+            knobs={**knobs, "delta": in_force.delta, "delta_b": in_force.delta_b},
+            clip_low=actor.clip_ratio_low,
+            clip_high=actor.clip_ratio_high,
+            clip_cap=actor.clip_ratio_c,
+            tokenizer=str(getattr(self.tokenizer, "name_or_path", "")),
+            vocabulary=len(self.tokenizer),
+            responses=len(batch),
+            updates=len(batch) // batch.extra_info["mini_batch_size"],
+            epochs=batch.extra_info["epochs"],
+            seed=self.seed,
+            device=self.config.trainer.device,
+            every=self.every,
+            version=__version__,
+        )
+
+    def _write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
+        found: list[list[Mapping[str, Any]]] = [[] for _ in drawn.keys]
+        for part in seen:
+            for number, values in part.items():
+                found[number].append(values)
+        fields = ["prompts", "responses", "rm_scores"]
+        fields += [topk.FIELD] if "divergence" in found[0][0] else []
+        fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
+        data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
+        columns = {name: data[name].unbind() for name in fields}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        known = zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True)
+        responses = tuple(self._response(drawn.header, *row) for row in known)
+        files.write(self.run_dir, StepRecord(drawn.header, responses))
+        self.every = draw.make_room(self.run_dir, self.limit, self.every)
+
+    def _response(self, header: Header, key: str, tag: dict, update: int | None, found: list, row: dict) -> Response:
+        uid, sample, output = split(key)
+        first, *others = found
+        last_update = None if update is None else (header.epochs - 1) * header.updates + update
+        oldest = tag.get("min_global_steps")
+        prompt_ids, token_ids = (row[name].to(torch.int32).numpy() for name in ("prompts", "responses"))
+        packed, rollout = row.get(topk.FIELD), row.get("rollout_log_probs")
+        return Response(
+            uid=uid,
+            sample=sample,
+            output=output,
+            prompt=self.tokenizer.decode(row["prompts"], skip_special_tokens=False),
+            prompt_ids=prompt_ids,
+            pieces=pieces(self.tokenizer, token_ids.tolist()),
+            token_ids=token_ids,
+            mask=first["mask"],
+            log_mu=first["log_mu"],
+            log_rollout=None if rollout is None else rollout.float().numpy(),
+            advantages=first["advantages"],
+            reward=float(row["rm_scores"].double().sum()),
+            versions_behind=None if oldest is None else header.step - 1 - int(oldest),
+            width=first["width"],
+            top_k_mu=None if packed is None else packed.numpy(),
+            first=look(first, update),
+            last=look(others[-1], last_update) if others else None,
+        )
+
+
+def split(key: str) -> tuple[str, int, int]:
+    """verl's key ``{uid}_{sample}_{output}`` of a response; a key of another form is its own group."""
+    parts = key.rsplit("_", 2)
+    if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
+        return parts[0], int(parts[1]), int(parts[2])
+    return key, 0, 0
+
+
+def look(values: Mapping[str, Any], update: int | None) -> Look:
+    """A look from what the workers sent home."""
+    return Look(
+        log_pi=values["log_pi"],
+        gate=values["gate"].astype(np.float32, copy=False),
+        cause=values["cause"],
+        update=update,
+        divergence=values.get("divergence"),
+        top_k_log_pi=values.get("top_k_log_pi"),
+    )
