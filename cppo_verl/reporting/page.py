@@ -78,21 +78,21 @@ def html_page(run: Run, content: Content) -> str:
 
 def markdown(run: Run, content: Content) -> str:
     """The same report in Markdown, around report.png."""
-    settings = _md_table(("setting", "value"), content.settings, rule="---") if content.settings else NO_SETTINGS
+    settings = md_table(("setting", "value"), content.settings, rule="---") if content.settings else NO_SETTINGS
     cells = [(row.label, *(row.cells or (NOT_LOGGED,) + ("",) * 3)) for row in content.numbers]
-    notes = "\n".join(f"> {_md(note)}  " for note in content.notes)
+    notes = "\n".join(f"> {md(note)}  " for note in content.notes)
     parts = [
-        f"# {_md(content.head.sentence())}",
-        f"{_md(content.name)}. {_md(content.head.detail)}",
-        f"[{TOKENS}]({INSPECTOR}): {_md(content.recorded)}." if content.recorded else "",
+        f"# {md(content.head.sentence())}",
+        f"{md(content.name)}. {md(content.head.detail)}",
+        f"[{TOKENS}]({INSPECTOR}): {md(content.recorded)}." if content.recorded else "",
         notes,
-        f"![{_md(content.head.sentence())}: six panels, described below](report.png)",
+        f"![{md(content.head.sentence())}: six panels, described below](report.png)",
         "\n".join(_panel_md(panel, run, content.numbers) for panel in PANELS),
         "## Settings",
         settings,
         "## Numbers",
-        _md_table(("metric", *NUMBER_HEADS), cells),
-        f"{_md(content.footer)}",
+        md_table(("metric", *NUMBER_HEADS), cells),
+        f"{md(content.footer)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -176,14 +176,14 @@ def _footer(run: Run) -> str:
 
 
 def _panel_md(panel: Panel, run: Run, rows: Sequence[NumberRow]) -> str:
-    return f"- **{panel.title}.** {panel.caption_for(run)} {_md(missing_metrics(panel, rows))}".rstrip()
+    return f"- **{panel.title}.** {panel.caption_for(run)} {md(missing_metrics(panel, rows))}".rstrip()
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text that Markdown takes literally."""
     return "".join("\\" + letter if letter in "\\`*_[]<>#|" else letter for letter in text)
 
 
-def _md_table(heads: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---:") -> str:
-    lines = [heads, ["---"] + [rule] * (len(heads) - 1), *([_md(cell) for cell in row] for row in rows)]
+def md_table(heads: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---:") -> str:
+    lines = [heads, ["---"] + [rule] * (len(heads) - 1), *([md(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

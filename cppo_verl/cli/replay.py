@@ -1,0 +1,80 @@
+"""``cppo-verl replay RUN``: what each preset, or a rule with thresholds to try, would have kept on recorded tokens."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Add ``replay`` to the subparsers of ``cppo-verl``."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="what other rules would have masked on a run's recorded tokens",
+        description="Run rules over the tokens that a run recorded (trainer.v1.trust_region.record), exactly as the "
+        "training would have: masked share in all, by position, sign and cause, and how far any two rules agree. "
+        "Without --preset and --rule: the rule that ran, and every preset. Writes replay.html, replay.md, replay.csv "
+        "and replay-overlap.csv.",
+    )
+    add_record_arguments(parser)
+    parser.add_argument("--preset", nargs="+", action="extend", default=[], metavar="NAME", help="only these presets")
+    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_record_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which run, which steps, and rules of one's own."""
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, with records/ in it")
+    parser.add_argument("--steps", type=_span, metavar="A-B", help="only these steps (default: all that are recorded)")
+    parser.add_argument(
+        "--rule",
+        action=_Rule,
+        default=[],
+        metavar="NAME",
+        help="a loss_mode under the run's own knobs; for replay, may be repeated",
+    )
+    parser.add_argument(
+        "--set", action=_Set, nargs="+", metavar="KEY=VALUE", help="knobs of the --rule before it, such as delta=0.2"
+    )
+
+
+class _Rule(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (values, [])])
+
+
+class _Set(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if not namespace.rule:
+            parser.error("--set changes the knobs of a --rule: name the rule before it")
+        namespace.rule[-1][1].extend(values)
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    try:
+        return int(first), int(last or first)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor A-B") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table and write the files; 0 when they are written, 1 with a sentence on stderr when they cannot be."""
+    from cppo_verl.recording.record import RecordError  # torch and pyarrow: only when a replay is asked for
+    from cppo_verl.recording.replay import replayed
+    from cppo_verl.recording.selection import select
+    from cppo_verl.reporting import replay
+
+    try:
+        selection = select(args.run_dir, args.steps)
+        result, notes = replayed(selection, args.preset, args.rule)
+        told = replay.Told(result, args.run_dir.resolve().name, selection.scope, [*selection.notes, *notes])
+        paths = replay.write(told, args.out or args.run_dir / "report")
+    except (RecordError, OSError) as error:
+        print(f"cppo-verl replay: {error}", file=sys.stderr)
+        return 1
+    for note in told.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(replay.text(told))
+    print("\n".join(str(path) for path in paths))
+    return 0

@@ -1,0 +1,170 @@
+"""What each rule would have kept on the recorded tokens: shares by position, sign and cause, and how far two agree.
+
+Counted are the tokens that the training's metrics count: the policy's own, in responses with an advantage. The answer
+holds for the tokens as they are; under another rule the policy would have moved otherwise and sampled others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cppo_verl import presets
+from cppo_verl.recording import candidates
+from cppo_verl.recording.batches import Batch
+from cppo_verl.recording.candidates import Candidate
+from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, RecordError
+from cppo_verl.recording.selection import Selection
+
+POSITIONS = 10  # equal parts of a response
+
+
+@dataclass
+class Tally:
+    """Sums over counted tokens of what a candidate took away, 1 - gate.
+
+    Attributes:
+        candidate: whose. removed: in all. positive, negative: by the sign of A. token, prefix: by cause. capped: tokens
+            whose weight was cut. by_position: (POSITIONS,) tenths of a response. touched: tokens with gate < 1.
+        differs: tokens of all recorded ones whose gate is not the recorded one, bit by bit.
+    """
+
+    candidate: Candidate
+    removed: float = 0.0
+    positive: float = 0.0
+    negative: float = 0.0
+    token: float = 0.0
+    prefix: float = 0.0
+    capped: int = 0
+    touched: int = 0
+    differs: int = 0
+    by_position: np.ndarray = field(default_factory=lambda: np.zeros(POSITIONS))
+
+
+@dataclass
+class Replay:
+    """Tallies by candidate over the same tokens.
+
+    Attributes:
+        tallies: one a candidate. both: (candidates, candidates), tokens that both touch.
+        tokens, positive, negative: counted tokens, and those by the sign of A; by_position: (POSITIONS,).
+        recorded_tokens: the policy's own, counted or not. responses, groups: how many. looks: of responses, two each
+            where several epochs saw them; every look counts its tokens.
+    """
+
+    tallies: list[Tally]
+    both: np.ndarray
+    tokens: int = 0
+    positive: int = 0
+    negative: int = 0
+    recorded_tokens: int = 0
+    responses: int = 0
+    looks: int = 0
+    groups: int = 0
+    by_position: np.ndarray = field(default_factory=lambda: np.zeros(POSITIONS))
+
+    def share(self, value: float) -> float:
+        """Of the counted tokens; 0 without any."""
+        return value / self.tokens if self.tokens else 0.0
+
+    def overlap(self, one: int, other: int) -> float | None:
+        """Tokens that both touch among those that either does; None where neither touches any."""
+        either = self.both[one, one] + self.both[other, other] - self.both[one, other]
+        return float(self.both[one, other] / either) if either else None
+
+
+def replay(parts: Sequence[Batch], tried: Sequence[Candidate]) -> Replay:
+    """Run every candidate over the record.
+
+    Raises:
+        RecordError: a candidate needs a top-K that was not recorded.
+    """
+    result = Replay([Tally(candidate) for candidate in tried], np.zeros((len(tried),) * 2, dtype=np.int64))
+    groups: set[int] = set()
+    responses: set[int] = set()
+    for part in parts:
+        groups.update(part.groups)
+        responses.update(map(id, part.responses))
+        result.looks += len(part.responses)
+        result.recorded_tokens += int(part.tokens.mask.sum())
+        _count(result, part)
+    result.groups, result.responses = len(groups), len(responses)
+    return result
+
+
+def replayed(
+    selection: Selection, chosen: Sequence[str] = (), rules: Sequence[tuple[str, Sequence[str]]] = ()
+) -> tuple[Replay, list[str]]:
+    """The rule that ran beside presets and rules of one's own, and notes on what was left out.
+
+    Args:
+        chosen: names of presets; without any, and without ``rules``, all of them.
+        rules: ``loss_mode`` and KEY=VALUE texts of each (``candidates.of_rule``).
+
+    Raises:
+        RecordError: no such preset, rule or knob, or one was named that needs a top-K that was not recorded.
+    """
+    header, notes = selection.header, []
+    names = list(chosen) or ([] if rules else presets.names())
+    tried = [candidates.of_preset(name, header) for name in names]
+    tried += [candidates.of_rule(rule, assignments, header) for rule, assignments in rules]
+    if not chosen and not selection.has_top_k:
+        needy = [one.name for one in tried if one.knobs.estimator == "topk" and one.name in names]
+        tried = [one for one in tried if one.name not in needy]
+        if needy:
+            notes.append(f"left out, for the record has no top-K of the rollout policy: {', '.join(needy)}")
+    try:
+        tried.insert(0, candidates.recorded(header))
+    except RecordError as error:  # a rule of one's own that is not here
+        notes.append(f"the rule that ran is left out: {error}")
+    if not tried:
+        raise RecordError(notes[-1])
+    result = replay(selection.batches, tried)
+    if result.tallies[0].differs and header.device != "cpu" and tried[0].ran:
+        notes.append(f"the rule ran on {header.device}, which sums in another order: gates at a threshold can differ")
+    return result, notes
+
+
+def _count(result: Replay, part: Batch) -> None:
+    counted = part.counted
+    position = positions(part)[counted]
+    advantages = part.tokens.advantages[counted]
+    positive, negative = advantages > 0, advantages < 0
+    result.tokens += len(position)
+    result.positive += int(positive.sum())
+    result.negative += int(negative.sum())
+    result.by_position += torch.bincount(position, minlength=POSITIONS).numpy()
+    ran = _recorded_gates(part)
+    touched = []
+    for tally in result.tallies:
+        gate, cause = part.decide(tally.candidate)
+        same = torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)
+        tally.differs += int((part.tokens.mask & ~same).sum())
+        removed, cause = (1 - gate[counted]).double(), cause[counted]
+        tally.removed += float(removed.sum())
+        tally.positive += float(removed[positive].sum())
+        tally.negative += float(removed[negative].sum())
+        tally.token += float(removed[cause == TOKEN].sum())
+        tally.prefix += float(removed[cause == PREFIX].sum())
+        tally.capped += int((cause == CAPPED).sum())
+        tally.by_position += torch.bincount(position, removed, POSITIONS).numpy()
+        touched.append(removed > 0)
+        tally.touched += int(touched[-1].sum())
+    table = torch.stack(touched).float()
+    result.both += (table @ table.T).round().long().numpy()
+
+
+def positions(part: Batch) -> Tensor:
+    """Which tenth of its response a token lies in, 0 to 9, (rows, width) int64; as the metrics count them."""
+    ordinal = part.tokens.mask.long().cumsum(-1)
+    length = ordinal[:, -1:].clamp_min(1) if ordinal.shape[1] else ordinal
+    return (-(-ordinal * POSITIONS // length) - 1).clamp(0, POSITIONS - 1)
+
+
+def _recorded_gates(part: Batch) -> Tensor:
+    gates = torch.ones_like(part.tokens.log_prob)
+    for row, look in enumerate(part.looks):
+        gates[row, : len(look.gate)] = torch.from_numpy(np.array(look.gate))
+    return gates

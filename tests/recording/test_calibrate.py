@@ -1,0 +1,159 @@
+"""Calibrate: thresholds give the share, on held-back groups too; the gap's multiples by hand; what cannot be said."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cppo_verl.cli.main import main
+from cppo_verl.recording import batches, calibrate, candidates, files
+from cppo_verl.recording.masked import Family, Masked, family_of
+from cppo_verl.recording.record import RecordError, StepRecord
+from cppo_verl.recording.selection import select
+from tests.recording.synthetic import run, step_record
+
+
+def records(steps: int, seed: int = 0, **options) -> list[StepRecord]:
+    return [step_record(step, seed=seed, **options) for step in range(1, steps + 1)]
+
+
+def family(parts, *hold: str, preset: str | None = None) -> Family:
+    header = parts[0].header
+    chosen = candidates.of_preset(preset, header) if preset else candidates.fixed(candidates.recorded(header))
+    return family_of(parts, chosen, hold)
+
+
+@pytest.mark.parametrize(
+    ("preset", "hold", "moving"),
+    [
+        ("cppo", (), ("delta", "delta_b")),
+        ("cppo", ("delta",), ("delta_b",)),
+        ("cppo_soft", (), ("delta", "delta_b")),
+        ("dppo_tv", (), ("delta",)),
+        ("dppo_kl", (), ("delta",)),
+        ("grpo", (), ("clip_ratio_low", "clip_ratio_high")),
+    ],
+)
+def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
+    parts = batches.batches(records(12, length=200, groups=4))
+    members = family(parts, *hold, preset=preset)
+    found = calibrate.for_share(parts, members, 0.08)
+    assert tuple(found.thresholds) == moving
+    assert found.share.value == pytest.approx(0.08, rel=0.02)
+    assert all(x.low <= x.value <= x.high for x in (*found.thresholds.values(), found.share))
+    assert found.share.holds(0.08)
+    # as pasted: the printed numbers, through a replay of their own
+    said = [override.split("=") for override in found.overrides()]
+    again = members.base.changed({key.rpartition(".")[2]: float(value) for key, value in said})
+    assert Masked(parts, Family(again, moving)).share(1.0) == found.share.value
+    if hold:
+        assert getattr(found.candidate.knobs, hold[0]) == getattr(members.base.knobs, hold[0])
+    elif len(moving) == 2 and preset.startswith("cppo"):  # one factor for both
+        ratio = found.candidate.knobs.delta / found.candidate.knobs.delta_b
+        assert ratio == pytest.approx(0.15 / 0.02, rel=1e-3)
+
+
+def test_held_back_groups_get_the_share_within_the_interval():
+    """95% of records should; of 20 that is 19, and fewer than 16 would be by chance once in 3,000 times."""
+    inside = 0
+    for seed in range(20):
+        parts = batches.batches(records(16, seed=seed, length=60, size=2, groups=3))
+        found = calibrate.for_share(parts, family(parts), 0.1, seed).held_back
+        assert found is not None
+        inside += found.holds(0.1)
+    assert inside >= 16
+
+
+def test_thresholds_of_one_half_of_the_steps_on_the_other():
+    steps = records(60, length=100, groups=3)
+    known, held = batches.batches(steps[::2]), batches.batches(steps[1::2])
+    found = calibrate.for_share(known, family(known), 0.1)
+    loose, strict = (
+        found.candidate.changed({name: getattr(x, end) for name, x in found.thresholds.items()})
+        for end in ("high", "low")
+    )
+    weights = calibrate.resamples(Masked(held, Family(loose, ())).tokens, 0)
+    least, most = (calibrate.share_of(held, one, (), weights) for one in (loose, strict))
+    assert least.low < 0.1 < most.high
+    assert most.high - least.low < 0.15
+    assert found.share.value == pytest.approx(0.1, rel=0.01)
+
+
+def test_an_interval_narrows_with_the_record():
+    widths = []
+    for steps in (8, 72):
+        parts = batches.batches(records(steps, length=100, groups=3))
+        found = calibrate.for_share(parts, family(parts, preset="dppo_tv"), 0.1).thresholds["delta"]
+        widths.append(np.log(found.high / found.low))
+    assert widths[1] < 0.5 * widths[0]  # a third of it, for nine times as many groups
+
+
+def test_the_gap_by_hand():
+    """Four responses of the first update with w = 1: mean and 99th percentile of abs(pi - mu), times 3."""
+    record = step_record(length=50, groups=2, budget="fixed", weights="constant")
+    parts = batches.batches([record])
+    first = [r for r in record.responses if r.first.update == 0 and (r.advantages[r.mask] != 0).any()]
+    gaps = np.concatenate([np.abs(np.exp(r.first.log_pi) - np.exp(r.log_mu))[r.mask] for r in first])
+    found = calibrate.above_gap(parts, family(parts), 0.5)
+    assert found.thresholds["delta_b"].value == pytest.approx(0.5 * gaps.mean(), rel=1e-3)
+    assert found.thresholds["delta"].value == pytest.approx(0.5 * np.sort(gaps)[-(len(gaps) // 100) - 1], rel=0.05)
+    assert found.wanted is None and found.held_back is None
+    assert "first update" in found.warnings[0]
+
+
+def without_first_updates(record: StepRecord) -> StepRecord:
+    moved = [
+        dataclasses.replace(r, first=dataclasses.replace(r.first, update=None if r.sample else 1))
+        for r in record.responses
+    ]
+    return dataclasses.replace(record, responses=tuple(moved))
+
+
+def test_what_cannot_be_calibrated_is_said():
+    parts = batches.batches(records(3, length=100))
+    with pytest.raises(
+        RecordError, match="no delta and delta_b of cppo masks 0.95 of these tokens: the share is between"
+    ):
+        calibrate.for_share(parts, family(parts), 0.95)
+    for preset in ("minpro", "cispo"):
+        with pytest.raises(RecordError, match="masks none of these tokens at any threshold"):
+            family(parts, preset=preset)
+    with pytest.raises(RecordError, match="--hold w_min: what decides here is delta, delta_b"):
+        family(parts, "w_min")
+    with pytest.raises(RecordError, match="leaves no threshold"):
+        family(parts, "delta", "delta_b")
+    with pytest.raises(RecordError, match="compares ratios"):
+        calibrate.above_gap(parts, family(parts, preset="grpo"), 3)
+    with pytest.raises(RecordError, match="0.5|outside"):
+        calibrate.above_gap(parts, family(parts), 1000)
+    late = batches.batches([without_first_updates(step_record(length=100))])
+    with pytest.raises(RecordError, match="no recorded response was seen by the first update"):
+        calibrate.above_gap(late, family(late), 3)
+
+
+def test_a_small_record_and_a_jump_are_said():
+    parts = batches.batches(records(1, length=100))
+    assert "the record is too small" in calibrate.for_share(parts, family(parts), 0.1).warnings[0]
+    whole = calibrate.for_share(parts, family(parts, preset="trm_avg"), 0.3)
+    assert any("the share jumps here" in warning for warning in whole.warnings)
+
+
+def test_the_command_prints_overrides(tmp_path, capsys):
+    run(tmp_path, steps=10, length=150)
+    assert main(["calibrate", str(tmp_path), "--masked-share", "0.03"]) == 0
+    out = capsys.readouterr().out
+    assert "actor_rollout_ref.actor.policy_loss.delta=" in out and "Masks change the data that follow" in out
+    assert "held back" in out
+    assert main(["calibrate", str(tmp_path), "--masked-share", "0.03", "--rule", "dppo", "--set", "divergence=kl"]) == 0
+    assert "policy_loss.delta=" in capsys.readouterr().out
+    assert main(["calibrate", str(tmp_path / "none"), "--masked-share", "0.03"]) == 1
+    assert "holds no record: run with" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(tmp_path), "--masked-share", "3"])
+    assert "write 1% as 0.01" in capsys.readouterr().err
+
+
+def test_a_selection_of_steps_is_a_selection(tmp_path):
+    run(tmp_path, steps=4)
+    assert select(tmp_path, (2, 3)).scope == "2 recorded steps, 2 to 3"
+    assert set(files.steps(tmp_path)) == {1, 2, 3, 4}
