@@ -3,6 +3,7 @@
 python -m benchmarks.pocket            # the whole grid; continues where it was interrupted
 python -m benchmarks.pocket --quick    # a smoke test of a minute
 python -m benchmarks.pocket --try my_rules/trust_region/mine.yaml    # a preset of your own beside CPPO and DPPO
+python -m benchmarks.pocket --grid beyond  # the second grid: restoring gates, forward trace, GBPO
 """
 
 import argparse
@@ -11,12 +12,13 @@ from pathlib import Path
 from benchmarks.pocket.grid import execute, load, trial
 from cppo_verl import atomic
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = {"grid": Path(__file__).with_name("results"), "beyond": Path(__file__).with_name("results_beyond")}
 DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, each between two marks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket", description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", choices=RESULTS, default="grid", help="which file of this folder")
     parser.add_argument("--quick", action="store_true", help="toy sizes; nothing to conclude from")
     parser.add_argument(
         "--try",
@@ -27,14 +29,15 @@ def main() -> None:
         help="compare this preset, by name or by file, with CPPO and DPPO; may be repeated",
     )
     parser.add_argument("--seeds", type=int, default=8, help="of --try (%(default)s)")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/pocket/results, runs/pocket-quick or -try")
+    parser.add_argument("--out", type=Path, help="default: the grid's results here, runs/pocket-quick or -try")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this long")
     parser.add_argument("--report-only", action="store_true", help="figures and tables from the CSVs that are there")
     args = parser.parse_args()
-    grid = load(args.quick)
-    default = Path("runs/pocket-try" if args.tried else "runs/pocket-quick") if args.tried or args.quick else RESULTS
+    grid = load(args.quick, Path(__file__).with_name(f"{args.grid}.yaml"))
+    elsewhere = Path("runs/pocket-try" if args.tried else "runs/pocket-quick")
+    default = elsewhere if args.tried or args.quick else RESULTS[args.grid]
     out = args.out or default
     if args.tried:
         try:
@@ -48,9 +51,11 @@ def main() -> None:
     report(grid, out)
     if args.tried:
         print(*((out / f"{name}.md").read_text(encoding="utf-8") for name in ("claims", "rules")), sep="\n")
-    if out == RESULTS:
+    if out == RESULTS[args.grid]:
         for name in ("claims", "rules"):
-            put_into_doc(name, (out / f"{name}.md").read_text(encoding="utf-8"))
+            put_into_doc(
+                name if args.grid == "grid" else f"{args.grid} {name}", (out / f"{name}.md").read_text(encoding="utf-8")
+            )
 
 
 def put_into_doc(name: str, table: str) -> None:

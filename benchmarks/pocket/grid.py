@@ -29,9 +29,9 @@ class Spec(NamedTuple):
     seed: int
 
 
-def load(quick: bool) -> dict[str, Any]:
-    """grid.yaml with settings resolved; ``quick`` shrinks it."""
-    grid = yaml.safe_load(GRID.read_text(encoding="utf-8"))
+def load(quick: bool, file: Path = GRID) -> dict[str, Any]:
+    """A grid's file with settings resolved; ``quick`` shrinks it."""
+    grid = yaml.safe_load(file.read_text(encoding="utf-8"))
     shrink = grid["quick"]["override"] if quick else {}
     grid["settings"] = {
         name: {**grid["base"][own["base"]], **{k: v for k, v in own.items() if k != "base"}, **shrink}

@@ -1,5 +1,6 @@
 """Claims, table of rules and a page of figures from runs.csv and curves.csv alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -102,17 +103,20 @@ def markdown(claims: list[dict], contrasts: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rules_markdown(rows: list[dict]) -> str:
-    """The rules of the settings in ``FIGURES``, the most masked first."""
+def rules_markdown(rows: list[dict], settings: Sequence[str] = FIGURES, excess: bool = False) -> str:
+    """The rules of the settings, the most masked first; ``excess`` adds how far they end outside the trust region."""
     lines = ["| setting | rule | n | masked | by the budget | best | final | kept half | TV after the updates |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
-    for setting in FIGURES:
+    if excess:
+        lines = [lines[0] + " w D / delta | P / (delta_b W) |", lines[1] + "---|---|"]
+    for setting in settings:
         own = [row for row in rows if row["setting"] == setting]
         for r in sorted(own, key=lambda row: -row["masked_share"]):
             shares = f"{r['masked_share']:.1%} | {r['masked_share_prefix_budget']:.1%}"
             scores = " | ".join(f"{r[name]:.3f} ± {r[f'{name}_half']:.3f}" for name in ("best", "final"))
             lines.append(
                 f"| {setting} | {r['rule']} | {r['n']} | {shares} | {scores} | {r['kept']:.0%} | {r['tv_last']:.3f} |"
+                + (f" {r['token_excess']:.1f} | {r['prefix_excess']:.1f} |" if excess else "")
             )
     return "\n".join(lines) + "\n"
 
@@ -130,8 +134,12 @@ def report(grid: dict[str, Any], out: Path) -> None:
     write(out / "claims.csv", claims)
     write(out / "contrasts.csv", contrasts)
     write(out / "rules.csv", rules)
-    for name, text in (("claims", markdown(claims, contrasts)), ("rules", rules_markdown(rules))):
+    own = grid.get("tabulated")  # a grid about the region itself says which settings its table has
+    table = rules_markdown(rules, own, excess=True) if own else rules_markdown(rules)
+    for name, text in (("claims", markdown(claims, contrasts)), ("rules", table)):
         atomic.write(out / f"{name}.md", text)
+    if own:
+        return
     figures(grid, runs, read(out / "curves.csv"), out / "figures.png")
 
 

@@ -1,9 +1,11 @@
-"""What a rule decides of each token, and how a soft gate attenuates what breaks a constraint."""
+"""What a rule decides of each token, and what a gate makes of a token that breaks a constraint."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Verdict:
     """What a rule decided. Tensors are (batch, length) unless said.
 
     Attributes:
-        gate: bool (kept or not), or floating in [0, 1] for a soft gate; arbitrary at invalid positions.
+        gate: bool (kept or not), or floating: in [0, 1] for a soft gate, below 0 where an update is turned round, at
+            least -1; arbitrary at invalid positions.
         over_token: bool, the token alone breaks its threshold (whether masked or not).
         prefix: the prefix budget's state, None for rules without one.
         weight: importance weight to use instead of min(rho, ratio_cap); None for that default.
@@ -42,6 +45,22 @@ class Verdict:
     weight: Tensor | None = None
     capped: Tensor | None = None
     thresholds: Thresholds | None = None
+
+
+def gate_of(keep: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """``keep`` itself for ``gate=hard``; for ``gate=restore`` 1 where kept and -restore_strength elsewhere, floating.
+
+    A token whose update moves pi further from mu than its constraint allows gets that update turned round: it moves pi
+    back toward mu, at most as fast as a kept update of the same ratio and advantage moves it away. The gate is ours;
+    the pull is that of BPO (arXiv 2604.18578), whose loss has the same slope on either side of its target.
+
+    Args:
+        keep: (batch, length) bool, with the first clause in it.
+    """
+    if knobs.gate != "restore":
+        return keep
+    pull = torch.full((), -knobs.restore_strength, dtype=torch.float32, device=keep.device)
+    return torch.where(keep, torch.ones_like(pull), pull)
 
 
 def attenuate(excess: Tensor, kind: str) -> Tensor:

@@ -14,7 +14,7 @@ ESTIMATORS = ("binary", "topk")
 WEIGHTS = ("linear", "constant", "shuffled")
 HORIZONS = ("response", "max")
 BUDGETS = ("none", "fixed", "quantile")
-GATES = ("hard", "soft")
+GATES = ("hard", "soft", "restore")
 ANCHORS = ("rollout", "proximal")
 ATTENUATIONS = ("inverse", "sapo")
 ON_NONFINITE = ("raise", "skip")
@@ -42,13 +42,18 @@ class TrustRegionKnobs:
         max_response_length: the length that ``horizon=max`` means; None takes the tensor's width.
         budget: ``fixed``, ``quantile`` (Eq. 22) or ``none`` (no prefix constraint).
         budget_quantile, budget_scale, budget_cap: q, scale and cap of Eq. 22.
-        gate: ``hard`` mask (Eq. 10) or ``soft`` gate (Appendix C).
+        gate: ``hard`` mask (Eq. 10), ``soft`` gate (Appendix C), or ``restore``: what breaks a constraint is pulled
+            back toward the rollout policy.
         attenuation: g(x) of the soft gate beyond x = 1: ``inverse`` 1/x, or ``sapo`` (sigmoid, arXiv 2511.20347).
         anchor: what D_t, rho and the budget are measured from: ``rollout``, the policy mu that sampled (the paper), or
             ``proximal``, the trained policy at the start of the step; the rest of the way from mu is then a truncated
             importance weight (verl's ``algorithm.rollout_correction``).
         budget_target: share of masked tokens, in (0, 1), that one scale on delta and delta_b is steered to, step by
             step (``thresholds``); None leaves the thresholds as they are.
+        restore_strength: share of a kept update's size with which ``gate=restore`` pulls back, in (0, 1].
+        trace: N of NFPO's forward trace (arXiv 2605.20865): a token's weight is multiplied by the product of the next
+            N - 1 tokens' ratios; 1 is none.
+        trace_cap: cap on that product, at least 1.
         ratio_cap: cap on the importance weight, as in verl's DPPO (20).
         shuffle_seed: seed of ``weights=shuffled``.
         on_nonfinite: a NaN or infinite log-prob or advantage ends the run (``raise``) or costs that optimizer step
@@ -75,6 +80,9 @@ class TrustRegionKnobs:
     attenuation: str = "inverse"
     anchor: str = "rollout"
     budget_target: float | None = None
+    restore_strength: float = 1.0
+    trace: int = 1
+    trace_cap: float = 2.0
     ratio_cap: float = 20.0
     shuffle_seed: int = 0
     on_nonfinite: str = "raise"
@@ -112,6 +120,8 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
         "budget_quantile": (0.0, True, 1.0),
         "budget_scale": (0.0, False, math.inf),
         "budget_cap": (1.0, True, math.inf),
+        "restore_strength": (0.0, False, 1.0),
+        "trace_cap": (1.0, True, math.inf),
         "ratio_cap": (1.0, True, math.inf),
     }
     for name, (low, included, high) in ranges.items():
@@ -122,8 +132,10 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
     target = knobs.budget_target
     if target is not None and not (_is_number(target) and 0 < target < 1):
         yield f"{KEY_PREFIX}.budget_target={target!r} is outside (0, 1); null turns it off."
-    if not _is_integer(knobs.topk) or knobs.topk < 1:
-        yield f"{KEY_PREFIX}.topk={knobs.topk!r} must be a whole number of at least 1."
+    for name in ("topk", "trace"):
+        value = getattr(knobs, name)
+        if not _is_integer(value) or value < 1:
+            yield f"{KEY_PREFIX}.{name}={value!r} must be a whole number of at least 1."
     if not _is_integer(knobs.shuffle_seed):
         yield f"{KEY_PREFIX}.shuffle_seed={knobs.shuffle_seed!r} must be a whole number."
     length = knobs.max_response_length

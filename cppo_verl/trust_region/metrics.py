@@ -125,8 +125,8 @@ def any_nonzero(x: Tensor) -> Tensor:
 
 
 def removed_part(verdict: Verdict, mask: Tensor) -> Tensor:
-    """How much of each valid token's update the rule took away: bool for a mask, 1 - gate for a soft gate."""
-    return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).mul_(mask)
+    """How much of each valid token's update the rule took away: bool for a mask, else 1 - gate, at most 1."""
+    return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).clamp_max_(1.0).mul_(mask)
 
 
 def _token_sums(

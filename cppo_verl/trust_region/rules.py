@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cppo_verl.trust_region import budget, schedule
-from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate
+from cppo_verl.trust_region import budget, schedule, trace
+from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, gate_of
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
 from cppo_verl.trust_region.tokens import Tokens, last
 
@@ -57,26 +57,35 @@ def knobs_of_rule(name: str) -> type[TrustRegionKnobs]:
 
 @rule("dppo")
 def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
+    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879).
+
+    ``gate=soft`` and ``gate=restore`` are those of CPPO with constant weights and no prefix budget.
+    """
     over = divergence > knobs.delta
-    return Verdict(tokens.toward_rollout | ~over, over_token=over, thresholds=Thresholds(knobs.delta, knobs.delta))
+    thresholds = Thresholds(knobs.delta, knobs.delta)
+    return Verdict(_token_gate(tokens, divergence, over, knobs), over_token=over, thresholds=thresholds)
+
+
+def _token_gate(tokens: Tokens, spending: Tensor, over_token: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """The gate of a token threshold alone, (batch, length)."""
+    if knobs.gate == "soft":
+        return attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+    return gate_of(~over_token | tokens.toward_rollout, knobs)
 
 
 @rule("cppo")
 def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
 
-    All valid tokens spend budget, masked ones too. With ``gate=soft`` the excess attenuates instead (Appendix C).
+    All valid tokens spend budget, masked ones too. With ``gate=soft`` the excess attenuates instead (Appendix C); with
+    ``gate=restore`` what would be masked is turned back (``gate.gate_of``).
     """
     weights = position_weights(tokens, knobs)
     spending = weights * divergence  # Z_t
     over_token = spending > knobs.delta
     token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
     if knobs.budget == "none":
-        if knobs.gate == "soft":
-            gate = attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
-        else:
-            gate = ~over_token | tokens.toward_rollout
+        gate = _token_gate(tokens, spending, over_token, knobs)
         return Verdict(gate=gate, over_token=over_token, thresholds=Thresholds(token_bound, token_bound))
 
     delta_b = prefix_budget(tokens, divergence, knobs)
@@ -94,6 +103,7 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
         gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
         del spending, spent, available, total_weight, weights  # before more is allocated
         gate |= tokens.toward_rollout
+        gate = gate_of(gate, knobs)
     thresholds = Thresholds(token_bound, prefix.delta_b)
     return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
 
@@ -143,6 +153,23 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     capped = weight > knobs.ratio_cap
     keep_all = tokens.mask.new_ones(()).expand_as(tokens.mask)
     return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
+
+
+@rule("gbpo")
+def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """GBPO: pull rho_t toward 1 + delta sign(A_t), from either side and with the slope |A_t| (arXiv 2604.18578).
+
+    Theirs: the best policy within the ratio bound is (1 + epsilon sign A) mu, and the loss is
+    |A_t| |rho_t - (1 + epsilon sign A)|, whose gradient is the surrogate's below the target and its opposite beyond.
+    In their LLM code the sign is that of the reward less its group's median, and the target of a reward at the median
+    is 1. Ours: the sign of A_t, which is all that a policy loss is given; with rewards of 0 and 1 they differ for the
+    responses of the group's majority, which theirs holds at ratio 1. Ours too: rho_t enters the weight capped at
+    ``ratio_cap``, and the bound epsilon is ``delta``.
+    """
+    beyond = torch.where(tokens.advantages > 0, tokens.ratio > 1 + knobs.delta, tokens.ratio < 1 - knobs.delta)
+    beyond &= tokens.advantages != 0
+    gate = torch.where(beyond, -1.0, torch.ones((), dtype=torch.float32, device=beyond.device))
+    return Verdict(gate=gate, over_token=beyond)
 
 
 BUILT_IN = frozenset(RULES)
@@ -206,4 +233,7 @@ def evaluate(
             divergence = tokens.divergence(knobs.divergence)
         else:
             divergence = divergence.to(tokens.log_prob.dtype).masked_fill(~tokens.mask, 0.0)
-        return RULES[name](tokens, divergence, knobs), divergence
+        verdict = RULES[name](tokens, divergence, knobs)
+        if knobs.trace > 1 and verdict.weight is None:
+            verdict = trace.traced(tokens, verdict, knobs)
+        return verdict, divergence

@@ -10,6 +10,8 @@ from cppo_verl.trust_region.tokens import Tokens
 def coefficients(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> Tensor:
     """-A_t * min(rho_t, ratio_cap) * gate_t, (batch, length), without a graph; 0 where a token adds nothing.
 
+    A gate below 0 turns an update round.
+
     That is what multiplies log pi(y_t|s_t) in the loss. A rule may bring a weight of its own instead of min(rho, cap).
     """
     with torch.no_grad():
@@ -19,7 +21,7 @@ def coefficients(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> Tensor:
             live = tokens.mask & verdict.gate
         else:
             coefficient *= verdict.gate
-            live = tokens.mask & (verdict.gate > 0)
+            live = tokens.mask & (verdict.gate != 0)
         live &= tokens.log_prob > -torch.inf  # probability 0: its gradient A rho grad log pi vanishes with rho
         return coefficient.masked_fill_(live.logical_not_(), 0.0)
 

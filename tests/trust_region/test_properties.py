@@ -55,7 +55,9 @@ def knob_sets(draw, **fixed) -> dict:
         "w_min": draw(st.floats(0.1, 1.0)),
         "weights": draw(st.sampled_from(["linear", "constant", "shuffled"])),
         "budget": draw(st.sampled_from(["none", "fixed", "quantile"])),
-        "gate": draw(st.sampled_from(["hard", "soft"])),
+        "gate": draw(st.sampled_from(["hard", "soft", "restore"])),
+        "restore_strength": draw(st.sampled_from([0.25, 1.0])),
+        "trace": draw(st.sampled_from([1, 1, 2, 20])),
     } | fixed
 
 
@@ -202,8 +204,8 @@ def test_gradient_is_zero_or_away_from_it_exactly_as_the_gate_says(name: str, ba
     loss, gradient, reported = run_loss(name, batch, actor_config({"batch_num_tokens": 7}, **knobs))
     assert loss.isfinite()
     gate = gates(name, batch, knobs)
-    assert torch.equal(gradient != 0, (gate > 0) & (batch.advantages != 0) & batch.mask.bool())
-    assert torch.equal(gradient < 0, (gradient != 0) & (batch.advantages > 0))
+    assert torch.equal(gradient != 0, (gate != 0) & (batch.advantages != 0) & batch.mask.bool())
+    assert torch.equal(gradient < 0, (gradient != 0) & (batch.advantages * gate > 0))
     assert all(math.isfinite(value) for value in reported.values())
 
 

@@ -442,3 +442,75 @@ def test_a_rule_name_is_taken_once():
     with pytest.raises(ValueError, match="cppo"):
         rule("cppo")(lambda tokens, divergence, knobs: Verdict(tokens.mask, tokens.mask))
     assert {"cppo", "dppo", "trm_max", "trm_avg", "minpro"} <= set(RULES)
+
+
+# ---- gates that pull back
+
+
+def test_a_restoring_gate_by_hand():
+    """The masks of test_dppo_by_hand and test_cppo_by_hand, turned round instead of dropped."""
+    q, p = [[0.60, 0.66, 0.34, 0.40]], [[0.50] * 4]
+    knobs = TrustRegionKnobs(delta=0.15, gate="restore", restore_strength=0.25)
+    verdict, _ = evaluate("dppo", from_probabilities(q, p, [1.0]).tokens(), knobs)
+    assert verdict.gate.tolist() == [[1, -0.25, 1, 1]]
+    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [[0.5] * 4], [1.0])
+    knobs = TrustRegionKnobs(delta=0.1, delta_b=0.03, weights="constant", budget="fixed", gate="restore")
+    verdict, _ = evaluate("cppo", batch.tokens(), knobs)
+    assert verdict.gate.tolist() == [[1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+@pytest.mark.parametrize("name", ["cppo", "dppo"])
+@pytest.mark.parametrize("kind", ["tv", "kl"])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_restoring_turns_what_the_hard_mask_drops(budget: str, kind: str, name: str, strength: float):
+    """Kept tokens as they were; dropped ones get -strength times the coefficient that a kept one would have."""
+    batch = random_batch(seed=40, rows=150, width=20)
+    chosen = settings(kind, ("response", None), budget, "linear")
+    hard, _ = evaluate(name, batch.tokens(), TrustRegionKnobs(**chosen))
+    _, kept_gradient, _ = run_loss(name, batch, actor(**chosen))
+    _, gradient, reported = run_loss(name, batch, actor(**chosen, gate="restore", restore_strength=strength))
+    _, everything, _ = run_loss("dppo", batch, actor(divergence="kl", delta=1e9))
+    dropped = batch.mask.bool() & ~hard.gate
+    assert int((everything[dropped] != 0).sum()) > 40
+    assert torch.equal(gradient[~dropped], kept_gradient[~dropped])
+    torch.testing.assert_close(gradient[dropped], -strength * everything[dropped], rtol=1e-6, atol=0)
+    # it pulls toward mu: the update lowers the token's probability exactly where that is above mu's
+    raised = batch.log_prob > batch.old_log_prob
+    assert torch.equal((gradient > 0)[dropped], raised[dropped])
+    prefix = "actor/trust_region/"
+    _, _, hard_reported = run_loss(name, batch, actor(**chosen))
+    for share in ("masked_share", "masked_share_token_threshold", "masked_share_by_position/9"):
+        assert reported[prefix + share] == pytest.approx(hard_reported[prefix + share], rel=1e-6)
+
+
+def test_soft_dppo_is_soft_cppo_without_weights_and_budget():
+    batch = random_batch(seed=41, rows=100, width=20)
+    chosen = settings("tv", ("response", None), "none", "constant") | {"gate": "soft"}
+    one, other = run_loss("dppo", batch, actor(**chosen)), run_loss("cppo", batch, actor(**chosen))
+    assert torch.equal(one[1], other[1])
+    assert not torch.equal(one[1], run_loss("dppo", batch, actor(**chosen | {"gate": "hard"}))[1])
+
+
+def test_gbpo_by_hand():
+    """epsilon = .25. A > 0 has the target 1.25, A < 0 the target .75; the gradient is |A| rho sign(rho - target)."""
+    rho = torch.tensor([[0.5, 1.2, 1.3, 2.0], [0.5, 0.7, 0.8, 2.0], [0.5, 0.9, 1.5, 2.0]], dtype=torch.float64)
+    old = torch.full_like(rho, -3.0)
+    advantages = torch.tensor([[2.0], [-1.0], [0.0]], dtype=torch.float64).expand_as(rho).contiguous()
+    batch = Batch(old + rho.log(), old, advantages, torch.ones_like(rho).long())
+    _, gradient, reported = run_loss("gbpo", batch, actor(delta=0.25))
+    expected = [[-1.0, -2.4, 2.6, 4.0], [-0.5, -0.7, 0.8, 2.0], [0.0] * 4]
+    torch.testing.assert_close(12 * gradient, torch.tensor(expected, dtype=torch.float64))
+    assert reported["actor/trust_region/masked_share"] == pytest.approx(4 / 8)
+
+
+def test_gbpo_is_the_gradient_of_its_loss():
+    """|A| |rho - (1 + epsilon sign A)| by autograd, over random responses."""
+    batch = random_batch(seed=42, rows=100, width=20)
+    _, gradient, _ = run_loss("gbpo", batch, actor(delta=0.2, ratio_cap=math.exp(20)))
+    log_prob = batch.log_prob.clone().requires_grad_()
+    ratio = (log_prob - batch.old_log_prob).exp()
+    loss = batch.advantages.abs() * (ratio - (1 + 0.2 * batch.advantages.sign())).abs()
+    ((loss * batch.mask).sum() / batch.mask.sum()).backward()
+    assert log_prob.grad is not None
+    torch.testing.assert_close(gradient, log_prob.grad)

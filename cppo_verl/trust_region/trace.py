@@ -1,0 +1,53 @@
+"""NFPO's forward trace: the cumulative ratio of the next N - 1 tokens, as a weight (arXiv 2605.20865).
+
+From that paper's abstract: the PPO surrogate augmented by the cumulative likelihood ratio of the next N - 1 tokens,
+inside the masked policy gradient, a bridge from the surrogate (N = 1) to the exact objective. Its equations could not be
+looked up. Ours by choice: the trace is a weight without gradient, capped at ``trace_cap`` and not bounded from below,
+it counts valid tokens only, and a window that passes the response's end stops there.
+
+What it makes exact: with N = T and no cap, E_mu[R sum_t (rho_t - 1) trace_t] = J(pi) - J(mu) (Lemma 2 of
+arXiv 2606.10968 with Delta in the surrogate). Differentiated through every ratio its gradient is that of J; as a weight
+it is sum_t E_{s_t ~ mu} sum_a grad pi(a|s_t) Q^pi(s_t, a), which has pi's own values and still mu's prefixes.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from cppo_verl.trust_region.gate import Verdict
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.tokens import MAX_LOG_RATIO, Tokens
+
+
+def forward_trace(tokens: Tokens, steps: int) -> Tensor:
+    """prod of rho_j over the ``steps`` - 1 valid tokens after each, (batch, length); 1 for the last token.
+
+    Two running sums and one lookup, whatever the window: linear in tokens. The log of the product is clamped to +-20,
+    as a single log-ratio is. Arbitrary at invalid positions.
+
+    Args:
+        steps: N >= 1; at least the response's length takes all later tokens.
+    """
+    log_ratio = (tokens.log_prob - tokens.old_log_prob).nan_to_num_(nan=0.0).masked_fill_(~tokens.mask, 0.0)
+    log_ratio.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    so_far = log_ratio.cumsum(-1, dtype=torch.float64)  # a difference of long sums
+    if so_far.shape[-1] == 0:
+        return log_ratio
+    ordinal = tokens.ordinal.long()
+    # so_far of the k-th valid token, by k; entry 0 is before the first one
+    by_ordinal = so_far.new_zeros(so_far.shape[0], so_far.shape[1] + 1).scatter_(-1, ordinal, so_far)
+    ends = (ordinal + (steps - 1)).minimum(ordinal[:, -1:])
+    later = by_ordinal.gather(-1, ends).sub_(so_far)
+    return later.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_().to(log_ratio.dtype)
+
+
+def traced(tokens: Tokens, verdict: Verdict, knobs: TrustRegionKnobs) -> Verdict:
+    """The verdict with the weight min(rho_t, ratio_cap) min(trace_t, trace_cap); its gate stays.
+
+    Either cut counts as capped.
+    """
+    trace = forward_trace(tokens, knobs.trace)
+    capped = (tokens.ratio > knobs.ratio_cap) | (trace > knobs.trace_cap)
+    weight = trace.clamp_max_(knobs.trace_cap).mul_(tokens.ratio.clamp_max(knobs.ratio_cap))
+    return dataclasses.replace(verdict, weight=weight, capped=capped)

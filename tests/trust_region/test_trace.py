@@ -1,0 +1,91 @@
+"""NFPO's forward trace: by hand, against loops over any mask, and as a weight."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.rules import evaluate
+from cppo_verl.trust_region.trace import forward_trace
+from tests import reference
+from tests.helpers import Batch, actor_config, random_batch, run_loss
+
+
+def of_ratios(rho: list[float], mask: list[int]) -> Batch:
+    ratios = torch.tensor([rho], dtype=torch.float64)
+    old = torch.full_like(ratios, -3.0)
+    return Batch(old + ratios.log(), old, torch.full_like(ratios, 2.0), torch.tensor([mask]))
+
+
+def test_by_hand():
+    """rho = 2 .5 3 4: the next one's ratio .5 3 4 1, the next two's 1.5 12 4 1, all later ones' 6 12 4 1."""
+    tokens = of_ratios([2.0, 0.5, 3.0, 4.0], [1, 1, 1, 1]).tokens()
+    assert forward_trace(tokens, 1).tolist() == [[1, 1, 1, 1]]
+    assert forward_trace(tokens, 2).tolist() == [pytest.approx([0.5, 3, 4, 1])]
+    assert forward_trace(tokens, 3).tolist() == [pytest.approx([1.5, 12, 4, 1])]
+    for steps in (4, 5, 100):
+        assert forward_trace(tokens, steps).tolist() == [pytest.approx([6, 12, 4, 1])]
+
+
+def test_holes_and_padding_are_no_tokens():
+    batch = of_ratios([7.0, 2.0, 7.0, 0.5, 3.0, 7.0, 4.0, 7.0], [0, 1, 0, 1, 1, 0, 1, 0])
+    trace = forward_trace(batch.tokens(), 3)[0]
+    assert trace[batch.mask[0].bool()].tolist() == pytest.approx([1.5, 12, 4, 1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 1000])
+def test_against_loops(steps: int):
+    batch = random_batch(seed=steps, rows=80, width=20)
+    got = forward_trace(batch.tokens(), steps)
+    for row, response in enumerate(batch.responses()):
+        rho = [reference.ratio(response.log_pi[i], response.log_mu[i]) for i in response.columns]
+        for place, column in enumerate(response.columns):
+            log_product = sum(math.log(x) for x in rho[place + 1 : place + steps])
+            expected = math.exp(min(max(log_product, -20), 20))
+            assert got[row, column].item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_float32_keeps_its_digits_over_long_responses():
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(2, 20_000, generator=generator) - 0.5
+    log_prob = old + 0.3 * torch.rand(2, 20_000, generator=generator)
+    batch = Batch(log_prob, old, torch.ones_like(old), torch.ones_like(old).long())
+    exact = forward_trace(batch.to(torch.float64).tokens(), 8)
+    torch.testing.assert_close(forward_trace(batch.tokens(), 8).double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cppo", "dppo"])
+@pytest.mark.parametrize("gate", ["hard", "soft", "restore"])
+def test_the_weight_is_both_cut_and_the_gate_is_the_rules(name: str, gate: str):
+    batch = random_batch(seed=3, rows=120, width=15)
+    batch.log_prob[::5] = (batch.log_prob[::5] + 4).clamp(max=-1e-7)
+    plain = TrustRegionKnobs(gate=gate, ratio_cap=3.0)
+    traced = dataclasses.replace(plain, trace=3, trace_cap=1.1)
+    before, _ = evaluate(name, batch.tokens(), plain)
+    after, _ = evaluate(name, batch.tokens(), traced)
+    valid = batch.mask.bool()
+    assert torch.equal(before.gate[valid], after.gate[valid])
+    assert after.weight is not None and after.capped is not None
+    trace, ratio = forward_trace(batch.tokens(), 3), batch.tokens().ratio
+    expected = trace.clamp_max(1.1) * ratio.clamp_max(3.0)
+    torch.testing.assert_close(after.weight[valid], expected[valid])
+    assert torch.equal(after.capped[valid], ((trace > 1.1) | (ratio > 3.0))[valid])
+    assert 0 < after.capped[valid].double().mean() < 1
+
+
+@pytest.mark.parametrize("name", ["cppo", "dppo", "trm_avg"])
+def test_a_trace_of_one_is_the_surrogate_to_the_bit(name: str):
+    for seed in range(3):
+        batch = random_batch(seed, rows=60, width=20).to(torch.float32)
+        plain = run_loss(name, batch, actor_config())
+        one = run_loss(name, batch, actor_config(trace=1, trace_cap=1.0))
+        assert torch.equal(plain[0], one[0])
+        assert torch.equal(plain[1], one[1])
+
+
+def test_no_tokens_at_all():
+    nothing = torch.zeros(3, 0)
+    tokens = Batch(nothing, nothing, nothing, nothing.long()).tokens()
+    assert forward_trace(tokens, 4).shape == (3, 0)
