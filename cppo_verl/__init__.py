@@ -3,7 +3,7 @@
 The rooms, from the ground up; each imports only from rooms above it in this list:
 
     atomic, presets  files that appear whole; the presets' names (conf/ holds them)
-    trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch only
+    trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch and numpy only
     recording        single tokens of a run: records, replay of any rule, thresholds from data
     launch           starts and guards a run
     integration      the plug into verl, the only room that imports it

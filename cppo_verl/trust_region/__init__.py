@@ -1,4 +1,4 @@
-"""The science: from log-probs to a gated loss. Torch only; no verl, no files, no processes.
+"""The science: from log-probs to a gated loss. Torch and numpy only; no verl, no files, no processes.
 
 In come log pi, log mu, advantages and a mask, each (batch, length); out go a gate a token, the loss, and numbers for
 a logger. The data's way: ``tokens`` -> ``divergence`` (or ``topk``) -> ``rules``, which use ``schedule`` (position

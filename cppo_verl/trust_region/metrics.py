@@ -5,21 +5,25 @@ figure of the whole batch; only ``divergence_p99`` is an average of micro-batch 
 are all zero do not enter (their group has zero reward variance, or they pad the batch).
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cppo_verl.trust_region import bound
-from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.tokens import Tokens, last
+from cppo_verl.trust_region.gate import Thresholds, Verdict
+from cppo_verl.trust_region.tokens import Tokens
 
 PREFIX = "actor/trust_region/"
 DIVERGENCE_BINS = 8
 MASK_BINS = 10
+PARTS = 40  # of a response's length, from which both kinds of bins are made
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
+Rows: TypeAlias = dict[str, Any]  # float64 arrays, mostly a number a response
 P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 
 
@@ -78,7 +82,12 @@ def ratio(total: float, count: float) -> float:
 
 
 def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float) -> MetricSums:
-    """Sums of one micro-batch for the logger, with a single transfer from the device.
+    """Sums of one micro-batch for the logger.
+
+    The device makes a few numbers a response, which travel to the host in one transfer; everything smaller than
+    (batch, length) is then computed there, where it costs no kernel. What hardly ever occurs (mixed signs in a
+    response, ratios beyond the cap, log-probs above 0) is only looked for; it is counted, with a second transfer, where
+    it was found.
 
     Args:
         divergence: (batch, length) D_t, 0 at invalid positions; overwritten.
@@ -87,34 +96,126 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     with torch.no_grad():
-        advantages = torch.where(tokens.mask, tokens.advantages, 0.0)
-        checks = [divergence.sum(), advantages.sum()]  # NaN or inf shows here
-        active, positive = any_nonzero(advantages), advantages > 0
-        del advantages
-        mask = tokens.mask & active.unsqueeze(-1)
-        removed = removed_part(verdict, mask)
-        length = last(tokens.ordinal).double() * active
-        scalars = _token_sums(tokens, divergence, verdict, removed, positive, ratio_cap, mask)
-        scalars["divergence_p99"] = _p99(divergence, mask) * length.sum()
-        scalars |= _response_sums(tokens, divergence, verdict, length)
-        counts = {"tokens": length.sum(), "responses": active.sum()}
-        if "bound_usage" in scalars:
-            counts["bound_worst_case"] = scalars["bound_worst_case"]
-        maximum = (divergence.amax(-1) * active).amax() if divergence.numel() else divergence.new_zeros(())
-        head = [*scalars.values(), *counts.values(), maximum, *checks]
-        by_position = _position_sums(divergence, removed, tokens.ordinal, active)
-        flat = torch.cat([torch.stack([x.double() for x in head]), *by_position]).tolist()
-
-    values, tail = flat[: len(head)], flat[len(head) :]
-    if not all(map(math.isfinite, values)):
+        rows = (
+            _no_rows(tokens, verdict) if divergence.numel() == 0 else _measure(tokens, divergence, verdict, ratio_cap)
+        )
+    finite = (np.isfinite(rows[name]).all() for name in ("divergence", "least_advantage", "largest_advantage"))
+    if not all(finite):
         raise FloatingPointError(_name_the_nonfinite(tokens))
-    sums = dict(zip(scalars, values, strict=False))
-    totals = dict(zip(counts, values[len(scalars) :], strict=False))
-    names = [f"divergence_by_position/{i}" for i in range(DIVERGENCE_BINS)]
-    names += [f"masked_share_by_position/{i}" for i in range(MASK_BINS)]
-    for i, name in enumerate(names):
-        sums[name], totals[denominator_of(name)] = tail[i], tail[len(names) + i]
-    return MetricSums(sums, totals, {"divergence_max": values[-len(checks) - 1], "nonfinite_tokens_max": 0.0})
+
+    active, length = rows["active"], rows["length"]
+    tokens_in_all = float(length.sum())
+    masked, over = float(rows["masked"][active, -1].sum()), float(rows["over_token"].sum())
+    raised = rows["raised"].item()
+    total = rows["divergence"][:, -1] * active
+    sums = {
+        "masked_share": masked,
+        "masked_share_token_threshold": over,
+        "masked_share_prefix_budget": masked - over,
+        "masked_share_positive": raised,
+        "masked_share_negative": masked - raised,
+        "ratio_capped_share": rows["capped"].item(),
+        "positive_log_prob_share": rows["rounded"].item(),
+        "divergence_mean": float(total.sum()),
+        "divergence_p99": _nearest_rank(rows["largest"], rows["sampled"].item()) * tokens_in_all,
+    }
+    counts = {"tokens": tokens_in_all, "responses": float(active.sum())}
+    sums |= _response_sums(rows, total, verdict.thresholds)
+    if "bound_usage" in sums:
+        counts["bound_worst_case"] = sums["bound_worst_case"]
+    for name, cumulative, bins in (
+        ("divergence_by_position", rows["divergence"], DIVERGENCE_BINS),
+        ("masked_share_by_position", rows["masked"], MASK_BINS),
+    ):
+        step = PARTS // bins
+        for i in range(bins):
+            a, b = i * step, (i + 1) * step
+            sums[f"{name}/{i}"] = float((cumulative[active, b] - cumulative[active, a]).sum())
+            counts[denominator_of(f"{name}/{i}")] = float((rows["edges"][active, b] - rows["edges"][active, a]).sum())
+    largest = float((rows["divergence_max"] * active).max(initial=0.0))
+    return MetricSums(sums, counts, {"divergence_max": largest, "nonfinite_tokens_max": 0.0})
+
+
+def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float) -> Rows:
+    """What the sums are made of, on the host; ``divergence`` is overwritten."""
+    advantages = tokens.advantages.masked_fill(tokens.invalid, 0.0)
+    least, largest_advantage = advantages.amin(-1), advantages.amax(-1)  # aminmax is ten times slower on CPU
+    nonzero = advantages.count_nonzero()
+    del advantages
+    active = least.logical_or(largest_advantage).unsqueeze(-1)  # anything but zeros
+    mask = tokens.mask & active
+    removed = removed_part(verdict, mask)
+    found = {
+        "length": tokens.ordinal[:, -1],
+        "least_advantage": least,
+        "largest_advantage": largest_advantage,
+        "nonzero": nonzero,
+        "over_token": _total(_both(removed, verdict.over_token)),
+        "capped": tokens.ratio.amax() if verdict.capped is None else (verdict.capped & mask).count_nonzero(),
+        "rounded": torch.maximum(tokens.log_prob, tokens.old_log_prob).amax(),
+        "moment": torch.linalg.vecdot(tokens.ordinal, divergence),
+        "divergence_max": divergence.amax(-1),
+        **_sample(divergence, mask, active),
+        **_prefix_rows(verdict),
+    }
+    columns = torch.searchsorted(tokens.ordinal, _edges(tokens.ordinal[:, -1:]))
+    found["divergence"] = divergence.cumsum_(-1).gather(-1, columns)
+    found["masked"] = divergence.copy_(removed).cumsum_(-1).gather(-1, columns)
+    rows = _to_host(found, divergence.dtype)
+
+    rows["active"] = (rows["least_advantage"] != 0) | (rows["largest_advantage"] != 0)
+    rows["edges"] = np.floor(rows["length"][:, None] * np.arange(PARTS + 1) / PARTS)
+    rows["length"] = np.where(rows["active"], rows["length"], 0.0)
+    for name in ("divergence", "masked"):
+        rows[name][rows["edges"] == 0] = 0.0
+    rows.setdefault("sampled", rows["length"].sum())
+    return rows | _rarities(rows, tokens, verdict, removed, mask, ratio_cap)
+
+
+def _rarities(rows: Rows, tokens: Tokens, verdict: Verdict, removed: Tensor, mask: Tensor, ratio_cap: float) -> Rows:
+    """The counts that are 0, or known from a response's sign, unless something unusual was found."""
+    known, asked = {}, {}
+    one_sign = (rows["least_advantage"] >= 0) | (rows["largest_advantage"] <= 0)
+    if one_sign.all() and rows["nonzero"] == rows["length"].sum():
+        known["raised"] = rows["masked"][rows["largest_advantage"] > 0, -1].sum()
+    else:
+        asked["raised"] = _total(_both(removed, tokens.advantages > 0))
+    if verdict.capped is None:
+        if rows["capped"] <= ratio_cap:
+            known["capped"] = np.float64(0.0)
+        else:
+            asked["capped"] = ((tokens.ratio > ratio_cap) & mask).count_nonzero()
+    if rows["rounded"] <= 0:
+        known["rounded"] = np.float64(0.0)
+    else:
+        above = (tokens.log_prob > 0).logical_or_(tokens.old_log_prob > 0)
+        asked["rounded"] = (above & mask).count_nonzero()
+    if asked:
+        known |= {name: x.sum() for name, x in _to_host(asked, tokens.ordinal.dtype).items()}
+    return known
+
+
+def _no_rows(tokens: Tokens, verdict: Verdict) -> Rows:
+    """``_measure`` of a batch without any position."""
+    batch = tokens.mask.shape[0]
+    rows: Rows = {name: np.zeros(batch) for name in ("length", "least_advantage", "largest_advantage", "moment")}
+    rows |= {name: np.zeros(batch) for name in ("divergence_max", *_prefix_rows(verdict))}
+    rows |= {name: np.zeros((batch, PARTS + 1)) for name in ("divergence", "masked", "edges")}
+    rows |= {name: np.float64(0.0) for name in ("over_token", "raised", "capped", "rounded", "sampled")}
+    return rows | {"active": np.zeros(batch, dtype=bool), "largest": np.zeros(0)}
+
+
+def _to_host(found: dict[str, Tensor], dtype: torch.dtype) -> Rows:
+    """The same as float64 arrays, after one transfer; integers (0-d) go as the bits of floating numbers."""
+    flat = [x.reshape(1).view(dtype) if x.dtype == torch.int64 else x.reshape(-1) for x in found.values()]
+    together = torch.cat(flat).cpu().numpy()
+    rows, start = {}, 0
+    for (name, x), part in zip(found.items(), flat, strict=True):
+        piece = together[start : start + part.numel()]
+        start += part.numel()
+        rows[name] = piece.copy().view(np.int64)[0] if x.dtype == torch.int64 else piece.reshape(x.shape)
+        rows[name] = rows[name].astype(np.float64)
+    return rows
 
 
 def any_nonzero(x: Tensor) -> Tensor:
@@ -126,94 +227,72 @@ def any_nonzero(x: Tensor) -> Tensor:
 
 def removed_part(verdict: Verdict, mask: Tensor) -> Tensor:
     """How much of each valid token's update the rule took away: bool for a mask, else 1 - gate, at most 1."""
-    return mask & ~verdict.gate if verdict.gate.dtype == torch.bool else (1 - verdict.gate).clamp_max_(1.0).mul_(mask)
+    if verdict.gate.dtype == torch.bool:
+        return mask > verdict.gate
+    return (1 - verdict.gate).clamp_max_(1.0).mul_(mask)
 
 
-def _token_sums(
-    tokens: Tokens,
-    divergence: Tensor,
-    verdict: Verdict,
-    removed: Tensor,
-    positive: Tensor,
-    ratio_cap: float,
-    mask: Tensor,
-) -> dict[str, Tensor]:
-    """Sums over the tokens of ``mask``; counts of bools are whole-tensor ones, which alone make no wider copy."""
-
-    def total(x: Tensor) -> Tensor:
-        return x.count_nonzero() if x.dtype == torch.bool else x.sum(-1).double().sum()
-
-    def part(where: Tensor) -> Tensor:
-        return total(removed & where if removed.dtype == torch.bool else torch.where(where, removed, 0.0))
-
-    everything, by_token, raised = total(removed), part(verdict.over_token), part(positive)
-    capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped
-    rounded = (tokens.log_prob > 0).logical_or_(tokens.old_log_prob > 0)
-    return {
-        "masked_share": everything,
-        "masked_share_token_threshold": by_token,
-        "masked_share_prefix_budget": everything - by_token,
-        "masked_share_positive": raised,
-        "masked_share_negative": everything - raised,
-        "ratio_capped_share": total(capped & mask),
-        "positive_log_prob_share": total(rounded & mask),
-    }
+def _both(removed: Tensor, where: Tensor) -> Tensor:
+    return removed & where if removed.dtype == torch.bool else torch.where(where, removed, 0.0)
 
 
-def _p99(divergence: Tensor, mask: Tensor) -> Tensor:
-    """99th percentile (nearest rank) over at most ``P99_SAMPLE`` evenly spaced columns' tokens, 0-d; 0 without any."""
+def _total(x: Tensor) -> Tensor:
+    """Sum over all tokens, or over each response; counts of bools are whole-tensor ones, which make no wider copy."""
+    return x.count_nonzero() if x.dtype == torch.bool else x.sum(-1)
+
+
+def _sample(divergence: Tensor, mask: Tensor, active: Tensor) -> dict[str, Tensor]:
+    """The largest hundredth of at most ``P99_SAMPLE`` evenly spaced columns' D_t, and how many tokens those are."""
     stride = max(1, -(-divergence.numel() // P99_SAMPLE))
-    valid = mask[:, ::stride]
-    sample = torch.where(valid, divergence[:, ::stride], 0.0).flatten()
-    if sample.numel() == 0:
-        return divergence.new_zeros(())
-    largest = sample.topk(sample.numel() // 100 + 1).values
-    return largest[(valid.count_nonzero() // 100).clamp_max(largest.numel() - 1)]
+    sample = (divergence[:, ::stride] * active).flatten()
+    found = {"largest": sample.topk(sample.numel() // 100 + 1).values}
+    return found if stride == 1 else {**found, "sampled": mask[:, ::stride].count_nonzero()}
 
 
-def _response_sums(tokens: Tokens, divergence: Tensor, verdict: Verdict, length: Tensor) -> dict[str, Tensor]:
-    """Sums over responses, those that do not count having length 0."""
-    active = length > 0
-    total = torch.where(active, divergence.sum(-1), 0.0).double()
-    moments = torch.linalg.vecdot(tokens.ordinal, divergence)
-    drift = length * total - torch.where(active, moments, 0.0)  # sum_t (T - t) D_t
+def _nearest_rank(largest: np.ndarray, tokens: float) -> float:
+    """99th percentile of ``tokens`` values, of which ``largest`` are the highest, in falling order; 0 without any."""
+    return float(largest[min(int(tokens) // 100, len(largest) - 1)]) if len(largest) else 0.0
+
+
+def _edges(length: Tensor) -> Tensor:
+    """Last ordinal of each of ``PARTS`` equal parts of a response, and 0 before them, (batch, PARTS + 1)."""
+    return (length * _parts(length.device)).div_(PARTS, rounding_mode="floor").to(length.dtype)
+
+
+@lru_cache(maxsize=16)
+def _parts(device: torch.device) -> Tensor:
+    return torch.arange(PARTS + 1, dtype=torch.float64, device=device)
+
+
+def _prefix_rows(verdict: Verdict) -> dict[str, Tensor]:
+    """(batch,) state of the prefix budget, and what Theorem 1 takes for delta_b where it differs a response."""
+    rows = {}
+    if verdict.prefix is not None:
+        rows = {"spent": verdict.prefix.spent, "weight": verdict.prefix.weight, "delta_b": verdict.prefix.delta_b}
+    if verdict.thresholds is not None and isinstance(verdict.thresholds.delta_b, Tensor):
+        rows["bound_delta_b"] = verdict.thresholds.delta_b
+    return rows
+
+
+def _response_sums(rows: Rows, total: np.ndarray, thresholds: Thresholds | None) -> dict[str, float]:
+    """Sums over the responses that count; the others have length 0."""
+    active, length = rows["active"], rows["length"]
+    drift = length * total - rows["moment"] * active  # sum_t (T - t) D_t
     pairs = length * (length - 1) / 2
-    sums = {"divergence_mean": total.sum(), "influence_weighted_divergence": (drift / pairs.clamp_min(1)).sum()}
-    if verdict.prefix is None:
-        sums["prefix_average"] = (total / length.clamp_min(1)).sum()
+    sums = {"influence_weighted_divergence": float((drift / np.maximum(pairs, 1)).sum())}
+    if "spent" in rows:
+        counted = active & (rows["weight"] > 0)
+        sums["prefix_average"] = float((rows["spent"][counted] / rows["weight"][counted]).sum())
+        sums["effective_delta_b"] = float(rows["delta_b"][active].sum())
     else:
-        prefix = verdict.prefix
-        average = torch.where(active & (prefix.weight > 0), prefix.spent / prefix.weight, 0.0)
-        sums["prefix_average"] = average.sum()
-        sums["effective_delta_b"] = torch.where(active, prefix.delta_b, 0.0).sum()
-    if verdict.thresholds is not None:
-        token_bound, delta_b = verdict.thresholds.token_bound, verdict.thresholds.delta_b
-        sums["bound_realised"] = (4 * token_bound * drift).sum()  # sum_t lambda_t D_t with xi = 1
-        worst_case = bound.residual_constant(length, token_bound, delta_b)
-        sums["bound_worst_case"] = torch.as_tensor(worst_case).sum()
+        sums["prefix_average"] = float((total / np.maximum(length, 1)).sum())
+    if thresholds is not None:
+        token_bound = thresholds.token_bound
+        delta_b = rows.get("bound_delta_b", thresholds.delta_b)
+        sums["bound_realised"] = float((4 * token_bound * drift).sum())  # sum_t lambda_t D_t with xi = 1
+        sums["bound_worst_case"] = float(np.sum(bound.residual_constant(length, token_bound, delta_b)))
         sums["bound_usage"] = sums["bound_realised"]
     return sums
-
-
-def _position_sums(divergence: Tensor, removed: Tensor, ordinal: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums and token counts over equal bins of the relative position in a response, float64 vectors.
-
-    The first ``DIVERGENCE_BINS`` are of the divergence (overwritten), the other ``MASK_BINS`` of what was masked.
-    """
-    if divergence.numel() == 0:
-        nothing = torch.zeros(DIVERGENCE_BINS + MASK_BINS, dtype=torch.float64, device=divergence.device)
-        return nothing, nothing
-    length = ordinal[:, -1:].long()
-    counted = active.unsqueeze(-1)
-    sums, counts = [], []
-    for values, bins in ((divergence, DIVERGENCE_BINS), (removed, MASK_BINS)):
-        cumulative = divergence.copy_(values).cumsum_(-1)
-        edges = length * torch.arange(bins + 1, device=length.device) // bins  # last ordinal of each part
-        columns = torch.searchsorted(ordinal, edges.to(ordinal.dtype), right=True)  # columns up to that ordinal
-        at_edges = torch.where((columns > 0) & counted, cumulative.gather(-1, (columns - 1).clamp_min(0)), 0.0)
-        sums.append(at_edges.diff(dim=-1).sum(0, dtype=torch.float64))
-        counts.append((edges.diff(dim=-1) * counted).sum(0).double())
-    return torch.cat(sums), torch.cat(counts)
 
 
 def nonfinite(tokens: Tokens) -> dict[str, Tensor]:

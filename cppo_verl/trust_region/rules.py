@@ -70,7 +70,7 @@ def _token_gate(tokens: Tokens, spending: Tensor, over_token: Tensor, knobs: Tru
     """The gate of a token threshold alone, (batch, length)."""
     if knobs.gate == "soft":
         return attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
-    return gate_of(~over_token | tokens.toward_rollout, knobs)
+    return gate_of(~(over_token & tokens.away_from_rollout), knobs)
 
 
 @rule("cppo")
@@ -90,7 +90,8 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
 
     delta_b = prefix_budget(tokens, divergence, knobs)
     spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
-    prefix = PrefixState(spent=last(spent), weight=last(total_weight), delta_b=delta_b.squeeze(-1))
+    spent_in_all, weight_in_all = last(spent, total_weight)
+    prefix = PrefixState(spent_in_all, weight_in_all, delta_b.squeeze(-1))
     available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
     if knobs.gate == "soft":
         spent[:, :1] /= knobs.delta
@@ -99,10 +100,11 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
         del spending, spent, available, total_weight, weights  # before more is allocated
         gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
     else:
-        gate = ~over_token
-        gate[:, 1:] &= spending[:, 1:] <= available.sub_(spent)[:, :-1]
+        gate = torch.ones_like(over_token)
+        torch.le(spending[:, 1:], available.sub_(spent)[:, :-1], out=gate[:, 1:])
         del spending, spent, available, total_weight, weights  # before more is allocated
-        gate |= tokens.toward_rollout
+        torch.gt(gate, over_token, out=gate)  # and not over
+        torch.ge(gate, tokens.away_from_rollout, out=gate)  # or not away
         gate = gate_of(gate, knobs)
     thresholds = Thresholds(token_bound, prefix.delta_b)
     return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
@@ -184,7 +186,7 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
     if knobs.horizon == "max":
         weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
     else:
-        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
+        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal, tokens.invalid)
     if knobs.weights == "shuffled":
         weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
     return weights
@@ -195,7 +197,7 @@ def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -
     if knobs.budget == "fixed":
         return budget.fixed_budget(divergence, knobs.delta_b)
     q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
-    count = last(tokens.ordinal).long()
+    count = tokens.ordinal[:, -1].long() if tokens.ordinal.shape[-1] else None
     return budget.quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap, count)
 
 
@@ -232,7 +234,7 @@ def evaluate(
         if divergence is None:
             divergence = tokens.divergence(knobs.divergence)
         else:
-            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(~tokens.mask, 0.0)
+            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(tokens.invalid, 0.0)
         verdict = RULES[name](tokens, divergence, knobs)
         if knobs.trace > 1 and verdict.weight is None:
             verdict = trace.traced(tokens, verdict, knobs)

@@ -17,21 +17,30 @@ def valid_positions(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def linear_weights(
-    mask: Tensor, w_min: float, dtype: torch.dtype = torch.float32, ordinal: Tensor | None = None
+    mask: Tensor,
+    w_min: float,
+    dtype: torch.dtype = torch.float32,
+    ordinal: Tensor | None = None,
+    invalid: Tensor | None = None,
 ) -> Tensor:
     """w_t = 1 - (1 - w_min)(t - 1)/(T - 1) with T the row's own number of valid tokens; w_1 = 1 when T = 1 (Eq. 9).
 
     Args:
         mask: (batch, length) bool.
         w_min: weight of the last valid token, in (0, 1].
-        ordinal: ``valid_positions(mask, dtype)`` where it is at hand.
+        ordinal, invalid: ``valid_positions(mask, dtype)`` and ``~mask`` where they are at hand.
 
     Returns:
         (batch, length) of ``dtype``, 0 at invalid positions.
     """
     ordinal = valid_positions(mask, dtype) if ordinal is None else ordinal
-    steps = (ordinal[:, -1:] - 1).clamp_min(1)
-    return (ordinal - 1).div_(steps).mul_(w_min - 1).add_(1).masked_fill_(~mask, 0.0)
+    before = ordinal - 1
+    return (
+        before.div_(before[:, -1:].clamp_min(1))
+        .mul_(w_min - 1)
+        .add_(1)
+        .masked_fill_(~mask if invalid is None else invalid, 0.0)
+    )
 
 
 def linear_weights_max(

@@ -47,9 +47,21 @@ class Tokens:
         )
 
     @cached_property
+    def invalid(self) -> Tensor:
+        """Not ``mask``."""
+        return self.mask.logical_not()
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """log rho_t, clamped to +-``MAX_LOG_RATIO``; arbitrary at invalid positions."""
+        return (self.log_prob - self.old_log_prob).clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+    @cached_property
     def ratio(self) -> Tensor:
-        """rho_t = pi/mu from the clamped log-ratio; arbitrary at invalid positions."""
-        return (self.log_prob - self.old_log_prob).clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
+        """rho_t = pi/mu from the clamped log-ratio, whose memory it takes over; arbitrary at invalid positions."""
+        log_ratio = self.log_ratio
+        del self.__dict__["log_ratio"]
+        return log_ratio.exp_()
 
     @cached_property
     def ordinal(self) -> Tensor:
@@ -57,10 +69,14 @@ class Tokens:
         return schedule.valid_positions(self.mask, self.log_prob.dtype)
 
     @cached_property
+    def away_from_rollout(self) -> Tensor:
+        """A_t (rho_t - 1) > 0, bool; by log-probs (rho rounds to 1)."""
+        return self.advantages.sign().mul_(self.log_ratio) > 0  # the sign: no product underflows
+
+    @property
     def toward_rollout(self) -> Tensor:
-        """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool; by log-probs (rho rounds to 1)."""
-        away = (self.log_prob - self.old_log_prob).mul_(self.advantages.sign()) > 0  # the sign: no product underflows
-        return away.logical_not_()
+        """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool."""
+        return self.away_from_rollout.logical_not()
 
     def without_rows(self, rows: Tensor) -> "Tokens":
         """The same with the given rows, (batch,) bool, emptied: mask false and values 0."""
@@ -72,9 +88,9 @@ class Tokens:
 
     def divergence(self, kind: str) -> Tensor:
         """Binary D_t of the given kind (``tv`` or ``kl``), 0 at invalid positions."""
-        return BINARY[kind](self.log_prob, self.old_log_prob).masked_fill_(~self.mask, 0.0)
+        return BINARY[kind](self.log_prob, self.old_log_prob).masked_fill_(self.invalid, 0.0)
 
 
-def last(cumulative: Tensor) -> Tensor:
-    """Last column of a running sum as a copy, (batch,); zeros for width 0."""
-    return cumulative[:, -1].clone() if cumulative.shape[-1] else cumulative.sum(-1)
+def last(*cumulative: Tensor) -> Tensor:
+    """Last columns of running sums as a copy, (sums, batch); zeros for width 0."""
+    return torch.stack([x[:, -1] if x.shape[-1] else x.sum(-1) for x in cumulative])

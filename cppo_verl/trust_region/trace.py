@@ -1,9 +1,9 @@
 """NFPO's forward trace: the cumulative ratio of the next N - 1 tokens, as a weight (arXiv 2605.20865).
 
 From that paper's abstract: the PPO surrogate augmented by the cumulative likelihood ratio of the next N - 1 tokens,
-inside the masked policy gradient, a bridge from the surrogate (N = 1) to the exact objective. Its equations could not be
-looked up. Ours by choice: the trace is a weight without gradient, capped at ``trace_cap`` and not bounded from below,
-it counts valid tokens only, and a window that passes the response's end stops there.
+inside the masked policy gradient, a bridge from the surrogate (N = 1) to the exact objective. Its equations could not
+be looked up. Ours by choice: the trace is a weight without gradient, capped at ``trace_cap`` and not bounded from
+below, it counts valid tokens only, and a window that passes the response's end stops there.
 
 What it makes exact: with N = T and no cap, E_mu[R sum_t (rho_t - 1) trace_t] = J(pi) - J(mu) (Lemma 2 of
 arXiv 2606.10968 with Delta in the surrogate). Differentiated through every ratio its gradient is that of J; as a weight
@@ -29,8 +29,7 @@ def forward_trace(tokens: Tokens, steps: int) -> Tensor:
     Args:
         steps: N >= 1; at least the response's length takes all later tokens.
     """
-    log_ratio = (tokens.log_prob - tokens.old_log_prob).nan_to_num_(nan=0.0).masked_fill_(~tokens.mask, 0.0)
-    log_ratio.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = tokens.log_ratio.nan_to_num(nan=0.0).masked_fill_(tokens.invalid, 0.0)
     so_far = log_ratio.cumsum(-1, dtype=torch.float64)  # a difference of long sums
     if so_far.shape[-1] == 0:
         return log_ratio

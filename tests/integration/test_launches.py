@@ -1,0 +1,111 @@
+"""How many kernels a loss launches on an accelerator, counted on the CPU.
+
+The operations do not depend on the device, but for the sorting of D_t, which here is made to go the accelerator's way.
+
+Counted is every ATen operation that verl's registered loss and its backward dispatch, with the metrics and verl's own
+``agg_loss``, but for views and what only reads a tensor's shape or type: on a GPU each is at least one kernel or one
+copy (``topk``, ``cumsum`` and reductions may take two or three).
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+from cppo_verl.trust_region import budget
+from tests.helpers import Batch, actor_config, random_batch
+
+LIMIT = 100
+
+
+@pytest.fixture(autouse=True)
+def the_accelerators_way(monkeypatch: pytest.MonkeyPatch):
+    """``budget._extremes`` by torch's own selection."""
+
+    def topk(bits: torch.Tensor, kept: int, largest: bool) -> torch.Tensor:
+        return bits.topk(kept, dim=-1, largest=largest, sorted=True).values
+
+    monkeypatch.setattr(budget, "_extremes", topk)
+
+
+NO_KERNEL = {"aten.promote_types.default"}
+AGGREGATION = {"dp_size": 1, "global_batch_size": 16, "batch_num_tokens": 4096, "loss_scale_factor": 512}
+
+
+class Launches(TorchDispatchMode):
+    """Names of the operations that are dispatched while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and str(func) not in NO_KERNEL:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def launches(name: str, batch: Batch, **knobs) -> list[str]:
+    """Of one call in the presets' aggregation, and its backward; after a call that fills what is made once."""
+    config = actor_config(AGGREGATION, **knobs)
+    loss = get_policy_loss_fn(name)
+    for counted in (Launches(), Launches()):
+        log_prob = batch.log_prob.clone().requires_grad_()
+        with counted:
+            value, _ = loss(
+                batch.old_log_prob, log_prob, batch.advantages, batch.mask, "seq-mean-token-sum-norm", config, None
+            )
+            value.backward()
+        assert log_prob.grad is not None and (log_prob.grad != 0).any()
+    return counted.names
+
+
+def usual(width: int = 5000) -> Batch:
+    """float32, one advantage a response, int64 mask with holes, ratios near 1: a batch as a run has it."""
+    batch = random_batch(seed=0, rows=16, width=width).to(torch.float32)
+    batch.log_prob = (batch.old_log_prob + (batch.log_prob - batch.old_log_prob).clamp(-2, 2)).clamp_max(0.0)
+    return batch
+
+
+def test_cppo_launches_at_most_100_kernels():
+    names = launches("cppo", usual())
+    assert len(names) <= LIMIT, names
+    # the count does not depend on the shape
+    assert len(launches("cppo", usual(width=2100))) == len(names)
+
+
+def test_one_transfer_to_the_host():
+    """``.cpu()`` copies nothing here, so what is looked for is any read of a single value."""
+    names = launches("cppo", usual())
+    assert not [name for name in names if "_local_scalar_dense" in name]
+
+
+def test_what_hardly_occurs_is_counted_in_a_second_transfer():
+    plain = len(launches("cppo", usual()))
+    for change in ("signs", "ratios", "log-probs"):
+        batch = usual()
+        if change == "signs":
+            batch.advantages[:, ::2] *= -1
+        elif change == "ratios":
+            batch.old_log_prob[0] = batch.log_prob[0] - 4
+        else:
+            batch.log_prob[batch.log_prob == batch.log_prob.max()] = 1e-6
+        more = len(launches("cppo", batch)) - plain
+        assert 0 < more <= 6, change
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("dppo", {}),
+        ("trm_avg", {"divergence": "kl"}),
+        ("minpro", {}),
+        ("gbpo", {}),
+        ("cppo", {"gate": "soft"}),
+        ("cppo", {"gate": "restore"}),
+        ("dppo", {"gate": "restore"}),
+        ("dppo", {"trace": 4}),
+    ],
+)
+def test_the_other_rules_stay_near_it(name: str, knobs: dict):
+    assert len(launches(name, usual(), **knobs)) <= 1.2 * LIMIT
