@@ -6,10 +6,12 @@ The rooms, from the ground up; each imports only from rooms above it in this lis
     trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch and numpy only
     recording        single tokens of a run: records, replay of any rule, thresholds from data
     launch           starts and guards a run
-    integration      the plug into verl, the only room that imports it
+    integration      the plug into verl
     paper            the paper's numbers
     reporting        reads logs: pages, tables, figures
+    inspection       reads records: the page of tokens
     evaluation       Avg@N of a checkpoint
+    selftest         acceptance of a machine
     cli              the commands, thin
 
 Importing this package is free.
