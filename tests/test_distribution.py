@@ -1,0 +1,89 @@
+"""What a user installs: the wheel, built from the source archive, has the whole package and works by itself."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+PACKAGED = ("cppo_verl", "data_prep", "recipe", "hydra_plugins")
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def tracked() -> list[str]:
+    return run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """From a copy of the repository's files, by way of a source archive, as a release is made."""
+    folder = tmp_path_factory.mktemp("release")
+    source, dist = folder / "source", folder / "dist"
+    for name in tracked():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = "from setuptools import build_meta; build_meta.build_sdist({!r})"
+    run(sys.executable, "-c", build.format(str(dist)), cwd=source)
+    (archive,) = dist.glob("*.tar.gz")
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    run(*pip, "--wheel-dir", dist, archive, cwd=folder)
+    return next(dist.glob("*.whl"))
+
+
+def test_every_file_of_the_packages_is_in_it(wheel: Path):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    ours = {name for name in tracked() if name.split("/")[0] in PACKAGED}
+    assert len(ours) > 100
+    assert not ours - held
+    assert {name.split("/")[0] for name in held if "dist-info" not in name} == set(PACKAGED)
+
+
+def test_what_it_says_of_itself(wheel: Path):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+    metadata = message_from_bytes(archive.read(name))
+    assert (metadata["Name"], metadata["License-Expression"] or metadata["License"]) == ("cppo_verl", "Apache-2.0")
+    assert any(name.endswith("/LICENSE") for name in archive.namelist())
+    assert "verl" in metadata["Summary"] and "# cppo_verl" in metadata.get_payload()
+    assert any(
+        classifier.startswith("Programming Language :: Python :: 3.11") for classifier in metadata.get_all("Classifier")
+    )
+    assert any(requirement.startswith("verl") for requirement in metadata.get_all("Requires-Dist"))
+
+
+def test_it_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
+    """Installed with no dependency at all: presets, the paper's tables, settings and the command's first page."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv/bin/python"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+        cwd=tmp_path,
+    )
+    source = (
+        "from cppo_verl import presets, paper; import cppo_verl, recipe.methods, data_prep\n"
+        "print(len(presets.names()), len(paper.settings()), len(recipe.methods.METHODS), cppo_verl.__file__)"
+    )
+    presets, settings, methods, file = run(python, "-c", source, cwd=tmp_path).split()
+    assert int(presets) > 10 and int(settings) == 4 and int(methods) > 10
+    assert Path(file).is_relative_to(tmp_path)
+    assert "cppo" in run(python, "-m", "recipe.methods", cwd=tmp_path)
