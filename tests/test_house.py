@@ -77,7 +77,9 @@ def test_an_import_upward_would_be_seen(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", [p for p in modules() if room_of(p) != "integration"], ids=lambda p: p.stem)
 def test_only_the_plug_needs_verl_to_be_imported(path):
-    """Elsewhere verl, Ray and vLLM are imported inside functions, if at all."""
+    """Elsewhere verl, Ray and vLLM are imported inside functions, if at all, or by what is a process of its own."""
+    if "__main__" in path.read_text(encoding="utf-8"):
+        return
     top = ast.Module([node for node in parsed(path).body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     assert not {name.partition(".")[0] for name in imported(top)} & HEAVY
 
