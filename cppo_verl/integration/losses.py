@@ -290,6 +290,8 @@ def fold(reported: dict[str, Any]) -> dict[str, Any]:
     folded = {k: v for k, v in reported.items() if not k.startswith((SUM_PREFIX, COUNT_PREFIX))}
     for name, totals in sums.items():
         count = counts[metrics.denominator_of(name)]
+        if "_by_staleness/" in name and not sum(count):
+            continue  # no response is that old
         folded[metrics.PREFIX + name] = [metrics.ratio(sum(totals), sum(count))]
         if name in (*metrics.FIRST_UPDATE, *staleness.FIRST_UPDATE):
             folded[f"{metrics.PREFIX}first_update/{name}"] = [metrics.ratio(totals[0], count[0])]

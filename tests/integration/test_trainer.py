@@ -134,6 +134,20 @@ def test_the_sums_of_several_calls_are_one_step():
     assert losses.tokens_of(calls) == 16
 
 
+def test_ages_that_no_response_has_are_not_logged():
+    reported = {}
+    for age, tokens in ((0, 0.0), (2, 5.0)):
+        reported[PREFIX + f"sum/divergence_by_staleness/{age}"] = [tokens / 10]
+        reported[PREFIX + f"count/divergence_by_staleness/{age}/tokens"] = [tokens]
+    folded = losses.fold(reported)
+    assert (
+        folded[PREFIX + "divergence_by_staleness/2"]
+        == folded[PREFIX + "first_update/divergence_by_staleness/2"]
+        == [0.1]
+    )
+    assert not [name for name in folded if name.endswith("/0")]
+
+
 def test_the_scale_follows_the_exact_share_and_rests_without_tokens():
     knobs = {"budget_target": 0.08}
     one = SimpleNamespace(
