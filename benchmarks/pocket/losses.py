@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.workers.config import FSDPActorConfig
 
 from cppo_verl import presets
@@ -19,7 +20,8 @@ from cppo_verl.trust_region.topk import TOPK, without_sampled
 
 AGGREGATION = "seq-mean-token-sum-norm"
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, metrics.MetricSums]]
+Loss = Callable[..., tuple[Tensor, metrics.MetricSums]]
+TRUNCATION = "2.0"  # of the weight from mu to the proximal policy; verl's default
 
 
 def preset(name: str, folder: str | None = None) -> dict[str, Any]:
@@ -33,9 +35,11 @@ def preset(name: str, folder: str | None = None) -> dict[str, Any]:
 
 
 def policy_loss(rule: dict[str, Any], length: int) -> Loss:
-    """loss(log_pi, log_mu, tokens, advantages) -> (loss, sums for the logger).
+    """loss(log_pi, log_anchor, tokens, advantages, weights, scale) -> (loss, sums for the logger).
 
-    ``log_pi`` and ``log_mu`` are full log-laws (batch, length, vocabulary); a rule sees of them what its estimator may.
+    ``log_pi`` and ``log_anchor`` are full log-laws (batch, length, vocabulary); a rule sees of them what its estimator
+    may. The anchor is mu or the proximal policy; ``weights`` (batch, length) then carry the way from mu to there.
+    ``scale`` is what ``budget_target`` has made of the thresholds.
 
     Args:
         rule: ``preset``, the config ``folder`` that it lies in if it is not ours, and overrides of its ``policy_loss``.
@@ -51,16 +55,23 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
     config.global_batch_info["loss_scale_factor"] = length
     function, knobs = get_policy_loss_fn(config.policy_loss.loss_mode), config.policy_loss
 
-    def call(log_pi: Tensor, log_mu: Tensor, tokens: Tensor, advantages: Tensor) -> tuple[Tensor, metrics.MetricSums]:
+    def call(
+        log_pi: Tensor,
+        log_mu: Tensor,
+        tokens: Tensor,
+        advantages: Tensor,
+        weights: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> tuple[Tensor, metrics.MetricSums]:
         log_prob, old_log_prob = (x.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) for x in (log_pi, log_mu))
         mask = torch.ones_like(log_prob)
         handed = None
         if knobs.estimator == "topk":
             handed = listed_divergence(log_pi.detach(), log_mu, tokens, knobs.topk, knobs.divergence)
-        beside = registered._beside.set(registered.Beside(divergence=handed))
+        beside = registered._beside.set(registered.Beside(divergence=handed, scale=scale))
         collected = registered._collected.set([])
         try:
-            loss, _ = function(old_log_prob, log_prob, advantages, mask, AGGREGATION, config, None)
+            loss, _ = function(old_log_prob, log_prob, advantages, mask, AGGREGATION, config, weights)
             sums = registered._collected.get() or []
         finally:
             registered._beside.reset(beside)
@@ -70,6 +81,12 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
         return loss, sums[0]
 
     return call
+
+
+def carried(log_proximal: Tensor, log_mu: Tensor, tokens: Tensor) -> Tensor:
+    """min(proximal/mu, 2) of each sampled token, (batch, length), by verl's rollout correction."""
+    log_ratio = (log_proximal - log_mu).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return compute_rollout_correction_weights(log_ratio, torch.ones_like(log_ratio), "token", TRUNCATION)[0]
 
 
 def listed_divergence(log_pi: Tensor, log_mu: Tensor, tokens: Tensor, k: int, kind: str) -> Tensor:

@@ -15,6 +15,7 @@ from cppo_verl import atomic
 from cppo_verl.trust_region.bound import certificate
 from cppo_verl.trust_region.divergence import full_tv
 from cppo_verl.trust_region.schedule import linear_weights
+from cppo_verl.trust_region.thresholds import next_scale
 
 REFERENCE = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8}  # the paper's thresholds: every rule is measured by them
 LOGGED = ("masked_share", "masked_share_token_threshold", "masked_share_prefix_budget", "masked_share_positive")
@@ -68,6 +69,7 @@ def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") ->
     engine_of = setting.get("engine", "exact")
     engines = deque([rollout_engine(model, engine_of)], maxlen=setting.get("staleness", 0) + 1)
     order = torch.Generator().manual_seed(seed)
+    scale, target = 1.0, rule.get("budget_target")
     rows: list[Row] = [{"step": 0, "score": score(task, model)}]
     for step in range(1, setting["steps"] + 1):
         mu = engines[0]
@@ -79,11 +81,17 @@ def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") ->
         active = advantages[:, 0].nonzero().flatten()
         active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step)).to(device)]
         sums, drift = [], []
+        anchor, weights = log_mu, None
+        if rule.get("anchor") == "proximal":
+            with torch.no_grad():
+                anchor = response_log_law(model, prompts, tokens)
+            weights = losses.carried(anchor, log_mu, tokens)
         for rows_of in active.tensor_split(setting["updates"]):
             if len(rows_of) == 0:
                 continue
             log_pi = response_log_law(model, prompts[rows_of], tokens[rows_of])
-            loss, found = loss_of(log_pi, log_mu[rows_of], tokens[rows_of], advantages[rows_of])
+            carried = None if weights is None else weights[rows_of]
+            loss, found = loss_of(log_pi, anchor[rows_of], tokens[rows_of], advantages[rows_of], carried, scale)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,9 +102,12 @@ def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") ->
             row = {"step": step, "score": score(task, model), "reward": float(rewards.mean())}
             if sums:
                 row |= {name: value for name, value in losses.means(sums).items() if name in LOGGED} | moved(drift)
+                row |= {} if target is None else {"threshold_scale": scale}
             if isinstance(task, Branch):
                 row |= exact.compare(task, task.tables(mu), task.tables(model), **REFERENCE)
             rows.append(row)
+        if target is not None and sums:
+            scale = next_scale(scale, losses.means(sums)["masked_share"], target)
         engines.append(rollout_engine(model, engine_of))
     return rows
 
