@@ -4,6 +4,7 @@ python -m benchmarks.pocket            # the whole grid; continues where it was 
 python -m benchmarks.pocket --quick    # a smoke test of a minute
 python -m benchmarks.pocket --try my_rules/trust_region/mine.yaml    # a preset of your own beside CPPO and DPPO
 python -m benchmarks.pocket --grid beyond  # the second grid: restoring gates, forward trace, GBPO
+python -m benchmarks.pocket --grid staleness  # the third: anchors and steered thresholds, 0 to 8 versions behind
 """
 
 import argparse
@@ -12,7 +13,11 @@ from pathlib import Path
 from benchmarks.pocket.grid import execute, load, trial
 from cppo_verl import atomic
 
-RESULTS = {"grid": Path(__file__).with_name("results"), "beyond": Path(__file__).with_name("results_beyond")}
+RESULTS = {
+    "grid": Path(__file__).with_name("results"),
+    "beyond": Path(__file__).with_name("results_beyond"),
+    "staleness": Path(__file__).with_name("results_staleness"),
+}
 DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, each between two marks
 
 
