@@ -103,6 +103,11 @@ class Batch:
         return self._divergence[kind]
 
 
+def taken(gate: Tensor) -> Tensor:
+    """How much a gate takes of an update, 1 - gate and at most 1, float64; as the metrics count it."""
+    return (1 - gate).double().clamp_max_(1.0)
+
+
 def top_k_divergence(response: Response, look: Look, kind: str) -> Tensor:
     """D_t over {top-K, sampled, rest} of one response, (T,) float32."""
     assert response.top_k_mu is not None and look.top_k_log_pi is not None

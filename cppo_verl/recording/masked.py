@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cppo_verl.recording.batches import Batch
+from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import CLIPS, Candidate
 from cppo_verl.recording.record import RecordError
 from cppo_verl.trust_region.rules import RULES
@@ -51,10 +51,10 @@ class Masked:
         self._known: dict[float, np.ndarray] = {}
 
     def at(self, factor: float) -> np.ndarray:
-        """(groups,) float64, counted tokens that are masked; a soft gate counts 1 - gate."""
+        """(groups,) float64, counted tokens that are masked; a gate between 0 and 1 counts in part (``taken``)."""
         if factor not in self._known:
             candidate = self.family.at(factor)
-            removed = [(1 - p.decide(candidate)[0]).double().masked_fill_(~p.counted, 0.0).sum(-1) for p in self.parts]
+            removed = [taken(p.decide(candidate)[0]).masked_fill_(~p.counted, 0.0).sum(-1) for p in self.parts]
             self._known[factor] = self._by_group(removed)
         return self._known[factor]
 

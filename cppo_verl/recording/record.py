@@ -64,8 +64,8 @@ class Look:
 
     Attributes:
         log_pi: (T,) float32, log-probs of the policy being trained.
-        gate: (T,) float32, what the rule multiplied the update with: 0 or 1, or between them for a soft gate. Arbitrary
-            where ``mask`` is false.
+        gate: (T,) float32, what the rule multiplied the update with: 0 or 1, between them for a soft gate, below 0
+            where it was turned round (``gate=restore``, GBPO). Arbitrary where ``mask`` is false.
         cause: (T,) int8, one of ``CAUSES``.
         update: number of the update within the step, from 0; None where the order is not known (``actor.shuffle``).
         divergence: (T,) float32, D_t of the top-K estimator; None for the binary one, whose D_t follows from the

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cppo_verl import presets
 from cppo_verl.recording import candidates
-from cppo_verl.recording.batches import Batch
+from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import Candidate
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, RecordError
 from cppo_verl.recording.selection import Selection
@@ -23,7 +23,7 @@ POSITIONS = 10  # equal parts of a response
 
 @dataclass
 class Tally:
-    """Sums over counted tokens of what a candidate took away, 1 - gate.
+    """Sums over counted tokens of what a candidate took away, 1 - gate and at most 1.
 
     Attributes:
         candidate: whose. removed: in all. positive, negative: by the sign of A. token, prefix: by cause. capped: tokens
@@ -142,7 +142,7 @@ def _count(result: Replay, part: Batch) -> None:
         gate, cause = part.decide(tally.candidate)
         same = torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)
         tally.differs += int((part.tokens.mask & ~same).sum())
-        removed, cause = (1 - gate[counted]).double(), cause[counted]
+        removed, cause = taken(gate[counted]), cause[counted]
         tally.removed += float(removed.sum())
         tally.positive += float(removed[positive].sum())
         tally.negative += float(removed[negative].sum())
