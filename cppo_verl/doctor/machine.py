@@ -1,0 +1,172 @@
+"""The machine: verl's device, driver against torch, GPUs and their free memory, NCCL, shared memory, disk."""
+
+import ctypes
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cppo_verl.doctor.asked import GB, Asked
+from cppo_verl.doctor.software import on_cpu
+from cppo_verl.doctor.verdicts import Note, Skip, Trouble
+
+# First drivers of a CUDA major version (NVIDIA's CUDA compatibility guide); within it, newer and older fit together.
+FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+NEEDED_CAPABILITY = (8, 0)  # bfloat16 and flash attention
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED, GOOD_SHARED = 1 * GB, 8 * GB  # NCCL's guide asks for 1; verl's own container for 10
+LEAST_DISK = 20 * GB
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One visible GPU; memory in bytes."""
+
+    name: str
+    capability: tuple[int, int]
+    free: int
+    total: int
+
+
+def device(asked: Asked) -> str:
+    """verl's platform finds a device."""
+    from verl.plugin.platform import get_platform
+
+    chosen = get_platform()
+    if not chosen.is_available():
+        raise Trouble(
+            f"verl chose the platform {type(chosen).__name__}, but this machine has no such device. With a GPU: "
+            "nvidia-smi must list it (a container takes --gpus all). Without one set VERL_PLATFORM=cpu and add "
+            "+platform=cpu to the command line."
+        )
+    return (
+        f"verl uses {chosen.device_name} ({type(chosen).__name__}), {chosen.device_count()} visible, "
+        f"collectives over {chosen.communication_backend_name()}"
+    )
+
+
+def driver(asked: Asked) -> str:
+    """The driver knows the CUDA that torch was built for."""
+    return driver_line(_driver_cuda(), _cuda_of_torch())
+
+
+def driver_line(known: tuple[int, int] | None, built: str) -> str:
+    """What to say of a driver that knows CUDA ``known`` beside a torch that was built for CUDA ``built``."""
+    if known is None:
+        raise Skip(f"no NVIDIA driver here (libcuda.so.1); torch is built for CUDA {built}")
+    major = int(built.split(".")[0])
+    text = f"{known[0]}.{known[1]}"
+    if known[0] < major:
+        raise Trouble(
+            f"the driver knows CUDA {text}, torch is built for {built}: install driver {FIRST_DRIVER[major]} or newer "
+            "on the host"
+        )
+    return f"the driver knows CUDA {text}, torch is built for {built}"
+
+
+def gpus(asked: Asked) -> str:
+    """The GPUs that verl would use are able to, and free."""
+    import torch
+
+    _cuda_of_torch()
+    if not torch.cuda.is_available():
+        raise Skip("no GPU visible")
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), free, total))
+    return gpu_line(found, asked.gpu_share, asked.gpus_per_node)
+
+
+def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
+    """What to say of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
+    if wanted is not None and len(found) < wanted:
+        raise Trouble(
+            f"{len(found)} GPUs visible, trainer.n_gpus_per_node={wanted}: lower it, or see CUDA_VISIBLE_DEVICES"
+        )
+    for index, gpu in enumerate(found):
+        if gpu.capability < NEEDED_CAPABILITY:
+            raise Trouble(
+                f"GPU {index} ({gpu.name}) has compute capability {'.'.join(map(str, gpu.capability))}; bfloat16 "
+                "and flash attention need 8.0. Hide it with CUDA_VISIBLE_DEVICES"
+            )
+        if gpu.free < share * gpu.total:
+            raise Trouble(
+                f"GPU {index} ({gpu.name}) has {gpu.free / GB:.1f} of {gpu.total / GB:.1f} GB free, vLLM wants "
+                f"{share:.0%} of it: end what runs there (nvidia-smi names it), or lower "
+                "actor_rollout_ref.rollout.gpu_memory_utilization"
+            )
+    names = ", ".join(sorted({gpu.name for gpu in found}))
+    least = min(gpu.free for gpu in found)
+    return f"{len(found)} x {names}, at least {least / GB:.1f} GB free, of which vLLM wants {share:.0%}"
+
+
+def nccl(asked: Asked) -> str:
+    """torch's collectives between GPUs are there."""
+    import torch
+
+    _cuda_of_torch()
+    if not torch.distributed.is_nccl_available():
+        raise Trouble(f"torch {torch.__version__} has no NCCL: install torch from its usual wheels")
+    return f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}, torch's own"
+
+
+def shared_memory(asked: Asked) -> str:
+    """NCCL, Ray's object store and vLLM's workers exchange data through it."""
+    return shared_memory_line(shutil.disk_usage(SHARED_MEMORY).free) if SHARED_MEMORY.is_dir() else "not used here"
+
+
+def shared_memory_line(free: float) -> str:
+    """What to say of ``free`` bytes of shared memory."""
+    remedy = "start the container with --shm-size=16g or --ipc=host, or mount -o remount,size=16g /dev/shm"
+    if free < LEAST_SHARED:
+        raise Trouble(f"{free / GB:.2f} GB free in {SHARED_MEMORY}: NCCL, Ray and vLLM need more; {remedy}")
+    if free < GOOD_SHARED:
+        raise Note(f"{free / GB:.1f} GB free in {SHARED_MEMORY}: Ray's object store goes to disk beyond that; {remedy}")
+    return f"{free / GB:.0f} GB free in {SHARED_MEMORY}"
+
+
+def disk(asked: Asked) -> str:
+    """The run directory's disk holds the checkpoints that a run keeps."""
+    folder = next(path for path in (asked.run_dir, *asked.run_dir.parents) if path.exists())
+    there = sum(file.stat().st_size for file in (asked.run_dir / "checkpoints").rglob("*") if file.is_file())
+    return disk_line(shutil.disk_usage(folder).free, there, asked.checkpoint_bytes, asked.checkpoints, folder)
+
+
+def disk_line(free: float, there: float, each: float | None, kept: int, folder: Path) -> str:
+    """What to say of ``free`` bytes for ``kept`` checkpoints of ``each`` bytes; ``there`` bytes of them are written."""
+    if each is None:
+        if free < LEAST_DISK:
+            raise Note(f"{free / GB:.0f} GB free at {folder}; --recipe or --model says what the checkpoints take")
+        return f"{free / GB:.0f} GB free at {folder}"
+    needed = kept * each - there
+    plan = f"{kept} checkpoints of {each / GB:.0f} GB"
+    if free < needed:
+        raise Trouble(
+            f"{free / GB:.0f} GB free at {folder}, {plan} need {needed / GB:.0f} more: make room, or put the run on "
+            "another disk (RUN=)"
+        )
+    return f"{free / GB:.0f} GB free at {folder}, enough for {plan}"
+
+
+def _cuda_of_torch() -> str:
+    """The CUDA version that torch was built for; skips the check where GPUs are not meant or cannot be used."""
+    if on_cpu():
+        raise Skip("not used on the CPU platform")
+    import torch
+
+    if torch.version.cuda is None:
+        raise Skip(f"torch {torch.__version__} is a build without CUDA")
+    return torch.version.cuda
+
+
+def _driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the installed driver knows; needs no device."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10

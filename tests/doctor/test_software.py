@@ -1,0 +1,97 @@
+"""What is said of packages that are missing, of other versions, or broken."""
+
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+
+from cppo_verl import presets
+from cppo_verl.doctor import software
+from cppo_verl.doctor.asked import Asked
+from cppo_verl.doctor.verdicts import Note, Trouble
+from cppo_verl.launch import sizes
+
+
+def pretend(monkeypatch, **versions: str | None) -> None:
+    """Let the metadata of the packages named say another version, or that they are not installed."""
+    real = metadata.version
+
+    def version(name: str) -> str:
+        found = versions.get(name.replace("-", "_"), real)
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found if isinstance(found, str) else real(name)
+
+    monkeypatch.setattr(software.metadata, "version", version)
+
+
+def test_versions(monkeypatch):
+    assert "verl 0.9.1" in software.versions(Asked())
+    pretend(monkeypatch, transformers="5.3.0")  # that of verl's own image
+    with pytest.raises(Trouble, match=r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"):
+        software.versions(Asked())
+    pretend(monkeypatch, math_verify=None)
+    with pytest.raises(Trouble, match="not installed: math-verify. Run: pip install math-verify"):
+        software.versions(Asked())
+    pretend(monkeypatch, verl="0.10.0")
+    with pytest.raises(Trouble, match="verl 0.10.0 is outside"):
+        software.versions(Asked())
+
+
+@pytest.fixture
+def on_gpus(monkeypatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "")
+
+
+@pytest.fixture
+def no_stand_in(monkeypatch) -> None:
+    """Flash attention cannot be imported, whatever lies on the path."""
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    monkeypatch.setattr(software, "find_spec", lambda name: None)
+
+
+def config_of(*overrides: str):
+    return presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *overrides])
+
+
+def test_flash_attention_that_is_missing(on_gpus, no_stand_in):
+    with pytest.raises(Note, match=r"flash attention is not installed.*ATTN=auto.*docs/gpu.md"):
+        software.attention(Asked())
+    with pytest.raises(Trouble, match=r"flash_attention_2 cannot be used in this environment .*ATTN=sdpa SP=1"):
+        software.attention(Asked(config=config_of()))
+    assert software.attention(Asked(config=config_of(f"++{sizes.ATTENTION}=sdpa"))) == "sdpa loads"
+
+
+def test_flash_attention_that_does_not_load(on_gpus, monkeypatch, tmp_path):
+    """As pip leaves it with FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE: the package without its extension."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn/__init__.py").write_text("import flash_attn_2_cuda")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    pretend(monkeypatch, flash_attn="2.8.3")
+    with pytest.raises(
+        Trouble, match=r"flash-attn 2.8.3 is installed but does not load \(No module named 'flash_attn_2"
+    ):
+        software.attention(Asked())
+
+
+def test_the_cpu_platform_brings_its_attention(monkeypatch, no_stand_in):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert software.attention(Asked()) == "sdpa, which +platform=cpu sets"
+
+
+def test_a_vllm_without_what_the_hooks_need(monkeypatch):
+    import vllm
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert "what the top-K log-probs need is there" in software.vllm(Asked())
+    monkeypatch.setattr(vllm, "__version__", "0.31.0")
+    with pytest.raises(Note, match="vLLM 0.31.0 is outside"):
+        software.vllm(Asked())
+    monkeypatch.setattr(AsyncLLM, "generate", lambda self, prompt: None)
+    monkeypatch.setattr(vllm, "SamplingParams", lambda: SimpleNamespace(logprobs=None, stop=None, detokenize=True))
+    with pytest.raises(Trouble) as refusal:
+        software.vllm(Asked())
+    for word in ("AsyncLLM.generate(sampling_params=)", "SamplingParams.flat_logprobs", "pip install vllm==0.24.0"):
+        assert word in str(refusal.value)
