@@ -29,6 +29,7 @@ TOKEN_BYTES = 20  # of a page, about; with what it takes to say so the limit bel
 LIMIT = 100 * 10**6  # bytes of a page
 SCRIPTS = ("chunks.js", "words.js", "text.js", "plot.js", "app.js")
 THRESHOLD_RULES = ("cppo", "dppo", "trm_max")  # where delta is what a token's own divergence is held against
+VERLS_KNOBS = ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef", "dro_beta")  # not ours
 SCALE_QUANTILE = 0.999  # of the divergence, to which it is shaded where there is no such threshold
 
 
@@ -166,8 +167,8 @@ def knob_words(header: Header) -> list[str]:
         weights = knobs.get("weights")
         words.append(f"w_min {knobs.get('w_min'):g}" if weights == "linear" else f"{weights} weights")
         words.append(f"{knobs.get('gate')} gate")
-    ours = knob_names()
-    return words + [f"{name} {value}" for name, value in knobs.items() if name not in ours]  # of a rule of one's own
+    known = {*knob_names(), *VERLS_KNOBS}
+    return words + [f"{name} {value}" for name, value in knobs.items() if name not in known]  # of a rule of one's own
 
 
 def _write(index: Index, chunks: IO[bytes], out: Path) -> None:

@@ -212,8 +212,8 @@ def test_the_knobs_are_those_that_the_rule_uses():
     assert words("dppo", delta=0.2) == ["TV, sampled token", "δ 0.2"]
     assert words("minpro") == ["TV, sampled token"]
     header = step_record([sentence(3)]).header
-    own = dataclasses.replace(header, rule="mine", knobs={**header.knobs, "mine.width": 3})
-    assert page.knob_words(own) == ["TV, sampled token", "mine.width 3"]
+    own = dataclasses.replace(header, rule="mine", knobs={**header.knobs, "dro_beta": None, "width": 3})
+    assert page.knob_words(own) == ["TV, sampled token", "width 3"]
 
 
 def test_without_a_threshold_of_tokens_the_shades_end_at_what_there_is():
