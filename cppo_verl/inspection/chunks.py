@@ -47,6 +47,8 @@ def pack(response: Response, derived: list[Numbers]) -> Chunk:
     if not response.mask.all():
         arrays.append(_numbers("own", response.mask.astype(np.uint8)))
     arrays.append(_floats("mu", response.log_mu, SHOWN_BITS))
+    if response.log_rollout is not None:
+        arrays.append(_floats("rollout", response.log_rollout, SHOWN_BITS))
     if response.length and (response.advantages != response.advantages[0]).any():
         arrays.append(_floats("A", response.advantages, ALL_BITS))
     for number, (look, numbers) in enumerate(zip(response.looks, derived, strict=True)):
@@ -84,7 +86,7 @@ def _facts(response: Response, derived: list[Numbers]) -> dict[str, Any]:
         "output": response.output,
         "length": response.length,
         "own": int(own.sum()),
-        "masked": _rounded_number(float((1 - first.gate[own].astype(np.float64)).sum())),
+        "masked": _rounded_number(float((1 - first.gate[own].astype(np.float64).clip(0, 1)).sum())),
         "token": int((causes == TOKEN).sum()),
         "prefix": int((causes == PREFIX).sum()),
         "capped": int((causes == CAPPED).sum()),

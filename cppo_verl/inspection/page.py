@@ -159,13 +159,16 @@ def knob_words(header: Header) -> list[str]:
     knobs, rule = header.knobs, header.rule
     estimator = f"top-{knobs.get('topk')}" if knobs.get("estimator") == "topk" else "sampled token"
     words = [f"{str(knobs.get('divergence', '')).upper()}, {estimator}"]
-    if rule in THRESHOLD_RULES or rule.startswith("trm"):
+    if knobs.get("anchor") == "proximal":
+        words.append("from the policy that began the step")
+    if rule in THRESHOLD_RULES or rule.startswith("trm") or rule == "gbpo":
         words.append(f"δ {knobs.get('delta'):g}")
     if rule == "cppo":
         budget = knobs.get("budget")
         words.append("no prefix budget" if budget == "none" else f"δ_b {knobs.get('delta_b'):g} ({budget})")
         weights = knobs.get("weights")
         words.append(f"w_min {knobs.get('w_min'):g}" if weights == "linear" else f"{weights} weights")
+    if rule in ("cppo", "dppo"):
         words.append(f"{knobs.get('gate')} gate")
     known = {*knob_names(), *VERLS_KNOBS}
     return words + [f"{name} {value}" for name, value in knobs.items() if name not in known]  # of a rule of one's own

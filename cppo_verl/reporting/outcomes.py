@@ -22,7 +22,7 @@ MEASURES = ("best", "final")
 
 # What tells runs of one name apart. A run's seed is in its label.
 _TRAINING = ("advantage", "prompts", "responses", "mini_batch", "learning_rate", "max_response_length")
-_TOLD_APART = (*KNOBS, "topk", *_TRAINING)
+_TOLD_APART = (*KNOBS, "topk", "restore_strength", "anchor", "budget_target", *_TRAINING)
 
 Interval = tuple[float, float, float]  # mean, low, high
 

@@ -20,10 +20,11 @@ def step_record(
     tools: int = 0,
     epochs: int = 1,
     group: int = 2,
+    sampled: bool = False,
     **knobs,
 ) -> StepRecord:
     """A response a list of pieces. pi is ``moved`` (standard deviation, nats) away from mu; the first ``tools`` tokens
-    are not the policy's own."""
+    are not the policy's own; ``sampled`` has the sampling policy apart from mu."""
     rng, chosen = np.random.default_rng(step), TrustRegionKnobs(**knobs)
     made = []
     for row, pieces in enumerate(texts):
@@ -46,6 +47,7 @@ def step_record(
                 reward=float(a > 0),
                 versions_behind=row % 2,
                 width=n,
+                log_rollout=mu - 0.25 if sampled else None,
                 first=first,
                 last=last[0] if last else None,
             )

@@ -461,6 +461,19 @@ def test_a_soft_gate_says_how_much_is_left(driver, tmp_path):
     assert "damped" in spans(book)[t]["classes"]
 
 
+def test_a_gate_that_turns_updates_round(driver, tmp_path):
+    record = step_record([sentence(60)], gate="restore", restore_strength=0.5, moved=1.0, sampled=True)
+    book = Book(driver, tmp_path, [record])
+    response = record.responses[0]
+    turned = np.flatnonzero(response.first.gate < 0)
+    assert [t for t, span in enumerate(spans(book)) if "turned" in span["classes"]] == turned.tolist()
+    book.press("n")
+    assert book.picked == turned[0] and "turned round, 0.500 of its size: " in book.text("#token .which")
+    assert book.numbers()["log μ"] == pytest.approx(response.log_rollout[turned[0]], rel=6e-3)
+    assert book.numbers()["log start"] == pytest.approx(response.log_mu[turned[0]], rel=6e-3)
+    assert f"{100 * len(turned) / 60:.1f}".removesuffix(".0") + "% masked" in book.text("#list li")
+
+
 def test_a_number_that_is_none_is_said_and_drawn_around(driver, tmp_path):
     record = step_record([sentence(30)])
     response = record.responses[0]

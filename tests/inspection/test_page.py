@@ -65,7 +65,7 @@ def run(tmp_path) -> Path:
 
 @pytest.mark.parametrize("rule", ["cppo", "dppo", "trm_avg", "minpro"])
 def test_a_page_holds_every_number_of_the_record(tmp_path, rule):
-    record = step_record([sentence(40), [], sentence(60, 1)], rule=rule, tools=2, epochs=2)
+    record = step_record([sentence(40), [], sentence(60, 1)], rule=rule, tools=2, epochs=2, sampled=True)
     files.write(tmp_path, record)
     page.write_page(tmp_path, tmp_path / "out.html")
     index, chunks = content(tmp_path / "out.html")
@@ -76,6 +76,7 @@ def test_a_page_holds_every_number_of_the_record(tmp_path, rule):
         found = unpacked(chunks[i], layout, rows["texts"][i], response.length)
         assert found["text"].decode() == response.text and found["prompt"].decode() == response.prompt
         assert found["id"].tolist() == response.token_ids.tolist()
+        close(found["rollout"], response.log_mu - 0.25)
         assert found["own"].tolist() == response.mask.tolist() if "own" in found else response.mask.all()
         close(found["mu"], response.log_mu)
         for k, look in enumerate(response.looks):
@@ -209,7 +210,8 @@ def test_the_knobs_are_those_that_the_rule_uses():
 
     assert words("cppo") == ["TV, sampled token", "δ 0.15", "δ_b 0.02 (quantile)", "w_min 0.8", "hard gate"]
     assert words("cppo", budget="none", weights="constant")[2:4] == ["no prefix budget", "constant weights"]
-    assert words("dppo", delta=0.2) == ["TV, sampled token", "δ 0.2"]
+    assert words("dppo", delta=0.2, gate="restore") == ["TV, sampled token", "δ 0.2", "restore gate"]
+    assert "from the policy that began the step" in words("cppo", anchor="proximal")
     assert words("minpro") == ["TV, sampled token"]
     header = step_record([sentence(3)]).header
     own = dataclasses.replace(header, rule="mine", knobs={**header.knobs, "dro_beta": None, "width": 3})

@@ -229,7 +229,7 @@ function tell() {
   }
   const say = verdict(r, k, t), own = !r.own || r.own[t];
   const kind = own && r["gate" + k][t] < 1 ? (r["cause" + k][t] === PREFIX ? "prefix" : "own") : "";
-  const numbers = own ? numbersAt(r, k, t) : [["log \u03bc", shown(r.mu[t])]];
+  const numbers = own ? numbersAt(r, k, t) : [["log \u03bc", shown((r.rollout || r.mu)[t])]];
   $("token").innerHTML = `<p class="which"><b>${t + 1}</b> of ${r.length} <code>${escaped(plainPiece(r.pieces[t]))}</code>`
     + ` id ${r.id[t]} <strong class="${kind}">${say}</strong></p><dl>`
     + numbers.map(([name, value]) => `<div><dt>${name}</dt><dd>${value}</dd></div>`).join("") + "</dl>";
@@ -241,7 +241,8 @@ function numbersAt(r, k, t) {
   if (w) found.push(["w", shown(w[t])], ["w\u00b7D", shown(w[t] * d)]);
   if (delta !== null) found.push(["\u03b4", shown(delta)]);
   if (r["S" + k]) found.push(["S spent", shown(r["S" + k][t])], ["allowed", shown(r["limit" + k][t])]);
-  found.push(["log \u03bc", shown(r.mu[t])], ["log \u03c0", sum(r.mu[t], moved)], ["\u03c1", shown(Math.exp(moved))]);
+  if (r.rollout) found.push(["log \u03bc", shown(r.rollout[t])]);
+  found.push([r.rollout ? "log start" : "log \u03bc", shown(r.mu[t])], ["log \u03c0", sum(r.mu[t], moved)], ["\u03c1", shown(Math.exp(moved))]);
   found.push(["A", signed(r.A ? r.A[t] : rows.A[r.i])]);
   return found;
 }

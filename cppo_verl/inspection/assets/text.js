@@ -49,7 +49,7 @@ function classes(r, k, t, scale) {
     found.push(share > 1 ? "over" : "s" + Math.round(BARS * Math.max(0, share || 0)));
   }
   const gate = r["gate" + k][t], cause = r["cause" + k][t];
-  if (gate < 1) found.push(cause === PREFIX ? "prefix" : "own", gate > 0 ? "damped" : "cut");
+  if (gate < 1) found.push(cause === PREFIX ? "prefix" : "own", gate > 0 ? "damped" : gate < 0 ? "turned" : "cut");
   else if (cause === CAPPED) found.push("capped");
   if (r.pieces[t].trim() === "" && r.pieces[t] !== "") found.push("blank");
   return found.join(" ");

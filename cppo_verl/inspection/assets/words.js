@@ -37,7 +37,7 @@ function verdict(r, k, t) {
   if (r.own && !r.own[t]) return "not the policy's own token: no update, no spending";
   const gate = r["gate" + k][t], cause = r["cause" + k][t];
   if (gate < 1) {
-    const what = gate === 0 ? "masked" : `damped to ${shown(gate)}`;
+    const what = gate === 0 ? "masked" : gate > 0 ? `damped to ${shown(gate)}` : `turned round, ${shown(-gate)} of its size`;
     if (stepOf(r.i).rule.startsWith("trm")) return `${what} with its whole response`;
     return `${what}: ${cause === PREFIX ? "prefix budget" : "own threshold"}`;
   }
