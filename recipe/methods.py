@@ -74,7 +74,16 @@ ABLATIONS = {
     **_sensitivity("delta_b", ("0.010", "0.015", "0.020", "0.030")),
     **_sensitivity("w_min", ("0.6", "0.7", "0.8", "0.9")),
 }
-METHODS = {**TABLE_1, **ABLATIONS}
+# Not in the paper; docs/rules.md has a section for each.
+RELATIVES = {
+    "cppo_restore": Method("cppo_restore", "CPPO, what breaks a constraint pulled back at 0.3", ALL),
+    "dppo_restore": Method("dppo_restore", "DPPO, what breaks the threshold pulled back at 0.3", ("delta",)),
+    "nfpo": Method("nfpo", "NFPO's forward trace of 4 tokens on DPPO's mask", ("delta",)),
+    "gbpo": Method("gbpo", "GBPO, ratios pulled toward 1 +- 0.3", estimator=""),
+    "gspo": Method("gspo", "GSPO, verl's own", estimator=""),
+    "sapo": Method("sapo", "SAPO, verl's own", estimator=""),
+}
+METHODS = {**TABLE_1, **ABLATIONS, **RELATIVES}
 
 
 def overrides(name: str, environment: Mapping[str, str]) -> list[str]:

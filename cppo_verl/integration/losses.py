@@ -259,7 +259,12 @@ def _observe(config, model_output, data) -> None:
         handed = beside.divergence
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(
-            tokens, knobs.loss_mode, config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c
+            tokens,
+            knobs.loss_mode,
+            config.clip_ratio_low,
+            config.clip_ratio_high,
+            config.clip_ratio_c,
+            (config.tau_pos, config.tau_neg),
         )
     _watch(config.clip_ratio_c)(tokens, divergence, verdict)
     _report(metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c))

@@ -8,13 +8,17 @@ from cppo_verl.integration.config import TrustRegionLossConfig, config_class
 from cppo_verl.integration.losses import require_registered
 from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, knob_names
-from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, knobs_of_rule
+from cppo_verl.trust_region.rules import BUILT_IN, RULES, VERL_LOSSES, knobs_of_rule
+
+GATED = ("cppo", "dppo")  # rules that decide token by token, with the first clause
+OWN_WEIGHT = ("minpro",)
 
 
 def problems(knobs: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each thing that is wrong with ``actor_rollout_ref.actor.policy_loss``."""
     yield from _rule_problems(knobs)
     yield from _knob_problems(knobs)
+    yield from _idle_knob_problems(knobs)
 
 
 def _rule_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
@@ -44,3 +48,21 @@ def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
         kind(**{name: knobs[name] for name in ours if name in knobs})
     except KnobError as error:
         yield from str(error).splitlines()
+
+
+def _idle_knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
+    """A gate or a trace that one of our rules, or of verl's losses, would not look at."""
+    mode = str(knobs.get("loss_mode"))
+    if mode not in BUILT_IN and mode not in VERL_LOSSES:
+        return
+    gate, steps = knobs.get("gate", "hard"), knobs.get("trace", 1)
+    if mode not in GATED and gate in ("soft", "restore"):
+        yield (
+            f"{KEY_PREFIX}.gate={gate} has no effect under loss_mode={mode}; set it to hard. "
+            f"{' and '.join(GATED)} have gates."
+        )
+    if (mode in VERL_LOSSES or mode in OWN_WEIGHT) and isinstance(steps, int) and steps > 1:
+        yield (
+            f"{KEY_PREFIX}.trace={steps} has no effect under loss_mode={mode}, which has a weight of its own; set it "
+            "to 1."
+        )

@@ -28,6 +28,7 @@ _WORDS = (  # what a method's name says about a knob, where no config does
     (r"top_?k", "estimator", "topk"),
     (r"binary", "estimator", "binary"),
     (r"soft", "gate", "soft"),
+    (r"restor", "gate", "restore"),
     (r"shuffle", "weights", "shuffled"),
     (r"(wo|without|no)_?(position_)?weights?|constant_weights?|budget_only", "weights", "constant"),
     (r"(wo|without|no)_?(prefix_)?budget|weights?_only", "budget", "none"),

@@ -42,6 +42,9 @@ def registered_losses() -> dict[str, Callable]:
         "cppo budget=fixed": bind("cppo", budget="fixed"),
         "cppo budget=none": bind("cppo", budget="none"),
         "cppo gate=soft": bind("cppo", gate="soft"),
+        "cppo gate=restore": bind("cppo", gate="restore"),
+        "dppo gate=restore": bind("dppo", gate="restore"),
+        "dppo trace=4": bind("dppo", trace=4),
         "cppo divergence=kl": bind("cppo", divergence="kl", delta=0.1, delta_b=0.002),
         "cppo weights=shuffled": bind("cppo", weights="shuffled"),
     }

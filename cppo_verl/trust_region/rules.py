@@ -175,7 +175,7 @@ def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
 
 
 BUILT_IN = frozenset(RULES)
-VERL_LOSSES = ("vanilla", "cispo")  # verl's own, behind the presets grpo and cispo
+VERL_LOSSES = ("vanilla", "cispo", "gspo", "sapo")  # verl's own; the preset of vanilla is grpo
 
 
 def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
@@ -201,18 +201,36 @@ def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -
     return budget.quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap, count)
 
 
-def observe_clipping(tokens: Tokens, mode: str, low: float, high: float, cap: float) -> Verdict:
-    """What one of verl's own losses does to each token, for metrics only (Eq. 2 and CISPO).
+def observe_clipping(
+    tokens: Tokens, mode: str, low: float, high: float, cap: float, taus: tuple[float, float] = (1.0, 1.05)
+) -> Verdict:
+    """What one of verl's own losses does to each token, for metrics only (Eq. 2, CISPO, GSPO, SAPO).
 
-    ``vanilla`` drops the update beyond the clip range on the side of the advantage; ``cispo`` cuts the weight instead;
-    any other loss is reported as masking nothing.
+    ``vanilla`` drops the update beyond the clip range on the side of the advantage, ``gspo`` that of a whole response,
+    by the geometric mean of its ratios; ``cispo`` cuts the weight instead; ``sapo`` attenuates by 4 s (1 - s) with
+    s = sigmoid(tau (rho - 1)). Any other loss is reported as masking nothing.
+
+    Args:
+        taus: SAPO's temperatures for advantages above 0 and for the others.
     """
-    above, below = tokens.ratio > 1 + high, tokens.ratio < 1 - low
-    nothing = torch.zeros_like(above)
-    if mode == "vanilla":
+    ratio = _response_ratio(tokens) if mode == "gspo" else tokens.ratio
+    above, below = ratio > 1 + high, ratio < 1 - low
+    nothing = torch.zeros_like(tokens.mask)
+    if mode in ("vanilla", "gspo"):
         clipped = (above & (tokens.advantages > 0)) | (below & (tokens.advantages < 0))
-        return Verdict(~clipped, clipped, capped=(tokens.ratio > cap) & (tokens.advantages < 0))
+        capped = (tokens.ratio > cap) & (tokens.advantages < 0) if mode == "vanilla" else nothing
+        return Verdict(~clipped, clipped, capped=capped)
+    if mode == "sapo":
+        tau = torch.where(tokens.advantages > 0, *taus)
+        s = torch.sigmoid((ratio - 1) * tau)
+        return Verdict((4 * s * (1 - s)).to(ratio.dtype), ~nothing, capped=nothing)
     return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
+
+
+def _response_ratio(tokens: Tokens) -> Tensor:
+    """exp of the mean log-ratio over a response's valid tokens, (batch, 1) (GSPO, arXiv 2507.18071)."""
+    log_ratio = tokens.log_ratio.nan_to_num(nan=0.0).masked_fill_(tokens.invalid, 0.0)
+    return _mean(log_ratio, tokens.mask).exp().to(log_ratio.dtype).unsqueeze(-1)
 
 
 def evaluate(

@@ -26,6 +26,7 @@ def test_presets_compose_and_pass(name):
 
 def test_presets_are_the_ones_promised():
     promised = ["cppo", "cppo_soft", "cppo_kl", "dppo_tv", "dppo_kl", "trm_max", "trm_avg", "minpro", "cispo", "grpo"]
+    promised += ["cppo_restore", "dppo_restore", "nfpo", "gbpo", "gspo", "sapo"]
     assert set(promised) <= set(presets.names())
 
 
@@ -59,6 +60,11 @@ def test_paper_defaults():
         ("cppo", "actor_rollout_ref.actor.loss_scale_factor=null", ["loss_scale_factor", "data.max_response_length"]),
         ("cppo", "actor_rollout_ref.rollout.n=1", ["rollout.n=1", "2 or more"]),
         ("trm_max", KNOB + "divergence=tv", ["divergence='tv'", "KL"]),
+        ("cppo", KNOB + "restore_strength=0", [KNOB + "restore_strength=0", "(0, 1]"]),
+        ("trm_max", KNOB + "gate=restore", [KNOB + "gate=restore has no effect", "set it to hard", "cppo and dppo"]),
+        ("minpro", KNOB + "gate=soft", [KNOB + "gate=soft has no effect under loss_mode=minpro"]),
+        ("grpo", KNOB + "trace=4", [KNOB + "trace=4 has no effect under loss_mode=vanilla", "set it to 1"]),
+        ("minpro", KNOB + "trace=2", [KNOB + "trace=2 has no effect under loss_mode=minpro"]),
         ("cppo", KNOB + "anchor=mu", [KNOB + "anchor='mu'", "rollout, proximal"]),
         ("cppo", KNOB + "budget_target=8", [KNOB + "budget_target=8", "(0, 1)"]),
         ("trm_avg", KNOB + "budget_target=0.08", ["budget_target=0.08", "loss_mode=trm_avg", "set it to null"]),

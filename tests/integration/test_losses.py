@@ -18,7 +18,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from cppo_verl.integration import losses
 from cppo_verl.trust_region.knobs import KnobError
 from cppo_verl.trust_region.metrics import PREFIX
-from cppo_verl.trust_region.rules import RULES
+from cppo_verl.trust_region.rules import RULES, observe_clipping
 from tests import reference
 from tests.helpers import Batch, actor_config, batch_of, random_batch, run_loss
 
@@ -536,6 +536,33 @@ def test_verls_own_loss_is_observed_under_the_same_names():
     assert folded[PREFIX + "masked_share"] == pytest.approx(masked / total)
     assert folded[PREFIX + "divergence_mean"] == pytest.approx(sum(divergences) / total)
     assert masked > 10
+
+
+@pytest.mark.parametrize("mode", ["gspo", "sapo"])
+def test_what_verls_own_loss_keeps_is_read_from_its_gradient(mode: str):
+    """The share of each update that the metrics call masked, against 1 - |gradient| / (|A| times the weight)."""
+    batch = random_batch(seed=14, rows=80, width=16)
+    batch.advantages[batch.advantages == 0] = 1.0
+    log_prob, mask = batch.log_prob.clone().requires_grad_(), batch.mask.bool()
+    config = ActorConfig(
+        strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, clip_ratio_low=0.05, clip_ratio_high=0.08,
+        policy_loss=PolicyLossConfig(loss_mode=mode),
+    )  # fmt: skip
+    loss, _ = get_policy_loss_fn(mode)(
+        batch.old_log_prob, log_prob, batch.advantages, batch.mask, "seq-mean-token-mean", config, None
+    )
+    loss.backward()
+    tokens = batch.tokens()
+    verdict = observe_clipping(tokens, mode, 0.05, 0.08, 20.0, (config.tau_pos, config.tau_neg))
+    length = batch.mask.sum(-1, keepdim=True)
+    weight = tokens.ratio
+    if mode == "gspo":
+        log_ratio = torch.where(mask, batch.log_prob - batch.old_log_prob, 0.0)
+        weight = (log_ratio.sum(-1, keepdim=True) / length.clamp_min(1)).exp().expand_as(log_ratio)
+    assert log_prob.grad is not None
+    kept = log_prob.grad.abs() * length * (length > 0).sum() / (batch.advantages.abs() * weight)
+    torch.testing.assert_close(verdict.gate.double()[mask], kept[mask], rtol=1e-4, atol=1e-6)
+    assert 0.05 < float(verdict.gate.double()[mask].mean()) < 0.999
 
 
 def test_metrics_are_handed_over_only_inside_the_trainers_loss():

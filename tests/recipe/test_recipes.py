@@ -76,6 +76,12 @@ def expected(method: str, row: paper.Setting) -> dict[str, object]:
         "trm_max_avg": {**trm, "loss_mode": "trm_max_avg", "delta": KL, "delta_b": KL_BUDGET},
         "cppo_binary": {**cppo, "estimator": "binary"},
         "dppo_binary": {**dppo, "estimator": "binary"},
+        "cppo_restore": {**cppo, "gate": "restore", "restore_strength": 0.3},
+        "dppo_restore": {**dppo, "gate": "restore", "restore_strength": 0.3},
+        "nfpo": {**dppo, "trace": 4},
+        "gbpo": {"loss_mode": "gbpo", "estimator": "binary", "delta": 0.3},
+        "gspo": {"loss_mode": "gspo", "estimator": "binary"},
+        "sapo": {"loss_mode": "sapo", "estimator": "binary"},
         **{f"cppo_delta_b_{v}": {**cppo, "delta_b": float(v)} for v in ("0.010", "0.015", "0.020", "0.030")},
         **{f"cppo_w_min_{v}": {**cppo, "w_min": float(v)} for v in ("0.6", "0.7", "0.8", "0.9")},
     }

@@ -1,0 +1,183 @@
+"""Gates that pull back, the forward trace and GBPO, on the enumerable model: every expectation is a sum over all y."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cppo_verl.trust_region import rules, trace
+from cppo_verl.trust_region.gate import Verdict
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.rules import evaluate
+from cppo_verl.trust_region.schedule import linear_weights
+from cppo_verl.trust_region.surrogate import coefficients
+from cppo_verl.trust_region.tokens import Tokens
+from tests.theory.enumerable import Pair, law, random_pair, random_reward
+
+VOCABULARY, HORIZON, BATCH, UPDATES = 3, 4, 12, 60
+KNOBS = {"delta": 0.15, "delta_b": 0.02, "budget": "fixed", "estimator": "topk", "ratio_cap": 1e6}
+
+
+# ---- does a restoring gate keep pi nearer its region?
+
+
+def tokens_of(pair: Pair, advantages: Tensor) -> Tokens:
+    """Every sequence of every instance as a row, (batch * V**T, T)."""
+    ones = pair.along_paths(tuple(torch.ones(p.shape[:2], dtype=torch.float64) for p in pair.mu))
+    log_mu = [p.log().flatten(1).repeat_interleave(VOCABULARY ** (HORIZON - t - 1), 1) for t, p in enumerate(pair.mu)]
+    old = torch.stack(log_mu, -1)
+    rows = (x.flatten(0, 1) for x in (old + pair.ratio.log(), old, advantages.unsqueeze(-1) * ones, ones))
+    return Tokens.of(*rows)
+
+
+def train(rule: str, rate: float = 2.0, **knobs) -> tuple[float, float]:
+    """pi from mu by exact ascent on the gated surrogate; means of the largest w_t D_t / delta and P / (delta_b W)."""
+    start = random_pair(7, BATCH, VOCABULARY, HORIZON)
+    reward = random_reward(start, 1.0, 8)
+    advantages = reward - (start.law * reward).sum(-1, keepdim=True)
+    logits = [p.log().clone().requires_grad_() for p in start.mu]
+    chosen = TrustRegionKnobs(**KNOBS, **knobs)
+    for _ in range(UPDATES):
+        pair = Pair(start.mu, tuple(x.detach().softmax(-1) for x in logits))
+        tokens = tokens_of(pair, advantages)
+        verdict, _ = evaluate(rule, tokens, chosen, pair.along_paths(pair.divergence).flatten(0, 1))
+        coefficient = coefficients(tokens, verdict, chosen.ratio_cap).view(BATCH, -1, HORIZON)
+        columns = [
+            x.log_softmax(-1).flatten(1).repeat_interleave(VOCABULARY ** (HORIZON - t - 1), 1)
+            for t, x in enumerate(logits)
+        ]
+        loss = (start.law.unsqueeze(-1) * coefficient * torch.stack(columns, -1)).sum()
+        for x, gradient in zip(logits, torch.autograd.grad(loss, logits), strict=True):
+            x.data -= rate * gradient
+    end = Pair(start.mu, tuple(x.detach().softmax(-1) for x in logits))
+    weights = linear_weights(torch.ones(1, HORIZON, dtype=torch.bool), chosen.w_min, torch.float64)[0]
+    token = (weights * end.largest_divergence).amax(-1) / chosen.delta
+    spent = (weights * end.mean_divergence).cumsum(-1) / (chosen.delta_b * weights.cumsum(-1))
+    return float(token.mean()), float(spent[:, :-1].amax(-1).mean())
+
+
+@pytest.mark.parametrize("rule", ["cppo", "dppo"])
+def test_restoring_keeps_pi_nearer_its_region(rule: str):
+    """With the hard mask pi ends outside; the pull brings back both the token and the prefix excess."""
+    hard, restored = train(rule), train(rule, gate="restore", restore_strength=1.0)
+    assert hard[0] > 1 and hard[1] > 1
+    assert restored[0] < hard[0] and restored[1] < hard[1]
+    gentle = train(rule, gate="restore", restore_strength=0.3)
+    assert gentle[0] < hard[0] and gentle[1] < hard[1]
+
+
+GATES: dict[str, Callable] = {
+    "does not pull": lambda keep, knobs: keep,
+    "pulls away": lambda keep, knobs: torch.where(keep, 1.0, knobs.restore_strength),
+    "turns kept ones": lambda keep, knobs: torch.where(keep, -knobs.restore_strength, 1.0),
+}
+
+
+@pytest.mark.parametrize("wrong", sorted(GATES))
+def test_a_wrong_gate_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rules, "gate_of", GATES[wrong])
+    with pytest.raises(AssertionError):
+        test_restoring_keeps_pi_nearer_its_region("cppo")
+
+
+# ---- the forward trace with N = T
+
+
+def ratios_from(logits: list[Tensor], mu: tuple[Tensor, ...]) -> Tensor:
+    """rho_t of every sequence, differentiable, (batch, V**T, T)."""
+    return Pair(mu, tuple(x.softmax(-1) for x in logits)).ratio
+
+
+def check_trace(of: Callable[[Tokens, int], Tensor]) -> None:
+    """N = T: exact improvement, exact gradient through every ratio, and what the weight alone is the gradient of."""
+    pair = random_pair(3, 16, VOCABULARY, HORIZON)
+    reward = random_reward(pair, 1.0, 4)
+    tokens = tokens_of(pair, reward)
+    weight = of(tokens, HORIZON).view(16, -1, HORIZON)
+    terms = pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (pair.ratio - 1) * weight
+    torch.testing.assert_close(terms.sum((-2, -1)), pair.improvement(reward), rtol=1e-10, atol=1e-12)
+
+    logits = [p.log().clone().requires_grad_() for p in pair.pi]
+    exact = torch.autograd.grad((law(tuple(x.softmax(-1) for x in logits)) * reward).sum(), logits)
+    rho = ratios_from(logits, pair.mu)
+    later = [rho[..., t + 1 :].prod(-1) for t in range(HORIZON)]
+    objective = (pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (rho - 1) * torch.stack(later, -1)).sum()
+    for a, b in zip(torch.autograd.grad(objective, logits), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+    # as a weight: pi's own values at mu's states, sum_t E_{s ~ mu} sum_a grad pi(a|s) Q^pi(s, a)
+    rho = ratios_from(logits, pair.mu)
+    surrogate = (pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * rho * weight).sum()
+    by_weight = torch.autograd.grad(surrogate, logits)
+    for t, (x, found) in enumerate(zip(logits, by_weight, strict=True)):
+        shape = (16, VOCABULARY**t, VOCABULARY, -1)
+        onward = law(pair.pi[t + 1 :]).view(shape) if t + 1 < HORIZON else torch.ones(shape[:3] + (1,)).double()
+        value = (onward * reward.view(shape)).sum(-1)  # Q^pi(s, a)
+        expected = (pair.state_law(t).unsqueeze(-1) * x.softmax(-1) * value).sum()
+        (gradient,) = torch.autograd.grad(expected, x)
+        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_a_trace_of_all_later_tokens_is_exact():
+    check_trace(trace.forward_trace)
+
+
+def test_a_shorter_trace_lies_between():
+    """The error of the surrogate falls with N here, and N = 1 is the surrogate itself."""
+    pair = random_pair(3, 64, VOCABULARY, HORIZON, spread=0.5)
+    reward = random_reward(pair, 1.0, 4)
+    tokens, errors = tokens_of(pair, reward), []
+    for steps in range(1, HORIZON + 1):
+        weight = trace.forward_trace(tokens, steps).view(64, -1, HORIZON)
+        terms = pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (pair.ratio - 1) * weight
+        errors.append(float((terms.sum((-2, -1)) - pair.improvement(reward)).abs().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-12 < errors[-2]
+
+
+TRACES: dict[str, Callable[[Tokens, int], Tensor]] = {
+    "one token short": lambda tokens, n: trace.forward_trace(tokens, n - 1),
+    "with its own ratio": lambda tokens, n: trace.forward_trace(tokens, n) * tokens.ratio,
+    "backward": lambda tokens, n: tokens.ratio.cumprod(-1) / tokens.ratio,
+    "sum for product": lambda tokens, n: 1 + tokens.log_ratio.flip(-1).cumsum(-1).flip(-1) - tokens.log_ratio,
+}
+
+
+@pytest.mark.parametrize("wrong", sorted(TRACES))
+def test_a_wrong_trace_is_caught(wrong: str):
+    with pytest.raises(AssertionError):
+        check_trace(TRACES[wrong])
+
+
+# ---- GBPO
+
+
+def check_gbpo(rule: Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]) -> None:
+    """Its coefficient is the derivative of |A| |rho - (1 + epsilon sign A)| by log pi, at every sequence."""
+    pair = random_pair(5, 16, VOCABULARY, HORIZON)
+    tokens = tokens_of(pair, random_reward(pair, 1.0, 6))
+    verdict = rule(tokens, tokens.divergence("tv"), TrustRegionKnobs(delta=0.3))
+    log_pi = tokens.log_prob.clone().requires_grad_()
+    target = 1 + 0.3 * tokens.advantages.sign()
+    loss = tokens.advantages.abs() * ((log_pi - tokens.old_log_prob).exp() - target).abs()
+    (expected,) = torch.autograd.grad(loss.sum(), log_pi)
+    torch.testing.assert_close(coefficients(tokens, verdict, 1e9), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gbpo_descends_its_loss():
+    check_gbpo(rules.gbpo)
+
+
+@pytest.mark.parametrize("wrong", ["mask", "other sign", "half of epsilon"])
+def test_a_wrong_gbpo_is_caught(wrong: str):
+    def mutant(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+        found = rules.gbpo(tokens, divergence, knobs)
+        if wrong == "mask":
+            return Verdict(found.gate.clamp_min(0.0), found.over_token)
+        if wrong == "other sign":
+            return Verdict(-found.gate, found.over_token)
+        return rules.gbpo(tokens, divergence, TrustRegionKnobs(delta=knobs.delta / 2))
+
+    with pytest.raises(AssertionError):
+        check_gbpo(mutant)
