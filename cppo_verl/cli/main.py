@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from cppo_verl import __version__
-from cppo_verl.cli import calibrate, doctor, eval, inspect, replay, report, run
+from cppo_verl.cli import calibrate, doctor, eval, inspect, replay, report, run, selftest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cppo-verl", description="Trust regions for verl.")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, eval, report, inspect, replay, calibrate, doctor):
+    for command in (run, eval, report, inspect, replay, calibrate, doctor, selftest):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     return args.run(args)

@@ -78,6 +78,8 @@ def run(
     stall_timeout: float = 1800.0,
     tick: float = 1.0,
     before: Callable[[], None] = lambda: None,
+    what: str = "the trainer",
+    patience: float = 5.0,
 ) -> None:
     """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
 
@@ -87,6 +89,8 @@ def run(
         on_tick: called about every ``tick`` seconds while the command runs.
         stall_timeout: seconds without a byte of output after which the run counts as hung.
         before: called once the directory is held and nothing of an earlier start is left.
+        what: name of the command in errors.
+        patience: seconds that processes get to end by themselves when the command is given up.
 
     Raises:
         AlreadyRunning: another launcher holds ``run_dir``.
@@ -107,15 +111,17 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick)
+            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick, what)
         finally:
             watch.look(run_dir)
-            end_processes(run_dir)
+            end_processes(run_dir, patience)
             for segment in watch.segments:
                 Path(segment).unlink(missing_ok=True)
 
 
-def _wait(child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float) -> None:
+def _wait(
+    child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float, what: str
+) -> None:
     last_size, last_growth = -1, time.monotonic()
     while child.poll() is None:
         time.sleep(tick)
@@ -131,7 +137,7 @@ def _wait(child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_time
     on_tick()
     if child.returncode:
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
-        raise RunFailed(f"the trainer ended with {how}.\n{last_words(console)}")
+        raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
 
 
 def processes_of(run_dir: Path) -> Iterator[psutil.Process]:

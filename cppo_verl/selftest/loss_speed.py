@@ -1,12 +1,12 @@
 """Forward + backward of every registered policy loss beside verl's own, on the same tensors, in turns."""
 
-import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 
-from cppo_verl.selftest.timing import peak_bytes, timed
+from cppo_verl.selftest.timing import Clock, medians, peak_bytes
 
 REFERENCE = "dppo_tv (verl)"
 
@@ -51,7 +51,14 @@ def registered_losses() -> dict[str, Callable]:
     return losses
 
 
-def measure(losses: dict[str, Callable], batch: int, length: int, rounds: int, device: torch.device) -> Iterator[tuple]:
+def measure(
+    losses: dict[str, Callable],
+    batch: int,
+    length: int,
+    rounds: int,
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+) -> Iterator[tuple]:
     """Rows (batch, length, name, median ms, ratio to the reference, extra tensors)."""
     generator = torch.Generator().manual_seed(0)
     old_log_prob = torch.rand(batch, length, generator=generator).clamp_min(1e-4).log()
@@ -66,13 +73,8 @@ def measure(losses: dict[str, Callable], batch: int, length: int, rounds: int, d
         leaf = log_prob.detach().requires_grad_()
         loss(leaf, old_log_prob, advantages, mask)[0].backward()
 
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    for round_ in range(rounds + 2):
-        for name, loss in losses.items():
-            elapsed = timed(partial(step, loss), device)
-            if round_ >= 2:
-                times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, loss in losses.items():
-        extra = peak_bytes(partial(step, loss), device) / (4 * batch * length)
-        yield batch, length, name, 1e3 * medians[name], medians[name] / medians[REFERENCE], extra
+    steps = {name: partial(step, loss) for name, loss in losses.items()}
+    took = medians(steps, device, rounds, clock=clock)
+    for name, seconds in took.items():
+        extra = peak_bytes(steps[name], device) / (4 * batch * length)
+        yield batch, length, name, 1e3 * seconds, seconds / took[REFERENCE], extra

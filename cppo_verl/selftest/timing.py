@@ -1,22 +1,46 @@
 """Time and peak memory of a step on its device, as the benchmarks and the selftest measure them."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+Clock = Callable[[], float]
 
-def timed(step: Callable[[], object], device: torch.device) -> float:
+
+def medians(
+    steps: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warm_up: int = 2,
+    clock: Clock = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each step. They take turns in every round, so that a drifting machine hits all alike.
+
+    Args:
+        clock: ``time.process_time`` counts what this process computes, whatever else the CPU does meanwhile.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(warm_up + rounds):
+        for name, step in steps.items():
+            elapsed = timed(step, device, clock)
+            if round_ >= warm_up:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def timed(step: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Seconds of one call, its work on the device included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> float:

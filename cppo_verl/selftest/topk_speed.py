@@ -2,7 +2,7 @@
 softmax as DPPO's fork of verl does; the first two also without logits. In turns, on the same tensors.
 """
 
-import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cppo_verl.selftest.timing import peak_bytes, timed
+from cppo_verl.selftest.timing import Clock, medians, peak_bytes
 from cppo_verl.trust_region import topk
 
 CHUNK = 512  # tokens a chunk of the fused head
@@ -135,16 +135,10 @@ WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
 }
 
 
-def measure(case: Case, rounds: int) -> list[tuple]:
+def measure(case: Case, rounds: int, clock: Clock = time.perf_counter) -> list[tuple]:
     """Rows (way, median ms, ratio, peak MB, memory ratio, added MB)."""
     device = case.hidden.device
-    times: dict[str, list[float]] = {name: [] for name in WAYS}
-    for round_ in range(rounds + 1):
-        for name, (way, _) in WAYS.items():
-            elapsed = timed(partial(way, case), device)
-            if round_:
-                times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    took = medians({name: partial(way, case) for name, (way, _) in WAYS.items()}, device, rounds, 1, clock)
     peak = {name: peak_bytes(partial(way, case), device) for name, (way, _) in WAYS.items()}
     logits = (case.hidden @ case.head.t()).detach()
     added = dict.fromkeys(WAYS, 0.0) | {
@@ -155,8 +149,8 @@ def measure(case: Case, rounds: int) -> list[tuple]:
     return [
         (
             name,
-            1e3 * medians[name],
-            medians[name] / medians[of],
+            1e3 * took[name],
+            took[name] / took[of],
             peak[name] / 1e6,
             peak[name] / peak[of],
             added[name] / 1e6,

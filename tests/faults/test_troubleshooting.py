@@ -31,6 +31,11 @@ MODULES = (
     "cppo_verl/doctor/machine.py",
     "cppo_verl/doctor/software.py",
     "cppo_verl/cli/run.py",
+    "cppo_verl/cli/selftest.py",
+    "cppo_verl/selftest/recipe_step.py",
+    "cppo_verl/selftest/session.py",
+    "cppo_verl/selftest/stack.py",
+    "cppo_verl/selftest/watched_run.py",
     "data_prep/math_reward.py",
     "data_prep/sources.py",
 )

@@ -1,0 +1,125 @@
+"""What this machine is: for deciding which stages it can run, for the page, and for the key of a kept result.
+
+No environment variable is read but the two that choose verl's plug-ins and platform; no user, host or path is kept.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from cppo_verl.launch import gitstate
+from cppo_verl.selftest import gpus
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("cppo_verl", "data_prep", "recipe", "hydra_plugins")
+PLUGINS = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES")
+SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as the stages see it.
+
+    Attributes:
+        device: ``cuda``, ``cpu`` (verl's CPU platform was asked for), or empty: a machine without a device.
+        gpus: names in the order of their numbers. gpu_gb: memory of the smallest.
+        host_gb, disk_gb: free memory of the host, free space where the results go.
+        facts: label -> text, for the page.
+    """
+
+    device: str
+    gpus: tuple[str, ...] = ()
+    gpu_gb: float = 0.0
+    host_gb: float = 0.0
+    disk_gb: float = 0.0
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        """GPUs, or two ranks that stand for them on the CPU."""
+        return 2 if self.device == "cpu" else len(self.gpus)
+
+
+def look(out: Path) -> Machine:
+    """This machine; ``out`` is where the results will go."""
+    on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+    seen = {"gpus": [], "facts": {}} if on_cpu else gpus.seen()
+    device = "cpu" if on_cpu else "cuda" if seen["gpus"] else ""
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    return Machine(
+        device,
+        tuple(name for name, _ in seen["gpus"]),
+        min((size / 1e9 for _, size in seen["gpus"]), default=0.0),
+        psutil.virtual_memory().available / 1e9,
+        psutil.disk_usage(str(place)).free / 1e9,
+        {**_system(), **seen["facts"], **_software()},
+    )
+
+
+def has_package(name: str) -> bool:
+    """Whether Python finds a module of that name; it is not imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@functools.cache
+def code() -> str:
+    """A hash of this package's own files, so that results of other code are not taken for this one's."""
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".yaml", ".csv") and path.is_file():
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def plugins() -> dict[str, str]:
+    """What chooses verl's platform and further modules, as it is set."""
+    return {name: os.environ[name] for name in PLUGINS if name in os.environ}
+
+
+def clean(text: str) -> str:
+    """Text of a log without the home folder, and without the value of any variable that is named like a secret."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _system() -> dict[str, str]:
+    memory = psutil.virtual_memory().total / 1e9
+    return {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB",
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or "unknown"
+
+
+def _software() -> dict[str, str]:
+    state = gitstate.state()
+    commit, dirty = state["commit"], state["dirty"]
+    versions = state["versions"]
+    assert isinstance(dirty, list) and isinstance(versions, dict)
+    source = "an installed copy" if commit is None else f"{str(commit)[:12]} on {state['branch']}"
+    if commit is not None:
+        source += f", {len(dirty)} files changed" if dirty else ", clean"
+    facts = {"Python": platform.python_version(), **versions, "source": f"{source}, code {code()}"}
+    return {**facts, **plugins()}
