@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl.recording.candidates import CLIPS, Candidate, recorded
-from cppo_verl.recording.numbers import gate_and_cause, pad
+from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
 from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
@@ -46,7 +46,7 @@ class Batch:
         """
         if candidate.ran:
             candidate = recorded(self.header)
-        if candidate.knobs.horizon == "max" and candidate.knobs.max_response_length is None:
+        if depends_on_width(candidate.knobs):
             return self._decide_by_width(candidate)
         return self._decide(self.tokens, slice(None), candidate)
 

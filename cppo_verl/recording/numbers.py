@@ -45,11 +45,18 @@ def knobs_of(header: Header) -> TrustRegionKnobs:
     return TrustRegionKnobs(**{name: header.knobs[name] for name in knob_names() if name in header.knobs})
 
 
+def depends_on_width(knobs: TrustRegionKnobs) -> bool:
+    """Whether the weights depend on the width of the tensors that the rule is given."""
+    return knobs.horizon == "max" and knobs.max_response_length is None
+
+
 def of(header: Header, responses: Sequence[Response], last: bool = False) -> list[Numbers]:
     """Derived numbers of each response at its first look, or at its last one.
 
     Responses are padded to one width: give a step's at a time.
     """
+    if depends_on_width(knobs_of(header)) and len(responses) > 1:
+        return [one for response in responses for one in of(header, [response], last)]
     looks = [response.looks[-1 if last else 0] for response in responses]
     knobs = knobs_of(header)
     tokens = pad(responses, looks, max((r.width for r in responses), default=0))

@@ -165,7 +165,9 @@ def html_page(told: Told) -> str:
         run=escape(told.run),
         detail=escape(told.detail),
         notes=f"<ul class='notes'>{notes}</ul>" if notes else "",
-        shares=f"<table><caption>{escape(CAPTION)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
+        caption=escape(CAPTION),
+        shares=f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
+        overlap_caption=escape(OVERLAP),
         overlap=_overlap_table(result),
         footer=escape(f"{CAVEAT} Written by cppo-verl {__version__}."),
     )
@@ -196,9 +198,8 @@ def _overlap_table(result: Replay) -> str:
         shares = [result.overlap(i, j) for j in rows]
         drawn = "".join(f"<td style='--share:{100 * (x or 0):.0f}%'>{_share(x)}</td>" for x in shares)
         lines.append(f"<tr><th scope='row'>{n}. {escape(result.tallies[i].candidate.name)}</th>{drawn}</tr>")
-    caption = f"<caption>{escape(OVERLAP)}</caption>"
     head = f"<thead><tr><th scope='col'>rule</th>{heads}</tr></thead>"
-    return f"<table class='overlap'>{caption}{head}<tbody>{''.join(lines)}</tbody></table>"
+    return f"<table class='overlap'>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
 def write(told: Told, out: Path) -> list[Path]:
@@ -216,15 +217,18 @@ def write(told: Told, out: Path) -> list[Path]:
 
 _MORE = """
 h1 { font-size: clamp(1.4rem, 4vw, 2rem); }
+.caption { max-width: 46rem; padding-bottom: .6rem; color: var(--soft); font-size: .875rem; }
 .wide { overflow-x: auto; }
 .wide table { min-width: 52rem; }
-.wide table.overlap { min-width: 36rem; table-layout: fixed; }
-.overlap th[scope=row] { width: 12rem; }
-.overlap td { background: color-mix(in srgb, var(--blue) calc(var(--share) * .45), transparent); }
-.strip { width: 8rem; }
-.strip svg { display: block; width: 8rem; height: 2rem; }
+.wide th, .wide td { padding: .3rem .4rem; overflow-wrap: normal; vertical-align: middle; }
+.wide thead th { vertical-align: bottom; }
+.wide th[scope=row], .wide thead th:first-child { position: sticky; left: 0; background: var(--page); }
+.wide th[scope=row] { width: 20%; min-width: 7rem; padding-left: 0; overflow-wrap: anywhere; }
+.wide .strip { width: 8rem; }
+.strip svg { display: block; width: 8rem; height: 1.5rem; }
 .strip rect { fill: var(--blue); }
 .strip line { stroke: var(--rule); }
+.overlap td { background: color-mix(in srgb, var(--blue) calc(var(--share) * .45), transparent); }
 """
 
 PAGE = Template("""\
@@ -247,10 +251,12 @@ PAGE = Template("""\
 $notes
 <section aria-labelledby="shares">
 <h2 id="shares">Shares</h2>
+<p class="caption">$caption</p>
 <div class="wide" tabindex="0" role="region" aria-labelledby="shares">$shares</div>
 </section>
 <section aria-labelledby="overlap">
 <h2 id="overlap">Overlap</h2>
+<p class="caption">$overlap_caption</p>
 <div class="wide" tabindex="0" role="region" aria-labelledby="overlap">$overlap</div>
 </section>
 <footer>$footer</footer>

@@ -116,3 +116,15 @@ def test_numbers_agree_with_the_recorded_gates(tmp_path):
         masked, kept = masked + (r.first.gate[r.mask] == 0).sum(), kept + (r.first.gate[r.mask] == 1).sum()
         assert n.delta_b == pytest.approx(0.01)
     assert masked > 10 and kept > 10
+
+
+def test_weights_follow_the_width_that_was():
+    """horizon=max without a maximum takes the width of the micro-batch, which differs from response to response."""
+    record = step_record(horizon="max", max_response_length=None, w_min=0.5)
+    wide = dataclasses.replace(record.responses[0], width=80)
+    narrow = record.responses[1]
+    found = numbers.of(record.header, [wide, narrow])
+    for one, width in zip(found, (80, 40), strict=True):
+        columns = np.arange(len(one.weight))
+        own = one.weight > 0
+        assert np.allclose(one.weight[own], (1 - 0.5 * columns / (width - 1))[own], atol=1e-6)
