@@ -27,6 +27,20 @@ def is_from_outside(name: str, folders: Iterable[Path] = ()) -> bool:
     return path is not None and path.parent != FOLDER
 
 
+def problems(name: str, folders: Iterable[Path]) -> list[str]:
+    """What is wrong with a preset's file from outside: Hydra would not look at it, or take its keys for others."""
+    folders = list(folders)
+    path = find(name, folders)
+    if path is None or not is_from_outside(name, folders):
+        unseen = [file for folder in folders if (file := folder / GROUP / f"{name}.yaml").is_file()]
+        said = f"{GROUP}={name} is a preset of this package"
+        return [f"{said}, so {file} is not looked at; rename it." for file in unseen]
+    header = path.read_text(encoding="utf-8").lstrip().partition("\n")[0]
+    if header.replace(" ", "") != "#@package_global_":
+        return [f"{path} has to begin with the line '# @package _global_', or its keys are not those of the run."]
+    return []
+
+
 def installed() -> list[Path]:
     """Config folders of packages that bring rules: ``conf`` in the package of each entry point. Imports none."""
     tops = dict.fromkeys(entry.module.partition(".")[0] for entry in metadata.entry_points(group=RULES_GROUP))

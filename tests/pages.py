@@ -5,8 +5,7 @@ from pathlib import Path
 
 from tests import ROOT
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NAME = re.compile(r"#\s*(\S+?)(, continued)?\n")
+NAME = re.compile(r"`([\w./]+\.(?:py|yaml|toml))`")
 
 
 def text(page: str) -> str:
@@ -16,16 +15,16 @@ def text(page: str) -> str:
 
 def blocks(page: str, language: str) -> list[str]:
     """Its fenced blocks of a language, in order."""
-    return [code for kind, code in BLOCK.findall(text(page)) if kind == language]
+    return [code for _, kind, code in _fenced(page) if kind == language]
 
 
 def files(page: str, language: str) -> dict[str, str]:
-    """By name, the blocks that begin with a file's name as a comment; "NAME, continued" adds to the one before."""
+    """The blocks whose paragraph before names a file, by the last name in it; a name that comes again is continued."""
     found: dict[str, str] = {}
-    for code in blocks(page, language):
-        name = NAME.match(code)
-        if name:
-            found[name[1]] = found.get(name[1], "") + code
+    for before, kind, code in _fenced(page):
+        named = NAME.findall(before)
+        if kind == language and named:
+            found[named[-1]] = found.get(named[-1], "") + code
     return found
 
 
@@ -36,3 +35,10 @@ def write(page: str, language: str, folder: Path) -> dict[str, Path]:
         paths[name].parent.mkdir(parents=True, exist_ok=True)
         paths[name].write_text(code, encoding="utf-8")
     return paths
+
+
+def _fenced(page: str) -> list[tuple[str, str, str]]:
+    """(the paragraph before, language, code) of each fenced block."""
+    parts = re.split(r"^```(\w*)\n(.*?)^```$", text(page), flags=re.MULTILINE | re.DOTALL)
+    before = [part.strip().split("\n\n")[-1] for part in parts[::3]]
+    return list(zip(before, parts[1::3], parts[2::3], strict=False))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
+from cppo_verl import presets
 from cppo_verl.integration import anchor, attention, rule_checks, topk
 from cppo_verl.launch import sizes
 from cppo_verl.trust_region import extensions
@@ -54,6 +55,8 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
+        if presets.GROUP in config:  # where Hydra puts a preset that does not say otherwise
+            yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
         yield from rule_checks.problems(knobs)
         yield from _size_problems(config)
         yield from _rollout_policy_problems(config)

@@ -54,6 +54,10 @@ def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence
         if len(folders) == len(search_path):  # only Hydra can look into packages
             yield f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names(folders))}."
         return
+    wrong = presets.problems(preset, folders)
+    if wrong:
+        yield from wrong
+        return
     outside = presets.is_from_outside(preset, folders)
     chosen = presets.section(preset, folders, KEY_PREFIX) if outside else _knobs(preset)
     prefix = KEY_PREFIX + "."

@@ -13,6 +13,7 @@ MODULES = (
     "cppo_verl/trust_region/knobs.py",
     "cppo_verl/trust_region/rules.py",
     "cppo_verl/trust_region/extensions.py",
+    "cppo_verl/presets.py",
     "cppo_verl/launch/command_line.py",
     "cppo_verl/launch/sizes.py",
     "cppo_verl/launch/checkpoints.py",

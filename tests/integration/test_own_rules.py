@@ -103,6 +103,14 @@ def test_what_would_be_wrong_is_refused(tmp_path, registries, override, words):
         assert word in str(refusal.value)
 
 
+def test_a_preset_without_its_first_line_is_refused(tmp_path, registries):
+    own_rule.write(tmp_path)
+    preset = tmp_path / "trust_region/own.yaml"
+    preset.write_text("# mine\n" + preset.read_text())
+    with pytest.raises(checks.RunConfigError, match="has to begin with the line '# @package _global_'"):
+        checks.require(composed(f"hydra.searchpath=[{tmp_path}]"))
+
+
 def test_a_name_of_verls_is_refused(tmp_path, registries):
     file = own_rule.write(tmp_path, "gspo")
     verls = POLICY_LOSS_REGISTRY["gspo"]

@@ -132,9 +132,20 @@ def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):
 
 def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
     (tmp_path / "trust_region").mkdir()
-    text = "defaults: [cppo_kl, _self_]\nactor_rollout_ref: {actor: {policy_loss: {delta: 0.3}}}\n"
+    text = "# @package _global_\ndefaults: [cppo_kl, _self_]\nactor_rollout_ref: {actor: {policy_loss: {delta: 0.3}}}\n"
     (tmp_path / "trust_region/mine.yaml").write_text(text)
     overrides = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
     assert command_line.problems(overrides) == []
     assert presets.section("mine", [tmp_path], KEY[:-1])["delta_b"] == 0.002
     assert command_line.problems([*overrides, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf]."]
+
+
+def test_a_preset_that_hydra_would_misread_or_miss(tmp_path, registries):
+    own_rule.write(tmp_path)
+    file = tmp_path / "trust_region/own.yaml"
+    file.write_text("# mine\n" + file.read_text())
+    (problem,) = command_line.problems([f"hydra.searchpath=[{tmp_path}]", "+trust_region=own"])
+    assert str(file) in problem and "'# @package _global_'" in problem
+    file.rename(file.with_name("cppo.yaml"))
+    (problem,) = command_line.problems([f"hydra.searchpath=[{tmp_path}]", "+trust_region=cppo"])
+    assert "is a preset of this package" in problem and "cppo.yaml" in problem
