@@ -23,13 +23,12 @@ from cppo_verl.inspection.chunks import Chunk, pack
 from cppo_verl.recording import files as records
 from cppo_verl.recording import numbers
 from cppo_verl.recording.record import Header, RecordError, StepRecord
-from cppo_verl.trust_region.knobs import knob_names
+from cppo_verl.trust_region.knobs import names_from_outside
 
 TOKEN_BYTES = 20  # of a page, about; with what it takes to say so the limit below is kept on the safe side
 LIMIT = 100 * 10**6  # bytes of a page
 SCRIPTS = ("chunks.js", "words.js", "text.js", "plot.js", "app.js")
 THRESHOLD_RULES = ("cppo", "dppo", "trm_max")  # where delta is what a token's own divergence is held against
-VERLS_KNOBS = ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef", "dro_beta")  # not ours
 SCALE_QUANTILE = 0.999  # of the divergence, to which it is shaded where there is no such threshold
 
 
@@ -170,8 +169,7 @@ def knob_words(header: Header) -> list[str]:
         words.append(f"w_min {knobs.get('w_min'):g}" if weights == "linear" else f"{weights} weights")
     if rule in ("cppo", "dppo"):
         words.append(f"{knobs.get('gate')} gate")
-    known = {*knob_names(), *VERLS_KNOBS}
-    return words + [f"{name} {value}" for name, value in knobs.items() if name not in known]  # of a rule of one's own
+    return words + [f"{name} {knobs[name]}" for name in names_from_outside(knobs)]
 
 
 def _write(index: Index, chunks: IO[bytes], out: Path) -> None:

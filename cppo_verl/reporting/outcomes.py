@@ -15,7 +15,7 @@ from cppo_verl import paper
 from cppo_verl.reporting import names
 from cppo_verl.reporting.labels import KNOBS, LabelError
 from cppo_verl.reporting.scores import Entry, kind_of
-from cppo_verl.reporting.settings import unused_knobs
+from cppo_verl.reporting.settings import OWN, own_knobs, unused_knobs
 from cppo_verl.reporting.summary import first_logged, series
 
 MEASURES = ("best", "final")
@@ -153,15 +153,17 @@ def _seed_rank(seed: str) -> tuple[bool, int, str]:
 def _told(entry: Entry) -> dict[str, object]:
     settings = entry.run.settings if entry.run is not None else {}
     idle = unused_knobs(settings) if "loss_mode" in settings else set()
-    return {key: settings[key] for key in _TOLD_APART if key in settings and key not in idle}
+    keys = (*_TOLD_APART, *own_knobs(settings))
+    return {key: settings[key] for key in keys if key in settings and key not in idle}
 
 
 def _varying(entries: Sequence[Entry]) -> set[str]:
     told = [_told(entry) for entry in entries]
-    return {key for key in _TOLD_APART if len({str(of[key]) for of in told if key in of}) > 1}
+    return {key for key in set().union(*told) if len({str(of[key]) for of in told if key in of}) > 1}
 
 
 def _words(key: str, value: object) -> str:
+    key = key.removeprefix(OWN)
     return f"{key.replace('learning_rate', 'lr')} {value:g}" if isinstance(value, float) else f"{key} {value}"
 
 

@@ -7,12 +7,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cppo_verl.trust_region.knobs import names_from_outside
+
 CONFIG_FILE = "config.yaml"
 
 _LOSS = "actor_rollout_ref.actor.policy_loss."
+OWN = "own/"
 KEYS = {
     # short name: key in verl's config
     "loss_mode": _LOSS + "loss_mode",
+    "rule_module": _LOSS + "rule_module",
     "divergence": _LOSS + "divergence",
     "estimator": _LOSS + "estimator",
     "topk": _LOSS + "topk",
@@ -57,6 +61,8 @@ class SettingsError(ValueError):
 def read_settings(path: Path) -> dict[str, object]:
     """Short name -> value for every key of ``KEYS`` that the config sets (null counts as not set).
 
+    The knobs of a rule from outside are there too, as ``OWN`` and their name.
+
     Raises:
         SettingsError: the file is no YAML mapping.
     """
@@ -65,6 +71,10 @@ def read_settings(path: Path) -> dict[str, object]:
         if not OmegaConf.is_dict(config):
             raise SettingsError(f"{path} is not a mapping of keys to values.")
         found = {name: OmegaConf.select(config, key, throw_on_resolution_failure=False) for name, key in KEYS.items()}
+        loss = OmegaConf.select(config, _LOSS[:-1], throw_on_resolution_failure=False)
+        if OmegaConf.is_dict(loss):
+            for name in names_from_outside(map(str, loss)):
+                found[OWN + name] = OmegaConf.select(loss, name, throw_on_resolution_failure=False)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} could not be read: {' '.join(str(error).split())}.") from error
     return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
@@ -78,6 +88,7 @@ def settings_table(settings: Mapping[str, object]) -> list[tuple[str, str]]:
         ("Divergence", _text(settings, "divergence")),
         ("Estimator", _estimator(settings)),
         *((label, _text(settings, name)) for name, label in KNOB_LABELS.items() if name not in unused),
+        *((name.removeprefix(OWN), _text(settings, name)) for name in own_knobs(settings)),
         ("Advantage", _text(settings, "advantage")),
         ("Model", Path(_text(settings, "model").rstrip("/")).name),
         ("Prompts × responses", _product(settings, "prompts", "responses")),
@@ -98,8 +109,18 @@ def method_name(settings: Mapping[str, object]) -> str:
     return {"dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
 
 
+def own_knobs(settings: Mapping[str, object]) -> list[str]:
+    """Names in ``settings`` of the knobs of a rule from outside."""
+    return [name for name in settings if name.startswith(OWN)]
+
+
 def unused_knobs(settings: Mapping[str, object]) -> set[str]:
-    """Knobs of which the rule takes no notice: CPPO's under another rule, and those that another knob turns off."""
+    """Knobs of which the rule takes no notice: CPPO's under another rule, and those that another knob turns off.
+
+    What a rule from outside reads is not known; none is left out.
+    """
+    if "rule_module" in settings or own_knobs(settings):
+        return set()
     if settings.get("loss_mode") != "cppo":
         return set(CPPO_ONLY)
     disabled = {"delta_b": settings.get("budget") == "none", "w_min": settings.get("weights") == "constant"}

@@ -175,6 +175,16 @@ def knob(
     return field(default=default, metadata={_LIMITS: (low, above, high, choices)})
 
 
+VERL_KEYS = {"_target_", "loss_mode", "rollout_correction"}  # verl's PolicyLossConfig
+VERL_KEYS |= {"clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef", "dro_beta"}
+
+
+def names_from_outside(names: Iterable[str]) -> list[str]:
+    """Those keys of a run's ``policy_loss`` that are knobs of a rule from outside: neither ours nor verl's."""
+    known = {*knob_names(), *VERL_KEYS, "rule_module"}
+    return [name for name in names if name not in known]
+
+
 def _own_problem(own: Field, value: Any) -> Iterable[str]:
     """A sentence if ``value`` is not of the default's type, or outside the limits."""
     key = f"{KEY_PREFIX}.{own.name}={value!r}"

@@ -3,17 +3,20 @@
 Other processes and the stock command line: tests/e2e.
 """
 
+import dataclasses
 import pickle
 
 import cloudpickle
 import pytest
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import PolicyLossConfig
 
 from cppo_verl import presets
 from cppo_verl.integration import checks, hydra_check
 from cppo_verl.integration.config import TrustRegionLossConfig
 from cppo_verl.integration.losses import require_registered
+from cppo_verl.trust_region.knobs import VERL_KEYS, names_from_outside
 from tests import own_rule
 from tests.helpers import random_batch, run_loss
 
@@ -124,6 +127,13 @@ def test_a_knob_with_a_name_of_verls_is_refused(tmp_path, registries):
     file.write_text(file.read_text().replace("grace", "ppo_kl_coef"))
     with pytest.raises(checks.RunConfigError, match="ppo_kl_coef is a key of verl's: give the knob of OwnKnobs"):
         checks.require(composed(f"hydra.searchpath=[{tmp_path}]", f"{KNOB}rule_module={file}"))
+
+
+def test_the_keys_of_verls_are_known_as_such():
+    assert {each.name for each in dataclasses.fields(PolicyLossConfig)} <= VERL_KEYS
+    assert names_from_outside([*(each.name for each in dataclasses.fields(TrustRegionLossConfig)), "grace"]) == [
+        "grace"
+    ]
 
 
 def test_unpickled_knobs_of_ours_are_what_they_were():

@@ -123,6 +123,12 @@ def test_runs_of_one_name_with_other_settings_are_told_apart(tmp_path):
     assert len(compare(entries, MODEL).methods["CPPO"]) == 2  # what the user calls one is one
 
 
+def test_runs_that_differ_in_a_knob_of_a_rule_from_outside_are_told_apart(tmp_path):
+    for folder, grace in (("a", 2), ("b", 4)):
+        write_own(tmp_path / folder, "mine", 1, {0: 0.1, 10: 0.5}, loss_mode="mine", grace=grace)
+    assert list(compared(tmp_path).methods) == ["mine, grace 2", "mine, grace 4"]
+
+
 def test_seeds_and_models_of_a_quickstart():
     settings = {"project": "quickstart", "experiment": "cppo", "model": "runs/tiny-qwen3-seed2", "data_seed": 2}
     assert label_of(settings, Path("runs/quickstart-cppo-seed2-ranks1")) == Label(MODEL, "CPPO", "2")

@@ -258,6 +258,17 @@ def test_settings_resolve_interpolations_and_yaml_numbers_without_a_dot(tmp_path
     assert settings == {"learning_rate": 1e-6, "mini_batch": 32, "prompts": 32}
 
 
+def test_the_knobs_of_a_rule_from_outside_are_shown_and_none_of_the_others_is_left_out(tmp_path):
+    loss = {"loss_mode": "cutoff", "rule_module": "/a/cutoff.py", "grace": 2, "delta": 0.1, "w_min": 0.8, "dro_beta": 1}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"actor_rollout_ref": {"actor": {"policy_loss": loss}}}))
+    settings = read_settings(path)
+    table = dict(settings_table(settings))
+    assert method_name(settings) == table["Rule"] == "cutoff"
+    assert (table["grace"], table["Last weight w_min"]) == ("2", "0.8")
+    assert "dro_beta" not in table
+
+
 def test_settings_leave_out_what_the_rule_does_not_use():
     knobs = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8, "budget": "none", "weights": "linear", "gate": "soft"}
     cppo = dict(settings_table({"loss_mode": "cppo", **knobs}))
