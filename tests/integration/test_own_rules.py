@@ -1,6 +1,6 @@
 """A rule from outside through verl's own code: composed config, checks, verl's dataclass and registry, pickles.
 
-Other processes and the stock command line: tests/e2e.
+Another process is stood for by registries made empty; Ray is not started here.
 """
 
 import dataclasses
