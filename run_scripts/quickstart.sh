@@ -42,7 +42,7 @@ ACTOR_ARGS=(
   actor_rollout_ref.actor.optim.lr=2e-4
   actor_rollout_ref.actor.ppo_mini_batch_size=4 # prompts an update: 4 updates a rollout batch
   actor_rollout_ref.actor.use_dynamic_bsz=true
-  actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048
+  actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024 # sdpa masks packed sequences from each other: tokens squared
 )
 ROLLOUT_ARGS=(
   actor_rollout_ref.rollout.n=8

@@ -1,4 +1,4 @@
-"""The files of docs/extending.md, as a reader copies them: rule, launcher, bench, package. Ray is not started here."""
+"""The files and commands of docs/extending.md, as a reader copies them; the real stack runs them in tests/e2e."""
 
 import json
 import os

@@ -12,7 +12,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.launch import supervise
-from tests import ROOT
+from tests import ROOT, stand_in
 
 from .conftest import Work
 
@@ -20,6 +20,15 @@ P = "actor/trust_region/"
 STEPS_EACH = 10
 PRESETS = presets.names()
 QUICKSTART = str(ROOT / "run_scripts/quickstart.sh")
+SHARED_SEQUENCES = (  # two ranks, each with a half of every packed micro-batch
+    "++actor_rollout_ref.model.override_config.attn_implementation=flash_attention_2",
+    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
+    "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+)
+STATES_ON_THE_HOST = (
+    "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+    "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
+)
 
 
 def records(run: Path) -> list[dict]:
@@ -49,6 +58,7 @@ def every_preset(work: Work) -> dict[str, list[dict]]:
         f"+trainer.v1.rotating.presets=[{','.join(PRESETS)}]",
         "data.train_batch_size=8",
         "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.model.use_fused_kernels=true",
         "actor_rollout_ref.actor.optim.lr=1e-4",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
@@ -93,11 +103,14 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
 
 
 def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
-    """SIGKILL of the driver after a checkpoint; the same command goes on there and ends with a report."""
+    """SIGKILL of the driver after a checkpoint; the same command goes on there and ends with a report.
+
+    The ranks share each sequence, on the Top-K estimator, with checkpointing and states offloaded.
+    """
     run = work.folder / "resumed"
     command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.val_max_samples=32"]
-    command += ["data.train_batch_size=8", "actor_rollout_ref.rollout.n=4"]
-    values = environment(work, RUN=str(run), METHOD="dppo_tv", RANKS="2", STEPS="8")
+    command += ["data.train_batch_size=8", "actor_rollout_ref.rollout.n=4", *SHARED_SEQUENCES, *STATES_ON_THE_HOST]
+    values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="8", **stand_in.variables())
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 900
@@ -120,6 +133,8 @@ def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
     resumed = [json.loads(line)["step"] for line in starts[-1].read_text().splitlines()]
     assert [step for step in resumed if step > checkpoint] == list(range(checkpoint + 1, 9))
     assert {record["step"] for record in records(run)} >= set(range(1, 9))
+    gaps = [record["data"].get(P + "first_update/divergence_mean") for record in records(run)]
+    assert max(gap for gap in gaps if gap is not None) < 1e-5
     assert (run / "report" / "report.html").stat().st_size > 10_000
     assert (run / "report" / "report.png").stat().st_size > 10_000
     assert not list(supervise.processes_of(run.resolve()))

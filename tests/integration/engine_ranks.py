@@ -5,6 +5,7 @@
     log_prob, divergence   largest difference of the responses' log-probs and D_t
     own                    that of D_t from its definition on the logits which the engine itself had (with fused kernels
                            on those that its hidden states and LM head make)
+    proximal               that of the log-probs at mu's top-K, gathered in a pass without a loss
     gradient               largest difference of a parameter's gradient, relative to the largest gradient
     norm                   gradient norm, relative
 """
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from verl.utils.ulysses import gather_outputs_and_unpad
 
 from cppo_verl.integration import losses
-from cppo_verl.integration.topk.logits import divergence_of
+from cppo_verl.integration.topk.logits import PROXIMAL, divergence_of, top_k_of
 from tests.integration.test_topk import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
 
 LENGTHS = ((3, 5), (2, 1), (4, 8), (5, 13), (3, 2), (6, 9))  # 61 tokens: two ranks need one of padding
@@ -219,12 +220,25 @@ def largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
+def recomputed(engine, data: TensorDict, mine: Micro) -> float:
+    """Error of the anchor's log-probs, as the trainer recomputes them before an update."""
+    with engine.eval_mode():
+        found = engine.infer_batch(data)["model_output"][PROXIMAL]
+    errors = []
+    for row, (values, (ids, _, _)) in enumerate(zip(found.unbind(), top_k_of(data, K), strict=True)):
+        prompt, response = mine.lengths[row]
+        expected = mine.log_pi[row][prompt - 1 : prompt + response - 1].gather(-1, ids)
+        errors.append((values[prompt - 1 : prompt + response - 1], expected))
+    return largest(errors)
+
+
 def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     """One update; the errors of this rank's rows, and of the gradients of all."""
     engine = build(folder, way)
     share = len(LENGTHS) * way.sp // dist.get_world_size()
     first = engine.get_data_parallel_rank() * share
     rows = list(range(first, first + share))
+    proximal = recomputed(engine, reference.batch(rows, way), reference.rows(rows))
     watch = Watch(reference)
     if way.fused:
         watch.look_at_hidden_states(engine.module)
@@ -238,6 +252,7 @@ def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
         "log_prob": largest((watch.log_prob[row][:-1], reference.log_prob[row][:-1]) for row in rows),
         "divergence": largest((d, reference.divergence[row, : len(d)]) for row, d in watch.divergence.items()),
         "own": watch.own,
+        "proximal": proximal,
         "gradient": largest((g, reference.gradients[name]) for name, g in gradients.items()) / reference.largest,
         "norm": norm / reference.norm,
     }

@@ -57,6 +57,7 @@ def test_float32_gives_the_plain_models_numbers(errors, way):
     assert found["log_prob"] < 1e-5
     assert found["divergence"] < 3e-6
     assert found["own"] < tv_coding_bound(K) + 3e-6
+    assert found["proximal"] < 1e-5
     assert found["gradient"] < 1e-5
     assert found["norm"] == pytest.approx(1, abs=1e-5)
 

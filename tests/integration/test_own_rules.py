@@ -1,6 +1,6 @@
 """A rule from outside through verl's own code: composed config, checks, verl's dataclass and registry, pickles.
 
-Another process is stood for by registries made empty; Ray is not started here.
+Other processes and the stock command line: tests/e2e.
 """
 
 import dataclasses
