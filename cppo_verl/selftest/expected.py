@@ -187,7 +187,7 @@ def number(x: float, like: Tensor) -> Rounded:
 
 def dppo(case: Case) -> Range:
     """D_t <= delta (Eq. 3)."""
-    return unless(case.toward, within(case.divergence, number(case.knobs.delta, case.divergence.value)))
+    return _hard(within(case.divergence, number(case.knobs.delta, case.divergence.value)), case)
 
 
 def cppo(case: Case) -> Range:
@@ -196,7 +196,7 @@ def cppo(case: Case) -> Range:
     z = Rounded(w.value * d.value, w.value * d.error + w.error * d.value + U * w.value * d.value)
     delta = number(knobs.delta, z.value)
     if knobs.budget == "none":
-        return _soft([_over(z, delta)], case) if knobs.gate == "soft" else unless(case.toward, within(z, delta))
+        return _soft([_over(z, delta)], case) if knobs.gate == "soft" else _hard(within(z, delta), case)
     b, spent, weight = budget(case), running(z, case.position), running(w, case.position)
     before = Rounded(weight.value - w.value, weight.error)  # W_{t-1}
     allowance = delta.value + b.value * before.value
@@ -205,7 +205,17 @@ def cppo(case: Case) -> Range:
         return _soft([_over(z, delta), _over(spent, allowed)], case)
     rounding = allowed.error + spent.error + U * (allowance + spent.value)
     left = Rounded(allowance - (spent.value - z.value), rounding)  # delta + delta_b W_{t-1} - S_{t-1}
-    return unless(case.toward, both(within(z, delta), within(z, left)))
+    return _hard(both(within(z, delta), within(z, left)), case)
+
+
+def _hard(kept: Range, case: Case) -> Range:
+    """0 where not kept and no first clause; ``gate=restore`` turns that into -restore_strength."""
+    kept = unless(case.toward, kept)
+    if case.knobs.gate != "restore":
+        return kept
+    strength = case.knobs.restore_strength
+    low, high = ((1 + strength) * x - strength for x in (kept.low, kept.high))
+    return Range(low - U, high + U)
 
 
 def _over(value: Rounded, threshold: Rounded) -> Rounded:

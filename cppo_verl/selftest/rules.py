@@ -34,6 +34,13 @@ THRESHOLDS: Mapping[tuple[str, str], dict[str, float]] = {
 # wide enough that the quantile itself is the budget of most responses
 BUDGETS: Mapping[str, dict[str, float]] = {"none": {}, "fixed": {}, "quantile": {"delta_b": 1e-4, "budget_cap": 1e3}}
 
+GATES: tuple[dict[str, Any], ...] = (
+    {"gate": "hard"},
+    {"gate": "restore", "restore_strength": 0.5},
+    {"gate": "soft"},
+    {"gate": "soft", "attenuation": "sapo"},
+)
+
 
 @dataclass
 class Tally:
@@ -117,10 +124,11 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
     estimators = ("binary", "topk")
     for kind, estimator in product(("tv", "kl"), estimators):
         base = {"divergence": kind, "estimator": estimator, "topk": K}
-        yield "dppo", {**base, **THRESHOLDS["dppo", kind]}
+        for gate in GATES[:2]:
+            yield "dppo", {**base, **THRESHOLDS["dppo", kind], **gate}
         shapes = product(("linear", "constant", "shuffled"), ("response", "max"), ("fixed", "quantile", "none"))
         for weights, horizon, budget in shapes:
-            for gate in ({"gate": "hard"}, {"gate": "soft"}, {"gate": "soft", "attenuation": "sapo"}):
+            for gate in GATES:
                 if weights == "linear" or horizon == "response":
                     shape = {"weights": weights, "horizon": horizon, "budget": budget, **gate}
                     yield "cppo", {**base, **THRESHOLDS["cppo", kind], **BUDGETS[budget], **shape}
@@ -158,7 +166,7 @@ def check(name: str, changed: dict[str, Any], batch: Batch, tallies: dict[str, T
             verdict.weight.double().cpu(), expected.WEIGHTS[name](case), exact.mask, said
         )
         return
-    what = f"{name}, {knobs.gate} gate" if name == "cppo" else name
+    what = f"{name}, {knobs.gate} gate" if name in ("cppo", "dppo") else name
     gate = verdict.gate.double().cpu()
     tallies.setdefault(what, Tally()).add(gate, expected.GATES[name](case), exact.mask, said)
 

@@ -18,6 +18,7 @@ from tests.helpers import Batch as Plain
 from tests.helpers import decide
 
 SETTING = Setting(Path(), "cpu", 2)
+CPPO = {"cppo, hard gate", "cppo, soft gate", "cppo, restore gate"}
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
     def shifted(d):
         return torch.maximum(d, 0.5 * torch.cat([torch.zeros_like(d[:, :1]), d[:, :-1]], -1))
 
-    def by_column(mask, w_min, dtype, _):
+    def by_column(mask, w_min, dtype, *_):
         return schedule.linear_weights_max(mask, w_min, None, dtype)
 
     def damped(verdict):
@@ -112,13 +113,13 @@ def broken(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
 @pytest.mark.parametrize(
     ("mutation", "found"),
     [
-        ("threshold without weight", {"cppo, hard gate", "cppo, soft gate"}),
-        ("budget that pays twice", {"cppo, hard gate", "cppo, soft gate"}),
-        ("half-precision divergence", {"cppo, hard gate", "cppo, soft gate"}),
-        ("first clause turned round", {"dppo"}),
+        ("threshold without weight", CPPO),
+        ("budget that pays twice", CPPO),
+        ("half-precision divergence", CPPO),
+        ("first clause turned round", {"dppo, hard gate", "dppo, restore gate"}),
         ("mean over padding", {"trm_avg"}),
-        ("quantile of all columns", {"cppo, hard gate", "cppo, soft gate"}),
-        ("weights by column", {"cppo, hard gate", "cppo, soft gate"}),
+        ("quantile of all columns", CPPO),
+        ("weights by column", CPPO),
         ("damped weight", {"minpro"}),
     ],
 )
