@@ -1,4 +1,10 @@
-"""Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz)."""
+"""Which tests start the stack, and generated cases.
+
+``stack`` marks what starts Ray or vLLM: all of tests/e2e, and whatever needs its model. ``run_scripts/test.sh fast``
+runs everything else.
+
+Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz).
+"""
 
 import os
 import sys
@@ -6,8 +12,17 @@ import sys
 import pytest
 from hypothesis import settings
 
+import tests.parsed_once  # noqa: F401
+
 settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FUZZ" not in os.environ)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "e2e" in item.path.parts or "work" in item.fixturenames:
+            item.add_marker("stack")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from benchmarks.pocket.train import Row, run
+from benchmarks.pocket import Row
 from cppo_verl import atomic, presets
 
 GRID = Path(__file__).with_name("grid.yaml")
@@ -173,6 +173,8 @@ def _begin_worker() -> None:
 
 
 def _timed(setting: Row, rule: Row, seed: int, cache: Path, device: str) -> tuple[list[Row], float]:
+    from benchmarks.pocket.train import run  # and with it verl, which the process that hands out runs does not need
+
     begin = time.process_time()
     curve = run(setting, rule, seed, cache, device)
     return curve, time.process_time() - begin

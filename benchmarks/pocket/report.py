@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.pocket import BINS
 from benchmarks.pocket.grid import Spec, read, write
-from benchmarks.pocket.train import BINS
 from cppo_verl import atomic
 from cppo_verl.reporting.intervals import interval
 

@@ -3,12 +3,11 @@
 import fcntl
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.pocket import exact, losses
+from benchmarks.pocket import BINS, Row, exact, losses
 from benchmarks.pocket.model import Transformer, response_log_law, rollout_engine, sample
 from benchmarks.pocket.tasks import TASKS, Branch, Trace
 from cppo_verl import atomic
@@ -20,8 +19,6 @@ from cppo_verl.trust_region.thresholds import next_scale
 REFERENCE = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8}  # the paper's thresholds: every rule is measured by them
 LOGGED = ("masked_share", "masked_share_token_threshold", "masked_share_prefix_budget", "masked_share_positive")
 LOGGED += ("prefix_average", "effective_delta_b", "ratio_capped_share")
-BINS = 8
-Row = dict[str, Any]
 
 
 def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Transformer:

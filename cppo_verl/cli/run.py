@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cppo_verl import atomic
-from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, supervise
+from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, slow_start, supervise
 
 REWARD = "critic/score/mean"
 ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
@@ -50,6 +50,21 @@ def run(args: argparse.Namespace) -> int:
 def _run(run_dir: Path, args: argparse.Namespace) -> int:
     if args.fresh and run_dir.exists():
         _clear(run_dir)
+    supervise.raise_on_terminate()
+    try:
+        try:
+            _start(run_dir, args)
+        except slow_start.SlowStart as slow:
+            print(f"the machine was too busy to start in time ({slow.error}); trying once more", flush=True)
+            _start(run_dir, args)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command resumes from the last checkpoint in {run_dir}", flush=True)
+        return 130
+    return 0
+
+
+def _start(run_dir: Path, args: argparse.Namespace) -> None:
+    """One start of verl's trainer, to its end."""
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -59,7 +74,6 @@ def _run(run_dir: Path, args: argparse.Namespace) -> int:
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *args.overrides]
     command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]
     progress = _Progress(metrics, console, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
-    supervise.raise_on_terminate()
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
     environment |= exposure.loopback(args.overrides, os.environ)
 
@@ -69,10 +83,11 @@ def _run(run_dir: Path, args: argparse.Namespace) -> int:
 
     try:
         supervise.run(command, run_dir, console, environment, progress.tick, args.stall_timeout, before=prepare)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command resumes from the last checkpoint in {run_dir}", flush=True)
-        return 130
-    return 0
+    except supervise.RunFailed as failed:
+        deadline = None if progress.logged else slow_start.missed_deadline(console)
+        if deadline is None:
+            raise
+        raise slow_start.SlowStart(failed, deadline) from failed
 
 
 def _clear(run_dir: Path) -> None:
@@ -121,6 +136,7 @@ class _Progress:
         self.first_step: tuple[int, float] | None = None
         self.total: int | None = None
         self.saved = False
+        self.logged = False  # any step, or the validation before the first
 
     def tick(self) -> None:
         """Called about once a second."""
@@ -131,6 +147,7 @@ class _Progress:
                 print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
         for line in self.metrics.lines():
             self._show(json.loads(line))
+            self.logged = True
 
     def _save_config(self) -> None:
         config = OmegaConf.load(self.hydra_config)

@@ -163,13 +163,24 @@ def end_processes(run_dir: Path, patience: float = 5.0) -> None:
         psutil.wait_procs(remaining, timeout=patience)
 
 
-def last_words(console: Path, lines: int = 25) -> str:
-    """The last error in the console log, or its last lines, and where the whole of it lies."""
+def tail(console: Path) -> list[str]:
+    """The lines at the end of the console log."""
     with console.open("rb") as log:
         log.seek(max(0, console.stat().st_size - 200_000))
-        text = log.read().decode("utf-8", "replace").splitlines()
-    errors = [i for i, line in enumerate(text) if "Error" in line and "Warning" not in line]
-    end = errors[-1] + 1 if errors else len(text)
+        return log.read().decode("utf-8", "replace").splitlines()
+
+
+def last_error(text: Sequence[str]) -> int | None:
+    """Number of the line with the last error."""
+    found = (i for i, line in enumerate(text) if "Error" in line and "Warning" not in line or line[:10] == "Exception:")
+    return max(found, default=None)
+
+
+def last_words(console: Path, lines: int = 25) -> str:
+    """The last error in the console log, or its last lines, and where the whole of it lies."""
+    text = tail(console)
+    error = last_error(text)
+    end = len(text) if error is None else error + 1
     return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
 
 

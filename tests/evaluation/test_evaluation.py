@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ from cppo_verl.evaluation import (
 )
 from data_prep.tiny_qwen3 import build_tokenizer
 from tests import ROOT
+
+FORK = multiprocessing.get_context("fork")
 
 
 def row(source="aime24", question="1+1?", truth="2", **more) -> dict:
@@ -194,19 +197,17 @@ class TestProblems:
             problems.read([tmp_path / "d.csv"])
 
 
-SHARDS = """
-import json, sys, torch
-from pathlib import Path
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM
-actor = Path(sys.argv[1])
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
-fully_shard(model, mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)))
-torch.save(model.state_dict(), actor / f"model_world_size_2_rank_{rank}.pt")
-"""
+def write_shard(rank: int, actor: Path, model: Path) -> None:
+    """One of two FSDP2 ranks that save ``model``; in a process of its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+
+    torch.distributed.init_process_group("gloo", f"file://{actor}/store", rank=rank, world_size=2)
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    fully_shard(whole, mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)))
+    torch.save(whole.state_dict(), actor / f"model_world_size_2_rank_{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +238,13 @@ def run_dir(tmp_path_factory, model) -> Path:
             (actor / "huggingface" / file.name).write_bytes(file.read_bytes())
     (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
     (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("7")
-    script = run / "shards.py"
-    script.write_text(SHARDS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, str(script), str(actor), str(model)], check=True, capture_output=True)
+    ranks = [FORK.Process(target=write_shard, args=(rank, actor, model)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+        assert rank.exitcode == 0
+    (actor / "store").unlink(missing_ok=True)
     return run
 
 

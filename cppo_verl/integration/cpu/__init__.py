@@ -28,6 +28,8 @@ def activate() -> None:
     on_import("verl.checkpoint_engine.base", _register_weights)
     # One engine and one trainer share the cores: let the operating system place their threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # vLLM's sampler and verl's losses would start a C++ compiler for a few small functions, 20 s in a new environment.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def _register_engine(transformer_impl) -> None:
