@@ -104,8 +104,8 @@ def broken(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
     if mutation in rules_by_mutation:
         monkeypatch.setitem(package.RULES, *rules_by_mutation[mutation])
     elif mutation == "quantile of all columns":
-        quantile = budget.masked_quantile
-        monkeypatch.setattr(budget, "masked_quantile", lambda v, m, q, c=None: quantile(v, torch.ones_like(m), q))
+        quantile = budget._quantile
+        monkeypatch.setattr(budget, "_quantile", lambda v, count, q: quantile(v, count * 0 + v.shape[-1], q))
     else:
         monkeypatch.setattr(schedule, "linear_weights", by_column)
 
