@@ -82,7 +82,8 @@ def _start(run_dir: Path, args: argparse.Namespace) -> None:
             _choose_checkpoint(run_dir / "checkpoints", logs, started)
 
     try:
-        supervise.run(command, run_dir, console, environment, progress.tick, args.stall_timeout, before=prepare)
+        watched = {"on_tick": progress.tick, "stall_timeout": args.stall_timeout, "ended": lambda: progress.ended}
+        supervise.run(command, run_dir, console, environment, before=prepare, **watched)
     except supervise.RunFailed as failed:
         deadline = None if progress.logged else slow_start.missed_deadline(console)
         if deadline is None:
@@ -137,6 +138,7 @@ class _Progress:
         self.total: int | None = None
         self.saved = False
         self.logged = False  # any step, or the validation before the first
+        self.ended = False  # the last step is logged
 
     def tick(self) -> None:
         """Called about once a second."""
@@ -159,6 +161,7 @@ class _Progress:
 
     def _show(self, record: dict) -> None:
         step, data = record["step"], record["data"]
+        self.ended = self.total is not None and step >= self.total
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
         if REWARD in data:
             parts.append(f"reward {data[REWARD]:+.3f}")

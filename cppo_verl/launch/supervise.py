@@ -32,6 +32,7 @@ ESSENTIAL = (
     "VLLM::EngineCore",
 )
 GRACE = 20.0  # seconds between the loss of an essential process and the verdict that the run is dead
+FAREWELL = 300.0  # the same after the last step, when processes go one by one; long on a busy machine
 
 
 class RunFailed(RuntimeError):
@@ -80,6 +81,7 @@ def run(
     before: Callable[[], None] = lambda: None,
     what: str = "the trainer",
     patience: float = 5.0,
+    ended: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
 
@@ -91,6 +93,7 @@ def run(
         before: called once the directory is held and nothing of an earlier start is left.
         what: name of the command in errors.
         patience: seconds that processes get to end by themselves when the command is given up.
+        ended: whether the last step is done, after which processes may go before the command does.
 
     Raises:
         AlreadyRunning: another launcher holds ``run_dir``.
@@ -111,7 +114,7 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick, what)
+            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick, what, ended)
         finally:
             watch.look(run_dir)
             end_processes(run_dir, patience)
@@ -120,14 +123,15 @@ def run(
 
 
 def _wait(
-    child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float, what: str
+    child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float, what: str, ended
 ) -> None:
     last_size, last_growth = -1, time.monotonic()
     while child.poll() is None:
         time.sleep(tick)
         on_tick()
         lost = watch.look(run_dir)
-        if watch.lost_since is not None and time.monotonic() - watch.lost_since > GRACE and child.poll() is None:
+        missing = 0.0 if watch.lost_since is None else time.monotonic() - watch.lost_since
+        if missing > (FAREWELL if ended() else GRACE) and child.poll() is None:
             raise RunFailed(f"{', '.join(lost)} died and the trainer waits for it forever.\n{last_words(console)}")
         size = console.stat().st_size
         if size != last_size:

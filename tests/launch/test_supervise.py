@@ -59,6 +59,24 @@ def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
     assert not list(supervise.processes_of(tmp_path))
 
 
+# The end of a run: the workers go, and the trainer takes longer than the grace to follow.
+SLOW_END = """
+import subprocess, time
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict' sleep 2"]).wait()
+time.sleep(3)
+"""
+
+
+def test_workers_that_go_after_the_last_step_are_no_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "GRACE", 0.5)
+    start(SLOW_END, tmp_path, ended=lambda: True)
+    with pytest.raises(supervise.RunFailed, match="ray::WorkerDict"):
+        start(SLOW_END, tmp_path)
+    monkeypatch.setattr(supervise, "FAREWELL", 0.5)
+    with pytest.raises(supervise.RunFailed, match="ray::WorkerDict"):
+        start(SLOW_END, tmp_path, ended=lambda: True)
+
+
 ORPHAN = """
 import multiprocessing.shared_memory as m, subprocess, sys, time
 s = m.SharedMemory(create=True, size=4096)
