@@ -26,10 +26,9 @@ die() { echo "train.sh: $*" >&2; exit 2; }
 
 mode=run
 case ${1:-} in plan | config | overrides | run) mode=$1; shift ;; esac
-if [[ -z ${PYTHON:-} ]]; then
-  PYTHON=${CPPO_VENV:-$root/.venv}/bin/python
-  [[ -x $PYTHON ]] || PYTHON=python3
-fi
+for PYTHON in ${PYTHON:-"${CPPO_VENV:-$root/.venv-gpu}/bin/python" "$root/.venv/bin/python" python3}; do
+  command -v "$PYTHON" >/dev/null && break
+done
 recipe() { PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m "recipe.$1" "${@:2}"; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 

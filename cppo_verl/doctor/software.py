@@ -105,7 +105,10 @@ def attention(asked: Asked) -> str:
     name = name or VERLS_ATTENTION
     reason = missing(name)
     if reason is None:
-        return f"{name} loads" + (f" (flash-attn {_version('flash-attn')})" if name == VERLS_ATTENTION else "")
+        if name != VERLS_ATTENTION:
+            return f"{name} loads"
+        version = _version("flash-attn")
+        return f"{name} loads: " + (f"flash-attn {version}" if version else "not flash-attn itself, but its stand-in")
     if name == VERLS_ATTENTION and find_spec("flash_attn") is not None:
         raise Trouble(
             f"flash-attn {_version('flash-attn')} is installed but does not load ({reason}): built without its CUDA "

@@ -6,7 +6,9 @@ Ulysses sequence parallelism patches the function that transformers calls for ev
 """
 
 import importlib
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,9 +37,12 @@ def missing(name: str) -> str | None:
         return None
     if name in FLASH:
         reason = _import_error(FLASH[name])
-        return None if reason is None or _hub_kernels() else reason
+        if reason is None or _is_there(FLASH[name].partition(".")[0]):
+            return reason  # transformers goes by the package's name, and looks no further
+        in_hub = _hub_error(name)
+        return in_hub and f"{reason}; the hub's kernel: {in_hub}"
     if "/" in name:
-        return None if _hub_kernels() else "a kernel of the hub needs the package kernels, as new as transformers asks"
+        return _hub_error(name)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     return None if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else "transformers knows no attention of that name"
@@ -58,12 +63,31 @@ def _import_error(module: str) -> str | None:
     try:
         getattr(importlib.import_module(module), NEEDED)
     except Exception as error:  # noqa: BLE001 - an extension built for another torch fails in many ways
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _first_line(error)
     return None
 
 
-def _hub_kernels() -> bool:
-    """Whether transformers would take the kernel from the hub instead."""
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a module that came without a spec, or None in its place
+        return sys.modules.get(package) is not None
+
+
+def _hub_error(name: str) -> str | None:
+    """Why transformers cannot take the kernel behind ``name`` from the hub; loads it, at first over the network."""
+    from transformers.integrations.hub_kernels import load_and_register_attn_kernel
+    from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBACK
     from transformers.utils.import_utils import is_kernels_available
 
-    return is_kernels_available()
+    if not is_kernels_available():
+        return "the package kernels is not installed, or too old for transformers"
+    try:
+        getattr(load_and_register_attn_kernel(FLASH_ATTN_KERNEL_FALLBACK.get(name, name)), NEEDED)
+    except Exception as error:  # noqa: BLE001 - no network, no build for this torch, no such kernel
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,6 +1,9 @@
 """The attention that a run would use, found by importing it: installed, broken, or standing in."""
 
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from cppo_verl import presets
 from cppo_verl.integration import attention, checks
 from cppo_verl.launch import sizes
+from tests import ROOT
 
 GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
 SDPA = f"++{sizes.ATTENTION}=sdpa"
@@ -34,7 +38,7 @@ def refusal(*overrides: str, here: bool = True) -> str:
 def test_verls_own_default_needs_flash_attention():
     said = refusal()
     assert (
-        f"{sizes.ATTENTION}=flash_attention_2 cannot be used in this environment (No module named 'flash_attn')" in said
+        f"{sizes.ATTENTION}=flash_attention_2 cannot be used in this environment (No module named 'flash_attn'" in said
     )
     assert f"++{sizes.ATTENTION}=sdpa" in said and "docs/gpu.md" in said
     assert refusal(here=False) == ""  # a config is no worse for where it is looked at
@@ -65,7 +69,6 @@ def test_an_extension_built_for_another_torch(monkeypatch, tmp_path):
     [
         ("flash_attention_3", "No module named 'flash_attn_interface'"),
         ("flash_attention_4", "No module named 'flash_attn"),
-        ("kernels-community/flash-attn2", "a kernel of the hub needs the package kernels"),
         ("flash", "transformers knows no attention of that name"),
     ],
 )
@@ -79,10 +82,50 @@ def test_what_transformers_brings(name):
     assert attention.missing(name) is None
 
 
-def test_kernels_from_the_hub_stand_in_for_the_package(monkeypatch):
-    monkeypatch.setattr(attention, "_hub_kernels", lambda: True)
-    assert attention.missing("flash_attention_2") is None
-    assert attention.missing("kernels-community/flash-attn2") is None
+KERNELS = find_spec("kernels") is not None
+IN_A_PROCESS = """
+import sys
+from cppo_verl.integration.attention import missing
+for name in sys.argv[1:]:
+    print(missing(name))
+"""
+
+
+def reasons(*names: str, **environment: str) -> list[str]:
+    """``missing`` of each name in a process of its own: transformers keeps what it has found."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, *names],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-len(names) :]
+
+
+@pytest.mark.skipif(KERNELS, reason="the package kernels is installed here")
+def test_the_hubs_kernels_need_a_package(monkeypatch):
+    assert "the package kernels is not installed" in (attention.missing("kernels-community/flash-attn2") or "")
+
+
+@pytest.mark.skipif(not KERNELS, reason="the package kernels belongs to the GPU environment")
+def test_the_hubs_kernel_in_place_of_the_package(tmp_path):
+    """A kernel in the hub's cache, as ``kernels`` finds it; none, one for this torch, and one without the function."""
+    from kernels.utils import build_variant
+
+    names = ("flash_attention_2", "kernels-community/flash-attn2")
+    found = reasons(*names, KERNELS_CACHE=str(tmp_path))
+    assert "No module named 'flash_attn'; the hub's kernel: An error occurred while trying to load" in found[0]
+    repo = tmp_path / "models--kernels-community--flash-attn2"
+    kernel = repo / "snapshots/abc/build" / build_variant()
+    kernel.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("abc")
+    (kernel / "__init__.py").write_text("def flash_attn_varlen_func(*args, **kwargs): pass")
+    assert reasons(*names, KERNELS_CACHE=str(tmp_path)) == ["None", "None"]
+    (kernel / "__init__.py").write_text("")
+    assert "the hub's kernel: " in reasons(names[0], KERNELS_CACHE=str(tmp_path))[0]
 
 
 def test_sequence_parallelism_outside_flash_attention_is_refused(flash_attn):
