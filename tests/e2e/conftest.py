@@ -28,7 +28,7 @@ def work(tmp_path_factory) -> Work:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "work"
     folder.mkdir(exist_ok=True)
     made = Work(folder, folder / "arithmetic-seed0", folder / "tiny-qwen3-seed0")
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two would wait for each other beside the other tests
     with (folder / ".lock").open("w") as lock:  # the first makes them, the others find them made
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (

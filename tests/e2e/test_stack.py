@@ -17,7 +17,7 @@ from tests import ROOT, stand_in
 from .conftest import Work
 
 P = "actor/trust_region/"
-STEPS_EACH = 10
+STEPS_EACH = 5
 PRESETS = presets.names()
 QUICKSTART = str(ROOT / "run_scripts/quickstart.sh")
 SHARED_SEQUENCES = (  # two ranks, each with a half of every packed micro-batch
@@ -49,7 +49,7 @@ def quickstart(work: Work, *overrides: str, **values: str) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def every_preset(work: Work) -> dict[str, list[dict]]:
-    """Ten logged steps of each preset, from one run that changes its rule every ten steps."""
+    """``STEPS_EACH`` logged steps of each preset, from one run that changes its rule after as many."""
     run = work.folder / "rotating"
     done = quickstart(
         work,
