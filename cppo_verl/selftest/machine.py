@@ -100,7 +100,7 @@ def clean(text: str) -> str:
 def _system() -> dict[str, str]:
     memory = psutil.virtual_memory().total / 1e9
     return {
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "system": f"{os.uname().sysname} {platform.release()}, {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB",
     }
 

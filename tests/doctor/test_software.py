@@ -34,7 +34,7 @@ def test_versions(monkeypatch):
     pretend(monkeypatch, math_verify=None)
     with pytest.raises(Trouble, match="not installed: math-verify. Run: pip install math-verify"):
         software.versions(Asked())
-    pretend(monkeypatch, verl="0.10.0")
+    pretend(monkeypatch, verl="0.10.0", math_verify="0.8.0")
     with pytest.raises(Trouble, match="verl 0.10.0 is outside"):
         software.versions(Asked())
 

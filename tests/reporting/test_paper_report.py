@@ -25,7 +25,7 @@ from cppo_verl.reporting.logs import LogError, Run, read_run
 from cppo_verl.reporting.rollouts import read_dump
 from cppo_verl.reporting.scores import Entry, broken_gradient, collapse, estimate, score_run
 from cppo_verl.reporting.study import expand, read_study
-from recipe.methods import ABLATIONS, KNOB, METHODS, overrides
+from recipe.methods import ABLATIONS, KNOB, METHODS, TABLE_1, overrides
 from tests.reporting.paper_runs import collapsing, config, curve, unrounded, write_paper, write_run
 from tests.reporting.test_report import Page, command
 
@@ -264,7 +264,7 @@ def test_every_method_of_the_recipes_is_labelled_and_drawn(name):
     settings |= {"experiment": f"{name}-seed1", "project": "qwen3_1p7b_base"}
     label = label_of(settings, Path("run"))
     assert label.seed == "1" and label.model == MODEL
-    assert (label.method in paper.METHODS) == (name not in ABLATIONS)
+    assert (label.method in paper.METHODS) == (name in TABLE_1)
     entry = Entry("run", label, None, score_run(scored_run({20: 10.0}), MODEL), knobs_of(label, settings))
     by_config = panels_of(entry, reference_knobs([], MODEL))
     by_name = panels_of(Entry("run", label, None, entry.score, knobs_of(label, {})), reference_knobs([], MODEL))

@@ -6,8 +6,8 @@ all rollout workers; its other ranks only take part in gathering each tensor. Ra
 
 import asyncio
 import datetime
+import json
 import os
-import pickle
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -74,7 +74,7 @@ class GlooCheckpointEngine(CheckpointEngine):
             if self.rank == OUT:
                 continue
             tensor = weight.detach().cpu().contiguous()
-            await self._broadcast_object((name, tensor.shape, tensor.dtype))
+            await self._broadcast_object([name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")])
             await self._broadcast(tensor.view(-1).view(torch.uint8))
         if self.rank != OUT:
             await self._broadcast_object(None)
@@ -85,18 +85,18 @@ class GlooCheckpointEngine(CheckpointEngine):
         """Names and tensors, as they come."""
         while (header := await self._broadcast_object(None)) is not None:
             name, shape, dtype = header
-            tensor = torch.empty(shape, dtype=dtype)
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
             await self._broadcast(tensor.view(-1).view(torch.uint8))
             yield name, tensor
 
     async def _broadcast_object(self, value: Any) -> Any:
         """``value`` of rank 0 on every rank."""
-        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([data.numel()])
         await self._broadcast(size)
         data = data if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
         await self._broadcast(data)
-        return pickle.loads(data.numpy().tobytes())
+        return json.loads(data.numpy().tobytes())
 
     async def _broadcast(self, tensor: Tensor) -> None:
         assert self.group is not None
