@@ -83,6 +83,8 @@ def panels_of(entry: Entry, reference: Knobs) -> tuple[str, ...]:
         return tuple(TITLES)
     if rule in _SEQUENCE_RULES:
         return ("sequence", "divergence") if rule == "trm_max_avg" else ("sequence",)
+    if entry.knobs.get("trace", 1) != 1:
+        return (OTHER,)  # NFPO stands on DPPO's mask and is no variant of the paper's
     if rule == "dppo":
         changed = {knob: value for knob, value in changed.items() if knob in ("divergence", "estimator")}
         if not changed:

@@ -17,7 +17,7 @@ UNKNOWN_MODEL = "model unknown"
 UNKNOWN_METHOD = "method unknown"
 
 # Knobs by which variants of a rule differ; what a run does not say is taken to be the reference's.
-KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta_b", "w_min")
+KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta_b", "w_min", "trace")
 
 _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
 _SEED = re.compile(r"[-_/](?:seed|s)[-_]?([0-9]+)$")
