@@ -9,8 +9,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cppo_verl.trust_region.knobs import KEY_PREFIX
 
-CORRECTION = "algorithm.rollout_correction"
-
 
 def is_proximal(config: DictConfig) -> bool:
     """Whether a composed verl config asks for the proximal anchor."""

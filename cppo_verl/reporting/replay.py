@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
 from cppo_verl import __version__, atomic
 from cppo_verl.recording.replay import POSITIONS, Replay, Tally
 from cppo_verl.reporting.page import md_table
 from cppo_verl.reporting.summary import percent
 from cppo_verl.reporting.tables import csv_text
-from cppo_verl.reporting.template import STYLE
+from cppo_verl.reporting.template import STYLE, page
 
 HEADS = (
     "rule",
@@ -231,18 +230,7 @@ h1 { font-size: clamp(1.4rem, 4vw, 2rem); }
 .overlap td { background: color-mix(in srgb, var(--blue) calc(var(--share) * .45), transparent); }
 """
 
-PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
+PAGE = page("""\
 <header>
 <p class="kicker">$run</p>
 <h1>What each rule would have masked</h1>
@@ -259,8 +247,4 @@ $notes
 <p class="caption">$overlap_caption</p>
 <div class="wide" tabindex="0" role="region" aria-labelledby="overlap">$overlap</div>
 </section>
-<footer>$footer</footer>
-</main>
-</body>
-</html>
 """)

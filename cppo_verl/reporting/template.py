@@ -2,18 +2,38 @@
 
 from string import Template
 
-PAGE = Template("""\
+_HEAD = """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
+<meta name="color-scheme" content="%s">
 <title>$title</title>
 <style>$style</style>
 </head>
 <body>
 <main>
+"""
+
+_FOOT = """\
+<footer>$footer</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def page(main: str, scheme: str = "light dark") -> Template:
+    """A whole page around ``main``; ``title``, ``style`` and ``footer`` are filled in beside main's own names.
+
+    Args:
+        scheme: what the page is drawn for, of ``light`` and ``dark``.
+    """
+    return Template(_HEAD % scheme + main + _FOOT)
+
+
+PAGE = page("""\
 <header>
 <p class="kicker">$name</p>
 <h1>$headline</h1>
@@ -35,10 +55,6 @@ $panels
 <h2 id="numbers">Numbers</h2>
 $numbers
 </section>
-<footer>$footer</footer>
-</main>
-</body>
-</html>
 """)
 
 _LIGHT = """
@@ -133,18 +149,8 @@ footer { margin-top: 2rem; color: var(--soft); font-size: .8rem; }
 
 STYLE = _LIGHT + _DARK + _REST
 
-MANY_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
+MANY_PAGE = page(
+    """\
 <header>
 <h1>$title</h1>
 $summary
@@ -157,11 +163,9 @@ $models
 <h2 id="runs">Runs</h2>
 $runs
 </section>
-<footer>$footer</footer>
-</main>
-</body>
-</html>
-""")
+""",
+    scheme="light",
+)
 
 MANY_STYLE = (
     _LIGHT

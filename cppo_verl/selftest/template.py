@@ -1,19 +1,8 @@
 """The skeleton of the selftest's page, over the report's style. Nothing in it refers to anything outside the page."""
 
-from string import Template
+from cppo_verl.reporting.template import page
 
-TEMPLATE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
+TEMPLATE = page("""\
 <header>
 <p class="kicker">cppo-verl selftest</p>
 <h1 class="$mood">
@@ -35,10 +24,6 @@ $facts
 </dl>
 </section>
 $stages
-<footer>$footer</footer>
-</main>
-</body>
-</html>
 """)
 
 OWN_STYLE = """\
