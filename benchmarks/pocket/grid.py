@@ -19,6 +19,7 @@ from benchmarks.pocket import Row
 from cppo_verl import atomic, presets
 
 GRID = Path(__file__).with_name("grid.yaml")
+SECONDS_BETWEEN_WRITES = 20.0  # the files grow to tens of MB; a killed grid repeats the runs since the last write
 
 
 class Spec(NamedTuple):
@@ -143,6 +144,7 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
             f"{out}/runs.csv has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out"
         )
     todo = [s for s in specs(grid) if s not in done]
+    written = 0.0
     start, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         futures: dict[Future, Spec] = {}
@@ -156,13 +158,17 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
             head = {**s._asdict(), "spec": fingerprint(grid, s)}
             runs.append({**head, "seconds": seconds, **summary(curve)})
             curves += [{**s._asdict(), **row} for row in curve]
-            write(out / "runs.csv", runs)
-            write(out / "curves.csv", curves)
             spent = time.monotonic() - start
+            if spent - written > SECONDS_BETWEEN_WRITES:
+                write(out / "runs.csv", runs)
+                write(out / "curves.csv", curves)
+                written = spent
             left = spent / count * (len(todo) - count) / 60
             print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
             if spent > 60 * minutes:
                 pool.shutdown(wait=False, cancel_futures=True)
+    write(out / "runs.csv", runs)
+    write(out / "curves.csv", curves)
 
 
 def _begin_worker() -> None:

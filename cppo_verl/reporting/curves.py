@@ -124,7 +124,12 @@ def pictures(entries: Sequence[Entry], model: str, dumps: Mapping[str, Dump]) ->
     made: tuple[Picture | None, ...]
     if t_stop(model) is None:
         runs = grouped(own)
-        made = (validation(runs, model), diagnostics(runs, model), positions(runs, model, dumps))
+        made = (
+            validation(runs, model),
+            diagnostics(runs, model),
+            staleness(runs, model),
+            positions(runs, model, dumps),
+        )
     else:
         main = by_method(own)
         made = (
@@ -133,6 +138,7 @@ def pictures(entries: Sequence[Entry], model: str, dumps: Mapping[str, Dump]) ->
             ablations(own, model),
             warm_up(main, model),
             diagnostics(main, model),
+            staleness(main, model),
         )
     return [picture for picture in made if picture is not None]
 
@@ -202,6 +208,18 @@ def diagnostics(runs: Mapping[str, Sequence[Entry]], model: str) -> Picture | No
     return _of_metrics("training", model, figure, "Training diagnostics", caption, drawn, asked)
 
 
+def staleness(runs: Mapping[str, Sequence[Entry]], model: str) -> Picture | None:
+    """How old responses were and what that cost; None where no run is asynchronous."""
+    some = [entry.run for entries in runs.values() for entry in entries if entry.run is not None]
+    if not any(len(series(run, names.SPANNING)) for run in some):
+        return None
+    width = -(-max(1, _last_step(runs)) // DRAWN_POINTS)
+    panels = [_metric_panel("staleness", metric, runs, model, width) for metric in _STALENESS]
+    drawn = [panel for panel in panels if panel is not None]
+    caption = "What responses of older weights do: docs/staleness.md has each metric."
+    return _of_metrics("staleness", model, "", "Stale data", caption, drawn, _STALENESS)
+
+
 def positions(runs: Mapping[str, Sequence[Entry]], model: str, dumps: Mapping[str, Dump]) -> Picture | None:
     """Divergence along the response: Figure 2."""
     lines, sources = [], {}
@@ -252,6 +270,12 @@ _ZERO = Metric("zero", "Responses without reward variance", (names.ZERO_VARIANCE
 
 _TIME = Metric("time", "Time a step", (names.TIME_STEP,), "seconds")
 
+_BEHIND = Metric("behind", "Age of the responses, mean", (names.BEHIND_MEAN,), "versions behind")
+_SAMPLE = Metric("sample", "Effective sample of the tokens", (names.SAMPLE_SIZE_TOKENS,), "%", scale=100)
+_SPENT = Metric("spent", "Divergence before any update", (names.FIRST_UPDATE,), log=True)
+_SCALE = Metric("scale", "Scale of the thresholds", (names.SCALE,), log=True)
+
+_STALENESS = (_BEHIND, _SAMPLE, _SPENT, _SCALE)
 _WARM_UP = (_REWARD, _MASKED, _DIVERGENCE, _AVERAGE, _GRANTED, _GRADIENT)
 _TRAINING = (_REWARD, _LENGTH, _ENTROPY, _MASKED, _BY_BUDGET, _DIVERGENCE, _TAIL, _GRADIENT, _ZERO)
 

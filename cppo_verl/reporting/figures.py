@@ -1,4 +1,4 @@
-"""The six panels, each a function that draws a run on an empty figure; the same functions serve the PNG and the page.
+"""The panels, each a function that draws a run on an empty figure; the same functions serve the PNG and the page.
 
 A line breaks where steps are missing (validation excepted, which is sparse and irregular), and what was not logged is
 said to be so, not drawn as zero. Every logged step is drawn as it is up to ``DRAWN_POINTS`` of them; beyond, a point is
@@ -25,7 +25,8 @@ from cppo_verl.reporting.summary import NOT_LOGGED, first_logged, series, valida
 
 DRAWN_POINTS = 400
 
-PNG_SIZE_INCHES = (12.0, 13.5)
+PNG_SIZE_INCHES = (12.0, 13.5)  # of three rows of panels; each row more adds PNG_ROW_INCHES
+PNG_ROW_INCHES = 4.2
 PNG_DPI = 150
 
 
@@ -47,23 +48,33 @@ class Panel:
 
 
 def figure_png(run: Run, title: str, subtitle: str) -> bytes:
-    """All panels as one PNG of ``PNG_SIZE_INCHES`` at ``PNG_DPI``; the same run gives the same bytes."""
+    """The run's panels as one PNG at ``PNG_DPI``, two in a row; the same run gives the same bytes."""
     if (points := steps_a_point(run)) > 1:
         subtitle += f" Points are means of {points} steps."
     with drawing_style(PNG_STYLE):
-        figure = Figure(figsize=PNG_SIZE_INCHES, dpi=PNG_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.12))
+        panels = panels_of(run)
+        rows = -(-len(panels) // 2)
+        wide, high = PNG_SIZE_INCHES[0], PNG_SIZE_INCHES[1] + (rows - 3) * PNG_ROW_INCHES
+        figure = Figure(figsize=(wide, high), dpi=PNG_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.12))
         canvas = FigureCanvasAgg(figure)
-        head, body = np.asarray(figure.subfigures(2, 1, height_ratios=(0.07, 1)))
+        head, body = np.asarray(figure.subfigures(2, 1, height_ratios=(0.21 / rows, 1)))
         head.text(0.02, 0.62, shorten(title, 90), fontsize=17, ha="left", va="center")
         lines = fill(subtitle, 150, max_lines=2)
         head.text(0.02, 0.3, lines, fontsize=10, ha="left", va="top", color=PALETTE["soft"])
-        rooms = np.asarray(body.subfigures(3, 2, wspace=0.05, hspace=0.06)).flat
-        for panel, room in zip(PANELS, rooms, strict=True):
+        rooms = np.asarray(body.subfigures(rows, 2, wspace=0.05, hspace=0.06)).flat
+        for panel, room in zip(panels, rooms, strict=False):  # the last row may be half full
             room.suptitle(panel.title, x=0.03, ha="left", fontsize=11.5, fontweight="bold")
             panel.draw(room, run)
         buffer = BytesIO()
         canvas.print_png(buffer, metadata={"Software": None, "Description": title})
     return buffer.getvalue()
+
+
+def panels_of(run: Run) -> tuple[Panel, ...]:
+    """The six panels of every run; those of old responses and of steered thresholds where a run logged such things."""
+    moved = series(run, names.SCALE)
+    extra = (*STALE_PANELS,) if len(series(run, names.SPANNING)) else ()
+    return (*PANELS, *extra, *((STEERED_PANEL,) if (moved != 1).any() else ()))
 
 
 def steps_a_point(run: Run) -> int:
@@ -202,6 +213,53 @@ def draw_divergence(figure: Figure | SubFigure, run: Run) -> None:
     _step_axis(figure, run)
 
 
+def draw_versions(figure: Figure | SubFigure, run: Run) -> None:
+    """How old responses were, above; how much of the batch their importance weights leave, below."""
+    top, bottom = _stacked(figure)
+    drawn = coarse(run)
+    marks.named_line(top, "oldest response", series(drawn, names.BEHIND_MAX), "stone", "-")
+    marks.named_line(top, "mean", series(drawn, names.BEHIND_MEAN), "blue", "-")
+    marks.plain_axis(top, "versions behind")
+    marks.legend(top)
+    marks.named_line(bottom, "of the tokens", series(drawn, names.SAMPLE_SIZE_TOKENS), "teal", "-")
+    marks.named_line(bottom, "of the responses", series(drawn, names.SAMPLE_SIZE_RESPONSES), "orange", "--")
+    marks.percent_axis(bottom)
+    marks.from_zero(bottom)
+    bottom.set_ylabel("effective sample")
+    marks.legend(bottom)
+    _step_axis(figure, run)
+
+
+def draw_staleness(figure: Figure | SubFigure, run: Run) -> None:
+    """Divergence and masked share by versions behind, means over the whole run."""
+    top, bottom = _stacked(figure)
+    for label, metrics, color, dash, axes in (
+        ("before any update", names.FIRST_BY_STALENESS, "orange", "--", top),
+        ("over all updates", names.DIVERGENCE_BY_STALENESS, "blue", "-", top),
+        ("masked share", names.MASKED_BY_STALENESS, "teal", "-", bottom),
+    ):
+        frame = run.frame.reindex(columns=list(metrics))
+        means = frame.where(np.isfinite(frame)).mean().to_numpy()
+        marks.named_line(axes, label, pd.Series(means).dropna(), color, dash, marker="o", markersize=3.5)
+    marks.plain_axis(top, "mean divergence")
+    marks.percent_axis(bottom)
+    marks.from_zero(bottom)
+    for axes in (top, bottom):
+        marks.legend(axes)
+    last = names.STALENESS_BINS - 1
+    bottom.set_xticks(range(last + 1), [*map(str, range(last)), f"{last} or more"])
+    bottom.set_xlabel("versions behind")
+
+
+def draw_scale(figure: Figure | SubFigure, run: Run) -> None:
+    """What the thresholds were multiplied with."""
+    axes = figure.subplots()
+    marks.named_line(axes, "scale of delta and delta_b", series(coarse(run), names.SCALE), "blue", "-")
+    marks.plain_axis(axes, "times the configured value")
+    marks.legend(axes)
+    _step_axis(figure, run)
+
+
 def draw_time(figure: Figure | SubFigure, run: Run) -> None:
     """Seconds a step, stacked: generation, update, and what is left of the step."""
     axes = figure.subplots()
@@ -302,4 +360,29 @@ PANELS = (
         "checkpoints count, validation does not.",
         draw_time,
     ),
+)
+
+STALE_PANELS = (
+    Panel(
+        "versions",
+        "Age of the responses",
+        "Above, by how many versions the weights that sampled a response are older than those that train on it. Below, "
+        "what share of the batch is left when responses count by their importance weights: near 0, a few of them make "
+        "the gradient.",
+        draw_versions,
+    ),
+    Panel(
+        "staleness",
+        "What age costs",
+        "Means over the run by versions behind. The dashed line is the divergence before any update: what age alone "
+        "has spent of the trust region.",
+        draw_staleness,
+        "",
+    ),
+)
+STEERED_PANEL = Panel(
+    "scale",
+    "Steered thresholds",
+    "budget_target multiplies delta and delta_b with this, anew after each step, until the asked share is masked.",
+    draw_scale,
 )

@@ -15,14 +15,14 @@ from cppo_verl import paper
 from cppo_verl.reporting import names
 from cppo_verl.reporting.labels import KNOBS, LabelError
 from cppo_verl.reporting.scores import Entry, kind_of
-from cppo_verl.reporting.settings import OWN, own_knobs, unused_knobs
+from cppo_verl.reporting.settings import ASYNC_LABELS, OWN, own_knobs, unused_knobs
 from cppo_verl.reporting.summary import first_logged, series
 
 MEASURES = ("best", "final")
 
 # What tells runs of one name apart. A run's seed is in its label.
 _TRAINING = ("advantage", "prompts", "responses", "mini_batch", "learning_rate", "max_response_length")
-_TOLD_APART = (*KNOBS, "topk", "restore_strength", "anchor", "budget_target", *_TRAINING)
+_TOLD_APART = (*KNOBS, "topk", "restore_strength", *ASYNC_LABELS, *_TRAINING)
 
 Interval = tuple[float, float, float]  # mean, low, high
 
@@ -154,7 +154,9 @@ def _told(entry: Entry) -> dict[str, object]:
     settings = entry.run.settings if entry.run is not None else {}
     idle = unused_knobs(settings) if "loss_mode" in settings else set()
     keys = (*_TOLD_APART, *own_knobs(settings))
-    return {key: settings[key] for key in keys if key in settings and key not in idle}
+    found = {key: settings[key] for key in keys if key in settings and key not in idle}
+    usual = {key: value or "off" for key, (_, value) in ASYNC_LABELS.items()} if settings else {}
+    return {**usual, **found}
 
 
 def _varying(entries: Sequence[Entry]) -> set[str]:

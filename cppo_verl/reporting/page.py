@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from cppo_verl import __version__, atomic
-from cppo_verl.reporting.figures import PANELS, Panel, figure_png, steps_a_point
+from cppo_verl.reporting.figures import Panel, figure_png, panels_of, steps_a_point
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.names import INSPECTOR
 from cppo_verl.reporting.settings import settings_table
@@ -70,7 +70,7 @@ def html_page(run: Run, content: Content) -> str:
         recorded=_recorded_html(content.recorded),
         notes=_notes_html(content.notes),
         settings=_settings_html(content.settings),
-        panels="\n".join(_panel_html(panel, run, content.numbers) for panel in PANELS),
+        panels="\n".join(_panel_html(panel, run, content.numbers) for panel in panels_of(run)),
         numbers=_numbers_html(content.numbers),
         footer=escape(content.footer),
     )
@@ -86,8 +86,8 @@ def markdown(run: Run, content: Content) -> str:
         f"{md(content.name)}. {md(content.head.detail)}",
         f"[{TOKENS}]({INSPECTOR}): {md(content.recorded)}." if content.recorded else "",
         notes,
-        f"![{md(content.head.sentence())}: six panels, described below](report.png)",
-        "\n".join(_panel_md(panel, run, content.numbers) for panel in PANELS),
+        f"![{md(content.head.sentence())}: panels, described below](report.png)",
+        "\n".join(_panel_md(panel, run, content.numbers) for panel in panels_of(run)),
         "## Settings",
         settings,
         "## Numbers",

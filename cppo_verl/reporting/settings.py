@@ -29,6 +29,7 @@ KEYS = {
     "restore_strength": _LOSS + "restore_strength",
     "anchor": _LOSS + "anchor",
     "budget_target": _LOSS + "budget_target",
+    "mode": "trainer.v1.trust_region.mode",
     "advantage": "algorithm.adv_estimator",
     "model": "actor_rollout_ref.model.path",
     "prompts": "data.train_batch_size",
@@ -50,6 +51,11 @@ KNOB_LABELS = {
     "weights": "Position weights",
     "w_min": "Last weight w_min",
     "gate": "Gate",
+}
+ASYNC_LABELS = {  # told where they are not as usual
+    "mode": ("Trainer", "sync"),
+    "anchor": ("Anchor", "rollout"),
+    "budget_target": ("Masked share asked for", None),
 }
 CPPO_ONLY = ("delta_b", "budget", "weights", "w_min", "gate")
 
@@ -88,6 +94,11 @@ def settings_table(settings: Mapping[str, object]) -> list[tuple[str, str]]:
         ("Divergence", _text(settings, "divergence")),
         ("Estimator", _estimator(settings)),
         *((label, _text(settings, name)) for name, label in KNOB_LABELS.items() if name not in unused),
+        *(
+            (label, _text(settings, name))
+            for name, (label, usual) in ASYNC_LABELS.items()
+            if settings.get(name, usual) != usual
+        ),
         *((name.removeprefix(OWN), _text(settings, name)) for name in own_knobs(settings)),
         ("Advantage", _text(settings, "advantage")),
         ("Model", Path(_text(settings, "model").rstrip("/")).name),

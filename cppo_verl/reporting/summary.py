@@ -165,6 +165,9 @@ def number_rows(run: Run) -> list[NumberRow]:
     rows.append(_row("learning", "training reward", reward, series(run, reward), plain))
     for panel, label, name, unit in _NUMBERS:
         rows.append(_row(panel, label, name, series(run, name), unit))
+    for panel, label, name, unit in _NUMBERS_OF_SOME:
+        if len(values := series(run, name)):
+            rows.append(_row(panel, label, name, values, unit))
     return rows
 
 
@@ -189,6 +192,17 @@ _NUMBERS: tuple[tuple[str, str, str, Unit], ...] = (
     ("time", "of it, actor update", names.TIME_UPDATE, seconds),
     ("", "response length, tokens", "response_length/mean", plain),
     ("", "gradient norm", "actor/grad_norm", plain),
+)
+_NUMBERS_OF_SOME: tuple[tuple[str, str, str, Unit], ...] = (  # asynchronous runs, and those with a budget_target
+    ("versions", "versions behind, mean", names.BEHIND_MEAN, plain),
+    ("versions", "versions behind, oldest", names.BEHIND_MAX, plain),
+    ("versions", "responses sampled with several versions", names.SPANNING, percent),
+    ("versions", "effective sample, tokens", names.SAMPLE_SIZE_TOKENS, percent),
+    ("versions", "effective sample, responses", names.SAMPLE_SIZE_RESPONSES, percent),
+    ("staleness", "divergence before any update, newest weights", names.FIRST_BY_STALENESS[0], plain),
+    ("staleness", "the same, one version behind", names.FIRST_BY_STALENESS[1], plain),
+    ("staleness", "the same, five or more behind", names.FIRST_BY_STALENESS[-1], plain),
+    ("scale", "scale of the thresholds", names.SCALE, plain),
 )
 
 

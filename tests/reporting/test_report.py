@@ -409,6 +409,41 @@ def test_the_page_is_made_for_phones_and_screen_readers(written):
     assert "#2b6cb0" not in "".join(str(attributes) for _, attributes in page.tags)  # colours come from the style
 
 
+@pytest.fixture(scope="module")
+def asynchronous(tmp_path_factory) -> Path:
+    """The report of a run in which responses came two versions late, with steered thresholds."""
+    folder = tmp_path_factory.mktemp("runs") / "late"
+    rows = realistic_steps(12)
+    for step, row in rows[1:]:
+        row |= {names.BEHIND_MEAN: 1.2, names.BEHIND_MAX: 2, names.SPANNING: 0.25, names.SCALE: 1 + step / 10}
+        row |= {names.SAMPLE_SIZE_TOKENS: 0.9, names.SAMPLE_SIZE_RESPONSES: 0.4}
+        for i in range(3):
+            row[names.FIRST_BY_STALENESS[i]] = 0.01 * i
+            row[names.DIVERGENCE_BY_STALENESS[i]], row[names.MASKED_BY_STALENESS[i]] = 0.01 * i + 0.02, 0.03 * i
+    write_log(folder / "logs/metrics-20260101-090000.jsonl", rows)
+    loss = {**CONFIG["actor_rollout_ref"]["actor"]["policy_loss"], "anchor": "proximal", "budget_target": 0.08}
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    config["actor_rollout_ref"]["actor"]["policy_loss"] = loss
+    config["trainer"] = {"v1": {"trust_region": {"mode": "colocate_async"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = command(str(folder))
+    assert arguments.run(arguments) == 0
+    return folder / "report"
+
+
+def test_old_responses_have_panels_of_their_own(asynchronous):
+    page = Page((asynchronous / "report.html").read_text(encoding="utf-8"))
+    drawings = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) == 9
+    assert "versions behind, mean 1.20 to 1.20; versions behind, oldest 2.00 to 2.00" in drawings[6]
+    assert "newest weights 0 to 0; the same, one version behind 0.0100 to 0.0100" in drawings[7]
+    assert "scale of the thresholds 1.10 to 2.20" in drawings[8]
+    for said in ("colocate_async", "proximal", "0.08"):
+        assert said in page.text
+    with Image.open(asynchronous / "report.png") as picture:
+        assert picture.height > PNG_SIZE_INCHES[1] * PNG_DPI
+
+
 def test_the_page_says_the_result_and_the_settings(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
     rows = dict(realistic_steps())
