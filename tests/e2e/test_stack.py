@@ -1,4 +1,7 @@
-"""The real stack on CPU: Ray, TransferQueue, FSDP2 over gloo and vLLM's CPU engine. Minutes, not seconds."""
+"""The real stack on CPU: Ray, TransferQueue, FSDP2 over gloo and vLLM's CPU engine. Minutes, not seconds.
+
+CPPO_VERL_STEPS_EACH=N trains every preset for N steps instead of five.
+"""
 
 import json
 import math
@@ -13,11 +16,12 @@ import pytest
 from cppo_verl import presets
 from cppo_verl.launch import supervise
 from tests import ROOT, stand_in
+from tests.recording.exact import replays_exactly
 
 from .conftest import Work
 
 P = "actor/trust_region/"
-STEPS_EACH = 5
+STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "5"))
 PRESETS = presets.names()
 QUICKSTART = str(ROOT / "run_scripts/quickstart.sh")
 SHARED_SEQUENCES = (  # two ranks, each with a half of every packed micro-batch
@@ -135,6 +139,11 @@ def test_a_killed_two_rank_run_resumes_and_reports(work: Work):
     assert {record["step"] for record in records(run)} >= set(range(1, 9))
     gaps = [record["data"].get(P + "first_update/divergence_mean") for record in records(run)]
     assert max(gap for gap in gaps if gap is not None) < 1e-5
+    recorded = replays_exactly(run)  # every gate again from what was recorded, with the top-K
+    assert set(recorded) == set(range(1, 9))
+    assert sum(tokens for _, tokens in recorded.values()) > 8 * 8  # responses a step
+    assert "inspect.html" in (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert (run / "report" / "inspect.html").stat().st_size > 10_000
     assert (run / "report" / "report.html").stat().st_size > 10_000
     assert (run / "report" / "report.png").stat().st_size > 10_000
     assert not list(supervise.processes_of(run.resolve()))
