@@ -13,6 +13,7 @@ from cppo_verl.reporting.intervals import interval
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
 TABLE += ("bound_holds", "token_excess", "prefix_excess")
+MASKED = ("masked_share", "masked_share_prefix_budget")
 FIGURES = ("branch", "trace", "branch_stale", "trace_harsh")
 MAIN = ("cppo", "dppo", "grpo", "cispo", "minpro", "trm_max", "trm_avg", "free")
 Runs = dict[Spec, dict[str, float]]
@@ -112,7 +113,7 @@ def rules_markdown(rows: list[dict], settings: Sequence[str] = FIGURES, excess: 
     for setting in settings:
         own = [row for row in rows if row["setting"] == setting]
         for r in sorted(own, key=lambda row: -row["masked_share"]):
-            shares = f"{r['masked_share']:.1%} | {r['masked_share_prefix_budget']:.1%}"
+            shares = " | ".join(f"{round(r[name], 3) + 0:.1%}" for name in MASKED)
             scores = " | ".join(f"{r[name]:.3f} ± {r[f'{name}_half']:.3f}" for name in ("best", "final"))
             lines.append(
                 f"| {setting} | {r['rule']} | {r['n']} | {shares} | {scores} | {r['kept']:.0%} | {r['tv_last']:.3f} |"

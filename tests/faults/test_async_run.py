@@ -1,0 +1,105 @@
+"""An asynchronous run of the real stack, killed in mid-stream and resumed: what it trains on, and in which order.
+
+Two starts of the stack; CPPO_VERL_FAULTS=1 runs them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cppo_verl.launch import checkpoints, supervise
+from cppo_verl.reporting import names
+from tests.e2e.conftest import Work
+from tests.e2e.test_stack import QUICKSTART, environment, records
+from tests.recording.exact import replays_exactly
+
+pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
+
+STEPS, PROMPTS, RESPONSES, AHEAD = 10, 8, 4, 2
+
+
+@pytest.fixture(scope="module")
+def run(work: Work, tmp_path_factory) -> tuple[Path, int]:
+    """A run killed after its checkpoint of step 4 and resumed to its end; the step it went on from."""
+    run = tmp_path_factory.mktemp("runs") / "async"
+    command = [
+        QUICKSTART,
+        f"data.train_batch_size={PROMPTS}",
+        f"actor_rollout_ref.rollout.n={RESPONSES}",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        f"trainer.v1.colocate_async.num_warmup_batches={AHEAD}",
+        f"trainer.rollout_data_dir={run}/rollouts",
+        f"trainer.v1.trust_region.record={PROMPTS * RESPONSES}",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=2",
+        "trainer.max_actor_ckpt_to_keep=10",
+    ]
+    values = environment(work, RUN=str(run), METHOD="cppo_async", MODE="colocate_async", STEPS=str(STEPS))
+    first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    tracker = run / "checkpoints" / checkpoints.POINTER
+    deadline = time.monotonic() + 900
+    while (checkpoints.pointed_at(run / "checkpoints") or 0) < 4:
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    os.kill(driver.pid, signal.SIGKILL)
+    first.communicate(timeout=120)
+    assert first.returncode != 0
+    checkpoint = int(tracker.read_text())
+    (run / "rollouts").rename(run / "rollouts-of-the-first")
+    second = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
+    assert second.returncode == 0, second.stdout[-4000:] + second.stderr[-4000:]
+    return run, checkpoint
+
+
+def trained(folder: Path, steps: range) -> list[tuple[str, str]]:
+    """(prompt, response) of everything these steps trained on."""
+    rows = [json.loads(line) for step in steps for line in (folder / f"{step}.jsonl").read_text().splitlines()]
+    return [(row["input"], row["output"]) for row in rows]
+
+
+def test_every_step_is_there_once_and_old_responses_are_told(run):
+    folder, checkpoint = run
+    assert 4 <= checkpoint < STEPS
+    last = sorted((folder / "logs").glob("metrics-*.jsonl"))[-1].read_text().splitlines()
+    resumed = [json.loads(line)["step"] for line in last]
+    assert [step for step in resumed if step > checkpoint] == list(range(checkpoint + 1, STEPS + 1))
+    logged = {record["step"]: record["data"] for record in records(folder)}
+    assert set(logged) >= set(range(1, STEPS + 1))
+    assert max(logged[step][names.BEHIND_MAX] for step in range(AHEAD + 1, STEPS + 1)) >= AHEAD
+    assert logged[checkpoint + 1][names.BEHIND_MAX] >= 1  # what waited in the queue was kept
+
+
+def test_nothing_is_trained_twice_and_nothing_is_lost(run):
+    """Prompts come once an epoch: those before the checkpoint and those after it are different ones, and all full."""
+    folder, checkpoint = run
+    before = trained(folder / "rollouts-of-the-first", range(1, checkpoint + 1))
+    after = trained(folder / "rollouts", range(checkpoint + 1, STEPS + 1))
+    assert len(before) == checkpoint * PROMPTS * RESPONSES
+    assert len(after) == (STEPS - checkpoint) * PROMPTS * RESPONSES
+    prompts = [{prompt for prompt, _ in part} for part in (before, after)]
+    assert not prompts[0] & prompts[1]
+    assert len(prompts[0] | prompts[1]) == STEPS * PROMPTS
+
+
+def test_the_scale_goes_on_and_the_checkpoint_has_the_queue(run):
+    folder, checkpoint = run
+    kept = folder / f"checkpoints/global_step_{checkpoint}"
+    assert (kept / checkpoints.QUEUE).is_dir()
+    logged = {record["step"]: record["data"] for record in records(folder)}
+    state = json.loads((kept / checkpoints.STATE).read_text())
+    assert logged[checkpoint + 1][names.SCALE] == state["threshold_scale"] != 1
+
+
+def test_records_replay_and_the_report_has_the_ages(run):
+    folder, checkpoint = run
+    recorded = replays_exactly(folder)
+    assert set(recorded) == set(range(1, STEPS + 1))
+    assert "Age of the responses" in (folder / "report/report.html").read_text(encoding="utf-8")
