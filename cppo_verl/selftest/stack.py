@@ -63,7 +63,7 @@ def overrides(setting: Setting) -> list[str]:
         "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": 2048,
         "trainer.nnodes": 1,
         "trainer.n_gpus_per_node": ranks,
-        "trainer.total_training_steps": setting.steps,
+        "trainer.total_training_steps": steps_of(setting),
         "trainer.total_epochs": 1000,
         "trainer.val_before_train": "false",
         "trainer.test_freq": -1,
@@ -87,15 +87,20 @@ def ranks_of(setting: Setting) -> int:
     return ranks - ranks % int(setting.options.get("sequence_parallel", 1))
 
 
+def steps_of(setting: Setting) -> int:
+    """Steps of the stage's run: twice as many where it is killed on the way, so that something is left."""
+    return setting.steps * (2 if setting.options.get("kill") else 1)
+
+
 def killed_and_resumed(setting: Setting, command: list[str]) -> Iterator[Row]:
     """SIGKILL of the driver after a checkpoint; the same command goes on from it."""
     run = setting.run.resolve()
     first = watched_run.start(setting, command, True, lambda: watched_run.checkpoint_of(run) >= KILL_AFTER)
-    if first.status == 0:
+    checkpoint = watched_run.checkpoint_of(run)
+    if first.status == 0 or checkpoint >= steps_of(setting):
         raise StageError("the run came to its end before it could be killed; give more --steps")
     yield equal("killed driver is named by the launcher", "signal 9" in first.output, True)
     yield from usage_rows(first)
-    checkpoint = watched_run.checkpoint_of(run)
     second = watched_run.start(setting, command, fresh=False)
     again = [step for step in steps_of_last_start(run) if step > checkpoint]
     yield equal("resumed behind step", min(again, default=0) - 1, checkpoint)
@@ -117,7 +122,7 @@ def log_rows(setting: Setting) -> Iterator[Row]:
     run = setting.run.resolve()
     frame = read_run(run).frame
     trained = frame[frame.index > 0]
-    wanted = list(range(1, setting.steps + 1))
+    wanted = list(range(1, steps_of(setting) + 1))
     yield equal("steps in the log", _listed(trained.index), _listed(wanted))
     predicted, limit = gap_limits(setting)
     learned = trained[trained[names.ZERO_VARIANCE] < 1]

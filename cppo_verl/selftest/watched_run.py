@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,17 +69,25 @@ def start(setting: Setting, overrides: Sequence[str], fresh: bool, until: Callab
     began, usage, killed = time.monotonic(), Usage(), False
     with output.open("w", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        looking = threading.Thread(target=_look_until_it_ends, args=(usage, child, run, setting.on_cpu), daemon=True)
+        looking.start()  # apart: on a busy machine a look takes seconds, and the moment to kill would pass
         while child.poll() is None:
-            time.sleep(0.2)
-            usage.look(run, setting.on_cpu)
+            time.sleep(0.05)
             if not killed and until():
                 killed = kill_driver(run)
+        looking.join()
     said = output.read_text(encoding="utf-8")
     print(said, flush=True)
     done = Start(time.monotonic() - began, child.returncode, said, usage)
     if not killed and done.status != 0:
         raise StageError(f"the run ended with exit status {done.status}:\n{said[-3000:]}")
     return done
+
+
+def _look_until_it_ends(usage: Usage, child: subprocess.Popen, run: Path, on_cpu: bool) -> None:
+    while child.returncode is None:  # set by the other thread's poll
+        usage.look(run, on_cpu)
+        time.sleep(0.2)
 
 
 def kill_driver(run: Path) -> bool:
