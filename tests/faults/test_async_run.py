@@ -1,6 +1,6 @@
 """An asynchronous run of the real stack, killed in mid-stream and resumed: what it trains on, and in which order.
 
-Two starts of the stack; CPPO_VERL_FAULTS=1 runs them.
+Three starts of the stack; CPPO_VERL_FAULTS=1 runs them.
 """
 
 import json
@@ -103,3 +103,30 @@ def test_records_replay_and_the_report_has_the_ages(run):
     recorded = replays_exactly(folder)
     assert set(recorded) == set(range(1, STEPS + 1))
     assert "Age of the responses" in (folder / "report/report.html").read_text(encoding="utf-8")
+
+
+def test_rollout_engines_of_their_own_train_and_are_told_apart_by_age(work: Work, tmp_path):
+    """``separate_async``: weights cross over gloo to a rollout engine that goes on sampling meanwhile."""
+    run, alone = tmp_path / "separate", "actor_rollout_ref.rollout."
+    command = [
+        QUICKSTART,
+        f"{alone}nnodes=1",
+        f"{alone}n_gpus_per_node=1",
+        f"{alone}checkpoint_engine.backend=gloo",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=4",
+    ]
+    values = environment(work, RUN=str(run), METHOD="cppo_async", MODE="separate_async", STEPS="4")
+    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    logged = {record["step"]: record["data"] for record in records(run)}
+    assert set(logged) >= {1, 2, 3, 4}
+    assert logged[1][names.FIRST_UPDATE] < 1e-5  # the engine began with the trainer's weights
+    assert max(logged[step][names.BEHIND_MAX] for step in (2, 3, 4)) >= 1
+    assert all(logged[step][names.GRAD_NORM] > 0 for step in (1, 2, 3, 4))
+    assert (run / "checkpoints/global_step_4" / checkpoints.QUEUE).is_dir()
+    assert set(replays_exactly(run)) == {1, 2, 3, 4}

@@ -267,6 +267,17 @@ def group(folder: Path, rank: int, ranks: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def has_all_to_all(ranks: int) -> bool:
+    """Whether this torch's gloo has what Ulysses exchanges heads with; torch 2.11's has not."""
+    try:
+        dist.all_to_all_single(torch.empty(ranks), torch.zeros(ranks))
+    except RuntimeError as error:
+        if "does not support alltoall" not in str(error):
+            raise
+        return False
+    return True
+
+
 def main(folder: Path, rank: int, ranks: int) -> None:
     with group(folder, rank, ranks):
         if rank == 0:
@@ -274,7 +285,10 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         dist.barrier()
         references = {kind: Reference(folder / kind) for kind in CONFIGS}
         errors = {}
+        shared = has_all_to_all(ranks)
         for name, way in WAYS.items():
+            if way.sp > 1 and not shared:
+                continue
             of_ranks: list = [None] * ranks
             dist.all_gather_object(of_ranks, run(folder / way.kind, way, references[way.kind]))
             errors[name] = {key: max(one[key] for one in of_ranks) for key in of_ranks[0]}

@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from packaging.version import Version
 
 from cppo_verl.trust_region.topk import tv_coding_bound
 from tests import ROOT, stand_in
+from tests.integration.engine_ranks import WAYS
 from tests.integration.test_topk import K
 
 FLOAT32 = (
@@ -47,13 +50,20 @@ def errors(tmp_path_factory) -> dict[str, dict[str, float]]:
     return json.loads((folder / "errors.json").read_text())
 
 
+def of(errors: dict[str, dict[str, float]], way: str) -> dict[str, float]:
+    """The errors of a way; skipped where the ranks could not share sequences."""
+    if way not in errors and "SP" in way and Version(torch.__version__) < Version("2.13"):
+        pytest.skip(f"gloo of torch {torch.__version__} has no all-to-all, which sequence parallelism needs")
+    return errors[way]
+
+
 def test_every_way_is_looked_at(errors):
-    assert set(errors) == {*FLOAT32, *HALF, WRONG}
+    assert {*FLOAT32, *HALF, WRONG} == set(WAYS) >= set(errors)
 
 
 @pytest.mark.parametrize("way", FLOAT32)
 def test_float32_gives_the_plain_models_numbers(errors, way):
-    found = errors[way]
+    found = of(errors, way)
     assert found["log_prob"] < 1e-5
     assert found["divergence"] < 3e-6
     assert found["own"] < tv_coding_bound(K) + 3e-6
@@ -65,11 +75,13 @@ def test_float32_gives_the_plain_models_numbers(errors, way):
 @pytest.mark.parametrize("way", HALF)
 def test_half_precision_measures_its_own_logits_exactly(errors, way):
     """The policy is another one, by the rounding; the estimator adds no error of its own to that."""
-    assert 1e-3 < errors[way]["log_prob"] < 0.3
-    assert errors[way]["own"] < tv_coding_bound(K) + 3e-6
+    found = of(errors, way)
+    assert 1e-3 < found["log_prob"] < 0.3
+    assert found["own"] < tv_coding_bound(K) + 3e-6
 
 
 def test_sequence_parallelism_without_flash_attention_is_wrong(errors):
     """Each rank's part of a sequence attends to nothing of the other's: why a start check refuses it."""
-    assert errors[WRONG]["log_prob"] > 1
-    assert errors[WRONG]["divergence"] > 0.1
+    found = of(errors, WRONG)
+    assert found["log_prob"] > 1
+    assert found["divergence"] > 0.1
