@@ -270,7 +270,7 @@ def group(folder: Path, rank: int, ranks: int) -> Iterator[None]:
 def has_all_to_all(ranks: int) -> bool:
     """Whether this torch's gloo has what Ulysses exchanges heads with; torch 2.11's has not."""
     try:
-        dist.all_to_all_single(torch.empty(ranks), torch.zeros(ranks))
+        dist.all_to_all([torch.empty(1) for _ in range(ranks)], [torch.zeros(1) for _ in range(ranks)])
     except RuntimeError as error:
         if "does not support alltoall" not in str(error):
             raise
