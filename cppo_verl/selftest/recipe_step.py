@@ -76,10 +76,9 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def own_overrides(setting: Setting) -> list[str]:
     """Data, reward and length of the run."""
-    prompts = setting.run.with_suffix(".parquet")
     given = {
-        "data.train_files": prompts,
-        "data.val_files": f"[{prompts}]",
+        "data.train_files": prompts_of(setting, "train"),
+        "data.val_files": f"[{prompts_of(setting, 'val')}]",
         "reward.custom_reward_function.path": coin.__file__,
         "actor_rollout_ref.rollout.ignore_eos": "true",
         "trainer.v1.trust_region.skip_zero_variance": "false",
@@ -95,21 +94,27 @@ def own_overrides(setting: Setting) -> list[str]:
     return [*model, *(f"{key}={value}" for key, value in given.items())]
 
 
+def prompts_of(setting: Setting, split: str) -> Path:
+    """File of the prompts of ``train`` or ``val``."""
+    return setting.run.with_name(f"{setting.stage}-{split}.parquet")
+
+
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
-    """Prompts that leave no room, or one token, in verl's columns."""
+    """Prompts that leave no room, or one token, in verl's columns: ``count`` to train on, and one for validation."""
     import pandas
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = []
-    for index in range(count):
+    for index in range(count + 1):
         content = [{"role": "user", "content": filling(tokenizer, index, tokens)}]
         rows.append(
             {"data_source": "selftest", "prompt": content, "reward_model": {"style": "rule", "ground_truth": "0"}}
         )
-    path = setting.run.with_suffix(".parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pandas.DataFrame(rows).to_parquet(path)
+    for split, part in (("train", rows[:-1]), ("val", rows[-1:])):
+        path = prompts_of(setting, split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame(part).to_parquet(path)
 
 
 def filling(tokenizer, index: int, tokens: int) -> str:

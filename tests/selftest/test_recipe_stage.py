@@ -1,5 +1,6 @@
 """The stage ``recipe`` without starting a run: the script's command line, prompts that fill their room, the table."""
 
+import pandas
 import pytest
 
 from cppo_verl import presets
@@ -115,3 +116,12 @@ def test_a_step_that_is_as_its_plan_says(tmp_path):
 def test_what_is_beyond_the_plan_fails(what, usage, changed, tmp_path):
     verdicts = judge(tmp_path, usage, **changed)
     assert [name for name, verdict in verdicts.items() if verdict == FAILS] == [what]
+
+
+def test_validation_has_other_prompts_than_training(tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    made = Setting(tmp_path, "cpu", 1, stage="recipe")
+    recipe_step.write_prompts(made, str(tmp_path / "tokenizer"), 4, 24)
+    train, val = (pandas.read_parquet(recipe_step.prompts_of(made, split)) for split in ("train", "val"))
+    assert (len(train), len(val)) == (4, 1)
+    assert len({prompt[0]["content"] for frame in (train, val) for prompt in frame["prompt"]}) == 5
