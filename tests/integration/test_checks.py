@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from cppo_verl import presets
 from cppo_verl.integration import checks
@@ -89,9 +90,12 @@ SEPARATE += [
 
 @pytest.mark.parametrize("preset", presets.names())
 def test_every_preset_goes_over_every_trainer(preset):
-    for overrides in ([MODE + "=sync"], [MODE + "=colocate_async"], SEPARATE):
-        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]))
-        checks.require(presets.compose(preset, [GROUP_OF_8, KNOB + "anchor=proximal", *overrides]))
+    config = presets.compose(preset, [GROUP_OF_8, *SEPARATE])
+    for mode in ("sync", "colocate_async", "separate_async"):
+        for anchor in ("rollout", "proximal"):
+            OmegaConf.update(config, MODE, mode)
+            OmegaConf.update(config, KNOB + "anchor", anchor)
+            checks.require(config)
 
 
 @pytest.mark.parametrize(
