@@ -20,7 +20,14 @@ settings.load_profile("repeatable")
 
 
 # What is made once, and the longest: whoever reads it runs in one process, and they begin.
-LONGEST = ("resumed", "every_preset", "own_rule", "test_recipes.py", "test_start_ray.py")
+LONGEST = (
+    "resumed",
+    "every_preset",
+    "own_rule",
+    "tests/e2e/test_recipes.py",
+    "tests/e2e/test_selftest.py",
+    "tests/e2e/test_start_ray.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "e2e" in item.path.parts or "work" in item.fixturenames:
             item.add_marker("stack")
         shared = [name for name in LONGEST if name in item.fixturenames]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
     if hasattr(config, "workerinput"):
         order = {name: i for i, name in enumerate(LONGEST)}
         items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))
