@@ -27,6 +27,8 @@ LONGEST = (
     "tests/e2e/test_recipes.py",
     "tests/e2e/test_selftest.py",
     "tests/e2e/test_start_ray.py",
+    "tests/reporting/test_paper_report.py",
+    "tests/recipe/test_recipes.py",
 )
 
 
