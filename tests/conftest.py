@@ -19,14 +19,15 @@ settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FU
 settings.load_profile("repeatable")
 
 
-# What is made once, and the longest: whoever reads it runs in one process, and they begin.
+# What is made once, and the longest: whoever reads it runs in one process, and they begin. The second needs no model,
+# which the first makes; the third goes to the first's process with it (xdist keeps two tests ahead).
 LONGEST = (
     "resumed",
+    "tests/e2e/test_start_ray.py",
+    "tests/e2e/test_selftest.py",
     "every_preset",
     "own_rule",
     "tests/e2e/test_recipes.py",
-    "tests/e2e/test_selftest.py",
-    "tests/e2e/test_start_ray.py",
     "tests/reporting/test_paper_report.py",
     "tests/recipe/test_recipes.py",
 )
