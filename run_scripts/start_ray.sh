@@ -99,7 +99,7 @@ while ((SECONDS - begun < WAIT)); do
     [[ $role == worker ]] || echo "export RAY_ADDRESS=$HEAD:$RAY_PORT RAY_AUTH_MODE=$RAY_AUTH_MODE"
     exit 0
   fi
-  sleep 1
+  sleep 3 # a look costs a start of Python and Ray
 done
 fail "$seen of $wanted GPUs ($NNODES nodes x $NGPUS_PER_NODE) joined $HEAD:$RAY_PORT within $WAIT s. Is HEAD right and port \
 $RAY_PORT open between the nodes? Ray's log: $log"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in an environment this script makes itself. All of them run in two processes, file by file; "fast" leaves
-# out those that start the stack; with other arguments, pytest runs as they say: run_scripts/test.sh -k rules
+# The tests, in an environment this script makes itself. All of them run in two processes; "fast" leaves out those that
+# start the stack; with other arguments, pytest runs as they say: run_scripts/test.sh -k rules
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$("$root/run_scripts/setup_env.sh")
@@ -15,8 +15,15 @@ cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VERL_PLATFORM=cpu
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-"$venv/bin/mypy"
-[[ ${1:-} != fast ]] || set -- -m "not stack" -n 2 --dist loadfile "${@:2}"
-[[ $# -gt 0 ]] || set -- -n 2 --dist loadfile --no-loadscope-reorder
+types=$(mktemp)
+"$venv/bin/mypy" >"$types" 2>&1 & # beside the tests: half a minute without its cache
+together=(-n 2 --dist loadgroup --no-loadscope-reorder) # tests/conftest.py says what stays together and what begins
+[[ ${1:-} != fast ]] || set -- -m "not stack" "${together[@]}" "${@:2}"
+[[ $# -gt 0 ]] || set -- "${together[@]}"
 export RAY_worker_niceness=0 # else the real stack yields to the other process
-exec "$venv/bin/python" -m pytest "$@"
+status=0
+"$venv/bin/python" -m pytest "$@" || status=$?
+wait $! || status=1
+cat "$types"
+rm "$types"
+exit "$status"

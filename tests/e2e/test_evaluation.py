@@ -16,24 +16,31 @@ import pytest
 from cppo_verl.evaluation import estimates
 from tests import ROOT
 
-from .conftest import Work
-from .test_stack import quickstart, records
+from .conftest import Resumed
+from .runs import SAMPLED, Work, ended_well, records, validation
 
-EVAL = [sys.executable, "-m", "cppo_verl.cli.main", "eval"]
 METRIC = "val-core/arithmetic/acc/mean@{n}"
-GREEDY = ("--n", "1", "--temperature", "0")
-SAMPLED = {"n": 8, "temperature": 0.7, "top_p": 0.95}
+EACH = """
+import json, sys
+from cppo_verl.cli.main import main
+for command in json.loads(sys.argv[1]):
+    if status := main(["eval", *command]):
+        sys.exit(status)
+"""
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def evaluate(out: Path, *arguments: object) -> tuple[dict, pandas.DataFrame]:
+def evaluate(*commands: list[object]) -> None:
+    """``cppo-verl eval`` with each of these arguments, one after the other in one process."""
+    command = [sys.executable, "-c", EACH, json.dumps([list(map(str, arguments)) for arguments in commands])]
+    ended_well(subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600))
+
+
+def written(out: Path) -> tuple[dict, pandas.DataFrame]:
     """Summary and samples of a finished evaluation."""
-    command = [*EVAL, *map(str, arguments), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads((out / "summary.json").read_text()), pandas.read_parquet(out / "samples.parquet")
 
 
@@ -43,50 +50,15 @@ def plain(work: Work) -> list[object]:
     return [work.model, "--data", work.data / "val.parquet", "--reward-file", reward, "--max-response-length", 64]
 
 
-def validate(work: Work, run: Path, *overrides: str, **values: str) -> None:
-    values |= {"RUN": str(run), "RAY_ADDRESS": "local"}  # not a cluster that happens to be here, or was
-    done = quickstart(work, f"trainer.validation_data_dir={run}/validation", *overrides, **values)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-
-
-def dumped(work: Work, run: Path, step: int) -> pandas.DataFrame:
-    """verl's dumped validation samples, with the number of the problem in the data file."""
-    lines = (run / "validation" / f"{step}.jsonl").read_text().splitlines()
-    frame = pandas.DataFrame([json.loads(line) for line in lines])
-    prompts = pandas.read_parquet(work.data / "val.parquet")["prompt"]
-    number = {prompt[0]["content"]: i for i, prompt in enumerate(prompts)}
-    # "user\n3+4-2=?\nassistant\n", the special tokens left out
-    frame["number"] = [number[text.split("\n")[1]] for text in frame["input"]]
-    return frame.sort_values("number")
-
-
 def logged(run: Path, step: int, n: int) -> float:
     return next(
         r["data"][METRIC.format(n=n)] for r in records(run) if METRIC.format(n=n) in r["data"] and r["step"] == step
     )
 
 
-@pytest.fixture(scope="module")
-def trained(work: Work) -> Path:
-    """One training step on two ranks, with greedy validation before and after it."""
-    run = work.folder / "agreement"
-    validate(
-        work,
-        run,
-        "actor_rollout_ref.actor.optim.lr=2e-3",
-        "actor_rollout_ref.rollout.val_kwargs.n=1",
-        "actor_rollout_ref.rollout.val_kwargs.temperature=0",
-        "actor_rollout_ref.rollout.val_kwargs.do_sample=false",
-        "trainer.test_freq=1",
-        "trainer.save_freq=1",
-        RANKS="2",
-        STEPS="1",
-    )
-    return run
-
-
-def agree_problem_by_problem(work: Work, run: Path, step: int, summary: dict, samples: pandas.DataFrame) -> None:
-    expected = dumped(work, run, step)
+def agree_problem_by_problem(work: Work, run: Path, step: int, evaluation: Path) -> None:
+    summary, samples = written(evaluation)
+    expected = validation(work, run, step)
     assert len(expected) == len(samples) == 128
     assert list(expected["number"]) == list(samples["number"])
     assert list(expected["output"]) == list(samples["response"])
@@ -95,40 +67,45 @@ def agree_problem_by_problem(work: Work, run: Path, step: int, summary: dict, sa
     assert summary["verl_metrics"][METRIC.format(n=1)] == pytest.approx(logged(run, step, 1), abs=1e-12)
 
 
-def test_greedy_evaluation_of_the_model_equals_validation_before_training(work: Work, trained: Path):
-    summary, samples = evaluate(work.folder / "eval-greedy", *plain(work), *GREEDY)
-    agree_problem_by_problem(work, trained, 0, summary, samples)
-    assert 0.2 < summary["mean"]["mean"] < 1
-
-
-def test_greedy_evaluation_of_two_fsdp_shards_equals_validation_after_the_step(work: Work, trained: Path):
-    shards = sorted(p.name for p in (trained / "checkpoints/global_step_1/actor").glob("model_*.pt"))
+def test_greedy_evaluation_equals_validation_before_training_and_of_the_last_checkpoint(work: Work, resumed: Resumed):
+    """First a model without a run, then the shards of two FSDP ranks, with data, reward and lengths of the run."""
+    run, greedy = resumed.run, ["--n", 1, "--temperature", 0]
+    shards = sorted(p.name for p in (run / "checkpoints/global_step_8/actor").glob("model_*.pt"))
     assert shards == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
-    out = trained / "eval/global_step_1"
-    summary, samples = evaluate(out, trained, *GREEDY)  # data, reward and lengths: the run's own
-    agree_problem_by_problem(work, trained, 1, summary, samples)
-    assert list(dumped(work, trained, 0)["output"]) != list(samples["response"])  # the step did change the model
+    before, after = work.folder / "eval-greedy", run / "eval/global_step_8"
+    evaluate([*plain(work), *greedy, "--out", before], [run, *greedy])
+    agree_problem_by_problem(work, run, 0, before)
+    agree_problem_by_problem(work, run, 8, after)
+    assert 0.2 < written(before)[0]["mean"]["mean"] < 1
+    assert list(written(before)[1]["response"]) != list(written(after)[1]["response"])  # training did change the model
 
 
-def test_sampled_evaluation_agrees_within_the_standard_error(work: Work):
-    run = work.folder / "sampled"
-    overrides = [f"actor_rollout_ref.rollout.val_kwargs.{key}={value}" for key, value in SAMPLED.items()]
-    validate(work, run, *overrides, "trainer.val_only=true")
-    samples = dumped(work, run, 0)
+@pytest.fixture(scope="session")
+def sampled(work: Work) -> list[object]:
+    """Arguments of an evaluation that samples as the run of ``own_rule`` did in validation."""
+    return [*plain(work), *(part for key, value in SAMPLED.items() for part in (f"--{key.replace('_', '-')}", value))]
+
+
+@pytest.fixture(scope="module")
+def whole(work: Work, sampled) -> Path:
+    evaluate([*sampled, "--out", work.folder / "eval-sampled"])
+    return work.folder / "eval-sampled"
+
+
+def test_sampled_evaluation_agrees_within_the_standard_error(work: Work, own_rule: Path, whole: Path):
+    samples = validation(work, own_rule, 0)
     theirs = estimates.clustered([list(group.astype(float)) for _, group in samples.groupby("number")["acc"]])
-    assert theirs.mean == pytest.approx(logged(run, 0, SAMPLED["n"]), abs=1e-9)
-    options = [part for key, value in SAMPLED.items() for part in (f"--{key.replace('_', '-')}", value)]
-    ours = evaluate(work.folder / "eval-sampled", *plain(work), *options)[0]["mean"]
+    assert theirs.mean == pytest.approx(logged(own_rule, 0, SAMPLED["n"]), abs=1e-9)
+    ours = written(whole)[0]["mean"]
     error = math.hypot(theirs.sampling_error, ours["sampling_error"])
     assert 0 < error < 0.03
     assert abs(ours["mean"] - theirs.mean) < 4 * error
 
 
-def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(work: Work):
-    arguments = [*plain(work), "--n", 2, "--part-size", 1]
-    whole = evaluate(work.folder / "eval-whole", *arguments)[1]
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(work: Work, sampled, whole: Path):
     out = work.folder / "eval-killed"
-    command = [*EVAL, *map(str, arguments), "--vllm", "max_num_seqs=4", "--out", str(out)]
+    arguments = [*map(str, sampled), "--part-size", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "cppo_verl.cli.main", "eval", *arguments, "--vllm", "max_num_seqs=16"]
     first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     children: list[psutil.Process] = []
@@ -142,8 +119,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(work: Work
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     parts = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
     assert 20 <= len(parts) < 128
-    resumed = evaluate(out, *arguments)[1]
+    evaluate(arguments)
+    resumed, uninterrupted = written(out)[1], written(whole)[1]
     assert all((out / "parts" / name).stat().st_mtime_ns == time_ for name, time_ in parts.items())
-    assert list(resumed["number"]) == list(whole["number"])
+    assert list(resumed["number"]) == list(uninterrupted["number"])
     # other batches, other rounding: nearly all samples are the same, not all of them need be
-    assert (resumed["response"] == whole["response"]).mean() > 0.98
+    assert (resumed["response"] == uninterrupted["response"]).mean() > 0.98

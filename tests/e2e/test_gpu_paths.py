@@ -15,9 +15,8 @@ import pytest
 
 from tests import stand_in
 
-from .conftest import Work
+from .runs import SHARED_SEQUENCES, P, Work, ended_well, quickstart, records
 from .test_recipes import BFLOAT16
-from .test_stack import SHARED_SEQUENCES, P, quickstart, records
 
 UNLESS_ALL = pytest.mark.skipif(not os.environ.get("CPPO_VERL_ALL_PATHS"), reason="CPPO_VERL_ALL_PATHS is not set")
 SHORT = (
@@ -55,7 +54,7 @@ def test_fused_kernels_in_bfloat16_under_ulysses(work: Work):
         STEPS="3",
         **stand_in.variables(),
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    ended_well(done)
     steps = [record["data"] for record in records(run) if record["step"] > 0]
     assert len(steps) == 3
     for step in steps:

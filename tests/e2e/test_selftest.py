@@ -4,7 +4,7 @@ import shutil
 
 from cppo_verl.selftest.table import FAILS, HOLDS
 from tests import ROOT
-from tests.e2e.conftest import Work
+from tests.e2e.runs import Work
 from tests.selftest.test_injected import failed_rows, selftest
 
 WEIGHTS = "first-update gap, later: weights exchanged"

@@ -1,5 +1,6 @@
 """run_scripts/start_ray.sh: two Ray nodes on this machine, and what it says when a cluster does not come together."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -48,14 +50,27 @@ class Cluster:
         subprocess.run(["bash", SCRIPT, "stop"], env=self.environment(node), check=True, timeout=60)
 
 
-@pytest.fixture
-def cluster(tmp_path):
+@contextlib.contextmanager
+def made_and_stopped(folder: Path) -> Iterator[Cluster]:
     # Ray's sockets need a short path, and other runs on this machine must not find this cluster
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
-        made = Cluster(tmp_path, ray_folder)
+        made = Cluster(folder, ray_folder)
         yield made
         for node in ("worker", "head"):
             made.stop(node)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with made_and_stopped(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A cluster whose second node never comes, and its first, which waits for it beside the other tests."""
+    with made_and_stopped(tmp_path_factory.mktemp("alone")) as made:
+        yield made, made.start("head", "head", WAIT="60")
 
 
 def members(group: int) -> list[psutil.Process]:
@@ -69,7 +84,7 @@ def members(group: int) -> list[psutil.Process]:
     return found
 
 
-def test_two_nodes_come_together_and_go(cluster):
+def test_two_nodes_come_together_and_go(cluster, alone):
     head = cluster.start("head", "head", WAIT="240")
     pid_file = cluster.folder / "head/pid"
     deadline = time.monotonic() + 60
@@ -107,8 +122,8 @@ def test_stop_waits_for_what_only_sigkill_ends(cluster):
     assert stubborn.wait(timeout=10) == -signal.SIGKILL
 
 
-def test_a_node_that_does_not_come_is_counted(cluster):
-    head = cluster.start("head", "head", WAIT="45")
+def test_a_node_that_does_not_come_is_counted(alone):
+    cluster, head = alone
     _, errors = head.communicate(timeout=200)
     assert head.returncode == 1
     assert "1 of 2 GPUs (2 nodes x 1) joined 127.0.0.1" in errors

@@ -50,17 +50,17 @@ def loss_and_gradient(preset: str) -> list[float]:
     return [loss.item(), tensors["log_prob"].grad.norm().item()]
 
 
-def main() -> None:
+def found() -> dict:
+    """Of every preset, and where it was found."""
     # binary divergences only: what a top-K rule computes beyond them comes from the engine
     names = [name for name in presets.names() if not name.endswith("topk")]
-    found = {
+    return {
         "version": metadata.version("verl"),
         "where": core_algos.__file__,
         "trainer": get_trainer_cls("trust_region").__module__,
         "losses": {name: loss_and_gradient(name) for name in names},
     }
-    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(found(), sys.stdout)

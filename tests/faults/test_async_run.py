@@ -14,8 +14,7 @@ import pytest
 
 from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.reporting import names
-from tests.e2e.conftest import Work
-from tests.e2e.test_stack import QUICKSTART, environment, records
+from tests.e2e.runs import QUICKSTART, Work, environment, records
 from tests.recording.exact import replays_exactly
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")

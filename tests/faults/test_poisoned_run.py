@@ -13,8 +13,7 @@ import torch
 
 from cppo_verl.integration.alarms import GAP, MARK
 from tests import ROOT
-from tests.e2e.conftest import Work
-from tests.e2e.test_stack import quickstart, records
+from tests.e2e.runs import Work, ended_well, quickstart, records
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
 
@@ -95,7 +94,7 @@ def test_tool_tokens_in_the_response_mask_raise_an_alarm(work: Work, tmp_path):
         STEPS="2",
         PYTHONPATH=str(ROOT),
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    ended_well(done)
     assert gap_alarms(done.stdout) == 1
     assert records(tmp_path / "run")[0]["data"][GAP] > 0.02
 

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from cppo_verl.launch import supervise
-from tests.e2e.conftest import Work
-from tests.e2e.test_stack import QUICKSTART, environment, records
+from tests.e2e.runs import QUICKSTART, Work, environment, records
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
 

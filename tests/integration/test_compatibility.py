@@ -6,6 +6,7 @@ no way to get them, these tests are skipped; CPPO_VERL_WHEELS=DIR names a folder
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -13,8 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from cppo_verl import presets
+from cppo_verl.doctor import software
+from cppo_verl.doctor.asked import Asked
+from cppo_verl.doctor.verdicts import Trouble
+from cppo_verl.integration import checks
 from tests import ROOT
+from tests.faults import loss_values
 
+GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -50,8 +58,8 @@ def losses(front: Path) -> dict:
     return json.loads(done.stdout)
 
 
-def test_both_versions_compute_the_same_losses(verl, tmp_path):
-    here = losses(tmp_path)
+def test_both_versions_compute_the_same_losses(verl):
+    here = json.loads(json.dumps(loss_values.found()))
     other_version = "0.9.0" if here["version"] == "0.9.1" else "0.9.1"
     folder = verl(other_version)
     there = losses(folder)
@@ -62,11 +70,8 @@ def test_both_versions_compute_the_same_losses(verl, tmp_path):
     assert len({tuple(values) for values in here["losses"].values()}) >= 9  # the two TRM rules may agree
 
 
-@pytest.mark.parametrize("command", ["verl.trainer.main_ppo", "cppo_verl.cli.main"])
-def test_an_older_version_is_refused_by_name(verl, tmp_path, command):
-    arguments = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]
-    arguments = ["doctor"] if command == "cppo_verl.cli.main" else arguments
-    done = run(verl("0.8.0"), "-m", command, *arguments, cwd=tmp_path)
+def test_an_older_version_is_refused_by_name(verl, tmp_path):
+    done = run(verl("0.8.0"), "-m", "verl.trainer.main_ppo", "+trust_region=cppo", GROUP_OF_8, cwd=tmp_path)
     assert done.returncode == 1
     said = done.stdout + done.stderr
     assert "verl 0.8.0 is outside <0.9.2,>=0.9.0" in said
@@ -74,11 +79,15 @@ def test_an_older_version_is_refused_by_name(verl, tmp_path, command):
     assert "Started a local Ray instance" not in said
 
 
-def test_a_later_version_is_refused_too(tmp_path):
-    """Nobody has tried it: a distribution that calls itself 0.10.0, with the present code."""
-    info = tmp_path / "verl-0.10.0.dist-info"
+@pytest.mark.parametrize("version", ["0.8.0", "0.10.0"])
+def test_versions_that_nobody_has_tried_are_refused(tmp_path, monkeypatch, version):
+    """By the start check and by the doctor: a distribution that calls itself so, with the present code."""
+    info = tmp_path / f"verl-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: verl\nVersion: 0.10.0\n")
-    done = run(tmp_path, "-m", "verl.trainer.main_ppo", "+trust_region=cppo", "actor_rollout_ref.rollout.n=8")
-    assert done.returncode == 1
-    assert "verl 0.10.0 is outside <0.9.2,>=0.9.0: pip install verl==0.9.1" in done.stdout + done.stderr
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: verl\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = re.escape(f"verl {version} is outside <0.9.2,>=0.9.0: pip install verl==0.9.1")
+    with pytest.raises(checks.RunConfigError, match=said):
+        checks.require(presets.compose("cppo", [GROUP_OF_8]))
+    with pytest.raises(Trouble, match=said):
+        software.versions(Asked())

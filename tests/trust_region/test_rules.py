@@ -48,6 +48,20 @@ def test_cppo_by_hand():
     assert kept("cppo", batch, **fixed | {"delta_b": 0.055}) == [[1, 0, 0, 1]]  # c_2 = .075, c_3 = .05, c_4 = .025
 
 
+def test_what_lies_at_a_threshold_is_within_it():
+    """Binary fractions, so that no sum rounds. CPPO: c = .25, then .125 at each, for tokens 2 to 4."""
+    batch = from_probabilities([[0.6] * 4], [[0.5] * 4], [1.0])
+    divergence = torch.tensor([[0.25, 0.125, 0.125, 0.126]], dtype=torch.float64)
+    knobs = TrustRegionKnobs(delta=0.25, delta_b=0.125, weights="constant", budget="fixed")
+
+    def gate(name: str, times: float = 1.0) -> list[list[bool]]:
+        return evaluate(name, batch.tokens(), knobs, times * divergence)[0].gate.tolist()
+
+    assert gate("cppo") == [[True, True, True, False]]
+    assert gate("dppo") == [[True] * 4] and gate("dppo", 2) == [[False, True, True, False]]
+    assert gate("trm_max") == [[True] * 4] and gate("trm_max", 1.001) == [[False] * 4]
+
+
 def test_masked_tokens_spend_budget():
     """The first token is masked (D = .4 > .1) and still leaves nothing for the second (c_2 = .1 + .02 - .4 < 0)."""
     batch = from_probabilities([[0.9, 0.51]], [[0.5, 0.5]], [1.0])

@@ -28,6 +28,8 @@ def activate() -> None:
     on_import("verl.checkpoint_engine.base", _register_weights)
     # One engine and one trainer share the cores: let the operating system place their threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # Else vLLM turns the executor ``uni`` back into ``mp``, for the sake of that binding.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # vLLM's sampler and verl's losses would start a C++ compiler for a few small functions, 20 s in a new environment.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
