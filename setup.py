@@ -39,7 +39,7 @@ setup(
     ),
     package_data={"cppo_verl": ["inspection/assets/*", "conf/**/*.yaml", "paper/*.csv", "py.typed"]},
     install_requires=requirements("base"),
-    extras_require={"cpu": requirements("cpu"), "gpu": requirements("gpu"), "dev": requirements("dev")},
+    extras_require={name: requirements(name) for name in ("cpu", "gpu", "dev", "real")},
     entry_points={
         "console_scripts": ["cppo-verl = cppo_verl.cli.main:main"],
         "verl.plugins": ["cppo_verl = cppo_verl.integration.plugin"],

@@ -98,13 +98,17 @@ def compare(truth: str, pred: str, time_limit: float, memory_limit_mib: int) -> 
 
 
 class Server:
-    """A process of math_verify_server.py, started when first asked and again after it had to be killed."""
+    """A process of a script beside this file, started when first asked and again after it had to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: str = "math_verify_server.py") -> None:
+        self.script = script
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any]) -> str:
-        """Send one request; a server that dies or does not answer in time is killed, and the answer is "bounded"."""
+        """Send one request, which has a ``time_limit`` in seconds; the line that comes back.
+
+        A server that dies or does not answer in time is killed, and the answer is "bounded".
+        """
         try:
             process = self._running()
             assert process.stdin is not None
@@ -125,7 +129,7 @@ class Server:
     def _running(self) -> "subprocess.Popen[bytes]":
         if self.process is None or self.process.poll() is not None:
             self.stop()
-            script = Path(__file__).with_name("math_verify_server.py")
+            script = Path(__file__).with_name(self.script)
             self.process = subprocess.Popen(
                 [sys.executable, str(script)],
                 stdin=subprocess.PIPE,

@@ -9,12 +9,10 @@ measured on samples for rows of the train split that are not trained on, scored 
 
 import argparse
 import random
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas
 import torch
@@ -22,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from data_prep import storage
+from data_prep import model_folder, storage
 from data_prep.arithmetic import (
     DATA_SOURCE,
     Expression,
@@ -279,23 +277,6 @@ class WarmStart:
             group["lr"] = learning_rate
 
 
-def save(out: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, manifest: dict[str, Any]) -> None:
-    """Write model, tokenizer and manifest into a temporary folder beside ``out``, then rename it to ``out``.
-
-    A folder of an earlier call is replaced; until the rename it stays as it was.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        fresh, replaced = Path(temporary) / "fresh", Path(temporary) / "replaced"
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        files = {path.name: {"sha256": storage.sha256_of(path)} for path in sorted(fresh.iterdir())}
-        storage.write_manifest(fresh, manifest | {"files": files})
-        if out.exists():
-            out.rename(replaced)
-        fresh.rename(out)
-
-
 def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same data.
 
@@ -309,7 +290,7 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
     arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
     if storage.is_current(out, arguments):
         return False
-    check_replaceable(out)
+    model_folder.check_replaceable(out, KIND)
     warm_start = WarmStart(recipe, expressions, report)
     computing = warm_start.learn_to_compute()
     warm_start.learn_to_be_careless()
@@ -324,15 +305,9 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
         "sampled_accuracy_computing": computing,
         "sampled_accuracy": accuracy,
     }
-    save(out, warm_start.model, warm_start.tokenizer, manifest)
+    model_folder.save(out, warm_start.model, warm_start.tokenizer, manifest)
     report(f"{out}: sampled accuracy {accuracy:.3f} after {warm_start.step} steps, {manifest['seconds']} s")
     return True
-
-
-def check_replaceable(out: Path) -> None:
-    """Raise a FileExistsError unless ``out`` is absent, empty, or of this module's making."""
-    if out.exists() and any(out.iterdir()) and (storage.read_manifest(out) or {}).get("kind") != KIND:
-        raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

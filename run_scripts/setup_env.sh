@@ -6,6 +6,7 @@
 #         then flash attention (run_scripts/flash_attention.sh has its variables). Needs neither GPU nor CUDA toolkit.
 #
 #   CPPO_VENV=DIR   where
+#   CPPO_EXTRA=real besides, an extra of setup.py: real is reasoning-gym and a reader of GGUF, for real_model.sh and tests
 #   PYTHON=python3.11
 # pip's own variables (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, ...) say where wheels come from; for cpu, torch==2.13.0 must
 # resolve to a CPU build.
@@ -24,7 +25,16 @@ flash() { [[ $stack == cpu ]] || "$root/run_scripts/flash_attention.sh" "$venv/b
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2; }
 
 wanted=$(cat "$root"/requirements/*.txt "$root/setup.py" | sha256sum | sed "s/-/$stack/")
+extra() {
+  local has=$stamp.${CPPO_EXTRA:-}
+  [[ -n ${CPPO_EXTRA:-} && ! ($(cat "$has" 2>/dev/null) == "$wanted") ]] || return 0
+  [[ -f $root/requirements/$CPPO_EXTRA.txt ]] || die "CPPO_EXTRA='$CPPO_EXTRA' is no file of requirements/"
+  echo "installing requirements/$CPPO_EXTRA.txt into $venv" >&2
+  pip -r "$root/requirements/$CPPO_EXTRA.txt"
+  echo "$wanted" >"$has"
+}
 if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
+  extra
   [[ -z ${FLASH_ATTN:-}${FLASH_ATTN_WHEEL:-} ]] || flash
   echo "$venv"
   exit 0
@@ -43,4 +53,5 @@ else
   pip --no-deps -r "$root/requirements/cpu-no-deps.txt"
 fi
 echo "$wanted" >"$stamp"
+extra
 echo "$venv"

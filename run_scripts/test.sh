@@ -3,7 +3,7 @@
 # start the stack; with other arguments, pytest runs as they say: run_scripts/test.sh -k rules
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$("$root/run_scripts/setup_env.sh")
+venv=$(CPPO_EXTRA=real "$root/run_scripts/setup_env.sh")
 # Pages are tested in a real browser: installed here where that is possible, and else pytest says what was skipped.
 has() { command -v "$1" >/dev/null; }
 if ! { has chromium && has chromedriver; } && [[ $(id -u) == 0 ]] && has apt-get; then

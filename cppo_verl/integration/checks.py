@@ -7,7 +7,6 @@ asks again inside Ray.
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
 from cppo_verl.integration import anchor, attention, rule_checks, topk
+from cppo_verl.integration.cpu import limits
 from cppo_verl.launch import sizes
 from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX
@@ -75,6 +75,7 @@ def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that ``config`` asks for and this environment does not have."""
     try:
         yield from attention.here_problems(config)
+        yield from limits.problems(config)
     except OmegaConfBaseException as error:
         yield f"{' '.join(str(error).split())}."
 
@@ -85,20 +86,8 @@ def _size_problems(config: DictConfig) -> Iterator[str]:
 
 
 def _heads(model_path: Any) -> sizes.Heads | None:
-    """Of a local folder, or of a hub id that has been downloaded."""
-    if not isinstance(model_path, str):
-        return None
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return sizes.heads_of(folder / "config.json")
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(model_path, "config.json")
-    except HFValidationError:  # no hub id either; verl says so
-        return None
-    return sizes.heads_of(Path(cached)) if isinstance(cached, str) else None
+    path = sizes.model_config(model_path)
+    return None if path is None else sizes.heads_of(path)
 
 
 def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:

@@ -72,6 +72,23 @@ def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[
         yield from _room(given)
 
 
+def model_config(model_path: Any) -> Path | None:
+    """The config.json of a local folder, or of a hub id that has been downloaded; None where there is neither."""
+    if not isinstance(model_path, str):
+        return None
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model_path, "config.json")
+    except HFValidationError:  # no hub id either; verl says so
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def heads_of(config_json: Path) -> Heads | None:
     """The heads that a model's config.json gives; None where there is no such file, or for a model without heads."""
     try:

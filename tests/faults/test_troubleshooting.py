@@ -27,6 +27,7 @@ MODULES = (
     "cppo_verl/integration/losses.py",
     "cppo_verl/integration/topk/__init__.py",
     "cppo_verl/integration/topk/logits.py",
+    "cppo_verl/integration/cpu/limits.py",
     "cppo_verl/integration/cpu/vllm_plugin.py",
     "cppo_verl/doctor/inputs.py",
     "cppo_verl/doctor/machine.py",
@@ -38,6 +39,12 @@ MODULES = (
     "cppo_verl/selftest/stack.py",
     "cppo_verl/selftest/watched_run.py",
     "data_prep/math_reward.py",
+    "data_prep/model_folder.py",
+    "data_prep/reasoning_gym_data.py",
+    "data_prep/reasoning_gym_reward.py",
+    "data_prep/smollm2.py",
+    "data_prep/validations.py",
+    "data_prep/warm_start.py",
     "data_prep/sources.py",
 )
 DOC = re.sub(r"\s+", " ", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"))

