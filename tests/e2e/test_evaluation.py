@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cppo_verl.evaluation import estimates
-from tests import ROOT
+from tests import ROOT, stand_in
 
 from .conftest import Resumed
 from .runs import SAMPLED, Work, ended_well, records, validation
@@ -30,7 +30,8 @@ for command in json.loads(sys.argv[1]):
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """With the stand-in for flash attention, which a checkpoint of ``resumed`` asks for."""
+    return {**stand_in.environment(), "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def evaluate(*commands: list[object]) -> None:
