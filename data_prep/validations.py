@@ -27,7 +27,7 @@ class ValidationError(ValueError):
     """There is nothing to read, or not what was expected."""
 
 
-def read(run: Path) -> dict[int, Answers]:
+def read(run: Path) -> Mapping[int, Answers]:
     """Step -> question -> responses, of all validations of a run.
 
     Raises:
