@@ -13,6 +13,7 @@ from cppo_verl.reporting.intervals import interval
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")
 TABLE += ("bound_holds", "token_excess", "prefix_excess")
+EXCESS = ("token_excess", "prefix_excess")  # where all prefixes can be enumerated
 MASKED = ("masked_share", "masked_share_prefix_budget")
 FIGURES = ("branch", "trace", "branch_stale", "trace_harsh")
 MAIN = ("cppo", "dppo", "grpo", "cispo", "minpro", "trm_max", "trm_avg", "free")
@@ -117,7 +118,7 @@ def rules_markdown(rows: list[dict], settings: Sequence[str] = FIGURES, excess: 
             scores = " | ".join(f"{r[name]:.3f} ± {r[f'{name}_half']:.3f}" for name in ("best", "final"))
             lines.append(
                 f"| {setting} | {r['rule']} | {r['n']} | {shares} | {scores} | {r['kept']:.0%} | {r['tv_last']:.3f} |"
-                + (f" {r['token_excess']:.1f} | {r['prefix_excess']:.1f} |" if excess else "")
+                + "".join(f" {r[name]:.1f} |" if name in r else " – |" for name in EXCESS if excess)
             )
     return "\n".join(lines) + "\n"
 
