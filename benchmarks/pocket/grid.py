@@ -144,7 +144,7 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
             f"{out}/runs.csv has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out"
         )
     todo = [s for s in specs(grid) if s not in done]
-    written = 0.0
+    written = -SECONDS_BETWEEN_WRITES  # the first run at once
     start, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         futures: dict[Future, Spec] = {}

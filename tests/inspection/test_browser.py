@@ -390,6 +390,7 @@ def test_signs_without_a_look_of_their_own_are_seen_and_text_stays_text(driver, 
 
 def test_an_empty_response_is_said_to_be_empty(driver, tmp_path):
     book = Book(driver, tmp_path, [step_record([[], sentence(4)])])
+    book.wait("document.querySelector('#text').innerText")  # laid out a moment after it is there
     assert "The response is empty: it has no token." in book.text("#text")
     book.press("n")
     book.press("j")
