@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from data_prep import model_folder, reasoning_gym_reward, storage
 
 KIND = "warm_start"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES = 8  # a question, for pass@8
 NO_TARGET = -100
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -42,6 +44,7 @@ class Recipe:
         target: training stops there. lowest, highest: what the final measurement has to lie in.
         check_every: updates between measurements, which take one sample a row.
         max_new_tokens: of a sample; set it to the run's longest response.
+        dtype: of the arithmetic; the weights that are trained and saved are float32.
     """
 
     seed: int = 0
@@ -55,6 +58,7 @@ class Recipe:
     check_every: int = 10
     max_steps: int = 400
     max_new_tokens: int = 16
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,14 @@ class WarmStart:
     ):
         if len(examples) < 2 * r.held_out:
             raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
+        if r.dtype not in DTYPES:
+            raise ValueError(f"--dtype {r.dtype}: give one of {', '.join(DTYPES)}")
         self.recipe, self.model, self.tokenizer, self.step, self.tokens = r, model, tokenizer, 0, 0
         self.held_out, self.train = examples[: r.held_out], list(examples[r.held_out :])
         self.rng, self.queue = random.Random(r.seed), list[Example]()
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=r.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=r.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
 
     def until_target(self, report: Callable[[str], None]) -> None:
         """Train until the samples are right often enough.
@@ -184,7 +192,8 @@ class WarmStart:
         """One AdamW step on a batch; every row is used before one comes again. Returns the loss, in nats a token."""
         ids, mask, targets = encode_batch(self._next_batch(), self.tokenizer.pad_token_id)
         wanted = targets != NO_TARGET
-        logits = self.model(input_ids=ids, attention_mask=mask).logits[wanted]
+        with self._precision():
+            logits = self.model(input_ids=ids, attention_mask=mask).logits[wanted]
         loss = torch.nn.functional.cross_entropy(logits.float(), targets[wanted])
         self.optimizer.zero_grad()
         loss.backward()
@@ -198,9 +207,14 @@ class WarmStart:
 
     def accuracy(self, samples: int) -> dict[str, float]:
         """``measure`` of that many samples for each row that is not trained on."""
-        drawn = sample(self.model, self.tokenizer, self.held_out, samples, self.recipe.max_new_tokens)
+        with self._precision():
+            drawn = sample(self.model, self.tokenizer, self.held_out, samples, self.recipe.max_new_tokens)
         pairs = zip(self.held_out, drawn, strict=True)
         return measure([[is_right(example, text) for text in texts] for example, texts in pairs])
+
+    def _precision(self) -> AbstractContextManager[object]:
+        # entered anew for each update: it keeps the weights that it has rounded
+        return torch.autocast("cpu", DTYPES[self.recipe.dtype], enabled=self.recipe.dtype != "float32")
 
     def _next_batch(self) -> list[Example]:
         while len(self.queue) < self.recipe.batch:

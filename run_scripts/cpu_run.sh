@@ -12,7 +12,6 @@
 #   LR TEST_FREQ SAVE_FREQ VAL_N                 learning rate; steps between validations, checkpoints; samples a row
 #   PACK                    tokens of a packed row: sdpa masks its sequences from each other, so time goes with its square
 #   THREADS                 of each process (1)
-#   VALIDATIONS             folder of RUN for every response of a validation (none are kept)
 #   EXTRA_ARGS              an array of further Hydra overrides
 # and the variables that the head of quickstart.sh explains.
 [[ -n ${NAME:-} ]] || { echo "cpu_run.sh: start quickstart.sh or real_model.sh, which say what to train" >&2; exit 2; }
@@ -64,7 +63,7 @@ TRAINER_ARGS=(
   trainer.max_actor_ckpt_to_keep=2
   trainer.v1.trust_region.record=8 # responses a step, with every token's numbers: docs/inspecting.md
   trainer.logger='["console","file"]'
-  ${VALIDATIONS:+trainer.validation_data_dir="$RUN/$VALIDATIONS"}
+  trainer.validation_data_dir="$RUN/validations" # every response of every validation, as text
   trainer.project_name="$NAME"
   trainer.experiment_name="$METHOD"
 )

@@ -37,8 +37,8 @@ def forward_trace(tokens: Tokens, steps: int) -> Tensor:
     # so_far of the k-th valid token, by k; entry 0 is before the first one
     by_ordinal = so_far.new_zeros(so_far.shape[0], so_far.shape[1] + 1).scatter_(-1, ordinal, so_far)
     ends = (ordinal + (steps - 1)).minimum(ordinal[:, -1:])
-    later = by_ordinal.gather(-1, ends).sub_(so_far)
-    return later.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_().to(log_ratio.dtype)
+    later = by_ordinal.gather(-1, ends).sub_(so_far).to(log_ratio.dtype)
+    return later.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
 
 
 def traced(tokens: Tokens, verdict: Verdict, knobs: TrustRegionKnobs) -> Verdict:

@@ -84,6 +84,15 @@ def test_updates_learn_and_the_same_seed_repeats_them(folders, tokenizer, one_th
     assert losses[0][-1] < losses[0][0] - 0.5
 
 
+def test_bfloat16_computes_with_the_weights_of_the_last_update(folders, tokenizer, one_thread):
+    exact, rounded = (start(folders, tokenizer, replace(SMALL, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    losses = [[warm.update() for _ in range(8)] for warm in (exact, rounded)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+    assert {weight.dtype for weight in rounded.model.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="--dtype half: give one of float32, bfloat16"):
+        start(folders, tokenizer, replace(SMALL, dtype="half"))
+
+
 def test_the_whole_start_is_kept_and_reused(folders, tmp_path, one_thread):
     model, data = folders
     said: list[str] = []

@@ -1,0 +1,98 @@
+"""The studies' plans are whole, their reading says what the plan fixed; and what the comparison of engines counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import same_tokens, study
+from cppo_verl import presets
+from cppo_verl.reporting import names
+from tests.data_prep.test_validations import write
+
+REAL = study.load("real_model")
+
+
+def finish(run: study.Run, accuracy: float, masked: float = 0.01) -> None:
+    """A finished run with ``accuracy`` of ten questions right at its end and two at its start."""
+    (run.folder / "logs").mkdir(parents=True)
+    lines = [
+        {"step": step, "data": {study.MASKED: masked * (step % 2), study.STEP_SECONDS: 3.0, names.BEHIND_MEAN: 1.5}}
+        for step in range(1, 61)
+    ]
+    (run.folder / "logs/metrics-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step, share in ((0, 0.2), (60, accuracy)):
+        write(run.folder, step, {str(question): [question < 10 * share] for question in range(10)})
+
+
+@pytest.mark.parametrize("name, arms, count", [("real_model", 4, 13), ("stale", 10, 30)])
+def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, tmp_path):
+    plan = study.load(name)
+    runs = study.runs(plan, tmp_path)
+    assert len(runs) == count and len({run.folder for run in runs}) == count
+    assert {run.variables["METHOD"] for run in runs} <= set(presets.names())
+    assert [run.seed for run in runs[:arms]] == [0] * arms  # seed by seed
+    values = runs[0].environment()
+    assert (values["METHOD"], values["SEED"], values["STEPS"]) == ("cppo", "0", "60")
+    assert (study.ROOT / plan["command"]).is_file()
+    assert {arm for pair in plan.get("pairs", ()) for arm in pair} <= set(plan["arms"])
+    assert "stopping" in plan["reading"]
+
+
+def test_another_name_is_answered_with_those_there_are():
+    with pytest.raises(FileNotFoundError, match="no study 'quick': real_model, stale"):
+        study.load("quick")
+
+
+def test_only_finished_runs_are_read(tmp_path):
+    runs = study.runs(REAL, tmp_path)
+    assert study.read(REAL, tmp_path) == "0 of 13 runs are finished"
+    by_name = {(run.arm, run.seed): run for run in runs}
+    for seed, (cppo, grpo) in enumerate([(0.9, 0.6), (0.8, 0.5)]):
+        finish(by_name["cppo", seed], cppo)
+        finish(by_name["grpo", seed], grpo, masked=0.0)
+    text = study.read(REAL, tmp_path)
+    assert text.startswith("4 of 13 runs are finished")
+    assert (
+        "cppo seed 0: 0.200 to 0.900, +0.700, standard error 0.153: rises by more than 3 of them; masked in 50% of the "
+        "steps, 0.50% of the tokens; 1.50 versions behind; 3.0 s a step" in text
+    )
+    assert "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise by more than 3 of them" in text
+    assert "cppo - grpo at the end: +0.300, 95% +0.300 to +0.300, 2 seeds" in text
+
+
+def test_a_plan_may_name_its_pairs(tmp_path):
+    for run in study.runs(REAL, tmp_path):
+        finish(run, {"cppo": 0.9, "grpo": 0.6}.get(run.arm, 0.5))
+    text = study.read(REAL | {"pairs": [["grpo", "cppo"]]}, tmp_path)
+    assert text.count("at the end") == 1 and "grpo - cppo at the end: -0.300" in text
+
+
+def test_a_run_that_fails_stops_the_study_and_finished_ones_are_not_started(tmp_path, monkeypatch):
+    script = tmp_path / "script.sh"
+    script.write_text(f'echo "$METHOD $SEED $STEPS $*" >> {tmp_path}/started; [ "$METHOD" != grpo ]')
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    own = {"dppo_tv": REAL["arms"]["dppo_tv"] | {"overrides": ["trainer.x=1"]}}
+    plan = REAL | {"command": script.name, "arms": REAL["arms"] | own}
+    finish(study.runs(plan, tmp_path)[0], 0.9)
+    assert study.start(plan, tmp_path) == 1
+    assert (tmp_path / "started").read_text().split("\n") == ["dppo_tv 0 60 trainer.x=1", "grpo 0 60 ", ""]
+
+
+def test_engines_are_compared_token_by_token():
+    one = [[(1, -0.5), (2, -1.0)], [(3, -0.25)]]
+    other = [[(1, -0.5), (2, -1.25)], [(4, -0.25)]]
+    found = same_tokens.compare(one, other)
+    assert found == {"prompts": 2, "same_prompts": 1, "tokens": 3, "largest_gap": pytest.approx(0.25)}
+
+
+def test_prompts_are_chats(tmp_path: Path):
+    import pandas
+
+    from data_prep import tiny_qwen3
+
+    tokenizer = tiny_qwen3.build_tokenizer()
+    pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(tmp_path / "val.parquet")
+    prompts = same_tokens.prompts_of(tmp_path / "val.parquet", tokenizer, 2)
+    assert len(prompts) == 2
+    assert tokenizer.decode(prompts[0]) == "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
