@@ -86,9 +86,8 @@ def show(plan: Mapping[str, Any], work: Path) -> None:
     """Every run's command and how far it is."""
     for run in runs(plan, work):
         values = " ".join(f"{key}={value}" for key, value in run.environment().items())
-        print(
-            f"{run.step()} of {run.variables['STEPS']} steps: {values} bash {' '.join([plan['command'], *run.overrides])}"
-        )
+        command = " ".join([values, "bash", plan["command"], *run.overrides])
+        print(f"{run.step()} of {run.variables['STEPS']} steps: {command}")
 
 
 def start(plan: Mapping[str, Any], work: Path) -> int:
