@@ -57,7 +57,6 @@ def resumed(work: Work) -> Resumed:
     command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8"]
     command += ["actor_rollout_ref.rollout.n=4", *SHARED_SEQUENCES, *STATES_ON_THE_HOST]
     command += [f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
-    command += [f"trainer.validation_data_dir={run}/validation"]
     values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="8", **stand_in.variables())
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -79,14 +78,14 @@ def resumed(work: Work) -> Resumed:
 def own_rule(work: Work, tmp_path_factory) -> Path:
     """The run that a reader of docs/extending.md gets who copies its files and commands into an empty folder.
 
-    To its last command the test adds only what is sampled in validation, and that verl keeps the samples.
+    To its last command the test adds only what is sampled in validation, which is once.
     """
     folder = tmp_path_factory.mktemp("reader")
     for language in ("python", "yaml"):
         pages.write("extending.md", language, folder)
     run = work.folder / "quickstart-cutoff-seed0-ranks1"
     more = [f"actor_rollout_ref.rollout.val_kwargs.{key}={value}" for key, value in SAMPLED.items()]
-    more += [f"trainer.validation_data_dir={run}/validation"]
+    more += ["trainer.test_freq=-1"]  # before the training all the same
     commands = " ".join([pages.blocks("extending.md", "bash")[0].rstrip(), *more])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     values = environment(work, CPPO_VERL=str(ROOT), PATH=path)

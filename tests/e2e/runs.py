@@ -55,8 +55,8 @@ def records(run: Path) -> list[dict]:
 
 
 def validation(work: Work, run: Path, step: int) -> pandas.DataFrame:
-    """The samples of a run with ``trainer.validation_data_dir=RUN/validation``, sorted by problem."""
-    lines = (run / "validation" / f"{step}.jsonl").read_text().splitlines()
+    """The samples that a run's validation kept, sorted by problem."""
+    lines = (run / "validations" / f"{step}.jsonl").read_text().splitlines()
     frame = pandas.DataFrame([json.loads(line) for line in lines])
     prompts = pandas.read_parquet(work.data / "val.parquet")["prompt"]
     number = {prompt[0]["content"]: i for i, prompt in enumerate(prompts)}

@@ -89,7 +89,7 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
         "trainer.experiment_name": "dppo_tv",
     }
     assert {key: given.get(key) for key in wanted} == wanted
-    assert "trainer.validation_data_dir" not in given
+    assert given["trainer.validation_data_dir"] == f"{commands[-1][2]}/validations"
 
 
 def test_the_real_model_goes_through_its_stages(root):
