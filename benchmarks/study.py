@@ -24,8 +24,6 @@ from data_prep import validations
 
 ROOT = Path(__file__).parent.parent
 PLANS = Path(__file__).parent / "studies"
-MASKED = "actor/trust_region/masked_share"
-STEP_SECONDS = "timing_s/step"  # without validation
 SURE = 3.0  # standard errors
 
 
@@ -72,10 +70,11 @@ def load(name: str) -> dict[str, Any]:
 def runs(plan: Mapping[str, Any], work: Path) -> list[Run]:
     """All runs, seed by seed, so that a study that is cut short has whole seeds."""
     pairs = [(arm, seed) for seed in plan["seeds"] for arm in plan["arms"]]
-    pairs += [(arm, seed) for arm, values in plan.get("besides", {}).items() for seed in values["seeds"]]
+    besides = plan.get("besides", {})
+    pairs += [(arm, seed) for arm, values in besides.items() for seed in values["seeds"]]
     found = []
     for arm, seed in pairs:
-        values = plan["arms"].get(arm) or plan["besides"][arm]
+        values = {**plan["arms"], **besides}[arm]
         variables = {**plan["settings"], **values["variables"]}
         folder = work / f"study-{plan['name']}" / f"{arm}-seed{seed}"
         found.append(Run(arm, seed, folder, variables, values.get("overrides", ())))
@@ -130,12 +129,13 @@ def _course(run: Run) -> str:
     """How a run went on its way: masking, age of its data, time."""
     frame = logs.read_run(run.folder).frame
     text = "no masked share in its log"
-    if MASKED in frame:
-        text = f"masked in {(frame[MASKED] > 0).mean():.0%} of the steps, {frame[MASKED].mean():.2%} of the tokens"
+    if names.MASKED in frame:
+        masked = frame[names.MASKED].dropna()  # the validation before the first step has none
+        text = f"masked in {(masked > 0).mean():.0%} of the steps, {masked.mean():.2%} of the tokens"
     if names.BEHIND_MEAN in frame:
         text += f"; {frame[names.BEHIND_MEAN].mean():.2f} versions behind"
-    if STEP_SECONDS in frame:
-        text += f"; {frame[STEP_SECONDS].median():.1f} s a step"
+    if names.TIME_STEP in frame:
+        text += f"; {frame[names.TIME_STEP].median():.2f} s a step"  # validation is not in it
     return text
 
 

@@ -40,7 +40,9 @@ def read(run: Path) -> Mapping[int, Answers]:
             entry = json.loads(line)
             answers.setdefault(entry["input"], []).append(entry)
     if not found:
-        raise ValidationError(f"{run / FOLDER} has no validations: has the run got as far, with real_model.sh?")
+        raise ValidationError(
+            f"{run / FOLDER} has no validations: has the run got as far, with quickstart.sh or real_model.sh?"
+        )
     return found
 
 

@@ -10,7 +10,7 @@
 #   METHOD=cppo   any preset        STEPS=60   training steps        SEED=0   of the run; data and warm start stay the same
 #   PROMPT_TOKENS=64 RESPONSE_TOKENS=24   the longest of each        LR=1e-5  MINIBATCH=4 of PROMPTS=16 x N=8
 #   TRAIN=2048 VAL=256   questions
-#   DTYPE=...     of the arithmetic, as on a GPU: bfloat16 where the CPU has it, which is several times faster, else
+#   DTYPE=...     of the arithmetic, as on a GPU: bfloat16 where the CPU has it, which is two to three times faster, else
 #                 float32; the trained weights are float32
 #   RUN=runs/...  run directory; started again, the same command resumes there (FRESH=1 starts over)
 #   PLAN=1        makes data, model and warm start, and stops before the training

@@ -16,13 +16,20 @@ REAL = study.load("real_model")
 def finish(run: study.Run, accuracy: float, masked: float = 0.01) -> None:
     """A finished run with ``accuracy`` of ten questions right at its end and two at its start."""
     (run.folder / "logs").mkdir(parents=True)
-    lines = [
-        {"step": step, "data": {study.MASKED: masked * (step % 2), study.STEP_SECONDS: 3.0, names.BEHIND_MEAN: 1.5}}
+    lines: list[dict] = [{"step": 0, "data": {"val-core/rg/acc/mean@2": 0.2}}]
+    lines += [
+        {"step": step, "data": {names.MASKED: masked * (step % 2), names.TIME_STEP: 3.0, names.BEHIND_MEAN: 1.5}}
         for step in range(1, 61)
     ]
     (run.folder / "logs/metrics-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step, share in ((0, 0.2), (60, accuracy)):
         write(run.folder, step, {str(question): [question < 10 * share] for question in range(10)})
+
+
+READINGS = {
+    "real_model": {"learned", "rules", "binds", "topk", "texts", "stopping"},
+    "stale": {"learned", "pairs", "staleness", "time", "stopping"},
+}
 
 
 @pytest.mark.parametrize("name, arms, count", [("real_model", 4, 13), ("stale", 10, 30)])
@@ -36,7 +43,7 @@ def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, tmp
     assert (values["METHOD"], values["SEED"], values["STEPS"]) == ("cppo", "0", "60")
     assert (study.ROOT / plan["command"]).is_file()
     assert {arm for pair in plan.get("pairs", ()) for arm in pair} <= set(plan["arms"])
-    assert "stopping" in plan["reading"]
+    assert set(plan["reading"]) == READINGS[name]
 
 
 def test_another_name_is_answered_with_those_there_are():
@@ -55,9 +62,12 @@ def test_only_finished_runs_are_read(tmp_path):
     assert text.startswith("4 of 13 runs are finished")
     assert (
         "cppo seed 0: 0.200 to 0.900, +0.700, standard error 0.153: rises by more than 3 of them; masked in 50% of the "
-        "steps, 0.50% of the tokens; 1.50 versions behind; 3.0 s a step" in text
+        "steps, 0.50% of the tokens; 1.50 versions behind; 3.00 s a step" in text
     )
-    assert "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise by more than 3 of them" in text
+    assert (
+        "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise by more than 3 of them; masked in 0%"
+        in text
+    )
     assert "cppo - grpo at the end: +0.300, 95% +0.300 to +0.300, 2 seeds" in text
 
 
