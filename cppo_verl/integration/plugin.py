@@ -4,7 +4,7 @@ It only plants hooks; the work happens when verl imports the module that a regis
 platform happens only under ``VERL_PLATFORM=cpu``.
 """
 
-from cppo_verl.integration import cpu
+from cppo_verl.integration import cpu, sockets
 from cppo_verl.integration.on_import import on_import
 
 
@@ -28,5 +28,7 @@ def _register_engine(engine_workers) -> None:
 on_import("verl.trainer.ppo.core_algos", _register_losses)
 on_import("verl.trainer.ppo.v1.trainer_sync", _register_trainer)
 on_import("verl.workers.engine_workers", _register_engine)
+on_import("verl.workers.rollout.vllm_rollout.vllm_rollout", sockets.own_sender)
+on_import("verl.workers.rollout.vllm_rollout.vllm_async_server", sockets.own_receiver)
 if cpu.enabled():
     cpu.activate()
