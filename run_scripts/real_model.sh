@@ -7,8 +7,8 @@
 #   PROMPT=...    system message: its text, a name of reasoning-gym's, or none
 #   WARM=1        0 leaves out the supervised start, which ends at a sampled accuracy of TARGET=0.25 and is refused below
 #                 LOWEST=0.2 in a closer measurement
-#   METHOD=cppo   any preset        STEPS=60   training steps        SEED=0   of the run; data and warm start stay the same
-#   PROMPT_TOKENS=64 RESPONSE_TOKENS=24   the longest of each        LR=1e-5  MINIBATCH=4 of PROMPTS=16 x N=8
+#   METHOD=cppo   any preset        STEPS=40   training steps        SEED=0   of the run; data and warm start stay the same
+#   PROMPT_TOKENS=64 RESPONSE_TOKENS=24   the longest of each        LR=2e-5  MINIBATCH=4 of PROMPTS=16 x N=8
 #   TRAIN=2048 VAL=256   questions
 #   DTYPE=...     of the arithmetic, as on a GPU: bfloat16 where the CPU has it, which is two to three times faster, else
 #                 float32; the trained weights are float32
@@ -17,9 +17,9 @@
 # Further arguments are Hydra overrides for verl.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-METHOD=${METHOD:-cppo} STEPS=${STEPS:-60} SEED=${SEED:-0} RANKS=${RANKS:-1}
+METHOD=${METHOD:-cppo} STEPS=${STEPS:-40} SEED=${SEED:-0} RANKS=${RANKS:-1}
 WARM=${WARM:-1} TARGET=${TARGET:-0.25} LOWEST=${LOWEST:-0.2}
-TASKS=${TASKS:-chain_sum(min_terms=2, max_terms=3, min_digits=1, max_digits=2)}
+TASKS=${TASKS:-chain_sum(min_terms=3, max_terms=4, min_digits=1, max_digits=1)}
 PROMPT=${PROMPT:-Answer with the result only.}
 WORK=${WORK:-$root/runs}
 NAME=real_model EXTRA=real
@@ -28,7 +28,7 @@ THREADS=${THREADS:-2} # trainer and rollout engine take turns
 PROMPTS=${PROMPTS:-16} N=${N:-8} MINIBATCH=${MINIBATCH:-4} # 4 updates a rollout batch
 PROMPT_TOKENS=${PROMPT_TOKENS:-64} RESPONSE_TOKENS=${RESPONSE_TOKENS:-24} PACK=${PACK:-1024}
 MODEL_LENGTH=$((PROMPT_TOKENS + RESPONSE_TOKENS))
-LR=${LR:-1e-5} TEST_FREQ=${TEST_FREQ:-20} SAVE_FREQ=${SAVE_FREQ:-20} VAL_N=2 TRAIN=${TRAIN:-2048} VAL=${VAL:-256}
+LR=${LR:-2e-5} TEST_FREQ=${TEST_FREQ:-20} SAVE_FREQ=${SAVE_FREQ:-20} VAL_N=2 TRAIN=${TRAIN:-2048} VAL=${VAL:-256}
 DTYPE=${DTYPE:-$(grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bfloat16 || echo float32)}
 EXTRA_ARGS=(
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype="$DTYPE"
