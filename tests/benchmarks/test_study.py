@@ -32,15 +32,15 @@ READINGS = {
 }
 
 
-@pytest.mark.parametrize("name, arms, count", [("real_model", 4, 13), ("stale", 10, 30)])
-def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, tmp_path):
+@pytest.mark.parametrize("name, arms, count, steps", [("real_model", 4, 13, "20"), ("stale", 10, 30, "60")])
+def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, steps, tmp_path):
     plan = study.load(name)
     runs = study.runs(plan, tmp_path)
     assert len(runs) == count and len({run.folder for run in runs}) == count
     assert {run.variables["METHOD"] for run in runs} <= set(presets.names())
     assert [run.seed for run in runs[:arms]] == [0] * arms  # seed by seed
     values = runs[0].environment()
-    assert (values["METHOD"], values["SEED"], values["STEPS"]) == ("cppo", "0", "60")
+    assert (values["METHOD"], values["SEED"], values["STEPS"]) == ("cppo", "0", steps)
     assert (study.ROOT / plan["command"]).is_file()
     assert {arm for pair in plan.get("pairs", ()) for arm in pair} <= set(plan["arms"])
     assert set(plan["reading"]) == READINGS[name]
@@ -86,7 +86,7 @@ def test_a_run_that_fails_stops_the_study_and_finished_ones_are_not_started(tmp_
     plan = REAL | {"command": script.name, "arms": REAL["arms"] | own}
     finish(study.runs(plan, tmp_path)[0], 0.9)
     assert study.start(plan, tmp_path) == 1
-    assert (tmp_path / "started").read_text().split("\n") == ["dppo_tv 0 60 trainer.x=1", "grpo 0 60 ", ""]
+    assert (tmp_path / "started").read_text().split("\n") == ["dppo_tv 0 20 trainer.x=1", "grpo 0 20 ", ""]
 
 
 def test_engines_are_compared_token_by_token():
