@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 
+import pytest
 from transformers import Qwen3Config
 
 from data_prep.tiny_qwen3 import build_tokenizer
 from tests import ROOT
 
 
+@pytest.mark.stack
 def test_no_run_takes_the_socket_of_another_one(tmp_path):
     Qwen3Config(architectures=["Qwen3ForCausalLM"]).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
