@@ -8,40 +8,47 @@ of vLLM's server, whose environment vLLM's processes inherit.
 """
 
 import os
+from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
+from typing import Any
 
 JOB = "VERL_RAY_JOB_ID"  # where verl's vLLM workers look for the job in the socket's name
 
 
-def _job_and_node(job: str) -> str:
-    import ray
-
-    return f"{job}-{ray.get_runtime_context().get_node_id()[:12]}"
-
-
 def own_sender(vllm_rollout: ModuleType) -> None:
     """Hook of ``verl.workers.rollout.vllm_rollout.vllm_rollout``, in the trainer's workers."""
-    adapter = vllm_rollout.ServerAdapter
-    construct = adapter.__init__
 
-    @wraps(construct)
-    def construct_and_name(self, *args, **kwargs):
-        construct(self, *args, **kwargs)
-        job = vllm_rollout.ray.get_runtime_context().get_job_id()  # as verl's constructor did
-        self.zmq_handle = self.zmq_handle.replace(job, _job_and_node(job))
+    def name(adapter) -> None:
+        job, job_and_node = _job_and_node()
+        adapter.zmq_handle = adapter.zmq_handle.replace(job, job_and_node)
 
-    adapter.__init__ = construct_and_name
+    _once_constructed(vllm_rollout.ServerAdapter, name)
 
 
 def own_receiver(vllm_async_server: ModuleType) -> None:
     """Hook of ``verl.workers.rollout.vllm_rollout.vllm_async_server``, in the actor that starts vLLM."""
-    server = vllm_async_server.vLLMHttpServer
-    construct = server.__init__
+
+    def name(_) -> None:
+        os.environ[JOB] = _job_and_node()[1]
+
+    _once_constructed(vllm_async_server.vLLMHttpServer, name)
+
+
+def _once_constructed(kind: Any, action: Callable[[Any], None]) -> None:
+    construct = kind.__init__
 
     @wraps(construct)
-    def construct_and_name(self, *args, **kwargs):
+    def construct_and_act(self, *args, **kwargs):
         construct(self, *args, **kwargs)
-        os.environ[JOB] = _job_and_node(os.environ[JOB])
+        action(self)
 
-    server.__init__ = construct_and_name
+    kind.__init__ = construct_and_act
+
+
+def _job_and_node() -> tuple[str, str]:
+    """Ray's job id as verl writes it, and what stands for it here."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return context.get_job_id(), f"{context.get_job_id()}-{context.get_node_id()[:12]}"
