@@ -25,6 +25,8 @@ from data_prep import validations
 ROOT = Path(__file__).parent.parent
 PLANS = Path(__file__).parent / "studies"
 SURE = 3.0  # standard errors
+# verl's own, milliseconds a token: the rollout's are of the responses, the update's of prompts and responses
+RATES = {"rollout": "timing_per_token_ms/gen", "update": "timing_per_token_ms/update_actor"}
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,21 @@ def read(plan: Mapping[str, Any], work: Path) -> str:
 
 
 def _course(run: Run) -> str:
-    """How a run went on its way: masking, age of its data, time."""
+    """How a run went on its way: masking, divergence, age of its data, time."""
     frame = logs.read_run(run.folder).frame
     text = "no masked share in its log"
     if names.MASKED in frame:
         masked = frame[names.MASKED].dropna()  # the validation before the first step has none
         text = f"masked in {(masked > 0).mean():.0%} of the steps, {masked.mean():.2%} of the tokens"
+    if names.DIVERGENCE_MEAN in frame:
+        text += f"; mean divergence {frame[names.DIVERGENCE_MEAN].mean():.5f}"
     if names.BEHIND_MEAN in frame:
         text += f"; {frame[names.BEHIND_MEAN].mean():.2f} versions behind"
     if names.TIME_STEP in frame:
         text += f"; {frame[names.TIME_STEP].median():.2f} s a step"  # validation is not in it
+    for stage, key in RATES.items():
+        if key in frame:
+            text += f"; {stage} {1000 / frame[key].median():.0f} tokens a second"
     return text
 
 

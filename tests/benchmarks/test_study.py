@@ -15,12 +15,11 @@ REAL = study.load("real_model")
 
 def finish(run: study.Run, accuracy: float, masked: float = 0.01) -> None:
     """A finished run with ``accuracy`` of ten questions right at its end and two at its start."""
+    course = {names.TIME_STEP: 3.0, names.BEHIND_MEAN: 1.5, names.DIVERGENCE_MEAN: 0.004}
+    course |= {"timing_per_token_ms/gen": 4.0, "timing_per_token_ms/update_actor": 2.0}
     (run.folder / "logs").mkdir(parents=True)
     lines: list[dict] = [{"step": 0, "data": {"val-core/rg/acc/mean@2": 0.2}}]
-    lines += [
-        {"step": step, "data": {names.MASKED: masked * (step % 2), names.TIME_STEP: 3.0, names.BEHIND_MEAN: 1.5}}
-        for step in range(1, 61)
-    ]
+    lines += [{"step": step, "data": {names.MASKED: masked * (step % 2), **course}} for step in range(1, 61)]
     (run.folder / "logs/metrics-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step, share in ((0, 0.2), (60, accuracy)):
         write(run.folder, step, {str(question): [question < 10 * share] for question in range(10)})
@@ -62,7 +61,8 @@ def test_only_finished_runs_are_read(tmp_path):
     assert text.startswith("4 of 13 runs are finished")
     assert (
         "cppo seed 0: 0.200 to 0.900, +0.700, standard error 0.153: rises by more than 3 of them; masked in 50% of the "
-        "steps, 0.50% of the tokens; 1.50 versions behind; 3.00 s a step" in text
+        "steps, 0.50% of the tokens; mean divergence 0.00400; 1.50 versions behind; 3.00 s a step; "
+        "rollout 250 tokens a second; update 500 tokens a second" in text
     )
     assert (
         "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise by more than 3 of them; masked in 0%"
