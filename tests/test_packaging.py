@@ -73,6 +73,7 @@ print(json.dumps([added, seconds, "cpu" in PlatformRegistry.registered_names(), 
 """
 
 
+@pytest.mark.stack
 def test_the_plugin_is_light_and_the_cpu_platform_inert_without_its_variable():
     added, seconds, platform, version = json.loads(python(IMPORT_VERL, VERL_PLATFORM="").splitlines()[-1])
     assert all(name.startswith("cppo_verl") for name in added), added
@@ -81,6 +82,7 @@ def test_the_plugin_is_light_and_the_cpu_platform_inert_without_its_variable():
     assert not platform and version is None
 
 
+@pytest.mark.stack
 def test_the_cpu_platform_is_there_with_its_variable():
     _, _, platform, version = json.loads(python(IMPORT_VERL, VERL_PLATFORM="cpu").splitlines()[-1])
     assert platform

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests import ROOT
+
+pytestmark = pytest.mark.stack
 
 CHECKS = {"versions", "plug-in", "presets", "attention", "device", "disk", "shared memory", "vLLM"}
 OF_GPUS = {"driver", "GPUs", "NCCL"}

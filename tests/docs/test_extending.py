@@ -88,6 +88,7 @@ print(json.dumps([*problems, extensions.from_outside(), config.actor_rollout_ref
 """
 
 
+@pytest.mark.stack
 def test_as_a_package(tmp_path: Path):
     """Built and installed by pip from the page's pyproject.toml."""
     source, target = tmp_path / "my_rules", tmp_path / "installed"

@@ -71,12 +71,12 @@ def agree_problem_by_problem(work: Work, run: Path, step: int, evaluation: Path)
 def test_greedy_evaluation_equals_validation_before_training_and_of_the_last_checkpoint(work: Work, resumed: Resumed):
     """First a model without a run, then the shards of two FSDP ranks, with data, reward and lengths of the run."""
     run, greedy = resumed.run, ["--n", 1, "--temperature", 0]
-    shards = sorted(p.name for p in (run / "checkpoints/global_step_8/actor").glob("model_*.pt"))
+    shards = sorted(p.name for p in (run / "checkpoints/global_step_6/actor").glob("model_*.pt"))
     assert shards == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
-    before, after = work.folder / "eval-greedy", run / "eval/global_step_8"
+    before, after = work.folder / "eval-greedy", run / "eval/global_step_6"
     evaluate([*plain(work), *greedy, "--out", before], [run, *greedy])
     agree_problem_by_problem(work, run, 0, before)
-    agree_problem_by_problem(work, run, 8, after)
+    agree_problem_by_problem(work, run, 6, after)
     assert 0.2 < written(before)[0]["mean"]["mean"] < 1
     assert list(written(before)[1]["response"]) != list(written(after)[1]["response"])  # training did change the model
 

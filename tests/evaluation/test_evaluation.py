@@ -259,6 +259,7 @@ class TestCheckpoint:
         assert evaluate.default_out(source) == run_dir / "eval/global_step_7"
         assert evaluate.default_out(plain) == Path.cwd() / "eval" / model.name
 
+    @pytest.mark.stack
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_two_shards_merge_to_the_weights_they_were_cut_from(self, run_dir, model, tmp_path, dtype):
         source = checkpoint.locate(str(run_dir))
@@ -326,6 +327,7 @@ class TestCheckpoint:
         assert "model nobody/nothing is neither a folder here nor reachable on the hub" in done.stderr
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.stack
     def test_a_merger_that_fails_says_why_and_leaves_no_model(self, run_dir, tmp_path):
         step = tmp_path / "global_step_7"
         shutil.copytree(run_dir / "checkpoints/global_step_7", step)

@@ -316,10 +316,15 @@ def test_the_plot_is_on_the_axis_of_the_tokens(fresh):
 
 
 def colors(book: Book) -> set[tuple[int, ...]]:
-    """Colours of the plot that fill more than a few pixels."""
+    """Colours of the plot that fill more than a few pixels, once it is drawn."""
+    pixels = (
+        "(c => c.width && c.height ? c.getContext('2d').getImageData(0, 0, c.width, c.height).data : [])"
+        "(document.getElementById('plot'))"
+    )
+    book.wait(f"{pixels}.some((x, i) => i % 4 === 3 && x === 255)")
     data = book.js(
-        "const c = document.getElementById('plot'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        "const seen = {}; for (let i = 0; i < d.length; i += 4) {"
+        f"const d = {pixels}, seen = {{}};"
+        "for (let i = 0; i < d.length; i += 4) {"
         "const k = [d[i], d[i+1], d[i+2]]; if (d[i+3] === 255) seen[k] = (seen[k] || 0) + 1; }"
         "return Object.keys(seen).filter(k => seen[k] > 20)"
     )
@@ -332,7 +337,6 @@ def test_light_and_dark(fresh):
     browser.screen(fresh.driver, dark=True)
     fresh.wait(f"(() => {{ {page} }})() !== '{light}'")
     fresh.open()
-    fresh.wait("new Promise(requestAnimationFrame)")
     assert fresh.js(page) == "rgb(20, 24, 29)" and light == "rgb(251, 250, 247)"
     spend = {"light": (31, 122, 111), "dark": (85, 189, 174)}
     assert spend["light"] in drawn and spend["dark"] in colors(fresh) and spend["light"] not in colors(fresh)

@@ -148,6 +148,7 @@ def test_verls_own_losses_keep_their_clip_range(mode):
     assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == (mode, 0.2, 0.28)
 
 
+@pytest.mark.stack
 def test_the_stock_command_line_stops_before_ray(tmp_path):
     started = time.monotonic()
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+trust_region=cppo", KNOB + "w_min=0", GROUP_OF_8]

@@ -58,6 +58,7 @@ def losses(front: Path) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.stack
 def test_both_versions_compute_the_same_losses(verl):
     here = json.loads(json.dumps(loss_values.found()))
     other_version = "0.9.0" if here["version"] == "0.9.1" else "0.9.1"
@@ -70,6 +71,7 @@ def test_both_versions_compute_the_same_losses(verl):
     assert len({tuple(values) for values in here["losses"].values()}) >= 9  # the two TRM rules may agree
 
 
+@pytest.mark.stack
 def test_an_older_version_is_refused_by_name(verl, tmp_path):
     done = run(verl("0.8.0"), "-m", "verl.trainer.main_ppo", "+trust_region=cppo", GROUP_OF_8, cwd=tmp_path)
     assert done.returncode == 1

@@ -115,6 +115,7 @@ def test_too_small_a_value_is_named_with_the_key_that_helps(tmp_path, monkeypatc
     assert not said(monkeypatch, path, f"{BUCKET}=107", platform="")  # a GPU sends large tensors by themselves
 
 
+@pytest.mark.stack
 def test_the_stock_command_line_stops_before_ray(tmp_path):
     """verl's own entry point: the callbacks of preset and platform both run, and nothing is started."""
     overrides = ["+trust_region=cppo", "+platform=cpu", *RUN, model(tmp_path / "m"), f"{BUCKET}=64"]

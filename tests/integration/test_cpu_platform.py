@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SOURCE = """
 from vllm.plugins import load_general_plugins
 load_general_plugins()
@@ -21,6 +23,7 @@ except NotImplementedError as error:
 """
 
 
+@pytest.mark.stack
 def test_weights_stay_live_and_experts_are_refused():
     values = {**os.environ, "VERL_PLATFORM": "cpu"}
     done = subprocess.run([sys.executable, "-c", SOURCE], env=values, capture_output=True, text=True, timeout=300)

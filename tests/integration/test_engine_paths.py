@@ -16,6 +16,8 @@ from tests import ROOT, stand_in
 from tests.integration.engine_ranks import WAYS
 from tests.integration.test_topk import K
 
+pytestmark = pytest.mark.stack
+
 FLOAT32 = (
     "padded",
     "packed",

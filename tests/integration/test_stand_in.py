@@ -77,6 +77,7 @@ def test_padding_is_verls_fallback():
     assert torch.equal(bert_padding.pad_input(ours[0], ours[1], 3, 4), x * mask.unsqueeze(-1))
 
 
+@pytest.mark.stack
 def test_verl_and_transformers_find_it():
     source = (
         "import verl, torch; from transformers.utils import is_flash_attn_2_available as found;"

@@ -268,6 +268,7 @@ def test_a_run_refuses_the_same_before_anything_starts(bare_python, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.stack
 def test_a_plan_with_verl_checks_the_composed_config():
     """Of two things that only the composed config shows, and one that paper shows, all are said."""
     overrides = ["actor_rollout_ref.rollout.top_p=0.9", "trainer.use_v1=false"]
@@ -280,6 +281,7 @@ def test_a_plan_with_verl_checks_the_composed_config():
     assert (looked if FOR_GPUS else elsewhere) in done.stdout
 
 
+@pytest.mark.stack
 def test_a_plan_where_the_run_could_start_looks_for_its_attention():
     """On the CPU platform an environment is complete without flash attention, until sequences are split."""
     done = script("qwen3_30b_a3b_base", "plan", VERL_PLATFORM="cpu")

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cppo_verl.selftest.table import FAILS, NOT_RUN
 from tests import ROOT
+
+pytestmark = pytest.mark.stack
 
 COMMAND = [sys.executable, "-m", "cppo_verl.cli.main", "selftest"]
 
