@@ -25,8 +25,6 @@ from data_prep import validations
 ROOT = Path(__file__).parent.parent
 PLANS = Path(__file__).parent / "studies"
 SURE = 3.0  # standard errors
-# verl's own, milliseconds a token: the rollout's are of the responses, the update's of prompts and responses
-RATES = {"rollout": "timing_per_token_ms/gen", "update": "timing_per_token_ms/update_actor"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _course(run: Run) -> str:
         text += f"; {frame[names.BEHIND_MEAN].mean():.2f} versions behind"
     if names.TIME_STEP in frame:
         text += f"; {frame[names.TIME_STEP].median():.2f} s a step"  # validation is not in it
-    for stage, key in RATES.items():
+    for stage, key in (("rollout", names.TOKEN_GEN), ("update", names.TOKEN_UPDATE)):
         if key in frame:
             text += f"; {stage} {1000 / frame[key].median():.0f} tokens a second"
     return text

@@ -37,6 +37,8 @@ SCALE = "trust_region/threshold_scale"
 TIME_STEP = "timing_s/step"
 TIME_GEN = "timing_s/gen"
 TIME_UPDATE = "timing_s/update_actor"
+TOKEN_GEN = "timing_per_token_ms/gen"  # verl's own: of responses
+TOKEN_UPDATE = "timing_per_token_ms/update_actor"  # of prompts and responses
 
 VALIDATION = ("val-core/", "val-aux/")  # what verl's validation logs, and nothing else does
 

@@ -16,7 +16,7 @@ REAL = study.load("real_model")
 def finish(run: study.Run, accuracy: float, masked: float = 0.01) -> None:
     """A finished run with ``accuracy`` of ten questions right at its end and two at its start."""
     course = {names.TIME_STEP: 3.0, names.BEHIND_MEAN: 1.5, names.DIVERGENCE_MEAN: 0.004}
-    course |= {"timing_per_token_ms/gen": 4.0, "timing_per_token_ms/update_actor": 2.0}
+    course |= {names.TOKEN_GEN: 4.0, names.TOKEN_UPDATE: 2.0}
     (run.folder / "logs").mkdir(parents=True)
     lines: list[dict] = [{"step": 0, "data": {"val-core/rg/acc/mean@2": 0.2}}]
     lines += [{"step": step, "data": {names.MASKED: masked * (step % 2), **course}} for step in range(1, 61)]

@@ -26,7 +26,7 @@ from data_prep.math_reward import Server, compute_score
 from tests.data_prep.hostile_answers import hostile_completions
 
 COUNT = 1000
-IN_THREADS = 120  # of those, with every kind several times; the bounded ones take all of their time
+IN_THREADS = 300  # of those, some forty of which take all of their time: 14 s
 LIMIT = 0.3
 SCRIPT = Path(math_reward.__file__).with_name("math_verify_server.py")
 KEYS = {"score", "acc", "pred", "timed_out"}
@@ -159,7 +159,7 @@ def test_hostile_completions_through_math_verify_in_threads(hostile: tuple[list[
     print(f"{IN_THREADS} in {seconds:.0f} s, {bounded} bounded, own peak grown by {grown / 1024:.1f} MiB")
     for verdict in verdicts:
         check(verdict)
-    assert bounded >= 6
+    assert bounded >= 15
     assert seconds < IN_THREADS * (LIMIT + 0.5)
     assert grown < 64 * 1024
     assert not trace.exists()

@@ -53,7 +53,7 @@ def every_preset(work: Work) -> dict[str, list[dict]]:
 def test_every_preset_trains_through_the_real_stack(every_preset, preset):
     steps = every_preset[preset]
     trained = [step for step in steps if step["trust_region/zero_variance_share"] < 1]
-    assert len(trained) >= STEPS_EACH // 2
+    assert len(trained) >= max(2, STEPS_EACH // 2)
     for step in trained:
         assert all(math.isfinite(v) for v in step.values() if isinstance(v, int | float))
         assert step["actor/grad_norm"] > 0
