@@ -20,6 +20,7 @@ types=$(mktemp)
 together=(--dist loadgroup --no-loadscope-reorder) # tests/conftest.py says what stays together and what begins
 [[ ${1:-} != fast ]] || set -- -m "not stack" -n 3 "${together[@]}" "${@:2}" # three, since some tests only wait
 [[ $# -gt 0 ]] || set -- -n 2 "${together[@]}"
+unset PYTHONDONTWRITEBYTECODE # containers set it; pytest rewrites every test file at each start then
 export RAY_worker_niceness=0 # else the real stack yields to the other process
 status=0
 "$venv/bin/python" -m pytest "$@" || status=$?

@@ -24,7 +24,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from cppo_verl.integration import alarms, anchor, checks, looks, losses, topk
+from cppo_verl.integration import alarms, anchor, bootstrap, checks, looks, losses, topk
 from cppo_verl.integration.estimator import findings
 from cppo_verl.integration.recorder import Call, Draw, Recorder
 from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
@@ -95,6 +95,10 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
         self.actor_rollout_wg.update_actor = functools.partial(self._dispatch, self.actor_rollout_wg.update_actor)
         if self.options.get("record", 0):
             self.recorder = Recorder(self.config, self.tokenizer)
+
+    def _val_metrics_update(self, *arguments, **named) -> dict[str, float]:
+        with bootstrap.quick():
+            return super()._val_metrics_update(*arguments, **named)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         token = findings.set([])

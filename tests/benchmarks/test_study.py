@@ -99,9 +99,9 @@ def test_engines_are_compared_token_by_token():
 def test_prompts_are_chats(tmp_path: Path):
     import pandas
 
-    from data_prep import tiny_qwen3
+    from data_prep import tiny_model
 
-    tokenizer = tiny_qwen3.build_tokenizer()
+    tokenizer = tiny_model.build_tokenizer()
     pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(tmp_path / "val.parquet")
     prompts = same_tokens.prompts_of(tmp_path / "val.parquet", tokenizer, 2)
     assert len(prompts) == 2

@@ -26,7 +26,7 @@ from data_prep import aime, dapo_math, math_data, math_table, problems
 from data_prep.math_table import Options
 from data_prep.problems import INSTRUCTION, REMINDER, BadRow
 from data_prep.sources import DataError, Source
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 from tests import ROOT
 from tests.data_prep.math_sources import aime_rows, dapo_rows, output_rows, verl_row, wrapped, write, write_large
 

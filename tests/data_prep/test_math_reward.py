@@ -238,7 +238,7 @@ def test_verls_reward_manager_takes_the_verdict():
     from verl import DataProto
     from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 
-    from data_prep.tiny_qwen3 import build_tokenizer
+    from data_prep.tiny_model import build_tokenizer
 
     tokenizer = build_tokenizer()
 

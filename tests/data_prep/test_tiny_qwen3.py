@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from data_prep import arithmetic, storage, tiny_qwen3
+from data_prep import arithmetic, storage, tiny_model, tiny_qwen3
 from data_prep.arithmetic import Arguments, Expression, partial_results, reference_solution
-from data_prep.tiny_qwen3 import Recipe, WarmStart
+from data_prep.tiny_model import WarmStart
+from data_prep.tiny_qwen3 import Recipe
 
 # Two or three operands: one or two lines, learned in a third of the steps of the quickstart's.
 SHORT_DATA = Arguments(train=500, val=20, min_operands=3, max_operands=3)
@@ -21,7 +22,7 @@ SHORT = Recipe(layers=1, hidden=64, held_out=128, error_rate=0.5, learning_rate=
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return tiny_qwen3.build_tokenizer()
+    return tiny_model.build_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +63,13 @@ def test_chat_prompt_is_chatml_and_ends_where_the_assistant_starts(tokenizer: Pr
     text = "<|im_start|>user\n1+2=?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert ids == tiny_qwen3.encode_prompt(tokenizer, Expression(1, (("+", 2),)))
+    assert ids == tiny_model.encode_prompt(tokenizer, Expression(1, (("+", 2),)))
     assert len(ids) == 13 and tokenizer.decode(ids) == text
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.eos_token_id in ids
 
 
 def test_model_fits_the_tokenizer_and_the_rollout_engine(tokenizer: PreTrainedTokenizerFast):
-    model = tiny_qwen3.build_model(tokenizer, Recipe())
+    model = tiny_model.build_model(tokenizer, Recipe())
     assert model.config.vocab_size == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
     assert model.config.head_dim >= 32
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
@@ -78,18 +79,18 @@ def test_model_fits_the_tokenizer_and_the_rollout_engine(tokenizer: PreTrainedTo
 
 def test_targets_are_the_next_tokens_of_the_solution_only(tokenizer: PreTrainedTokenizerFast):
     short, long = Expression(1, (("+", 2),)), Expression(3, (("+", 4), ("-", 2)))
-    ids, targets = tiny_qwen3.encode_batch(tokenizer, [short, long], reference_solution)
+    ids, targets = tiny_model.encode_batch(tokenizer, [short, long], reference_solution)
     for row, target, expression in zip(ids, targets, [short, long], strict=True):
-        kept = target[target != tiny_qwen3.NO_TARGET]
+        kept = target[target != tiny_model.NO_TARGET]
         assert tokenizer.decode(kept) == reference_solution(expression) + "<|im_end|>"
-        position = int((target != tiny_qwen3.NO_TARGET).nonzero()[0])
+        position = int((target != tiny_model.NO_TARGET).nonzero()[0])
         assert torch.equal(row[position + 1 : position + 1 + len(kept)], kept)
-        assert row[: position + 1].tolist() == tiny_qwen3.encode_prompt(tokenizer, expression)
+        assert row[: position + 1].tolist() == tiny_model.encode_prompt(tokenizer, expression)
 
 
 def test_careless_results_without_errors_are_right():
     expression = Expression(3, (("+", 4), ("-", 2)))
-    assert tiny_qwen3.careless_results(expression, 0.0, 9, random.Random(0)) == [7, 5]
+    assert tiny_model.careless_results(expression, 0.0, 9, random.Random(0)) == [7, 5]
 
 
 def test_careless_results_stay_in_range_are_never_repaired_and_err_at_the_rate():
@@ -97,7 +98,7 @@ def test_careless_results_stay_in_range_are_never_repaired_and_err_at_the_rate()
     first_wrong = 0
     for expression in drawn:
         right = partial_results(expression)
-        written = tiny_qwen3.careless_results(expression, 0.35, 9, rng)
+        written = tiny_model.careless_results(expression, 0.35, 9, rng)
         assert all(0 <= value <= 9 for value in written)
         wrong = [a != b for a, b in zip(right, written, strict=True)]
         assert wrong == sorted(wrong)
@@ -114,7 +115,7 @@ def test_warm_start_lands_in_the_window_and_knows_more_than_it_samples(model_fol
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
     held_out = tiny_qwen3.read_expressions(data / "train.parquet")[: SHORT.held_out]
     torch.manual_seed(1)
-    sampled = tiny_qwen3.sampled_accuracy(model, tokenizer, held_out, samples=4)
+    sampled = tiny_model.sampled_accuracy(model, tokenizer, held_out, samples=4)
     # Two measurements of 512 samples each.
     assert sampled == pytest.approx(manifest["sampled_accuracy"], abs=4 * (2 * 0.25 / 512) ** 0.5)
 
@@ -123,8 +124,8 @@ def test_saved_folder_is_what_the_loaders_expect(model_folder: Path):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
     assert type(model).__name__ == "Qwen3ForCausalLM" and model.dtype == torch.float32
     assert model.config.vocab_size == len(tokenizer)
-    assert tokenizer.get_vocab() == tiny_qwen3.build_tokenizer().get_vocab()
-    assert tokenizer.chat_template == tiny_qwen3.CHAT_TEMPLATE
+    assert tokenizer.get_vocab() == tiny_model.build_tokenizer().get_vocab()
+    assert tokenizer.chat_template == tiny_model.CHAT_TEMPLATE
     assert os.listdir(model_folder.parent) == [model_folder.name]
 
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
-from data_prep import model_folder, reasoning_gym_data, tiny_qwen3, warm_start  # noqa: E402
+from data_prep import model_folder, reasoning_gym_data, tiny_model, tiny_qwen3, warm_start  # noqa: E402
 from data_prep.warm_start import NO_TARGET, Example, Recipe, WarmStart, WarmStartError  # noqa: E402
 
 TASKS = "chain_sum(min_terms=2, max_terms=2, max_digits=1)"  # 162 questions; answers -8..18
@@ -29,14 +29,14 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_qwen3.build_tokenizer()
+    return tiny_model.build_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[Path, Path]:
     """A new model and the data."""
     base = tmp_path_factory.mktemp("warm")
-    model = tiny_qwen3.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
+    model = tiny_model.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
     model_folder.save(base / "model", model, tokenizer, {"kind": "test"})
     reasoning_gym_data.prepare(base / "data", DATA)
     return base / "model", base / "data"

@@ -49,15 +49,15 @@ class Resumed:
 
 @pytest.fixture(scope="session")
 def resumed(work: Work) -> Resumed:
-    """Six steps of two ranks with greedy validation before and after, killed between 2 and 6.
+    """Four steps of two ranks with greedy validation before and after, killed between 2 and 4.
 
     The ranks share each sequence, on the Top-K estimator, with checkpointing and states offloaded.
     """
     run = work.folder / "resumed"
-    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=6", "data.train_batch_size=8"]
+    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8"]
     command += ["actor_rollout_ref.rollout.n=4", *SHARED_SEQUENCES, *STATES_ON_THE_HOST]
     command += [f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
-    values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="6", **stand_in.variables())
+    values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="4", **stand_in.variables())
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 900

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
@@ -71,12 +72,12 @@ def agree_problem_by_problem(work: Work, run: Path, step: int, evaluation: Path)
 def test_greedy_evaluation_equals_validation_before_training_and_of_the_last_checkpoint(work: Work, resumed: Resumed):
     """First a model without a run, then the shards of two FSDP ranks, with data, reward and lengths of the run."""
     run, greedy = resumed.run, ["--n", 1, "--temperature", 0]
-    shards = sorted(p.name for p in (run / "checkpoints/global_step_6/actor").glob("model_*.pt"))
+    shards = sorted(p.name for p in (run / "checkpoints/global_step_4/actor").glob("model_*.pt"))
     assert shards == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
-    before, after = work.folder / "eval-greedy", run / "eval/global_step_6"
+    before, after = work.folder / "eval-greedy", run / "eval/global_step_4"
     evaluate([*plain(work), *greedy, "--out", before], [run, *greedy])
     agree_problem_by_problem(work, run, 0, before)
-    agree_problem_by_problem(work, run, 6, after)
+    agree_problem_by_problem(work, run, 4, after)
     assert 0.2 < written(before)[0]["mean"]["mean"] < 1
     assert list(written(before)[1]["response"]) != list(written(after)[1]["response"])  # training did change the model
 
@@ -87,23 +88,17 @@ def sampled(work: Work) -> list[object]:
     return [*plain(work), *(part for key, value in SAMPLED.items() for part in (f"--{key.replace('_', '-')}", value))]
 
 
+@dataclass(frozen=True)
+class Killed:
+    """An evaluation that was killed: its folder, when each of its parts was written, and processes that stayed."""
+
+    out: Path
+    parts: dict[str, int]
+    left_behind: list[psutil.Process]
+
+
 @pytest.fixture(scope="module")
-def whole(work: Work, sampled) -> Path:
-    evaluate([*sampled, "--out", work.folder / "eval-sampled"])
-    return work.folder / "eval-sampled"
-
-
-def test_sampled_evaluation_agrees_within_the_standard_error(work: Work, own_rule: Path, whole: Path):
-    samples = validation(work, own_rule, 0)
-    theirs = estimates.clustered([list(group.astype(float)) for _, group in samples.groupby("number")["acc"]])
-    assert theirs.mean == pytest.approx(logged(own_rule, 0, SAMPLED["n"]), abs=1e-9)
-    ours = written(whole)[0]["mean"]
-    error = math.hypot(theirs.sampling_error, ours["sampling_error"])
-    assert 0 < error < 0.03
-    assert abs(ours["mean"] - theirs.mean) < 4 * error
-
-
-def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(work: Work, sampled, whole: Path):
+def killed(work: Work, sampled) -> Killed:
     out = work.folder / "eval-killed"
     arguments = [*map(str, sampled), "--part-size", "1", "--out", str(out)]
     command = [sys.executable, "-m", "cppo_verl.cli.main", "eval", *arguments, "--vllm", "max_num_seqs=16"]
@@ -117,12 +112,34 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(work: Work
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     time.sleep(0.5)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    parts = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
-    assert 20 <= len(parts) < 128
-    evaluate(arguments)
-    resumed, uninterrupted = written(out)[1], written(whole)[1]
-    assert all((out / "parts" / name).stat().st_mtime_ns == time_ for name, time_ in parts.items())
+    left_behind = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    return Killed(out, {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}, left_behind)
+
+
+@pytest.fixture(scope="module")
+def whole(work: Work, sampled, killed: Killed) -> Path:
+    """An uninterrupted evaluation, and in the same process the rest of the killed one."""
+    out = work.folder / "eval-sampled"
+    evaluate([*sampled, "--out", out], [*sampled, "--part-size", 1, "--out", killed.out])
+    return out
+
+
+def test_sampled_evaluation_agrees_within_the_standard_error(work: Work, own_rule: Path, whole: Path):
+    samples = validation(work, own_rule, 0)
+    theirs = estimates.clustered([list(group.astype(float)) for _, group in samples.groupby("number")["acc"]])
+    assert theirs.mean == pytest.approx(logged(own_rule, 0, SAMPLED["n"]), abs=1e-9)
+    ours = written(whole)[0]["mean"]
+    error = math.hypot(theirs.sampling_error, ours["sampling_error"])
+    assert 0 < error < 0.03
+    assert abs(ours["mean"] - theirs.mean) < 4 * error
+
+
+@pytest.mark.usefixtures("own_rule")  # to run where ``whole`` is
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(killed: Killed, whole: Path):
+    assert not killed.left_behind
+    assert 20 <= len(killed.parts) < 128
+    resumed, uninterrupted = written(killed.out)[1], written(whole)[1]
+    assert all((killed.out / "parts" / name).stat().st_mtime_ns == time_ for name, time_ in killed.parts.items())
     assert list(resumed["number"]) == list(uninterrupted["number"])
     # other batches, other rounding: nearly all samples are the same, not all of them need be
     assert (resumed["response"] == uninterrupted["response"]).mean() > 0.98

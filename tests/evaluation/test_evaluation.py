@@ -35,7 +35,7 @@ from cppo_verl.evaluation import (
     store,
     tables,
 )
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 from tests import ROOT
 
 FORK = multiprocessing.get_context("fork")

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import yaml
@@ -106,9 +106,10 @@ def write_run(
     experiment: str = "",
     every: int = 10,
     seed: int = 0,
+    logged: Collection[str] | None = None,
     **knobs: object,
 ) -> Path:
-    """A run directory with its log and config; training is logged every ``every`` steps."""
+    """A run directory with its log and config; training is logged every ``every`` steps, of it ``logged`` or all."""
     experiment = experiment or method.lower().replace("-", "_")
     run = folder / model_key(model) / experiment
     (run / "logs").mkdir(parents=True)
@@ -117,13 +118,14 @@ def write_run(
     lines = []
     for step in sorted({*scores, *range(1, end + 1, every)}):
         row = training(step, end, method, seed) if step else {}
+        row = {name: value for name, value in row.items() if logged is None or name in logged}
         row |= {f"val-core/{name}/acc/mean@16": value / 100 for name, value in scores.get(step, {}).items()}
         lines.append(json.dumps({"step": step, "data": row}))
     (run / "logs/metrics-1.jsonl").write_text("\n".join(lines) + "\n")
     return run
 
 
-def write_paper(folder: Path, every: int = 10) -> list[Path]:
+def write_paper(folder: Path, every: int = 10, logged: Collection[str] | None = None) -> list[Path]:
     """All 28 runs of Table 4; the one that the paper says collapsed does so here."""
     runs = []
     for i, row in enumerate(paper.breakdown()):
@@ -132,5 +134,5 @@ def write_paper(folder: Path, every: int = 10) -> list[Path]:
         else:
             best_step = row.t_stop - VALIDATED_EVERY * (i % 3) if row.t_stop % VALIDATED_EVERY == 0 else row.t_stop
             scores = curve(unrounded(row), row.t_stop, best_step, seed=i)
-        runs.append(write_run(folder, row.model, row.method, scores, every=every))
+        runs.append(write_run(folder, row.model, row.method, scores, every=every, logged=logged))
     return runs

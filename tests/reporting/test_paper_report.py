@@ -30,6 +30,7 @@ from tests.reporting.paper_runs import collapsing, config, curve, unrounded, wri
 from tests.reporting.test_report import Page, command, self_contained
 
 MODEL = "Qwen3-1.7B-Base"
+FEW = ("critic/rewards/mean", names.GRAD_NORM)
 ROWS = {(row.model, row.method): row for row in paper.breakdown()}
 
 
@@ -55,9 +56,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The report over all 28 runs."""
+    """The report over all 28 runs, with few of the pictures of each model: ``mixed`` has them all."""
     folder = tmp_path_factory.mktemp("whole")
-    write_paper(folder / "runs")
+    write_paper(folder / "runs", logged=FEW)
     return study_report(str(folder / "runs"), "--out", str(folder / "report"))
 
 
@@ -302,7 +303,7 @@ def test_a_label_of_another_form_is_refused(text):
 
 
 def test_a_label_on_the_command_line_overrides_the_config(tmp_path):
-    run = write_run(tmp_path / "runs", MODEL, "CPPO", curve(dict.fromkeys(paper.BENCHMARKS, 9.0), 680, 680), every=200)
+    run = write_run(tmp_path / "runs", MODEL, "CPPO", curve(dict.fromkeys(paper.BENCHMARKS, 9.0), 680, 680), logged=FEW)
     out = study_report(str(run), "--label", f"{run}=qwen3_8b_base/minpro/4", "--out", str(tmp_path / "out"))
     (row,) = read_csv(out / "runs.csv")
     assert (row["model"], row["method"], row["seed"]) == ("Qwen3-8B-Base", "MinPRO", "4")
@@ -480,9 +481,10 @@ def test_the_same_runs_give_the_same_bytes(mixed, tmp_path):
 
 @pytest.fixture
 def two(tmp_path) -> Path:
+    """Two methods of one model, with few pictures to draw."""
     best = dict.fromkeys(paper.BENCHMARKS, 9.0)
     for method in ("CPPO", "DPPO"):
-        write_run(tmp_path / "runs", MODEL, method, curve(best, 680, 660), every=100)
+        write_run(tmp_path / "runs", MODEL, method, curve(best, 680, 660), every=100, logged=FEW)
     return tmp_path / "runs" / model_key(MODEL)
 
 

@@ -11,7 +11,7 @@ from cppo_verl.selftest.machine import Machine
 from cppo_verl.selftest.setting import Setting, StageError
 from cppo_verl.selftest.table import FAILS, HOLDS, NOTED
 from cppo_verl.selftest.watched_run import Usage
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 from recipe import hours, memory, settings
 from recipe.shapes import SHAPES
 
