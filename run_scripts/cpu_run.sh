@@ -20,7 +20,6 @@ RUN=${RUN:-$WORK/${TITLE:-$NAME}-$METHOD${MODE:+-$MODE}-seed$SEED-ranks$RANKS}
 venv=$(CPPO_EXTRA=${EXTRA:-} "$root/run_scripts/setup_env.sh")
 python=$venv/bin/python
 export VERL_PLATFORM=cpu OMP_NUM_THREADS=${THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RAY_DEDUP_LOGS=0
-export RAY_prestart_worker_first_driver=0 # workers that Ray starts in advance lack verl's environment: nobody takes them
 cd "$root"
 
 [[ -z ${MODE:-} ]] || set -- "trainer.v1.trust_region.mode=$MODE" "$@"

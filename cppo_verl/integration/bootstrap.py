@@ -1,4 +1,4 @@
-"""verl's bootstrap over the samples of a validation, by arrays: the same numbers to the last bit.
+"""verl's bootstrap over the samples of a validation (0.9.0, 0.9.1), by arrays: the same numbers to the last bit.
 
 verl resamples each question's values 1,000 times for each variable and size, and calls a Python function for each
 resample. That takes seconds a validation, which a small model answers in less. ``quick`` exchanges that one function
@@ -47,10 +47,10 @@ def _reduced(reduce_fn: Callable, data: Sequence[Any], drawn: np.ndarray) -> np.
     if reduce_fn in (np.max, np.min) and _numbers(data):
         return reduce_fn(np.array(data, dtype=np.float64)[drawn], axis=1)
     if isinstance(reduce_fn, functools.partial) and reduce_fn.func is metric_utils.calc_maj_val:
-        values = [sample[reduce_fn.keywords["val_key"]] for sample in data]
+        vote, value = reduce_fn.keywords["vote_key"], reduce_fn.keywords["val_key"]
+        values = [sample[value] for sample in data]
         if _numbers(values):
-            votes = [sample[reduce_fn.keywords["vote_key"]] for sample in data]
-            return np.array(values, dtype=np.float64)[_majority(votes, drawn)]
+            return np.array(values, dtype=np.float64)[_majority([sample[vote] for sample in data], drawn)]
     samples = np.array(data, dtype=object)
     return np.array([reduce_fn(samples[row]) for row in drawn], dtype=np.float64)
 

@@ -30,6 +30,8 @@ def activate() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     # Else vLLM turns the executor ``uni`` back into ``mp``, for the sake of that binding.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # The workers that Ray starts in advance lack the environment that verl gives its own: nobody takes them.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # vLLM's sampler and verl's losses would start a C++ compiler for a few small functions, 20 s in a new environment.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
