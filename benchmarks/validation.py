@@ -2,18 +2,17 @@
 
     python -m benchmarks.validation --questions 128 --samples 2 8     # the quickstart's, and four times as many samples
 
-Both are timed in turn in one process; that they give the same numbers is checked in every round.
+Both are timed in turn in one process, after they gave the same numbers.
 """
 
 import argparse
-import contextlib
 import random
-import statistics
-import time
 
+import torch
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
 from cppo_verl.integration import bootstrap
+from cppo_verl.selftest.timing import medians
 
 
 def answers(questions: int, samples: int) -> tuple[list[str], list[str], dict[str, list]]:
@@ -26,6 +25,25 @@ def answers(questions: int, samples: int) -> tuple[list[str], list[str], dict[st
     return ["arithmetic"] * len(ids), ids, {"reward": score, "score": score, "acc": right, "pred": pred}
 
 
+def compare(questions: int, samples: int, rounds: int) -> str:
+    """Median seconds of both ways on the same answers, once they gave the same numbers."""
+    given = answers(questions, samples)
+
+    def arrays() -> dict:
+        with bootstrap.quick():
+            return process_validation_metrics(*given)
+
+    def verl() -> dict:
+        return process_validation_metrics(*given)
+
+    assert arrays() == verl()
+    seconds = medians({"verl": verl, "arrays": arrays}, torch.device("cpu"), rounds, warm_up=0)
+    return (
+        f"{questions} questions x {samples} samples: verl {seconds['verl']:.2f} s, arrays {seconds['arrays']:.2f} s, "
+        f"{seconds['verl'] / seconds['arrays']:.0f} to 1 (medians of {rounds})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=int, default=128)
@@ -33,20 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     for samples in options.samples:
-        seconds: dict[str, list[float]] = {"verl": [], "arrays": []}
-        for _ in range(options.rounds):
-            found = []
-            for name, way in (("verl", contextlib.nullcontext()), ("arrays", bootstrap.quick())):
-                with way:
-                    began = time.perf_counter()
-                    found.append(process_validation_metrics(*answers(options.questions, samples)))
-                    seconds[name].append(time.perf_counter() - began)
-            assert found[0] == found[1]
-        verl, arrays = (statistics.median(each) for each in seconds.values())
-        print(
-            f"{options.questions} questions x {samples} samples: verl {verl:.2f} s, arrays {arrays:.2f} s, "
-            f"{verl / arrays:.0f} to 1 (medians of {options.rounds})"
-        )
+        print(compare(options.questions, samples, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from data_prep import arithmetic, storage, tiny_model, tiny_qwen3
 from data_prep.arithmetic import Arguments, Expression, partial_results, reference_solution
 from data_prep.tiny_model import WarmStart
 from data_prep.tiny_qwen3 import Recipe
+from tests import ROOT
 
 # Two or three operands: one or two lines, learned in a third of the steps of the quickstart's.
 SHORT_DATA = Arguments(train=500, val=20, min_operands=3, max_operands=3)
@@ -133,6 +136,12 @@ def test_second_call_does_nothing(model_folder: Path, data: Path):
     before = {path.name: path.stat().st_mtime_ns for path in model_folder.iterdir()}
     assert not tiny_qwen3.prepare(data, model_folder, SHORT)
     assert {path.name: path.stat().st_mtime_ns for path in model_folder.iterdir()} == before
+
+
+def test_whether_there_is_something_to_do_is_known_without_torch():
+    source = "import sys, data_prep.tiny_qwen3; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_missed_accuracy_raises_and_leaves_the_earlier_model(model_folder: Path, data: Path):
