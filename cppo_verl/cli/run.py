@@ -1,6 +1,7 @@
 """``cppo-verl run [--fresh] RUN_DIR OVERRIDE...``: verl's own trainer, watched, with all it writes in one folder."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cppo_verl import atomic
+from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, slow_start, supervise
 
 REWARD = "critic/score/mean"
@@ -71,6 +73,7 @@ def _start(run_dir: Path, args: argparse.Namespace) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     hydra_dir = run_dir / "hydra" / started
+    server = fork_server.for_run(args.overrides, os.environ)
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *args.overrides]
     command += [f"trainer.default_local_dir={run_dir / 'checkpoints'}", f"hydra.run.dir={hydra_dir}"]
     progress = _Progress(metrics, console, hydra_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")
@@ -80,10 +83,15 @@ def _start(run_dir: Path, args: argparse.Namespace) -> None:
     def prepare() -> None:
         if not any(override.startswith("trainer.resume_mode=") for override in args.overrides):
             _choose_checkpoint(run_dir / "checkpoints", logs, started)
+        if server is not None:
+            with console.open("ab") as output:
+                server.start({**os.environ, **environment, supervise.MARKER: str(run_dir)}, output)
 
     try:
         watched = {"on_tick": progress.tick, "stall_timeout": args.stall_timeout, "ended": lambda: progress.ended}
-        supervise.run(command, run_dir, console, environment, before=prepare, **watched)
+        with server or contextlib.nullcontext():
+            environment |= {} if server is None else server.variables
+            supervise.run(command, run_dir, console, environment, before=prepare, **watched)
     except supervise.RunFailed as failed:
         deadline = None if progress.logged else slow_start.missed_deadline(console)
         if deadline is None:

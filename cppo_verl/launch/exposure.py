@@ -16,9 +16,14 @@ def loopback(overrides: Sequence[str], environment: Mapping[str, str]) -> dict[s
 
     A variable that ``environment`` sets keeps its value, so that RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 turns this off.
     """
+    if not alone(overrides, environment):
+        return {}
+    return {name: value for name, value in LOOPBACK.items() if name not in environment}
+
+
+def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the run starts a Ray of its own, on one machine."""
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     address = given.get("ray_kwargs.ray_init.address", environment.get("RAY_ADDRESS", ""))
     joins = address not in ("", "local") or (not address and CURRENT_CLUSTER.exists())
-    if joins or given.get("trainer.nnodes", "1") != "1":
-        return {}
-    return {name: value for name, value in LOOPBACK.items() if name not in environment}
+    return not joins and given.get("trainer.nnodes", "1") == "1"

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import supervise
 from tests import ROOT, pages, stand_in
 
@@ -45,6 +46,7 @@ class Resumed:
     output: str
     status: int
     left_behind: list[psutil.Process]
+    forked: set[str]  # titles, less what a process is doing, of those that the fork server made
 
 
 @pytest.fixture(scope="session")
@@ -66,12 +68,25 @@ def resumed(work: Work) -> Resumed:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    forked = _forked(run.resolve())
     os.kill(driver.pid, signal.SIGKILL)
     output, _ = first.communicate(timeout=120)
     left_behind = list(supervise.processes_of(run.resolve()))
-    killed = Resumed(run, int(tracker.read_text()), output, first.returncode, left_behind)
+    killed = Resumed(run, int(tracker.read_text()), output, first.returncode, left_behind, forked)
     ended_well(subprocess.run(command, env=values, capture_output=True, text=True, timeout=1500))
     return killed
+
+
+def _forked(run: Path) -> set[str]:
+    found = set()
+    for process in supervise.processes_of(run):
+        try:
+            parent = process.parent()
+            if parent is not None and fork_server.__name__ in parent.cmdline():
+                found.add("".join(process.cmdline()).strip().split(".")[0])
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @pytest.fixture(scope="session")

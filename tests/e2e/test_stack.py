@@ -76,6 +76,10 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
         assert any(step[P + "ratio_capped_share"] > 0 for step in trained)
 
 
+def test_the_processes_of_a_run_are_forked(resumed: Resumed):
+    assert {"ray::TaskRunnerV1", "ray::WorkerDict", "ray::TopKHttpServer", "VLLM::EngineCore"} <= resumed.forked
+
+
 def test_a_killed_two_rank_run_resumes_and_reports(resumed: Resumed):
     """SIGKILL of the driver after a checkpoint; the same command goes on there and ends with a report."""
     assert resumed.status != 0

@@ -26,6 +26,13 @@ def activate() -> None:
     on_import("verl.workers.engine.fsdp.transformer_impl", _register_engine)
     on_import("verl.utils.distributed", _use_gloo_only)
     on_import("verl.checkpoint_engine.base", _register_weights)
+    settle()
+
+
+def settle() -> None:
+    """Set what torch, vLLM and Ray read from the environment, where the user has not."""
+    # The level that verl gives its workers, for those in which vLLM is imported before they are workers.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")
     # One engine and one trainer share the cores: let the operating system place their threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     # Else vLLM turns the executor ``uni`` back into ``mp``, for the sake of that binding.
