@@ -8,6 +8,7 @@ one run of the stack.
 Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz).
 """
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,7 @@ import tests.parsed_once  # noqa: F401
 
 settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FUZZ" not in os.environ)
 settings.load_profile("repeatable")
+gc.disable()  # until the tests begin: what their modules import stays, so that no search for garbage finds any
 
 
 # What is made once, and the longest: whoever reads it runs in one process, and they begin. The second needs no model,
@@ -44,6 +46,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         order = {name: i for i, name in enumerate(LONGEST)}
         items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else an extension module takes at exit what it still holds for leaks
 
 
 @pytest.fixture
