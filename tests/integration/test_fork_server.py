@@ -139,11 +139,12 @@ def test_the_client_ends_with_the_fork(served, tmp_path):
 
 
 @pytest.mark.stack
-def test_another_job_gets_a_plain_python(served, tmp_path):
+@pytest.mark.parametrize("other", [{"RAY_JOB_ID": "02000000"}, {"RAY_RAYLET_PID": "1"}, {"PYTHONHASHSEED": "7"}])
+def test_what_was_imported_for_others_gets_a_plain_python(served, tmp_path, other):
+    """Another job, and a Python with another order of its sets."""
     python, job, server = served
-    about = _about(python, tmp_path / "program.py", {**job, "RAY_JOB_ID": "02000000"})
+    about = _about(python, tmp_path / "program.py", {**job, **other})
     assert (about["vllm"], about["parent"] != server) == (False, True)
-    assert not _about(python, tmp_path / "program.py", {**job, "RAY_RAYLET_PID": "1"})["vllm"]
 
 
 @pytest.mark.stack
@@ -222,10 +223,13 @@ def test_only_a_run_with_a_ray_of_its_own_is_served(monkeypatch, tmp_path, overr
 
 def test_the_users_own_python_stays(monkeypatch):
     monkeypatch.setenv(fork_server.PYTHON, "/tmp/with a blank/python")
-    for none in (None, {}, {"py_executable": None}):  # the last is verl's
+    verls = {"env_vars": {"A": "1"}, "working_dir": None}
+    told = fork_server.use_python(verls | {"py_executable": None})
+    assert told == verls | fork_server.use_python(None)
+    for none in (None, {}, {"py_executable": None}):
         assert fork_server.use_python(none) == {"py_executable": "/bin/sh '/tmp/with a blank/python'"}
-    given = {"py_executable": "theirs", "env_vars": {"A": "1"}}
-    assert fork_server.use_python(given) == given
+    for given in ({"py_executable": "theirs", "env_vars": {"A": "1"}}, {"pip": ["numpy"]}, {"uv": ["numpy"]}):
+        assert fork_server.use_python(given) == given
 
 
 def _waiting(served, folder: Path) -> tuple[subprocess.Popen, int]:

@@ -7,7 +7,7 @@ open files to the server, whose child becomes that program. Where the server can
 Python. So nothing but time depends on the server.
 
 Ray reads a job's variables at its own import. So the server imports Ray, and what imports Ray, in the environment of
-the first worker; a process of another job gets a plain Python.
+the first worker; a process of another job gets a plain Python. So does one that Python would start differently.
 """
 
 import atexit
@@ -58,6 +58,8 @@ WITH_RAY = (
     "cppo_verl.integration.losses",
 )
 OF_A_JOB = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_AUTH_MODE")
+OF_PYTHON = ("PYTHONHASHSEED",)  # read as Python starts
+ANY_PYTHON = ("env_vars", "working_dir")  # of a runtime_env; the others may bring a Python, or packages for it
 HOOK = "RAY_RUNTIME_ENV_HOOK"  # Ray's: a function that ray.init has complete the workers' environment
 PYTHON = "CPPO_VERL_WORKER_PYTHON"
 LOOK = 0.2  # seconds between looks for children that ended, and at whether the launcher lives
@@ -119,9 +121,11 @@ def for_run(overrides: Sequence[str], environment: Mapping[str, str]) -> ForkSer
 
 
 def use_python(runtime_env: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Ray's hook: the ``runtime_env`` of ray.init with the server's Python, unless it names one."""
+    """Ray's hook: the ``runtime_env`` of ray.init with the server's Python, where any Python of this one's would do."""
     given = dict(runtime_env or {})
-    return given | {"py_executable": given.get("py_executable") or f"/bin/sh {shlex.quote(os.environ[PYTHON])}"}
+    if any(value is not None for key, value in given.items() if key not in ANY_PYTHON):
+        return given
+    return given | {"py_executable": f"/bin/sh {shlex.quote(os.environ[PYTHON])}"}
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,9 @@ class Request:
             _close(connection, files)
             return None
 
-    def same_job(self) -> bool:
-        """Whether Ray was imported for the same job here."""
-        return all(self.environment.get(name) == os.environ.get(name) for name in OF_A_JOB)
+    def has(self, values: Mapping[str, str | None]) -> bool:
+        """Whether its environment has these values; None for a variable that is not set."""
+        return all(self.environment.get(name) == value for name, value in values.items())
 
     def close(self) -> None:
         """In the server, which keeps nothing of it."""
@@ -212,7 +216,7 @@ def main(listener: socket.socket, launcher: int, python: str) -> None:
 
 def _serve(listener: socket.socket, launcher: int) -> Request:
     """Fork a child for each request, and end with the launcher; returns in the children alone."""
-    imported = False
+    imported, started = False, {name: os.environ.get(name) for name in OF_PYTHON}
     while True:
         asked = select.select([listener], [], [], LOOK)[0]
         if os.getppid() != launcher:
@@ -222,12 +226,16 @@ def _serve(listener: socket.socket, launcher: int) -> Request:
         request = Request.receive(listener.accept()[0]) if asked else None
         if request is None:
             continue
+        if not request.has(started):
+            request.close()
+            continue
         if not imported:
             request.take_environment()
             _import(WITH_RAY)
             gc.freeze()
             imported = True
-        if request.same_job() and threading.active_count() == 1 and not os.fork():
+        same_job = request.has({name: os.environ.get(name) for name in OF_A_JOB})  # as that of Ray's import
+        if same_job and threading.active_count() == 1 and not os.fork():
             return request
         request.close()
 
