@@ -82,12 +82,12 @@ def test_a_fork_is_the_program_that_was_asked_for(served, tmp_path):
     values = {**job, "PYTHONPATH": "/of/the/client", "OMP_NUM_THREADS": "2", "ONLY_HERE": "1"}
     del values["VERL_PLATFORM"]
     script = tmp_path / "program.py"
-    about = _about(python, script, values, "one", "two words", cwd=tmp_path / "here")
+    about = _about(python, script, values, "-u", "two words", cwd=tmp_path / "here")
     own = ("PWD", "OLDPWD", "_")  # the shell's
     assert {name: value for name, value in about["environment"].items() if name not in own} == {
         name: value for name, value in values.items() if name not in own
     }
-    assert about["arguments"] == [str(script), "one", "two words"]
+    assert about["arguments"] == [str(script), "-u", "two words"]
     assert about["path"] == [str(tmp_path), "/of/the/client"]
     assert (about["folder"], about["main"], about["name"]) == (str(tmp_path / "here"), str(script), "__main__")
     assert (about["threads"], about["others"], about["parent"]) == (2, ["MainThread"], server)

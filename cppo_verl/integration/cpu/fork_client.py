@@ -5,6 +5,7 @@ imported before that is known. Otherwise it stays beside the process that the se
 on, and each ends with the other.
 """
 
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ HARMLESS = ("-B", "-u")  # the only options of Python's that the server may igno
 
 def main(path: str, arguments: list[str]) -> int:
     """Exit status of the forked process; 1 if it died before it could say one."""
-    program = arguments[sum(argument in HARMLESS for argument in arguments[:2]) :]
+    program = list(itertools.dropwhile(HARMLESS.__contains__, arguments))
     with socket.socket(socket.AF_UNIX) as connection:
         process = _fork(connection, path, program) if _is_served(program) else 0
         if not process:

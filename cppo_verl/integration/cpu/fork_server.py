@@ -216,7 +216,7 @@ def main(listener: socket.socket, launcher: int, python: str) -> None:
 
 def _serve(listener: socket.socket, launcher: int) -> Request:
     """Fork a child for each request, and end with the launcher; returns in the children alone."""
-    imported, started = False, {name: os.environ.get(name) for name in OF_PYTHON}
+    imported, fixed = False, {name: os.environ.get(name) for name in OF_PYTHON}
     while True:
         asked = select.select([listener], [], [], LOOK)[0]
         if os.getppid() != launcher:
@@ -226,16 +226,12 @@ def _serve(listener: socket.socket, launcher: int) -> Request:
         request = Request.receive(listener.accept()[0]) if asked else None
         if request is None:
             continue
-        if not request.has(started):
-            request.close()
-            continue
-        if not imported:
+        if not imported and request.has(fixed):
             request.take_environment()
             _import(WITH_RAY)
             gc.freeze()
-            imported = True
-        same_job = request.has({name: os.environ.get(name) for name in OF_A_JOB})  # as that of Ray's import
-        if same_job and threading.active_count() == 1 and not os.fork():
+            imported, fixed = True, fixed | {name: os.environ.get(name) for name in OF_A_JOB}
+        if request.has(fixed) and threading.active_count() == 1 and not os.fork():
             return request
         request.close()
 
