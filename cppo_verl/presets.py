@@ -1,6 +1,8 @@
 """The ``trust_region`` presets: where they lie, their names, what they set, and verl's config composed with one."""
 
+import functools
 import importlib.util
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -43,10 +45,15 @@ def problems(name: str, folders: Iterable[Path]) -> list[str]:
 
 def installed() -> list[Path]:
     """Config folders of packages that bring rules: ``conf`` in the package of each entry point. Imports none."""
+    return list(_installed(tuple(sys.path)))
+
+
+@functools.lru_cache  # Python opens a file of every distribution to know its entry points
+def _installed(_: tuple[str, ...]) -> tuple[Path, ...]:
     tops = dict.fromkeys(entry.module.partition(".")[0] for entry in metadata.entry_points(group=RULES_GROUP))
     specs = [importlib.util.find_spec(top) for top in tops]
     places = [Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ()]
-    return [place / "conf" for place in places if (place / "conf").is_dir()]
+    return tuple(place / "conf" for place in places if (place / "conf").is_dir())
 
 
 def folders_of(search_path: Iterable[str]) -> list[Path]:

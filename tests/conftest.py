@@ -15,7 +15,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-import tests.parsed_once  # noqa: F401
+import tests.composed_once  # noqa: F401
 
 settings.register_profile("repeatable", deadline=None, derandomize="CPPO_VERL_FUZZ" not in os.environ)
 settings.load_profile("repeatable")

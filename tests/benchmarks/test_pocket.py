@@ -278,6 +278,7 @@ def test_a_run_is_repeatable(tmp_path):
     assert first[0]["score"] != first[-1]["score"]
 
 
+@pytest.mark.stack  # imports verl in processes of its own
 def test_quick_command_writes_finite_results_and_resumes(tmp_path):
     command = [sys.executable, "-m", "benchmarks.pocket", "--quick", "--processes", "1", "--out", str(tmp_path)]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -62,8 +62,8 @@ def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
 # The end of a run: the workers go, and the trainer takes longer than the grace to follow.
 SLOW_END = """
 import subprocess, time
-subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict' sleep 2"]).wait()
-time.sleep(3)
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict' sleep 1"]).wait()
+time.sleep(2)
 """
 
 
@@ -162,9 +162,11 @@ def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
         deadline = time.monotonic() + 60
         while len(list(supervise.processes_of(tmp_path))) < 4:  # worker, fork and a sleep of each
             assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert watch.look(tmp_path) == []
         while len(list(supervise.processes_of(tmp_path))) > 2:
             assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert watch.look(tmp_path) == []
         assert list(watch.essential) == [worker.pid]
         worker.kill()
