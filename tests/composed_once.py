@@ -13,18 +13,15 @@ from hydra._internal.defaults_list import DefaultsList, Overrides
 from omegaconf import DictConfig, OmegaConf
 
 Loader = config_loader_impl.ConfigLoaderImpl
-_load, _list, _compose = (
-    OmegaConf.load,
-    config_loader_impl.create_defaults_list,
-    Loader._compose_config_from_defaults_list,
-)
+_load, _list = OmegaConf.load, config_loader_impl.create_defaults_list
+_compose = Loader._compose_config_from_defaults_list
 VERL = find_spec("verl").submodule_search_locations[0]
 FIXED = ("pkg://cppo_verl.", "pkg://hydra.", "pkg://verl.", "structured://", f"file://{VERL}/")  # what no test writes
 _lists: dict[tuple, DefaultsList] = {}
-_kept: dict[str | tuple, bytes] = {}  # much faster to read than to copy
+_kept: dict[str | int, bytes] = {}  # by text, and by the id of a list in ``_lists``; much faster to read than to copy
 
 
-def _once(key: str | tuple, make):
+def _once(key: str | int, make):
     if key not in _kept:
         _kept[key] = pickle.dumps(make(), pickle.HIGHEST_PROTOCOL)
     return pickle.loads(_kept[key])
@@ -51,10 +48,9 @@ def _list_once(repo, config_name, overrides_list, **more) -> DefaultsList:
 
 
 def _compose_once(self, defaults, repo) -> DictConfig:
-    for key, known in _lists.items():
-        if known.defaults is defaults:
-            return _once(key, lambda: _compose(self, defaults, repo))
-    return _compose(self, defaults, repo)
+    if all(known.defaults is not defaults for known in _lists.values()):
+        return _compose(self, defaults, repo)
+    return _once(id(defaults), lambda: _compose(self, defaults, repo))
 
 
 OmegaConf.load = staticmethod(_load_once)

@@ -1,6 +1,6 @@
 """The real stack on CPU: Ray, TransferQueue, FSDP2 over gloo and vLLM's CPU engine. Minutes, not seconds.
 
-CPPO_VERL_STEPS_EACH=N trains every preset for N steps instead of two.
+CPPO_VERL_STEPS_EACH=N trains every preset for N steps instead of three.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.recording.exact import replays_exactly
 from .conftest import Resumed
 from .runs import P, Work, ended_well, quickstart, records
 
-STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "2"))
+STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "3"))
 PRESETS = presets.names()
 
 

@@ -62,8 +62,8 @@ def test_a_dead_worker_ends_the_run(tmp_path, monkeypatch):
 # The end of a run: the workers go, and the trainer takes longer than the grace to follow.
 SLOW_END = """
 import subprocess, time
-subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict' sleep 1"]).wait()
-time.sleep(2)
+subprocess.Popen(["bash", "-c", "exec -a 'ray::WorkerDict' sleep 2"]).wait()
+time.sleep(3)
 """
 
 

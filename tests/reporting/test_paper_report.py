@@ -596,7 +596,7 @@ def test_a_line_of_many_megabytes_is_damage_and_not_read_whole(tmp_path, monkeyp
 
 
 def test_reading_takes_a_few_bytes_a_number(tmp_path):
-    steps, metrics = 800, 200
+    steps, metrics = 1500, 200
     with (tmp_path / "metrics-1.jsonl").open("w") as stream:
         for step in range(steps):
             stream.write(json.dumps({"step": step, "data": {f"m/{i}": step + i / 7 for i in range(metrics)}}) + "\n")
