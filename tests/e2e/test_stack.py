@@ -32,8 +32,8 @@ def every_preset(work: Work) -> dict[str, list[dict]]:
         f"+trainer.v1.rotating.presets=[{','.join(PRESETS)}]",
         "data.train_batch_size=8",
         "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.temperature=1.3",  # at 1 the last presets find nearly every answer right
         "actor_rollout_ref.model.use_fused_kernels=true",
-        "actor_rollout_ref.actor.optim.lr=1e-4",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
@@ -56,7 +56,8 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
     assert len(trained) >= max(2, STEPS_EACH // 2)
     for step in trained:
         assert all(math.isfinite(v) for v in step.values() if isinstance(v, int | float))
-        assert step["actor/grad_norm"] > 0
+        # a rule may take all there is to learn from, where that comes after an update that Adam's momentum alone made
+        assert step["actor/grad_norm"] > 0 or step[P + "masked_share"] == 1
         # float32 in both engines: at equal weights they agree (but for the coding of top-K log-probs in transport)
         topk = preset.endswith("_topk")
         assert step[P + "first_update/divergence_mean"] < (1e-3 if topk else 1e-6)
@@ -70,6 +71,7 @@ def test_every_preset_trains_through_the_real_stack(every_preset, preset):
             assert step[P + "masked_share_prefix_budget"] == 0
         if preset in ("minpro", "cispo"):
             assert step[P + "masked_share"] == 0
+    assert any(step["actor/grad_norm"] > 0 for step in trained)
     # updates after a step's first one have moved away from the rollout
     assert any(step[P + "divergence_mean"] > 2 * step[P + "first_update/divergence_mean"] for step in trained)
     if preset == "cispo":  # the first turn, while probabilities still move much
