@@ -52,7 +52,7 @@ def fault(folder: Path, kinds: Collection[str] = KINDS) -> str | None:
 
 def _queue_fault(folder: Path) -> str | None:
     """An asynchronous run writes its queue after the seal."""
-    mode = _read(folder / STATE).get("mode", "sync")  # without: verl's own, or from before there were modes
+    mode = (_read(folder / STATE) or {}).get("mode", "sync")  # without: verl's own, or from before there were modes
     return f"{QUEUE} is missing" if mode != "sync" and not (folder / QUEUE).is_dir() else None
 
 
@@ -66,23 +66,23 @@ def _shard_faults(folder: Path, kinds: Collection[str]) -> Iterator[str]:
             problem = _archive_fault(folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
             if problem:
                 yield problem
-    if not _read(folder / "huggingface" / "config.json"):
+    if _read(folder / "huggingface" / "config.json") is None:
         yield "huggingface/config.json is missing or cut off"
 
 
 def ranks_of(part: Path) -> int | None:
     """How many ranks wrote a folder ``actor`` or ``critic``; None where that cannot be read."""
-    ranks = _read(part / "fsdp_config.json").get("world_size")
+    ranks = (_read(part / "fsdp_config.json") or {}).get("world_size")
     return ranks if isinstance(ranks, int) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no whole one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _archive_fault(path: Path) -> str | None:

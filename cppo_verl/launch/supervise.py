@@ -120,21 +120,19 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-                last_size, last_growth = -1, time.monotonic()
+                size, grown = -1, time.monotonic()
                 while child.poll() is None:
                     time.sleep(tick)
                     on_tick()
                     lost = watch.look(run_dir)
                     if watch.missing() > (FAREWELL if ended() else GRACE) and child.poll() is None:
                         raise RunFailed(f"{lost} died and the trainer waits for it forever.\n{last_words(console)}")
-                    size = os.fstat(output.fileno()).st_size  # also of a log that somebody deleted
-                    if size != last_size:
-                        last_size, last_growth = size, time.monotonic()
-                    elif time.monotonic() - last_growth > stall_timeout:
+                    if size != (size := os.fstat(output.fileno()).st_size):  # also of a log that somebody deleted
+                        grown = time.monotonic()
+                    elif time.monotonic() - grown > stall_timeout:
                         raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
             on_tick()
-            if child.returncode:
-                status = child.returncode
+            if status := child.returncode:
                 how = f"signal {-status}" if status < 0 else f"exit status {status}"
                 raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
         finally:
