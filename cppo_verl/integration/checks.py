@@ -66,7 +66,7 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
             yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
         yield from start_table.contradictions(config, overrides)
         yield from rule_checks.problems(knobs)
-        values = {key: OmegaConf.select(config, key) for key in sizes.KEYS}
+        values = {key: _plain(OmegaConf.select(config, key)) for key in sizes.KEYS}
         yield from sizes.problems(values, _heads(OmegaConf.select(config, "actor_rollout_ref.model.path")))
         yield from _rollout_policy_problems(config)
         yield from _loss_problems(config, knobs)
@@ -84,6 +84,10 @@ def here_problems(config: DictConfig) -> Iterator[str]:
         yield from limits.problems(config)
     except OmegaConfBaseException as error:
         yield f"{' '.join(str(error).split())}."
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _heads(model_path: Any) -> sizes.Heads | None:
@@ -140,6 +144,12 @@ def _loss_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str
         yield (
             f"{KEY_PREFIX}.on_nonfinite=skip with {ACTOR}.strategy={strategy}: that engine of verl's steps with a "
             "gradient that is not finite, which would spoil the weights; set it to raise."
+        )
+    task_rewards = "distillation.distillation_loss.use_task_rewards"
+    if read(config, "distillation.enabled") and not read(config, task_rewards):
+        yield (
+            f"distillation.enabled=True with {task_rewards}=False: verl's distillation loss then trains alone, and "
+            f"nothing of the rule {mode}; set {task_rewards}=True, or leave the preset out."
         )
     scale = read(config, f"{ACTOR}.loss_scale_factor")
     if read(config, f"{ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm" and scale is None:

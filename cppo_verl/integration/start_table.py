@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import presets
 from cppo_verl.integration import skip
+from cppo_verl.launch.overrides import parse
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from cppo_verl.trust_region.rules import VERL_LOSSES, capability, knobs_of_rule
 
@@ -61,7 +62,7 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         ("equal rewards", _equal_rewards(config)),
     ]
     if OmegaConf.select(config, "distillation.enabled"):
-        rows.append(("distillation", "verl's loss calls the rule; its metrics are means of micro-batches, not exact"))
+        rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches, not exact"))
     rows += [("yours", each) for each in _taken_over(config, preset, idle)]
     rows += [("no effect", each) for each in _without_effect(config, preset, idle)]
     return ["What trains:", *(f"  {title:<14}{text}" for title, text in rows)]
@@ -83,10 +84,7 @@ def contradictions(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
 
 def chosen(overrides: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     """The preset's name and what it sets, dotted key -> value; nothing without a preset."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    given: dict[str, Any] = {each.key_or_group: each.value() for each in parsed}
+    given = parse(overrides).values
     name, folders = given.get(presets.GROUP), presets.folders_of(given.get("hydra.searchpath") or ())
     if not isinstance(name, str) or presets.find(name, folders) is None:
         return None, {}

@@ -102,6 +102,7 @@ REFUSALS = [
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "agent loop"]),
     ("cppo", OPTION + "reproducible=true,++algorithm.filter_groups.enable=true", ["filter_groups.enable=True"]),
     ("cppo", KNOB + "on_nonfinite=skip," + ACTOR + "strategy=megatron", ["on_nonfinite=skip", "megatron", "raise"]),
+    ("cppo", "distillation.enabled=True,distillation.distillation_loss.use_task_rewards=False", ["use_task_rewards=True"]),
     ("cppo", "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x", ["WANDB_API_KEY", "logs"]),
 ]  # fmt: skip
 
