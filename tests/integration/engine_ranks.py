@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from verl.utils.ulysses import gather_outputs_and_unpad
 
 from cppo_verl.integration import losses
 from cppo_verl.integration.topk.logits import PROXIMAL, divergence_of, top_k_of
-from tests.integration.test_topk import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
+from tests.integration.micro import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
 
 LENGTHS = ((3, 5), (2, 1), (4, 8), (5, 13), (3, 2), (6, 9))  # 61 tokens: two ranks need one of padding
 TOKENS_PER_RANK = 20  # a micro-batch holds a few responses
@@ -128,11 +127,7 @@ class Reference:
         self.norm = torch.cat([g.flatten() for g in self.gradients.values()]).norm().item()
 
     def rows(self, rows: list[int]) -> Micro:
-        mine = copy(self.micro)
-        mine.lengths = [LENGTHS[row] for row in rows]
-        for name in ("input_ids", "log_mu", "log_pi"):
-            setattr(mine, name, [getattr(self.micro, name)[row] for row in rows])
-        return mine
+        return self.micro.of_rows(rows)
 
     def batch(self, rows: list[int], way: Way) -> TensorDict:
         """What the trainer hands to a rank that has these rows."""

@@ -14,7 +14,7 @@ from packaging.version import Version
 from cppo_verl.trust_region.topk import tv_coding_bound
 from tests import ROOT, stand_in
 from tests.integration.engine_ranks import WAYS
-from tests.integration.test_topk import K
+from tests.integration.micro import K
 
 pytestmark = pytest.mark.stack
 
