@@ -65,8 +65,8 @@ def plugin(asked: Asked) -> str:
             raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
     broken = extensions.load_installed()
     if broken:
-        said = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
-        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {said}. Repair or uninstall them.")
+        reasons = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
+        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {reasons}. Repair or uninstall them.")
     modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
     said = ["loaded by its entry point, in every process of an environment that has cppo_verl installed"]
     said += [f"VERL_USE_EXTERNAL_MODULES={modules} as well"] if modules else []
