@@ -36,7 +36,7 @@ def versions(asked: Asked) -> str:
         raise Trouble(f"not installed: {missing}. Run: pip install {missing}, or {INSTALL} for the whole environment")
     from cppo_verl.integration.checks import SUPPORTED_VERL
 
-    if found["verl"] not in SUPPORTED_VERL:
+    if str(found["verl"]) not in SUPPORTED_VERL:
         raise Trouble(f"verl {found['verl']} is outside {SUPPORTED_VERL}: pip install verl==0.9.1")
     outside = [text for text in map(_outside, metadata.requires("verl") or ()) if text]
     if outside:
@@ -65,8 +65,8 @@ def plugin(asked: Asked) -> str:
             raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
     broken = extensions.load_installed()
     if broken:
-        reasons = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
-        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {reasons}. Repair or uninstall them.")
+        why = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
+        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {why}. Repair or uninstall them.")
     modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
     said = ["loaded by its entry point, in every process of an environment that has cppo_verl installed"]
     said += [f"VERL_USE_EXTERNAL_MODULES={modules} as well"] if modules else []
