@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
+    if paths.expanded("~") is None:
+        for problem in paths.problems({key: OmegaConf.select(config, key) for key in (paths.MODEL, *paths.DATA)}):
+            raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -88,6 +91,10 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
+    if paths.expanded("~") is None:  # Ray and others keep files there
+        environment["HOME"] = str(run_dir / "home")
+        (run_dir / "home").mkdir(exist_ok=True)
+        _note(f"this user has no home folder; for this run it is {run_dir / 'home'}")
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)

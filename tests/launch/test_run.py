@@ -109,9 +109,15 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
 
 
-def test_a_user_without_a_home(monkeypatch, capsys):
+def test_a_user_without_a_home(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
-    assert main.main(["run", "RUN", "--check", *COMMAND]) == 2
-    said = capsys.readouterr().err
-    assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
+    for check in (["--check"], []):
+        assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND]) == 1
+        said = capsys.readouterr().err
+        assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
+    homes = []
+    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: homes.append(given[3]["HOME"]))
+    own = ["actor_rollout_ref.model.path=/m", "data.train_files=/a.parquet", "data.val_files=[/b.parquet]"]
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND, *own]) == 0
+    assert homes == [str(tmp_path / "run/home")] and (tmp_path / "run/home").is_dir()
