@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
-from cppo_verl.integration import anchor, attention, rule_checks, start_table, topk
+from cppo_verl.integration import anchor, attention, engines, rule_checks, start_table, topk
 from cppo_verl.integration.cpu import limits
 from cppo_verl.launch import sizes
 from cppo_verl.trust_region.knobs import KEY_PREFIX
@@ -28,7 +28,6 @@ COUNTS = {"record": 0, "record_limit_mb": 1, "record_seed": 0}  # options that a
 KNOWN = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval", *COUNTS)
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 EXECUTOR = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend"
-LOOKED_AT = ("fsdp", "fsdp2", "fsdp_turbo", "veomni", "torchtitan", "automodel")  # engines that look at the gradient
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -62,7 +61,7 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-        if presets.GROUP in config:  # where Hydra puts a preset that does not say otherwise
+        if "actor_rollout_ref" in (config.get(presets.GROUP) or {}):  # where Hydra puts a preset that says no other place
             yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
         yield from start_table.contradictions(config, overrides)
         yield from rule_checks.problems(knobs)
@@ -139,12 +138,7 @@ def _loss_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str
         )
     if knobs.get("estimator", "binary") == "topk":
         yield from topk.problems(config)
-    strategy = read(config, f"{ACTOR}.strategy")
-    if knobs.get("on_nonfinite") == "skip" and strategy not in LOOKED_AT:
-        yield (
-            f"{KEY_PREFIX}.on_nonfinite=skip with {ACTOR}.strategy={strategy}: that engine of verl's steps with a "
-            "gradient that is not finite, which would spoil the weights; set it to raise."
-        )
+    yield from engines.problems(config)
     task_rewards = "distillation.distillation_loss.use_task_rewards"
     if read(config, "distillation.enabled") and not read(config, task_rewards):
         yield (

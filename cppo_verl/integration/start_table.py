@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import presets
-from cppo_verl.integration import skip
+from cppo_verl.integration import engines, skip
 from cppo_verl.launch.overrides import parse
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from cppo_verl.trust_region.rules import VERL_LOSSES, capability, knobs_of_rule
@@ -63,6 +63,7 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     ]
     if OmegaConf.select(config, "distillation.enabled"):
         rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches, not exact"))
+    rows += [("engine", each) for each in engines.notes(config)]
     rows += [("yours", each) for each in _taken_over(config, preset, idle)]
     rows += [("no effect", each) for each in _without_effect(config, preset, idle)]
     return ["What trains:", *(f"  {title:<14}{text}" for title, text in rows)]

@@ -165,17 +165,21 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     return chosen, notes
 
 
-def require(folder: Path, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
+def require(named: str, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
     """For a checkpoint that the user names.
 
     Raises:
-        CheckpointError: it is not whole, or other ranks wrote it.
+        CheckpointError: it is not whole, other ranks wrote it, or verl would not find the step in its name.
     """
-    problem = None if is_foreign(folder) else fault(folder, kinds)
+    if not FOLDER.fullmatch(named.rpartition("/")[2]):
+        raise CheckpointError(f"trainer.resume_from_path={named} has to end in global_step_N, which verl takes N from.")
+    folder = Path(named)
+    if is_foreign(folder):
+        return
+    problem = fault(folder, kinds)
     if problem:
-        raise CheckpointError(f"trainer.resume_from_path={folder} is not whole: {problem}. Name another.")
-    if not is_foreign(folder):
-        _require_ranks(folder, ranks)
+        raise CheckpointError(f"trainer.resume_from_path={named} is not whole: {problem}. Name another.")
+    _require_ranks(folder, ranks)
 
 
 def _require_ranks(folder: Path, ranks: int | None) -> None:

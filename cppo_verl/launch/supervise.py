@@ -63,7 +63,7 @@ class Watch:
         """Update from the live processes; names of essential processes that are gone, "" for none."""
         alive = {process.pid: process for process in processes_of(run_dir)}
         for pid, process in alive.items():
-            name = _title(process)
+            name = title(process)
             if name.startswith(ESSENTIAL) and not _is_fork(process, name):
                 self.essential[pid] = name
             self.segments |= _shared_memory(pid)
@@ -221,17 +221,18 @@ class lock:
         self.file.close()
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process | None) -> str:
+    """A process's command line, or the title it gave itself; empty when it is gone."""
     try:
-        return " ".join(" ".join(process.cmdline()).split())  # a title that was set is padded with blanks
+        return " ".join(" ".join(process.cmdline()).split()) if process else ""  # titles are padded with blanks
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 
 
-def _is_fork(process: psutil.Process, title: str) -> bool:
+def _is_fork(process: psutil.Process, name: str) -> bool:
     """A helper that an essential process forked and that kept its title, such as those of ``datasets``' map."""
     try:
-        return _title(process.parent()) == title if process.parent() else False
+        return title(process.parent()) == name
     except psutil.NoSuchProcess:
         return True
 

@@ -176,6 +176,9 @@ def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd, more):
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={run}/checkpoints/global_step_2"]
     assert command.main(["run", str(run), *COMMAND, *resume]) == 1
     assert "resume_from_path" in (errors := capfd.readouterr().err) and "data.pt is cut off" in errors
+    for end in ("/", "/actor", "0"):  # verl would raise a ValueError of int(), or start anew
+        assert command.main(["run", str(run), *COMMAND, resume[0], resume[1] + end]) == 1
+        assert "resume_from_path" in capfd.readouterr().err
     assert command.main(["run", str(run), *COMMAND, "trainer.resume_mode=Auto"]) == 1
     assert "is not one of auto, disable, resume_path" in capfd.readouterr().err
 

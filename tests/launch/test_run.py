@@ -82,9 +82,42 @@ def test_hydras_flags_are_passed_on(tmp_path, monkeypatch, capsys):
     assert sorted(command[4:6]) == sorted(flags) and command[6 : 6 + len(COMMAND)] == COMMAND
 
 
-def test_a_user_without_a_home(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("more", "logged", "status"),
+    [
+        (["trainer.total_training_steps=4"], [1, 2], 1),  # an epoch was shorter than meant
+        (["trainer.total_training_steps=4"], [3, 4], 0),
+        (["trainer.total_training_steps=4", "trainer.val_only=true"], [0], 0),
+        ([], [1, 2], 0),  # the epochs decide
+    ],
+)
+def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys, more, logged, status):
+    def trainer(command, run_dir, console, environment, on_tick, **_):
+        hydra = Path(overrides.parse(command[4:]).values["hydra.run.dir"], ".hydra")
+        hydra.mkdir(parents=True)
+        OmegaConf.save(
+            overrides.compose([word for word in command[4:] if "hydra.run" not in word]), hydra / "config.yaml"
+        )
+        (hydra / "overrides.yaml").touch()
+        lines = [f'{{"step": {step}, "data": {{}}}}\n' for step in logged]
+        Path(environment["VERL_FILE_LOGGER_PATH"]).write_text("".join(lines))
+        on_tick()
+
+    monkeypatch.setattr(run.supervise, "run", trainer)
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.total_epochs=1", *more]) == status
+    said = capsys.readouterr().err
+    assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
-    assert main.main(["run", "RUN", "--check", *COMMAND]) == 2
-    said = capsys.readouterr().err
-    assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
+    for check in (["--check"], []):
+        assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND]) == 1
+        said = capsys.readouterr().err
+        assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
+    homes = []
+    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: homes.append(given[3]["HOME"]))
+    own = ["actor_rollout_ref.model.path=/m", "data.train_files=/a.parquet", "data.val_files=[/b.parquet]"]
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND, *own]) == 0
+    assert homes == [str(tmp_path / "run/home")] and (tmp_path / "run/home").is_dir()
