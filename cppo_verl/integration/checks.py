@@ -35,6 +35,16 @@ class RunConfigError(ValueError):
     """The composed config cannot give a correct trust-region run; the message lists every problem."""
 
 
+def is_asked_for(config: DictConfig) -> bool:
+    """Whether a composed verl config has a preset, or the knobs of one, in it."""
+    return _is_misplaced(config) or str(OmegaConf.select(config, f"{KEY_PREFIX}._target_")).startswith("cppo_verl.")
+
+
+def _is_misplaced(config: DictConfig) -> bool:
+    """Whether a preset lies where Hydra puts one that names no other place."""
+    return "actor_rollout_ref" in (config.get(presets.GROUP) or {})
+
+
 def mode_of(config: DictConfig) -> str:
     """Which of verl's trainers the trust region goes over, as the config says it."""
     return str(OmegaConf.select(config, MODE, default="sync"))
@@ -61,7 +71,7 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-        if "actor_rollout_ref" in (config.get(presets.GROUP) or {}):  # where Hydra puts a preset that says no other place
+        if _is_misplaced(config):
             yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
         yield from start_table.contradictions(config, overrides)
         yield from rule_checks.problems(knobs)

@@ -62,7 +62,7 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         ("equal rewards", _equal_rewards(config)),
     ]
     if OmegaConf.select(config, "distillation.enabled"):
-        rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches, not exact"))
+        rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches"))
     rows += [("engine", each) for each in engines.notes(config)]
     rows += [("yours", each) for each in _taken_over(config, preset, idle)]
     rows += [("no effect", each) for each in _without_effect(config, preset, idle)]

@@ -15,6 +15,7 @@ from cppo_verl.integration.config import TrustRegionLossConfig
 KNOB = "actor_rollout_ref.actor.policy_loss."
 OPTION = "trainer.v1.trust_region."
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout.", "actor_rollout_ref.actor."
+TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
 GROUP_OF_8 = ROLLOUT + "n=8"
 SEPARATE = ["data.train_batch_size=64", ACTOR + "ppo_mini_batch_size=16", OPTION + "mode=separate_async"]
 SEPARATE += [ROLLOUT + each for each in ("nnodes=1", "n_gpus_per_node=1", "checkpoint_engine.backend=nccl")]
@@ -102,7 +103,7 @@ REFUSALS = [
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "agent loop"]),
     ("cppo", OPTION + "reproducible=true,++algorithm.filter_groups.enable=true", ["filter_groups.enable=True"]),
     ("cppo", KNOB + "on_nonfinite=skip," + ACTOR + "strategy=megatron", ["on_nonfinite=skip", "megatron", "raise"]),
-    ("cppo", "distillation.enabled=True,distillation.distillation_loss.use_task_rewards=False", ["use_task_rewards=True"]),
+    ("cppo", "distillation.enabled=True," + TASK_REWARDS + "=False", [TASK_REWARDS + "=True"]),
     ("cppo", "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x", ["WANDB_API_KEY", "logs"]),
 ]  # fmt: skip
 
