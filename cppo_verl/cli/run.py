@@ -74,11 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     """Say of the composed config what the run's own start would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks, start_table
+    from cppo_verl.integration import checks, hydra_check, start_table
 
     if not checks.is_asked_for(config):
         print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
         return 0
+    search_path = hydra_overrides.parse(overrides).values.get(command_line.SEARCH_PATH) or ()
+    hydra_check.find_rule(config, presets.folders_of(search_path))
     try:
         checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:
