@@ -19,7 +19,7 @@ EXTRA="" TITLE="" EXTRA_ARGS=()
 THREADS=1 # a process: trainer, rollout engine and Ray share two cores
 PROMPTS=16 N=8 MINIBATCH=4 # 4 updates a rollout batch
 PROMPT_TOKENS=48 RESPONSE_TOKENS=64 MODEL_LENGTH=128 PACK=1024
-LR=2e-4 TEST_FREQ=10 SAVE_FREQ=20 VAL_N=2
+LR=${LR:-2e-4} TEST_FREQ=${TEST_FREQ:-10} SAVE_FREQ=20 VAL_N=2
 
 prepare() {
   "$python" -m data_prep.arithmetic --out "$DATA" --seed "$SEED"
