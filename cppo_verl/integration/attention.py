@@ -1,8 +1,8 @@
-"""Which attention the actor runs with, and whether this environment has it.
+"""Which attention a run's models take, and whether this environment has it.
 
-verl 0.9 asks transformers for ``flash_attention_2`` unless ``override_config.attn_implementation`` says otherwise. Its
-Ulysses sequence parallelism patches the function that transformers calls for every flash attention, and no other
-(verl/models/transformers/monkey_patch.py); ``launch.sizes`` refuses the rest.
+verl 0.9 asks transformers for ``flash_attention_2`` unless ``override_config.attn_implementation`` says otherwise; a
+critic gets flash attention whatever that says (verl/utils/model.py). Its Ulysses sequence parallelism patches the
+function that transformers calls for every flash attention, and no other; ``launch.sizes`` refuses the rest.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
+from cppo_verl.integration import cpu
 from cppo_verl.launch import sizes
 
 BUILT_IN = ("sdpa", "eager", "flex_attention")
@@ -49,7 +50,7 @@ def missing(name: str) -> str | None:
 
 
 def here_problems(config: DictConfig) -> Iterator[str]:
-    """One sentence when this environment lacks the attention that ``config`` asks for."""
+    """One sentence for each attention that ``config`` asks for and this environment lacks."""
     name = in_force(config)
     reason = missing(name) if name is not None else None
     if reason:
@@ -57,6 +58,20 @@ def here_problems(config: DictConfig) -> Iterator[str]:
             f"{sizes.ATTENTION}={name} cannot be used in this environment ({reason}): install it (docs/gpu.md has the "
             f"ways), or set ++{sizes.ATTENTION}=sdpa, which is right without sequence parallelism, though slower."
         )
+    reason = missing(sizes.VERLS_ATTENTION) if _has_critic(config) and not cpu.enabled() else None
+    if reason:
+        yield (
+            "a critic (algorithm.adv_estimator=gae, critic.enable=True) is loaded by verl with "
+            f"{sizes.VERLS_ATTENTION}, whatever attn_implementation says, and this environment has none ({reason}): "
+            "install it (docs/gpu.md has the ways), or take an estimator without a critic, such as algorithm.adv_estimator=group_relative."
+        )
+
+
+def _has_critic(config: DictConfig) -> bool:
+    """By verl's rule, and under an engine that loads it with transformers."""
+    wanted = OmegaConf.select(config, "critic.enable")
+    wanted = OmegaConf.select(config, "algorithm.adv_estimator") == "gae" if wanted is None else wanted
+    return bool(wanted) and OmegaConf.select(config, "critic.strategy") in sizes.FSDP
 
 
 def _import_error(module: str) -> str | None:
