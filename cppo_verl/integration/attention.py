@@ -63,7 +63,7 @@ def here_problems(config: DictConfig) -> Iterator[str]:
         yield (
             "a critic (algorithm.adv_estimator=gae, critic.enable=True) is loaded by verl with "
             f"{sizes.VERLS_ATTENTION}, whatever attn_implementation says, and this environment has none ({reason}): "
-            "install it (docs/gpu.md has the ways), or take an estimator without a critic, such as algorithm.adv_estimator=group_relative."
+            "install it (docs/gpu.md has the ways), or take an estimator without a critic, such as group_relative."
         )
 
 
