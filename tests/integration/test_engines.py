@@ -40,7 +40,7 @@ def test_verls_other_engines_get_fsdps_loss(engine: str, packages: str, tmp_path
     ours, fsdps = found["metrics"]
     assert found["losses"][1] == pytest.approx(found["losses"][0], rel=1e-6)
     assert found["gradient"] < 1e-6
-    assert ours == pytest.approx(fsdps, rel=1e-5, abs=1e-7) and 0 < ours[PREFIX + "masked_share"] < 1
+    assert ours == pytest.approx(fsdps, rel=1e-3, abs=1e-6) and 0 < ours[PREFIX + "masked_share"] < 1
 
 
 @pytest.mark.parametrize(
