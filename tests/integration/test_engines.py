@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,14 @@ def test_the_start_says_what_was_tried(strategy: str, rollout: str, estimator: s
         assert f"strategy={strategy}" in said and f"rollout.name={rollout}" in said and engines.GAP in said
     for said in problems:
         assert (f"={strategy}" in said or f"={rollout}" in said) and "estimator=topk" in said and "set it to" in said
+
+
+def test_the_page_says_the_same():
+    section = (ROOT / "docs/gpu.md").read_text().split("## Engines and rollouts")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    said = {name: binary for names, binary, _ in rows for name in re.findall(r"\w+", names)}
+    for name, (state, _) in {**engines.ENGINES, **engines.ROLLOUTS}.items():
+        assert said[name].startswith("works" if state is State.WORKS else "never run"), name
 
 
 def test_skipping_an_update_needs_an_engine_that_looks():
