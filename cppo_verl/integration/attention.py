@@ -6,7 +6,6 @@ function that transformers calls for every flash attention, and no other; ``laun
 """
 
 import importlib
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -38,7 +37,7 @@ def missing(name: str) -> str | None:
         return None
     if name in FLASH:
         reason = _import_error(FLASH[name])
-        if reason is None or _is_there(FLASH[name].partition(".")[0]):
+        if reason is None or find_spec(FLASH[name].partition(".")[0]):
             return reason  # transformers goes by the package's name, and looks no further
         in_hub = _hub_error(name)
         return in_hub and f"{reason}; the hub's kernel: {in_hub}"
@@ -80,13 +79,6 @@ def _import_error(module: str) -> str | None:
     except Exception as error:  # noqa: BLE001 - an extension built for another torch fails in many ways
         return _first_line(error)
     return None
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # a module that came without a spec, or None in its place
-        return sys.modules.get(package) is not None
 
 
 def _hub_error(name: str) -> str | None:

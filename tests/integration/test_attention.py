@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -23,6 +24,7 @@ KERNELS = find_spec("kernels") is not None
 def flash_attn(monkeypatch) -> ModuleType:
     """A module of that name, as far as transformers looks at it."""
     module = ModuleType("flash_attn")
+    module.__spec__ = ModuleSpec("flash_attn", None)
     module.flash_attn_varlen_func = lambda *args, **kwargs: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     return module
