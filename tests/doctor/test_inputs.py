@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from cppo_verl.doctor import inputs
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import Trouble
+from cppo_verl.doctor.verdicts import Asked, Trouble
 from tests import ROOT
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from cppo_verl.doctor import machine
-from cppo_verl.doctor.asked import GB, Asked
 from cppo_verl.doctor.machine import Gpu
-from cppo_verl.doctor.verdicts import Note, Skip, Trouble
+from cppo_verl.doctor.verdicts import GB, Asked, Note, Skip, Trouble
 
 H100 = Gpu("H100", (9, 0), free=int(79 * GB), total=int(80 * GB))
 
