@@ -56,7 +56,7 @@ def run_problems(config: DictConfig) -> Iterator[str]:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
     try:
         knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-        if "actor_rollout_ref" in (config.get(presets.GROUP) or {}):  # where Hydra puts a preset that says no other place
+        if "actor_rollout_ref" in (config.get(presets.GROUP) or {}):  # where such a preset lands
             yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
         yield from rule_checks.problems(knobs)
         yield from _size_problems(config)
