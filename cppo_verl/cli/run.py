@@ -149,6 +149,8 @@ def _is_alone(config: DictConfig) -> bool:
     if address is None and config.trainer.nnodes == 1:
         exposure.require_short_folder(ray_init, os.environ)
         return True
+    if address is not None:
+        exposure.require_answer(address)
     _note(
         f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
         "shows when verl says so, or after --stall-timeout seconds without output"
@@ -176,6 +178,9 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
+    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
+    if kept and found > kept:
+        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     for note in notes:
         print(f"checkpoints: {note}", flush=True)
     if step is not None and checkpoints.recover_record(folder, step, logs, started):

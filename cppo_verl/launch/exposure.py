@@ -1,6 +1,7 @@
 """Which Ray a run joins, and how one with a Ray of its own listens on loopback only, as far as its parts let it."""
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,23 @@ def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
     given, start = parse(overrides).values, "ray_kwargs.ray_init."
     ray_init = {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
     return given.get("trainer.nnodes", 1) == 1 and cluster(ray_init, environment) is None
+
+
+def require_answer(address: str) -> None:
+    """For a cluster that would be joined.
+
+    Raises:
+        UserError: nobody listens there, as where a cluster ended and its note stayed.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
+                "own, or start the cluster (run_scripts/start_ray.sh)."
+            ) from None
 
 
 def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:

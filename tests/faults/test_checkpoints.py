@@ -197,6 +197,14 @@ def test_a_user_who_does_not_resume_is_believed(tmp_path, monkeypatch, prefix):
     assert (tmp_path / "run/checkpoints" / POINTER).read_text() == "2"
 
 
+def test_checkpoints_that_verl_will_not_delete_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+    for step in (2, 4, 6):
+        save(tmp_path / "run/checkpoints", step)
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.max_actor_ckpt_to_keep=2"]) == 0
+    assert "3 lie there; verl deletes only what the same start wrote" in capsys.readouterr().out
+
+
 def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
     run = tmp_path / "run"
     save(run / "checkpoints", 2)

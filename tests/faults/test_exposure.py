@@ -1,6 +1,7 @@
 """Nothing is unpickled that somebody else wrote, no secret reaches a log, and one machine keeps to itself."""
 
 import ast
+import socket
 
 import pytest
 
@@ -111,6 +112,17 @@ def test_somebody_elses_note_of_a_cluster_is_a_sentence(tmp_path):
     (tmp_path / "ray/ray_current_cluster").mkdir(parents=True)  # unreadable for root as well
     with pytest.raises(UserError, match="set RAY_ADDRESS=local"):
         exposure.cluster({}, {"RAY_TMPDIR": str(tmp_path)})
+
+
+def test_a_cluster_that_is_over_is_a_sentence():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.listen()
+        exposure.require_answer(address)
+    with pytest.raises(UserError, match=rf"{address} does not answer .*RAY_ADDRESS=local"):
+        exposure.require_answer(address)
+    exposure.require_answer("auto")  # which Ray will find
 
 
 def test_a_folder_that_is_too_long_for_rays_sockets_is_a_sentence():

@@ -2,6 +2,7 @@
 
 import glob
 import shutil
+import socket
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,10 +65,14 @@ def test_what_of_the_users_is_taken_over_is_said(tmp_path, capsys):
 
 
 def test_what_is_not_watched_is_said(capsys, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    assert not run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
+    with socket.socket() as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert not run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
     said = capsys.readouterr().out
-    assert "192.0.2.1:6379" in said and "not watched" in said and "--stall-timeout" in said
+    assert address in said and "not watched" in said and "--stall-timeout" in said
 
 
 def test_hydras_flags_are_passed_on(tmp_path, monkeypatch, capsys):
