@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cppo_verl import presets
 from cppo_verl.errors import UserError
 from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, paths, supervise
@@ -72,14 +73,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Say of the composed config what the run's own check would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks
+    """Say of the composed config what the run's own start would say; 2 where it would refuse."""
+    from cppo_verl.integration import checks, start_table
 
+    if not checks.is_asked_for(config):
+        print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
+        return 0
     try:
-        checks.require(config)
+        checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    print("\n".join(start_table.lines(config, overrides)))
     return 0
 
 

@@ -150,7 +150,7 @@ def _missing_hooks() -> Iterator[str]:
     yield from (f"AsyncLLM.generate({name}=)" for name in ("sampling_params", "request_id") if name not in parameters)
     fields = ("logprobs", "flat_logprobs", "detokenize", "stop")
     yield from (f"SamplingParams.{name}" for name in fields if not hasattr(SamplingParams(), name))
-    for module in ("cppo_verl.integration.topk.server", "cppo_verl.integration.topk.recording"):
+    for module in ("cppo_verl.integration.topk.server",):
         try:
             importlib.import_module(module)
         except (ImportError, AttributeError) as error:

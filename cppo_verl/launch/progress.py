@@ -80,6 +80,9 @@ class Progress:
 
     def _keep_config(self) -> None:
         print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)
+        said = self.config.with_name("start.txt")  # by integration.start_table
+        if said.is_file():
+            print(said.read_text(encoding="utf-8").rstrip(), flush=True)
         config = OmegaConf.load(self.hydra_config)
         OmegaConf.resolve(config)
         self.total = OmegaConf.select(config, "trainer.total_training_steps")
