@@ -103,7 +103,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)
-        server = fork_server.for_run(args.overrides, os.environ)
+        server = fork_server.for_run(os.environ)
     flags = [f"--config-{name}={value}" for name in ("name", "path") if (value := getattr(args, f"config_{name}"))]
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *flags, *args.overrides]
     command += _own_overrides(run_dir, run_dir / "hydra" / started, args.overrides, config)

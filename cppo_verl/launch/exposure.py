@@ -2,12 +2,11 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cppo_verl.errors import UserError
-from cppo_verl.launch.overrides import parse
 
 LOOPBACK = {
     # Ray's name for it: the node's address is 127.0.0.1, which TransferQueue, vLLM's server and verl then take too
@@ -35,13 +34,6 @@ def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str 
     if address in (None, "", "auto"):
         address = _noted(ray_init, environment) or address
     return None if address in (None, "", "local") else address
-
-
-def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the run starts a Ray of its own, on one machine, as far as its overrides say."""
-    given, start = parse(overrides).values, "ray_kwargs.ray_init."
-    ray_init = {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
-    return given.get("trainer.nnodes", 1) == 1 and cluster(ray_init, environment) is None
 
 
 def require_answer(address: str) -> None:
