@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
-    if paths.expanded("~") is None:
-        for problem in paths.problems({key: OmegaConf.select(config, key) for key in (paths.MODEL, *paths.DATA)}):
-            raise UserError(problem)
+    for problem in paths.problems(config):
+        raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -141,7 +140,7 @@ def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], con
     if "file" not in loggers:
         _note(f"trainer.logger={loggers}: file is added, which progress and report are read from")
         added.append(f"trainer.logger=[{','.join([*loggers, 'file'])}]")
-    for override, reason in paths.read_literally({key: OmegaConf.select(config, key) for key in paths.DATA}):
+    for override, reason in paths.read_literally(config):
         _note(f"{reason}; taken literally by {override}")
         added.append(override)
     return added

@@ -162,7 +162,8 @@ def test_a_logged_step_is_not_logged_again(tmp_path):
     assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
 
 
-COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1"]
+PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
+COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1", *PATHS]
 
 
 @pytest.mark.parametrize("more", [[], ["trainer.resume_mode=auto"], ["++trainer.resume_mode=auto"]])

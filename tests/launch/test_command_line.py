@@ -91,7 +91,13 @@ def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
 )
 def test_options_come_in_any_place_and_check_composes_the_run(capsys, tmp_path, words, status, said):
     run_dir = tmp_path / "run"
-    assert main.main(["run", *(str(run_dir) if word == "RUN" else word for word in words)]) == status
+    words = [str(run_dir) if word == "RUN" else word for word in words]
+    paths = [
+        "actor_rollout_ref.model.path=/m",
+        "data.train_files=/t.parquet",
+        "data.val_files=/v.parquet",
+    ]  # not verl's ~
+    assert main.main(["run", *words, *paths]) == status
     assert said in capsys.readouterr().err
     assert not run_dir.exists()
 
