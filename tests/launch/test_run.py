@@ -36,6 +36,7 @@ def test_any_run_directory_reaches_hydra(tmp_path):
         assert added["hydra.run.dir"] == f"{folder}/hydra/x"
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
 def test_any_run_directory_is_read_for_its_report(tmp_path, capsys):
     for name in odd_names():
         logs = tmp_path / name / "logs"
