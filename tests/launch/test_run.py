@@ -94,6 +94,21 @@ def test_what_is_not_watched_is_said(capsys, monkeypatch):
     assert address in said and "not watched" in said and "--stall-timeout" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("logs", ""), ("git.json", None), ("git.json", "{"), ("git.json", "{}"), (".lock", None)],
+)
+def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, name, content):
+    """A folder in the place of a file and the other way round, which root cannot write to either."""
+    blocked = tmp_path / "run" / name
+    blocked.mkdir(parents=True) if content is None else blocked.parent.mkdir()
+    if content is not None:
+        blocked.write_text(content)
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("cppo-verl run: ") and str(blocked) in said and "Traceback" not in said
+
+
 def test_hydras_flags_are_passed_on(tmp_path, monkeypatch, capsys):
     shutil.copytree(Path(overrides.__file__).parents[1] / "conf", tmp_path / "conf")
     (tmp_path / "conf/mine.yaml").write_text("defaults: [/ppo_trainer, _self_]\ntrainer: {n_gpus_per_node: 1}\n")
