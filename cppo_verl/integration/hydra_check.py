@@ -26,7 +26,7 @@ class StartCheck(Callback):
             _find_rule(config)
             overrides = _overrides(config)
             checks.require(config, here=True, overrides=overrides)
-            found = start_table.lines(config, overrides)
+            found = [*start_table.lines(config, overrides), *_entry(config)]
         except checks.RunConfigError as error:
             raise SystemExit(f"cppo_verl: {error}") from None
         except Exception as error:
@@ -36,6 +36,14 @@ class StartCheck(Callback):
             ) from error
         print("\n".join(found), flush=True)
         _keep(found, config)
+
+
+def _entry(config: DictConfig) -> list[str]:
+    """A line where the program is another than verl's main one, which may not ask for a trainer by its name."""
+    name = OmegaConf.select(config, "hydra.job.name")
+    if name in (None, "main_ppo"):
+        return []
+    return [f"  program       {name} is not verl.trainer.main_ppo; a trainer that it makes itself is not ours"]
 
 
 def _overrides(config: DictConfig) -> list[str]:

@@ -34,7 +34,7 @@ def multiple_of(unit: float) -> Callable[[dict], bool]:
 
 
 FAMILIES = {
-    "grpo": Family((GRPO,), (SHARE,), ("actor/kl_loss",), ("still left out",), all_taught=False),
+    "grpo_estimator": Family((GRPO,), (SHARE,), ("actor/kl_loss",), ("still left out",), all_taught=False),
     "grpo_kl": Family((GRPO, *KL), (SHARE, "actor/kl_loss"), (), ("the loss has a KL term", "because of")),
     "dr_grpo": Family(
         (GRPO, "algorithm.norm_adv_by_std_in_grpo=False"), (SHARE,), holds=multiple_of(0.5), all_taught=False

@@ -17,7 +17,6 @@ SWITCHED = (  # what a preset or a command line may change while the processes s
     "algorithm",
     *(f"actor_rollout_ref.actor.{key}" for key in ("policy_loss", "loss_agg_mode", "loss_scale_factor")),
     *(f"actor_rollout_ref.actor.{key}" for key in ("use_kl_loss", "kl_loss_coef", "entropy_coeff", "shuffle")),
-    *(f"actor_rollout_ref.actor.clip_ratio{key}" for key in ("", "_low", "_high", "_c")),
 )
 
 
@@ -26,7 +25,7 @@ def _define(trainer_module) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
-    from cppo_verl.integration import checks, topk
+    from cppo_verl.integration import checks, start_table, topk
     from cppo_verl.launch.overrides import compose
 
     @register_trainer(NAME)
@@ -42,11 +41,11 @@ def _define(trainer_module) -> None:
             composed = compose(turn["overrides"])
             checks.require(composed, overrides=turn["overrides"])
             OmegaConf.resolve(composed)
-            for key in SWITCHED:
+            for key in (*SWITCHED, *(f"actor_rollout_ref.actor.{name}" for name in start_table.CLIPPING)):
                 OmegaConf.update(self.config, key, OmegaConf.select(composed, key), merge=False)
             self.agent_name = turn.get("agent")
-            self.use_topk, self.use_critic = topk.wanted(self.config), need_critic(self.config)
-            self.use_reference_policy = need_reference_policy(self.config)
+            self.use_topk, self.use_critic = topk.wanted(self.config), need_critic(composed)
+            self.use_reference_policy = need_reference_policy(composed)
             self.kl_ctrl_in_reward = core_algos.get_kl_controller(self.config.algorithm.kl_ctrl)
             self.replay_buffer.filter_groups_metric = self._resolve_filter_groups_metric()
             self._set_loss()

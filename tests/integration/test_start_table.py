@@ -109,12 +109,13 @@ def test_it_is_printed_and_kept_beside_the_config(tmp_path, capsys, monkeypatch)
     OmegaConf.set_struct(config, False)
     config.hydra = {
         "run": {"dir": str(tmp_path / "hydra")},
+        "job": {"name": "fully_async_main"},
         "overrides": {"task": ["actor_rollout_ref.rollout.n=8"], "hydra": []},
         "runtime": {"choices": {"trust_region": "cppo"}, "config_sources": []},  # as from a config of the user's own
     }
     for folder in (tmp_path / "hydra", tmp_path / "run"):
         hydra_check.StartCheck().on_run_start(config)
         said = capsys.readouterr().out
-        assert "cppo, of the preset cppo" in said
+        assert "cppo, of the preset cppo" in said and "fully_async_main is not verl.trainer.main_ppo" in said
         assert (folder / start_table.FILE).read_text() == said
         monkeypatch.setenv(supervise.MARKER, str(tmp_path / "run"))
