@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
-    if paths.expanded("~") is None:
-        for problem in paths.problems({key: OmegaConf.select(config, key) for key in (paths.MODEL, *paths.DATA)}):
-            raise UserError(problem)
+    for problem in paths.problems(config):
+        raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -75,10 +74,15 @@ def run(args: argparse.Namespace) -> int:
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     """Say of the composed config what the run's own start would say; 2 where it would refuse."""
     from cppo_verl.integration import checks, start_table
+    from cppo_verl.trust_region import extensions
 
     if not checks.is_asked_for(config):
         print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
         return 0
+    module = OmegaConf.select(config, extensions.KEY)
+    if module:  # beside its preset; Hydra's own start knows where it found that
+        folders = presets.folders_of(hydra_overrides.parse(overrides).values.get(command_line.SEARCH_PATH) or [])
+        OmegaConf.update(config, extensions.KEY, extensions.resolve(module, [*folders, Path.cwd()]))
     try:
         checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:
@@ -103,7 +107,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)
-        server = fork_server.for_run(args.overrides, os.environ)
+        server = fork_server.for_run(os.environ)
     flags = [f"--config-{name}={value}" for name in ("name", "path") if (value := getattr(args, f"config_{name}"))]
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *flags, *args.overrides]
     command += _own_overrides(run_dir, run_dir / "hydra" / started, args.overrides, config)
@@ -141,7 +145,7 @@ def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], con
     if "file" not in loggers:
         _note(f"trainer.logger={loggers}: file is added, which progress and report are read from")
         added.append(f"trainer.logger=[{','.join([*loggers, 'file'])}]")
-    for override, reason in paths.read_literally({key: OmegaConf.select(config, key) for key in paths.DATA}):
+    for override, reason in paths.read_literally(config):
         _note(f"{reason}; taken literally by {override}")
         added.append(override)
     return added
@@ -154,6 +158,8 @@ def _is_alone(config: DictConfig) -> bool:
     if address is None and config.trainer.nnodes == 1:
         exposure.require_short_folder(ray_init, os.environ)
         return True
+    if address is not None:
+        exposure.require_answer(address)
     _note(
         f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
         "shows when verl says so, or after --stall-timeout seconds without output"
@@ -181,6 +187,9 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
+    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
+    if kept and found > kept:
+        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     for note in notes:
         print(f"checkpoints: {note}", flush=True)
     if step is not None and checkpoints.recover_record(folder, step, logs, started):

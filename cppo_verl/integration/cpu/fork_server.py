@@ -104,13 +104,11 @@ class ForkServer:
             )
 
 
-def for_run(overrides, environment) -> ForkServer | None:
-    """A server for a run on the CPU that starts a Ray of its own on this machine; None for any other."""
+def for_run(environment) -> ForkServer | None:
+    """A server for a run on the CPU that starts a Ray of its own on this machine, where the user has no such hook."""
     from cppo_verl.integration import cpu
-    from cppo_verl.launch import exposure
 
-    served = cpu.enabled() and exposure.alone(overrides, environment) and HOOK not in environment
-    return ForkServer() if served else None
+    return ForkServer() if cpu.enabled() and HOOK not in environment else None
 
 
 def use_python(runtime_env) -> dict:
