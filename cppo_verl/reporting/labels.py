@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cppo_verl import paper
 from cppo_verl.errors import UserError
+from cppo_verl.reporting.text import clean
 
 Settings = Mapping[str, object]
 
@@ -77,7 +78,7 @@ def label_of(settings: Settings, place: Path) -> Label:
 
     The experiment's name is preferred to the knobs, since it says what the run was meant to be.
     """
-    own_name = place.stem if place.suffix == ".jsonl" else place.name
+    own_name = clean(place.stem if place.suffix == ".jsonl" else place.name)
     named = str(settings.get("experiment", ""))
     experiment = own_name if named in _SAYS_NOTHING else named
     found = _SEED.search(experiment)

@@ -23,6 +23,7 @@ from cppo_verl.errors import UserError
 from cppo_verl.reporting.columns import Columns
 from cppo_verl.reporting.metrics import VALIDATION
 from cppo_verl.reporting.settings import settings_beside
+from cppo_verl.reporting.text import clean
 
 LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
 REMEDY = "--skip-bad-lines leaves such lines out."
@@ -198,7 +199,8 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     odd = {name: np.array(sorted(steps)) for name, steps in sorted(merge.columns.odd.items()) if steps}
     frame = merge.columns.take_frame()
     notes += (*merge.notes(), *_value_notes(odd, merge.texts))
-    return Run(place.stem if place.is_file() else place.name, settings, frame, tuple(merge.files), notes, odd, place)
+    name = clean(place.stem if place.is_file() else place.name)
+    return Run(name, settings, frame, tuple(merge.files), notes, odd, place)
 
 
 def find_logs(place: Path) -> list[Path]:
