@@ -214,7 +214,8 @@ class Recorder:
         names = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
         def look(values: Mapping[str, Any], number: int | None) -> Look:
-            return Look(**{name: values.get(name) for name in names}, update=number)
+            columns: Any = {name: values.get(name) for name in names}
+            return Look(**columns, update=number)
 
         return Response(
             uid=uid,

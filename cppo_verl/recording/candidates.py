@@ -42,7 +42,7 @@ class Candidate:
         names = knob_names(type(self.knobs))
         if unknown := [key for key in values if key not in (*names, *CLIPS)]:
             raise RecordError(f"{unknown[0]!r} is no knob of {self.rule}; there are {', '.join([*names, *CLIPS])}.")
-        knobs = dataclasses.asdict(self.knobs) | values
+        knobs = {**dataclasses.asdict(self.knobs), **values}
         return build(name or self.name, self.rule, knobs, {key: values.get(key, self.clips[key]) for key in CLIPS})
 
 

@@ -82,7 +82,7 @@ def family_of(
 
     def decides(name: str) -> bool:
         masked = Masked(parts, Family(candidate, (name,)))
-        return not np.array_equal(*map(masked.at, FACTORS))
+        return bool((masked.at(FACTORS[0]) != masked.at(FACTORS[1])).any())
 
     names = tuple(filter(decides, move or (("delta", "delta_b") if candidate.rule in RULES else CLIPS[:2])))
     if not names:

@@ -43,6 +43,11 @@ def entries(kind: str, **default: Any) -> Any:
     return field(metadata={"kind": kind, "list": True}, **default)
 
 
+def part() -> Any:
+    """A field whose own fields are columns."""
+    return field()
+
+
 @dataclass(frozen=True)
 class Header:
     """What holds for a whole step.
@@ -132,7 +137,7 @@ class Response:
     log_mu: np.ndarray = tokens("float32")
     advantages: np.ndarray = tokens("float32")
     reward: float = value("float64")
-    first: Look
+    first: Look = part()
     last: Look | None = None
     output: int = value("int32", default=0)
     versions_behind: int | None = value("int32", default=None)
@@ -141,13 +146,13 @@ class Response:
     top_k_mu: np.ndarray | None = value("binary", default=None)
 
     def __post_init__(self) -> None:
-        for part in (self, *self.looks):
-            for each in fields(part):
-                column = getattr(part, each.name)
-                if not each.metadata.get("tokens") or (column is None and each.default is None):
-                    continue
-                if len(column) != self.length:
-                    raise ValueError(f"{self.uid}: {each.name} has {len(column)} entries for {self.length} tokens")
+        parts: tuple[Response | Look, ...] = (self, *self.looks)
+        for holder, each in [(part, each) for part in parts for each in fields(part)]:
+            column = getattr(holder, each.name)
+            if not each.metadata.get("tokens") or (column is None and each.default is None):
+                continue
+            if len(column) != self.length:
+                raise ValueError(f"{self.uid}: {each.name} has {len(column)} entries for {self.length} tokens")
 
     @property
     def looks(self) -> tuple[Look, ...]:
