@@ -11,10 +11,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cppo_verl.errors import UserError
+
 LONGEST = 16 * 2**20  # bytes of a line
 
 
-class LineError(ValueError):
+class LineError(UserError, ValueError):
     """A line before the last is no JSON; the message names the file and the line."""
 
 
