@@ -17,7 +17,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -82,6 +81,8 @@ def _printed(figure: Figure, kind: str, title: str) -> bytes:
     if kind == "png":
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None, "Description": title})
     else:
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf  # brings fontTools, which takes a while
+
         FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None, "Title": title})
     return buffer.getvalue()
 
