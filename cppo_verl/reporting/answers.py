@@ -1,6 +1,6 @@
 """Where the two readers of an answer disagree: the paper's scorer (``math_dapo``) and ``math_verify``.
 
-The maths reward leaves both verdicts in the dumps of a run's validations (``RUN/validations/STEP.jsonl``): ``acc`` is
+The maths reward leaves both verdicts in the dumps of a run's validations (``RUN/validations/STEP.jsonl``): ``paper`` is
 the scorer's, ``verified`` is math_verify's, true, false, or null where it was not asked or could not tell. What models
 wrote is shown as text, its end alone.
 """
@@ -59,7 +59,7 @@ def disagreements(run_dir: Path) -> Disagreements | None:
     for path in sorted((run_dir / FOLDER).glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem)):
         for entry in _both_verdicts(path, damaged):
             judged += 1
-            right, verified = bool(entry["acc"]), bool(entry["verified"])
+            right, verified = bool(entry["paper"]), bool(entry["verified"])
             if right != verified:
                 alone[right] += 1
                 verdict = (
@@ -75,9 +75,9 @@ def _both_verdicts(path: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
     for line in jsonlines.lines(path):
         if line.fault or not isinstance(line.value, dict):
             damaged.append(line.fault or "not an object")
-        elif "verified" not in line.value or "acc" not in line.value:
+        elif "verified" not in line.value or "paper" not in line.value:
             return
-        elif line.value["verified"] is not None and line.value["acc"] is not None:
+        elif line.value["verified"] is not None:
             yield line.value
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from cppo_verl import __version__
 from cppo_verl.reporting import text
 
-STYLE = (files("cppo_verl.reporting") / "assets/page.css").read_text(encoding="utf-8")
+STYLE = "".join((files(__package__) / "assets" / name).read_text(encoding="utf-8") for name in ("page.css", "dark.css"))
 
 
 @cache
