@@ -18,9 +18,6 @@ class Columns:
         self._columns: dict[str, array[float]] = {}
         self.odd: defaultdict[str, set[int]] = defaultdict(set)
 
-    def __contains__(self, step: int) -> bool:
-        return step in self._row_of
-
     def __len__(self) -> int:
         return len(self._row_of)
 

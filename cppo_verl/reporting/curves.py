@@ -8,10 +8,12 @@ collapsed seeds are not in the mean; for others it is Student's t interval, and 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from cppo_verl import paper
 from cppo_verl.reporting import metrics
@@ -19,45 +21,24 @@ from cppo_verl.reporting.ablations import TITLES, groups
 from cppo_verl.reporting.intervals import t975
 from cppo_verl.reporting.metrics import BY_NAME, Metric
 from cppo_verl.reporting.outcomes import grouped
-from cppo_verl.reporting.plots import BOLD_WIDTH, Dash, Line, Panel, Plot, last_values
+from cppo_verl.reporting.plots import BOLD_WIDTH, Line, Panel, Plot, last_values
 from cppo_verl.reporting.scores import ACCURACY, TRAINING_REWARD, Entry, kind_of, t_stop
+from cppo_verl.reporting.template import asset
 from cppo_verl.reporting.text import NOT_LOGGED, capital
 
 DRAWN_POINTS = 80
 WARM_UP_SHARE = 0.1  # of T_stop
 HOLE = 4  # times the usual distance of steps, beyond which a line breaks
 WIDTH = 1.4
+FIRST_FIGURE = 8  # of the paper's training diagnostics, a figure a model
 
-_FIGURES = ("Figure 8", "Figure 9", "Figure 10", "Figure 11")  # the paper's training diagnostics, a figure a model
+Runs = Mapping[str, Sequence[Entry]]  # by method
 
-METHOD_STYLE: dict[str, tuple[str, Dash]] = {  # colour, dashes
-    "GRPO": ("#6b7280", (0, (1, 1.2))),
-    "MinPRO": ("#7c3aed", (0, (6, 1.5, 1, 1.5))),
-    "CISPO": ("#0e7490", (0, (3, 1.2))),
-    "DPPO": ("#1d4ed8", (0, (6, 1.5))),
-    "TRM-Max": ("#a16207", (0, (2, 1, 1, 1))),
-    "TRM-Avg": ("#15803d", (0, (9, 1.5, 2, 1.5))),
-    "CPPO": ("#c2410c", "-"),
-}
-_VARIANT_STYLE: tuple[tuple[str, Dash], ...] = (
-    ("#be185d", (0, (5, 1.2))),
-    ("#0369a1", (0, (1, 1.2))),
-    ("#4d7c0f", (0, (6, 1.5, 1, 1.5))),
-    ("#6d28d9", (0, (3, 1, 1, 1, 1, 1))),
-    ("#475569", (0, (2, 1))),
-    ("#b45309", (0, (9, 2))),
-)
 
-_COMMON = (metrics.REWARD, metrics.MASKED_OR_CLIPPED, BY_NAME[metrics.DIVERGENCE_MEAN])
-_WARM_UP = (*_COMMON, *(BY_NAME[x] for x in (metrics.PREFIX_AVERAGE, metrics.EFFECTIVE_BUDGET, metrics.GRAD_NORM)))
-_TRAINING = (
-    metrics.REWARD, BY_NAME[metrics.LENGTH], BY_NAME["actor/entropy"], metrics.MASKED_OR_CLIPPED,
-    *(BY_NAME[x] for x in (metrics.MASKED_BY_BUDGET, metrics.DIVERGENCE_MEAN, metrics.DIVERGENCE_P99,
-                           metrics.GRAD_NORM, metrics.ZERO_VARIANCE)),
-)  # fmt: skip
-_STALENESS = tuple(
-    BY_NAME[x] for x in (metrics.BEHIND_MEAN, metrics.SAMPLE_SIZE_TOKENS, metrics.FIRST_UPDATE, metrics.SCALE)
-)
+@cache
+def specifications() -> Mapping[str, Any]:
+    """Styles, and the figures that are made of metrics."""
+    return yaml.safe_load(asset("figures.yaml"))
 
 
 @dataclass(frozen=True)
@@ -83,33 +64,27 @@ class Picture:
         return list({line.name: line for panel in self.panels for line in panel.lines}.values())
 
 
-Runs = Mapping[str, Sequence[Entry]]  # by method
-
-
 def pictures(entries: Sequence[Entry], model: str) -> list[Picture]:
     """Every figure that the runs of a model have something for: the paper's in its order, or those of a comparison."""
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
-    made: tuple[Picture | None, ...]
+    named = {method: [entry for entry in own if entry.label.method == method] for method in paper.METHODS}
+    papers = {method: runs for method, runs in named.items() if runs} if t_stop(model) is not None else {}
+    runs = papers or grouped(own)
+    made = [validation(runs, model), positions(runs, model)]
     if t_stop(model) is None:
-        runs = grouped(own)
-        made = (validation(runs, model), diagnostics(runs, model), staleness(runs, model), positions(runs, model))
+        made[1:] = [of_metrics(runs, model, "training"), of_metrics(runs, model, "staleness"), made[1]]
     else:
-        named = {method: [entry for entry in own if entry.label.method == method] for method in paper.METHODS}
-        main = {method: runs for method, runs in named.items() if runs} or grouped(own)
-        first, where = validation(main, model), positions(main, model)
-        made = (first, where, ablations(own, model), warm_up(main, model), diagnostics(main, model))
-        made = (*made, staleness(main, model))
+        made += [ablations(own, model), *(of_metrics(runs, model, key) for key in ("warm-up", "training", "staleness"))]
     return [picture for picture in made if picture is not None]
 
 
 def validation(runs: Runs, model: str) -> Picture | None:
     """Score by step: Figure 4, and Figure 1 (right) for its model."""
-    kind = kind_of(entry for entries in runs.values() for entry in entries)
+    kind, stop = kind_of(entry for entries in runs.values() for entry in entries), t_stop(model)
     title = "Validation score" if kind == ACCURACY else capital(kind)
     panel = _score_panel("score", title, runs, model, rings=True)
     if panel is None:
         return None
-    stop = t_stop(model)
     up_to = f" up to T_stop = {stop} (vertical line)" if stop is not None else ""
     what = "Unweighted mean over the validation sets at every validated step, not smoothed."
     caption = (
@@ -134,32 +109,32 @@ def ablations(entries: Sequence[Entry], model: str) -> Picture | None:
     return figure if panels else None
 
 
-def warm_up(runs: Runs, model: str) -> Picture | None:
-    """The first steps, every one of them: Figure 7."""
-    end = max(1, round(WARM_UP_SHARE * (t_stop(model) or _last_step(runs))))
-    caption = f"Steps 1 to {end}, the first tenth, every step as logged, not smoothed."
-    return _of_metrics("warm-up", "Figure 7", "Warm-up diagnostics", caption, runs, model, _WARM_UP, 1, end)
-
-
-def diagnostics(runs: Runs, model: str) -> Picture | None:
-    """The whole training: Figures 8 to 11, one a model. Of other models the time a step, too."""
-    models = list(paper.settings())
-    asked = _TRAINING if model in models else (*_TRAINING, metrics.STEP_TIME)
-    width = -(-max(1, _last_step(runs)) // DRAWN_POINTS)
-    smoothed = f"Each point is the mean of {width} steps." if width > 1 else "Every step as logged, not smoothed."
-    caption = f"{smoothed} The masked share of GRPO and CISPO is what their losses report as clipped."
-    figure = _FIGURES[models.index(model)] if model in models else ""
-    return _of_metrics("training", figure, "Training diagnostics", caption, runs, model, asked, width)
-
-
-def staleness(runs: Runs, model: str) -> Picture | None:
-    """How old responses were and what that cost; None where no run is asynchronous."""
-    frames = [entry.run.frame for entries in runs.values() for entry in entries if entry.run is not None]
-    if not any(len(metrics.series(frame, metrics.SPANNING)) for frame in frames):
+def of_metrics(runs: Runs, model: str, key: str) -> Picture | None:
+    """A panel for each metric of the figure that a run logged: the first steps (Figure 7), or the whole training in
+    means (Figures 8 to 11, one a model), or of asynchronous runs what age costs."""
+    spec, models = specifications()["of_metrics"][key], list(paper.settings())
+    entries = [entry for each in runs.values() for entry in each if entry.run is not None]
+    if key == "staleness" and not any(len(BY_NAME[metrics.SPANNING].of(x.run.frame)) for x in entries if x.run):
         return None
-    width = -(-max(1, _last_step(runs)) // DRAWN_POINTS)
-    caption = "What responses of older weights do: docs/staleness.md has each metric."
-    return _of_metrics("staleness", "", "Stale data", caption, runs, model, _STALENESS, width)
+    last = max((entry.score.last_step for entry in entries), default=1)
+    end = max(1, round(WARM_UP_SHARE * (t_stop(model) or last)))
+    width = 1 if key == "warm-up" else -(-max(1, last) // DRAWN_POINTS)
+    names = spec["metrics"] + (spec.get("own_models", []) if t_stop(model) is None else [])
+    panels: list[Panel] = []
+    absent: list[str] = []
+    for metric in (metrics.MASKED_OR_CLIPPED if name == "masked or clipped" else BY_NAME[name] for name in names):
+        lines = _lines(runs, model, partial(_values, metric, width, end if key == "warm-up" else np.inf))
+        plot = Plot(tuple(lines), unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log, hole=HOLE)
+        if lines:
+            panels.append(_named(Panel(f"{key}-{len(panels)}", metric.title, "", (plot,), legend=False)))
+        else:
+            absent.append(metric.label)
+    smoothed = f"Each point is the mean of {width} steps." if width > 1 else "Every step as logged, not smoothed."
+    number = FIRST_FIGURE + models.index(model) if model in models else 0
+    figure = spec.get("figure", "").format(number=number) if number else ""
+    missing = f"{capital(NOT_LOGGED)}: {', '.join(absent)}." if absent else ""
+    said = [spec["caption"].format(end=end, smoothed=smoothed), _seeds_sentence(panels, model), missing]
+    return Picture(key, model, figure, spec["title"], " ".join(filter(None, said)), tuple(panels)) if panels else None
 
 
 def positions(runs: Runs, model: str) -> Picture | None:
@@ -171,9 +146,8 @@ def positions(runs: Runs, model: str) -> Picture | None:
     )
     plot = Plot(tuple(replace(line, dots=True) for line in lines), x="position in the response", hole=None)
     figure = "" if t_stop(model) is None else "Figure 2"
-    title = "Position-conditioned deviation"
     panel = _named(Panel("positions", "Divergence along the response", "", (plot,), legend=False))
-    return Picture("positions", model, figure, title, caption, (panel,)) if lines else None
+    return Picture("positions", model, figure, "Position-conditioned deviation", caption, (panel,)) if lines else None
 
 
 def block_means(values: pd.Series, width: int) -> pd.Series:
@@ -184,30 +158,16 @@ def block_means(values: pd.Series, width: int) -> pd.Series:
     return means.set_axis(pd.Index(means.index.to_numpy() * width + (width + 1) / 2, name="step"))
 
 
-def _of_metrics(
-    key: str, figure: str, title: str, caption: str, runs: Runs, model: str, asked: Sequence[Metric], width: int,
-    upto: float = np.inf,
-) -> Picture | None:  # fmt: skip
-    """A panel for each metric that a run logged, in means of ``width`` steps, of the steps 1 to ``upto``."""
+def _values(metric: Metric, width: int, upto: float, entry: Entry) -> pd.Series:
+    found = metric.of(entry.run.frame) if entry.run is not None else pd.Series(dtype=float)
+    return block_means(found[(found.index > 0) & (found.index <= upto)], width)
 
-    def values(metric: Metric, entry: Entry) -> pd.Series:
-        found = metric.of(entry.run.frame) if entry.run is not None else pd.Series(dtype=float)
-        return block_means(found[(found.index > 0) & (found.index <= upto)], width)
 
-    panels: list[Panel] = []
-    absent: list[str] = []
-    for metric in asked:
-        lines = _lines(runs, model, partial(values, metric))
-        if lines:
-            label = {"%": "", "s": "seconds"}.get(metric.unit, metric.unit)
-            plot = Plot(tuple(lines), unit=metric.unit, label=label, log=metric.log, hole=HOLE)
-            own = f"{key}-{metric.names[0].rpartition('/')[2]}-{len(panels)}"
-            panels.append(_named(Panel(own, metric.title, "", (plot,), legend=False)))
-        else:
-            absent.append(metric.label)
-    missing = f"{capital(NOT_LOGGED)}: {', '.join(absent)}." if absent else ""
-    words = " ".join(filter(None, [caption, _seeds_sentence(panels, model), missing]))
-    return Picture(key, model, figure, title, words, tuple(panels)) if panels else None
+def _by_position(entry: Entry) -> pd.Series:
+    """Divergence by the middle of each bin (0..1); empty without any."""
+    frame = entry.run.frame.reindex(columns=list(metrics.BY_POSITION)) if entry.run is not None else pd.DataFrame()
+    means = frame.where(np.isfinite(frame)).mean()
+    return means.set_axis((np.arange(len(means)) + 0.5) / metrics.POSITION_BINS).dropna()
 
 
 def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = False) -> Panel | None:
@@ -222,7 +182,8 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         best = tuple((e.score.step, e.score.best["avg"]) for e in counted if e.score.step is not None) if rings else ()
         line = _line(name, place, [(entry.label.seed, entry.score.curve) for entry in counted or scored], model)
         seeds = tuple(entry.score.curve for entry in scored) if len(scored) > 1 else ()
-        crosses = tuple((step, _at(curve, step)) for step, curve in fell)
+        # a cross lies at the last validation before the fall, or at the first of all
+        crosses = tuple((step, float(curve.iloc[max(0, (curve.index <= step).sum() - 1)])) for step, curve in fell)
         lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best, collapsed=crosses))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
     plot = Plot(tuple(lines), label=label, hole=None, stop=stop)
@@ -249,13 +210,14 @@ def _lines(runs: Runs, model: str, values: Callable[[Entry], pd.Series]) -> list
 
 def _line(name: str, place: int, values: Sequence[tuple[str, pd.Series]], model: str) -> Line:
     """The mean over (seed, values) where all have a value; of one's own models, runs of one seed count as one."""
-    own = t_stop(model) is None
+    own, styles = t_stop(model) is None, specifications()
     each = _seed_means(values) if own else [x for _, x in values]
     table = pd.concat(each, axis=1, join="inner")
     wide = t975(len(each) - 1) if len(each) > 1 and own else 1.0
     error = wide * table.sem(axis=1) if len(each) > 1 else None
-    color, dash = METHOD_STYLE.get(name) or _VARIANT_STYLE[place % len(_VARIANT_STYLE)]
-    return Line(name, table.mean(axis=1), color, dash, BOLD_WIDTH if name == "CPPO" else WIDTH, error=error)
+    color, dashes = styles["methods"].get(name) or styles["variants"][place % len(styles["variants"])]
+    width = BOLD_WIDTH if name == "CPPO" else WIDTH
+    return Line(name, table.mean(axis=1), color, (0, dashes) if dashes else "-", width, error=error)
 
 
 def _seed_means(values: Iterable[tuple[str, pd.Series]]) -> list[pd.Series]:
@@ -264,23 +226,6 @@ def _seed_means(values: Iterable[tuple[str, pd.Series]]) -> list[pd.Series]:
     for number, (seed, each) in enumerate(values):
         found.setdefault(seed or f"unknown {number}", []).append(each)
     return [pd.concat(each, axis=1, join="inner").mean(axis=1) for each in found.values()]
-
-
-def _by_position(entry: Entry) -> pd.Series:
-    """Divergence by the middle of each bin (0..1); empty without any."""
-    frame = entry.run.frame.reindex(columns=list(metrics.BY_POSITION)) if entry.run is not None else pd.DataFrame()
-    means = frame.where(np.isfinite(frame)).mean()
-    return means.set_axis((np.arange(len(means)) + 0.5) / metrics.POSITION_BINS).dropna()
-
-
-def _at(curve: pd.Series, step: int) -> float:
-    """The curve's value at the validated step at or before ``step``, its first before any."""
-    before = curve[curve.index <= step]
-    return float(before.iloc[-1] if len(before) else curve.iloc[0])
-
-
-def _last_step(runs: Runs) -> int:
-    return max((entry.score.last_step for entries in runs.values() for entry in entries), default=0)
 
 
 def _seeds_sentence(panels: Sequence[Panel], model: str) -> str:

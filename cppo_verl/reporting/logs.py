@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,17 @@ class NoStepsError(LogError):
     """There is a run's directory or log, and no step in it: a run that was not started, or died before its first."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LogFile:
-    """What one file held: ``records`` good lines over steps ``first``..``last`` (None without any), whether its last
-    line was ``torn`` by a killed process, how many damaged lines were ``skipped`` on request, and where its steps began
-    ``again``: (the step, the one before it)."""
+    """What one file held: ``records`` good lines, ``steps``, whether its last line was ``torn`` by a killed process,
+    how many damaged lines were ``skipped`` on request, where its steps began ``again``: (the step, the one before)."""
 
     path: Path
     records: int = 0
-    first: int | None = None
-    last: int | None = None
+    steps: set[int] = field(default_factory=set)
     torn: bool = False
     skipped: int = 0
     again: tuple[int, int] | None = None
-
-    def with_step(self, step: int, before: int | None) -> "LogFile":
-        """One record more; ``before`` is the step of the last."""
-        first, last = (step if x is None else pick(x, step) for x, pick in ((self.first, min), (self.last, max)))
-        back = (step, before) if before is not None and step < before else None
-        return replace(self, records=self.records + 1, first=first, last=last, again=self.again or back)
 
 
 @dataclass(frozen=True)
@@ -98,40 +90,43 @@ class Merge:
         Raises:
             LogError: a damaged line before the end of the file, or one that is no record; names file and line.
         """
-        start, tally, before = len(self.files), LogFile(path), None
+        tally, before = LogFile(path), -LARGEST_STEP
+        self.files.append(tally)
         validated: dict[int, dict[str, float]] = {}  # what this start logged at a step that it did not train (yet)
         torn: jsonlines.Line | None = None  # judged once it is known whether a line follows
         for line in jsonlines.lines(path):
             if torn is not None:
-                tally, torn = self._skipped(tally, torn.number, torn.fault), None
+                self._skip(tally, torn.number, torn.fault)
+            torn = line if line.fault else None
             if line.fault:
-                torn = line
                 continue
             try:
                 step, data = step_and_data(line.value)
             except ValueError as error:
-                tally = self._skipped(tally, line.number, str(error))
+                self._skip(tally, line.number, str(error))
                 continue
-            tally, before = tally.with_step(step, before), step
-            self._add(step, self._numbers(data), start, validated)
-        self.files.append(replace(tally, torn=torn is not None))
+            tally.records += 1
+            tally.steps.add(step)
+            tally.again = tally.again or ((step, before) if step < before else None)
+            before = step
+            self._add(step, self._numbers(data), validated)
+        tally.torn = torn is not None
 
-    def _add(self, step: int, row: dict[str, float], start: int, validated: dict[int, dict[str, float]]) -> None:
-        if self.origin.get(step) != start and step in self.columns:
+    def _add(self, step: int, row: dict[str, float], validated: dict[int, dict[str, float]]) -> None:
+        start = len(self.files) - 1
+        if self.origin.setdefault(step, start) != start:
             if row and all(name.startswith(VALIDATION) for name in row):
                 validated.setdefault(step, {}).update(row)
             else:
                 self.columns.forget(step)
                 row = {**validated.pop(step, {}), **row}
                 self.origin[step] = start
-        elif step not in self.columns:
-            self.origin[step] = start
         self.columns.update(step, row)
 
-    def _skipped(self, tally: LogFile, line: int, why: str) -> LogFile:
+    def _skip(self, tally: LogFile, line: int, why: str) -> None:
         if not self.skip_bad_lines:
             raise LogError(f"{tally.path}, line {line}: {why}. {REMEDY}")
-        return replace(tally, skipped=tally.skipped + 1)
+        tally.skipped += 1
 
     def _numbers(self, data: Mapping[str, object]) -> dict[str, float]:
         """The numeric metrics of a record as floats; null, which is how verl's logger writes NaN, is NaN."""
@@ -165,10 +160,8 @@ class Merge:
 
     def _leftovers(self, start: int) -> Iterator[str]:
         """Steps of a start beyond the point from which a later one took over, and not logged again since."""
-        resumed = min((later.first for later in self.files[start + 1 :] if later.first is not None), default=None)
-        left = sorted(
-            s for s, trained in self.origin.items() if trained == start and resumed is not None and s > resumed
-        )
+        resumed = min((min(later.steps) for later in self.files[start + 1 :] if later.steps), default=LARGEST_STEP)
+        left = sorted(step for step, trained in self.origin.items() if trained == start and step > resumed)
         if left:
             span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
             name = self.files[start].path.name
@@ -190,7 +183,7 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     for path in find_logs(place):
         merge.read(path)
     if not len(merge.columns):
-        torn, skipped = (sum(getattr(file, what) for file in merge.files) for what in ("torn", "skipped"))
+        torn, skipped = sum(file.torn for file in merge.files), sum(file.skipped for file in merge.files)
         raise NoStepsError(
             f"no steps in {listing(merge.files, whole=True)}: {len(merge.files)} files, 0 records, {torn} torn last "
             f"lines, {skipped} skipped lines. Is the run past its first step?"

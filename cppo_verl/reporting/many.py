@@ -15,7 +15,7 @@ from cppo_verl.reporting import comparison, pictures, tables
 from cppo_verl.reporting.curves import Picture
 from cppo_verl.reporting.curves import pictures as pictures_of
 from cppo_verl.reporting.labels import model_key
-from cppo_verl.reporting.outcomes import MEASURES, Comparison, check_baseline, compare
+from cppo_verl.reporting.outcomes import Comparison, check_baseline, compare
 from cppo_verl.reporting.plots import BOLD_WIDTH, Line
 from cppo_verl.reporting.study import Study
 from cppo_verl.reporting.template import render
@@ -46,7 +46,7 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
         each = list(compared.values())
         files["comparison.csv"] = comparison.comparison_csv(each)
         files["differences.csv"] = comparison.differences_csv(each)
-        files["comparison.md"] = render("comparison.md", comparisons=each, **_words(comparison))
+        files["comparison.md"] = render("comparison.md", comparisons=each, said=comparison)
     for picture in (picture for made in drawn.values() for picture in made):
         for kind, data in picture_files(picture).items():
             files[f"figures/{_slug(picture.model)}-{picture.key}.{kind}"] = data
@@ -110,9 +110,9 @@ def html_page(
         places=_short_places([entry.place for entry in study.entries]),
         entries=study.entries,
         footer=f"{count(len(study.entries), 'run')}.",
-        minus=minus,
-        **(tables.page_values(results) if results is not None else {"results": None}),
-        **_words(comparison),
+        said=comparison,
+        tables=tables,
+        results=results,
     )
 
 
@@ -139,13 +139,6 @@ def summary(study: Study, results: tables.Results) -> str:
         said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average{most}."
     unfinished = sum(cell.unfinished for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
-
-
-def _words(module: Any) -> dict[str, Any]:
-    """What the templates of a comparison make use of."""
-    names = ("sentence", "method_rows", "difference_rows", "seed_rows", "kind_name", "COUNTING", "INTERVALS", "NO_PAIR",
-             "NO_INTERVAL", "Shown")  # fmt: skip
-    return {name: getattr(module, name) for name in names} | {"MEASURES": MEASURES}
 
 
 def _drawing(picture: Picture, number: int) -> Markup:

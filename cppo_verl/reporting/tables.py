@@ -4,6 +4,7 @@ The first columns of a CSV are the paper's own file, so the two can be compared 
 have (differences, seeds, steps) follows. Differences are between the numbers as printed.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from cppo_verl import paper
@@ -13,6 +14,7 @@ from cppo_verl.reporting.template import render
 from cppo_verl.reporting.text import csv_text
 
 MISSING = "missing"
+T_STOP, METHODS = paper.t_stop(), paper.METHODS
 BENCHMARK_NAMES = {"aime24": "AIME24", "aime25": "AIME25", "aime26": "AIME26", "avg": "Mean"}
 COUNTING = (
     "A score is the best unweighted mean of AIME24, AIME25 and AIME26 (Avg@16, percent) over the validated steps 1 to "
@@ -63,24 +65,7 @@ def table4_csv(results: Results) -> str:
 
 def latex(results: Results, table: int) -> str:
     """A booktabs table: ours, with the paper's score and the difference in small print below."""
-    return render(f"table{table}.tex", **page_values(results))
-
-
-def page_values(results: Results) -> dict[str, object]:
-    """What the templates of the tables make use of."""
-    return {
-        "results": results,
-        "columns": BENCHMARK_NAMES,
-        "methods": paper.METHODS,
-        "t_stop": paper.t_stop(),
-        "best": {model: _best(cells) for model, cells in results.items()},
-        "rules": RULES,
-        "score_text": score_text,
-        "steps_text": steps_text,
-        "flags": flags,
-        "paper_text": paper_text,
-        "difference_text": difference_text,
-    }
+    return render(f"table{table}.tex", results=results, tables=sys.modules[__name__])
 
 
 def runs_csv(entries: Sequence[Entry]) -> str:
@@ -126,10 +111,11 @@ def difference_text(cell: Cell, name: str) -> str:
     return "" if difference is None else f"{difference:+.2f}"
 
 
-def _best(cells: Mapping[str, Cell]) -> str | None:
-    """The method with the highest score of a model."""
-    scored = {method: cell.scores["avg"].mean for method, cell in cells.items() if cell.scores}
-    return max(scored, key=lambda method: scored[method]) if scored else None
+def is_best(cell: Cell, cells: Mapping[str, Cell]) -> bool:
+    """Whether it has the highest score of a model."""
+    return bool(cell.scores) and cell.scores["avg"].mean == max(
+        x.scores["avg"].mean for x in cells.values() if x.scores
+    )
 
 
 def _extra(cell: Cell, name: str) -> list[str]:

@@ -24,7 +24,7 @@ def environment() -> Environment:
         loader=PackageLoader("cppo_verl.reporting", "assets"), autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"md": text.md, "tex": text.tex, "plain": text.plain, "percent": text.percent}
+    made.filters |= {"md": text.md, "tex": text.tex, "plain": text.plain, "percent": text.percent, "minus": text.minus}
     made.globals |= {"version": __version__, "md_table": text.md_table, "asset": asset, "capital": text.capital}
     return made
 

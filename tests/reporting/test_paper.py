@@ -17,7 +17,7 @@ from cppo_verl import paper
 from cppo_verl.cli import report
 from cppo_verl.reporting import metrics, tables
 from cppo_verl.reporting.ablations import differences, groups, panels_of, reference_knobs
-from cppo_verl.reporting.curves import block_means, diagnostics, pictures, positions, validation, warm_up
+from cppo_verl.reporting.curves import block_means, of_metrics, pictures, positions, validation
 from cppo_verl.reporting.labels import Label, LabelError, knobs_of, label_of, method_name, model_key, parse_label
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Entry, broken_gradient, collapse, estimate, score_run
@@ -338,7 +338,7 @@ def test_training_is_drawn_in_means_of_as_many_steps_as_the_caption_says():
     values = pd.Series({step: float(step) for step in range(1, 8)})
     assert block_means(values, 3).to_dict() == {2.0: 2.0, 5.0: 5.0, 8.0: 7.0}
     run = scored_run({400: 9.0}, **{"critic/rewards/mean": {step: float(step) for step in range(1, 401)}})
-    picture = diagnostics({"CPPO": [entry_of(run, "CPPO")]}, MODEL)
+    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "training")
     assert picture is not None and picture.figure == "Figure 9"
     assert picture.caption.startswith("Each point is the mean of 5 steps.")
     assert "Not logged: response length, tokens, entropy" in picture.caption
@@ -348,7 +348,7 @@ def test_training_is_drawn_in_means_of_as_many_steps_as_the_caption_says():
 
 def test_warm_up_is_the_first_tenth_step_by_step_and_positions_are_means_of_the_bins():
     run = scored_run({400: 9.0}, **{metrics.MASKED: dict.fromkeys(range(1, 401), 0.25)})
-    picture = warm_up({"CPPO": [entry_of(run, "CPPO")]}, MODEL)
+    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "warm-up")
     assert picture is not None and "not smoothed" in picture.caption
     (panel,) = picture.panels
     assert panel.lines[0].values.to_dict() == dict.fromkeys(range(1, 69), 0.25)  # T_stop 680

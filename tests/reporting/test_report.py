@@ -266,8 +266,11 @@ HOSTILE = "</script><img src=x onerror=alert(1)>{{ 7*7 }} | <b>$x_1$"
 def test_what_a_run_and_its_model_wrote_is_text_not_markup(tmp_path):
     write_log(tmp_path / "metrics-1.jsonl", [(s, {f"val-core/{HOSTILE}/acc/mean@1": 0.5}) for s in (0, 1)])
     (tmp_path / "start.txt").write_text(f"rule: cppo\n```\n{HOSTILE}")
-    answers = [{"paper": i % 2 == 0, "acc": i % 2 == 0 or bool(v), "verified": v, "gts": HOSTILE, "output": f"{HOSTILE} {i}", "step": 3}
-               for i, v in enumerate([True, True, False, None, *[False] * 12])]  # fmt: skip
+    verdicts = [True, True, False, None, *[False] * 12]
+    answers = [
+        {"paper": i % 2 == 0, "acc": True, "verified": v, "gts": HOSTILE, "output": f"{HOSTILE} {i}", "step": 3}
+        for i, v in enumerate(verdicts)
+    ]
     dump = "\n".join(map(json.dumps, answers)) + '\n{"acc": tr'
     write_log(tmp_path / "validations/1.jsonl", []).write_text('{"acc": true, "output": "an old dump"}\n')
     (tmp_path / "validations/3.jsonl").write_text(dump.replace("14", "\u2028\u0085 14"))
