@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics as names
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.machine import ROOT, Machine
 from cppo_verl.selftest.setting import Setting, StageError

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics as names
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.setting import Setting, StageError
 from cppo_verl.selftest.table import Row, at_most, equal, noted
@@ -156,13 +156,10 @@ def gap_limits(setting: Setting) -> tuple[float, float]:
 
 def steps_of_last_start(run: Path) -> list[int]:
     """Steps that the run's last start logged."""
-    from collections import Counter
-
-    from cppo_verl.reporting.logs import read_file
+    from cppo_verl.reporting.logs import read_run
 
     newest = max(run.glob("logs/metrics-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    rows, _ = read_file(newest, False, Counter())
-    return list(rows.steps())
+    return list(read_run(newest).frame.index)
 
 
 def _listed(steps) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import same_tokens, study
 from cppo_verl import presets
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics as names
 from tests.data_prep.test_validations import write
 
 REAL = study.load("real_model")

@@ -5,7 +5,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.integration import checks
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics as names
 from cppo_verl.selftest import recipe_step
 from cppo_verl.selftest.machine import Machine
 from cppo_verl.selftest.setting import Setting, StageError
