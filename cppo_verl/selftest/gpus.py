@@ -34,7 +34,7 @@ def _query(what: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def look() -> dict[str, Any]:

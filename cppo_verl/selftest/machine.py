@@ -1,6 +1,6 @@
 """What this machine is: for deciding which stages it can run, for the page, and for the key of a kept result.
 
-No environment variable is read but the two that choose verl's plug-ins and platform; no user, host or path is kept.
+No environment variable is read but those that choose verl's plug-ins and platform; no user, host or path is kept.
 """
 
 import functools
@@ -52,10 +52,9 @@ def look(out: Path) -> Machine:
     """This machine; ``out`` is where the results will go."""
     on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
     seen = {"gpus": [], "facts": {}} if on_cpu else gpus.seen()
-    device = "cpu" if on_cpu else "cuda" if seen["gpus"] else ""
     place = next(folder for folder in (out, *out.parents) if folder.exists())
     return Machine(
-        device,
+        "cpu" if on_cpu else "cuda" if seen["gpus"] else "",
         tuple(name for name, _ in seen["gpus"]),
         min((size / 1e9 for _, size in seen["gpus"]), default=0.0),
         psutil.virtual_memory().available / 1e9,
@@ -83,11 +82,6 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def plugins() -> dict[str, str]:
-    """What chooses verl's platform and further modules, as it is set."""
-    return {name: os.environ[name] for name in PLUGINS if name in os.environ}
-
-
 def clean(text: str) -> str:
     """Text of a log without the home folder, and without the value of any variable that is named like a secret."""
     for name, value in os.environ.items():
@@ -98,28 +92,26 @@ def clean(text: str) -> str:
 
 
 def _system() -> dict[str, str]:
-    memory = psutil.virtual_memory().total / 1e9
-    return {
-        "system": f"{os.uname().sysname} {platform.release()}, {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB",
-    }
-
-
-def _processor() -> str:
     try:
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor() or "unknown"
+    processor = found[1].strip() if found else platform.processor() or "unknown"
+    memory = psutil.virtual_memory().total / 1e9
+    return {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{processor}, {os.cpu_count()} cores, {memory:.0f} GB",
+    }
 
 
 def _software() -> dict[str, str]:
+    """Python, versions, commit, and what chooses verl's platform and further modules, as it is set."""
     state = gitstate.state()
-    commit, dirty = state["commit"], state["dirty"]
-    versions = state["versions"]
+    dirty, versions = state["dirty"], state["versions"]
     assert isinstance(dirty, list) and isinstance(versions, dict)
-    source = "an installed copy" if commit is None else f"{str(commit)[:12]} on {state['branch']}"
-    if commit is not None:
-        source += f", {len(dirty)} files changed" if dirty else ", clean"
-    facts = {"Python": platform.python_version(), **versions, "source": f"{source}, code {code()}"}
-    return {**facts, **plugins()}
+    source = "an installed copy"
+    if state["commit"] is not None:
+        changed = f"{len(dirty)} files changed" if dirty else "clean"
+        source = f"{str(state['commit'])[:12]} on {state['branch']}, {changed}"
+    plugins = {name: os.environ[name] for name in PLUGINS if name in os.environ}
+    return {"Python": platform.python_version(), **versions, "source": f"{source}, code {code()}", **plugins}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
-class StageError(RuntimeError):
-    """A stage cannot go on; the message is what the page says."""
+class SelftestError(RuntimeError):
+    """The selftest, or a stage of it, cannot go on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Setting:
     @property
     def run(self) -> Path:
         """Run directory of the stage at hand."""
-        return self.out / "runs" / self.stage
+        return self.out.resolve() / "runs" / self.stage
 
     def dumps(self) -> str:
         """As JSON, for another process."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cppo_verl.selftest.timing import Clock, medians, peak_bytes
 from cppo_verl.trust_region import topk
@@ -31,8 +32,7 @@ class Case:
 
     @classmethod
     def make(cls, tokens: int, size: int, vocabulary: int, k: int, device: str, dtype: torch.dtype) -> "Case":
-        generator = torch.Generator(device).manual_seed(0)
-        random: dict[str, Any] = {"generator": generator, "device": device}
+        random: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
         hidden = torch.randn(tokens, size, **random).to(dtype)
         head = (torch.randn(vocabulary, size, **random) * size**-0.5).to(dtype)
         labels = torch.randint(0, vocabulary, (tokens,), **random)
@@ -41,6 +41,11 @@ class Case:
         old_log_prob = torch.full((tokens,), -4.0, device=device)
         gradient = torch.randn(tokens, **random)
         return cls(hidden.requires_grad_(), head.requires_grad_(), labels, ids, log_mu, old_log_prob, gradient)
+
+    @property
+    def index(self) -> Tensor:
+        """The K listed tokens and the sampled one, (tokens, K + 1)."""
+        return torch.cat([self.ids, self.labels.unsqueeze(-1)], -1)
 
     def finish(self, log_prob: Tensor, log_pi: Tensor | None) -> None:
         """The loss's share: D_t, then the backward pass."""
@@ -60,78 +65,58 @@ def sampled_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
     return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
+# ---- what is added to the forward: K + 1 logits a token, another softmax, or rows of the LM head
+
+
+@torch.no_grad()
 def gathered(case: Case, logits: Tensor) -> Tensor:
-    """What ``topk`` adds to the forward: K + 1 logits a token."""
-    with torch.no_grad():
-        return logits.detach().gather(-1, torch.cat([case.ids, case.labels.unsqueeze(-1)], -1)).float()
+    return logits.detach().gather(-1, case.index).float()
 
 
+@torch.no_grad()
 def second_softmax(case: Case, logits: Tensor) -> Tensor:
-    """What ``two softmaxes`` adds."""
-    with torch.no_grad():
-        return logits.detach().float().log_softmax(-1).gather(-1, case.ids)
+    return logits.detach().float().log_softmax(-1).gather(-1, case.ids)
 
 
 def rows_of_the_head(case: Case) -> Tensor:
-    """What ``topk, fused`` adds."""
     from cppo_verl.integration.topk.fused import logits_at
 
-    return logits_at(case.hidden, case.head, torch.cat([case.ids, case.labels.unsqueeze(-1)], -1), 1.0)
+    return logits_at(case.hidden, case.head, case.index, 1.0)
 
 
-def binary(case: Case) -> None:
+# ---- the ways
+
+
+def whole(case: Case, added: Callable[[Case, Tensor], Tensor] | None = None) -> None:
+    """With logits; ``added`` is looked up in them."""
     logits = case.hidden @ case.head.t()
+    found = added(case, logits) if added else None
     log_prob = sampled_log_prob(logits, case.labels)
     del logits
-    case.finish(log_prob, None)
+    if added is gathered:
+        assert found is not None
+        found = topk.log_probs_at(found[:, :-1], found[:, -1], log_prob.detach())
+    case.finish(log_prob, found)
 
 
-def with_topk(case: Case) -> None:
-    logits = case.hidden @ case.head.t()
-    chosen = gathered(case, logits)
-    log_prob = sampled_log_prob(logits, case.labels)
-    del logits
-    case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
+def fused(case: Case, added: Callable[[Case], Tensor] | None = None) -> None:
+    """Without logits: chunks of the head, computed once more in the backward pass."""
 
+    def chunk(hidden: Tensor, labels: Tensor) -> Tensor:
+        return sampled_log_prob(hidden @ case.head.t(), labels)
 
-def two_softmaxes(case: Case) -> None:
-    logits = case.hidden @ case.head.t()
-    log_pi = second_softmax(case, logits)
-    log_prob = sampled_log_prob(logits, case.labels)
-    del logits
-    case.finish(log_prob, log_pi)
-
-
-def _chunk_log_prob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    return sampled_log_prob(hidden @ head.t(), labels)
-
-
-def _fused_log_prob(case: Case) -> Tensor:
+    found = added(case) if added else None
     parts = zip(case.hidden.split(CHUNK), case.labels.split(CHUNK), strict=True)
-    return torch.cat(
-        [
-            torch.utils.checkpoint.checkpoint(_chunk_log_prob, hidden, case.head, labels, use_reentrant=False)
-            for hidden, labels in parts
-        ]
-    )
-
-
-def fused_binary(case: Case) -> None:
-    case.finish(_fused_log_prob(case), None)
-
-
-def fused_topk(case: Case) -> None:
-    chosen = rows_of_the_head(case)
-    log_prob = _fused_log_prob(case)
-    case.finish(log_prob, topk.log_probs_at(chosen[:, :-1], chosen[:, -1], log_prob.detach()))
+    log_prob = torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
+    case.finish(log_prob, None if found is None else topk.log_probs_at(found[:, :-1], found[:, -1], log_prob.detach()))
 
 
 WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
-    "binary": (binary, "binary"),
-    "topk": (with_topk, "binary"),
-    "two softmaxes": (two_softmaxes, "binary"),
-    "binary, fused": (fused_binary, "binary, fused"),
-    "topk, fused": (fused_topk, "binary, fused"),
+    "binary": (whole, "binary"),
+    "topk": (partial(whole, added=gathered), "binary"),
+    "two softmaxes": (partial(whole, added=second_softmax), "binary"),
+    "binary, fused": (fused, "binary, fused"),
+    "topk, fused": (partial(fused, added=rows_of_the_head), "binary, fused"),
 }
 
 
@@ -147,13 +132,6 @@ def measure(case: Case, rounds: int, clock: Clock = time.perf_counter) -> list[t
         "topk, fused": peak_bytes(lambda: rows_of_the_head(case), device),
     }
     return [
-        (
-            name,
-            1e3 * took[name],
-            took[name] / took[of],
-            peak[name] / 1e6,
-            peak[name] / peak[of],
-            added[name] / 1e6,
-        )
-        for name, (_, of) in WAYS.items()
+        (n, 1e3 * took[n], took[n] / took[of], peak[n] / 1e6, peak[n] / peak[of], added[n] / 1e6)
+        for n, (_, of) in WAYS.items()
     ]
