@@ -2,6 +2,7 @@
 
 The rooms, from the ground up; each imports only from rooms above it in this list:
 
+    errors           what is the user's to mend
     atomic, presets  files that appear whole; the presets' names (conf/ holds them)
     trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch and numpy only
     recording        single tokens of a run: records, replay of any rule, thresholds from data

@@ -1,4 +1,4 @@
-"""Settings of a run that paper alone can refuse: counts, what must divide what, room for the longest sequence.
+"""Settings of a run that paper alone can refuse: paths, counts, what must divide what, room for the longest sequence.
 
 One set of rules for two readers: the start check, which has the composed config, and a plan, which has the overrides
 only. A rule whose keys are not all there says nothing.
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cppo_verl.launch import paths
 
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
@@ -31,7 +33,19 @@ COUNTS = (
     *(ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n"),
     *("trainer.total_training_steps", "trainer.total_epochs"),
 )
-KEYS = (*COUNTS, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+KEYS = (
+    *COUNTS,
+    paths.MODEL,
+    *paths.DATA,
+    OWN_NODES,
+    OWN_GPUS,
+    DYNAMIC,
+    STRATEGY,
+    ATTENTION,
+    PACKED,
+    SHARE,
+    LEARNING_RATE,
+)
 FSDP = ("fsdp", "fsdp2")
 MOST = 4096  # GPUs that a remedy lists
 VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
@@ -65,6 +79,7 @@ def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[
         heads: of the model, where they are known.
     """
     given = {key: value for key, value in values.items() if value is not None}
+    yield from paths.problems(given)
     wrong = list(_counts(given))
     yield from wrong
     if not wrong:  # what follows divides by them
@@ -76,8 +91,8 @@ def model_config(model_path: Any) -> Path | None:
     """The config.json of a local folder, or of a hub id that has been downloaded; None where there is neither."""
     if not isinstance(model_path, str):
         return None
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
+    folder = paths.expanded(model_path)
+    if folder is not None and folder.is_dir():
         return folder / "config.json"
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

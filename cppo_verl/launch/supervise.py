@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from cppo_verl.errors import UserError
+
 MARKER = "CPPO_VERL_RUN_DIR"
 # Without one of these a run cannot go on; Ray names its processes after the actor class.
 ESSENTIAL = (
@@ -35,11 +37,11 @@ GRACE = 20.0  # seconds between the loss of an essential process and the verdict
 FAREWELL = 300.0  # the same after the last step, when processes go one by one; long on a busy machine
 
 
-class RunFailed(RuntimeError):
+class RunFailed(UserError):
     """The training run ended without reaching its last step; the message says what is known of the cause."""
 
 
-class AlreadyRunning(RuntimeError):
+class AlreadyRunning(UserError):
     """Another launcher holds this run directory."""
 
 
@@ -57,8 +59,8 @@ class Watch:
     segments: set[str] = field(default_factory=set)
     lost_since: float | None = None
 
-    def look(self, run_dir: Path) -> list[str]:
-        """Update from the live processes; names of essential processes that are gone."""
+    def look(self, run_dir: Path) -> str:
+        """Update from the live processes; names of essential processes that are gone, "" for none."""
         alive = {process.pid: process for process in processes_of(run_dir)}
         for pid, process in alive.items():
             name = _title(process)
@@ -67,7 +69,11 @@ class Watch:
             self.segments |= _shared_memory(pid)
         lost = [f"{name} (pid {pid})" for pid, name in self.essential.items() if pid not in alive]
         self.lost_since = (self.lost_since or time.monotonic()) if lost else None
-        return lost
+        return ", ".join(lost)
+
+    def missing(self) -> float:
+        """Seconds since an essential process was first missing; 0 when all are there."""
+        return 0.0 if self.lost_since is None else time.monotonic() - self.lost_since
 
 
 def run(
@@ -114,34 +120,28 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick, what, ended)
+                last_size, last_growth = -1, time.monotonic()
+                while child.poll() is None:
+                    time.sleep(tick)
+                    on_tick()
+                    lost = watch.look(run_dir)
+                    if watch.missing() > (FAREWELL if ended() else GRACE) and child.poll() is None:
+                        raise RunFailed(f"{lost} died and the trainer waits for it forever.\n{last_words(console)}")
+                    size = os.fstat(output.fileno()).st_size  # also of a log that somebody deleted
+                    if size != last_size:
+                        last_size, last_growth = size, time.monotonic()
+                    elif time.monotonic() - last_growth > stall_timeout:
+                        raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
+            on_tick()
+            if child.returncode:
+                status = child.returncode
+                how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
         finally:
             watch.look(run_dir)
             end_processes(run_dir, patience)
             for segment in watch.segments:
                 Path(segment).unlink(missing_ok=True)
-
-
-def _wait(
-    child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float, what: str, ended
-) -> None:
-    last_size, last_growth = -1, time.monotonic()
-    while child.poll() is None:
-        time.sleep(tick)
-        on_tick()
-        lost = watch.look(run_dir)
-        missing = 0.0 if watch.lost_since is None else time.monotonic() - watch.lost_since
-        if missing > (FAREWELL if ended() else GRACE) and child.poll() is None:
-            raise RunFailed(f"{', '.join(lost)} died and the trainer waits for it forever.\n{last_words(console)}")
-        size = console.stat().st_size
-        if size != last_size:
-            last_size, last_growth = size, time.monotonic()
-        elif time.monotonic() - last_growth > stall_timeout:
-            raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
-    on_tick()
-    if child.returncode:
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
-        raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
 
 
 def processes_of(run_dir: Path) -> Iterator[psutil.Process]:
@@ -168,10 +168,13 @@ def end_processes(run_dir: Path, patience: float = 5.0) -> None:
 
 
 def tail(console: Path) -> list[str]:
-    """The lines at the end of the console log."""
-    with console.open("rb") as log:
-        log.seek(max(0, console.stat().st_size - 200_000))
-        return log.read().decode("utf-8", "replace").splitlines()
+    """The lines at the end of the console log; none where it is gone."""
+    try:
+        with console.open("rb") as log:
+            log.seek(max(0, console.stat().st_size - 200_000))
+            return log.read().decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def last_error(text: Sequence[str]) -> int | None:
@@ -237,7 +240,8 @@ def _is_fork(process: psutil.Process, title: str) -> bool:
 
 def _shared_memory(pid: int) -> set[str]:
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text() if sys.platform == "linux" else ""
+        maps = Path(f"/proc/{pid}/maps").read_bytes() if sys.platform == "linux" else b""
     except OSError:
         return set()
-    return {line.split()[-1] for line in maps.splitlines() if " /dev/shm/" in line and "(deleted)" not in line}
+    names = {line[line.index(b"/dev/shm/") :] for line in maps.splitlines() if b" /dev/shm/" in line}
+    return {os.fsdecode(name) for name in names if not name.endswith(b"(deleted)")}

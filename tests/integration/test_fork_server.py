@@ -214,7 +214,7 @@ def test_the_server_ends_with_its_launcher(tmp_path):
     ],
 )
 def test_only_a_run_with_a_ray_of_its_own_is_served(monkeypatch, tmp_path, overrides, environment, serves):
-    monkeypatch.setattr("cppo_verl.launch.exposure.CURRENT_CLUSTER", tmp_path / "none")
+    environment = {"RAY_TMPDIR": str(tmp_path), **environment}  # without a cluster of this machine's
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     assert (fork_server.for_run(overrides, environment) is not None) == serves
     monkeypatch.delenv("VERL_PLATFORM")
