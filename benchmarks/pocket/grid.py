@@ -1,5 +1,6 @@
 """The grid of runs: what grid.yaml asks for, in several processes, resumable, every run into one table a study."""
 
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -123,9 +124,8 @@ def read(out: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 
 def write(out: Path, runs: pandas.DataFrame, curves: pandas.DataFrame) -> None:
     """Both in one table; numbers with six digits, and the same bytes for the same numbers."""
-    table = pandas.concat([runs, curves], ignore_index=True)
-    with atomic.replacing(out / TABLE) as part:
-        table.to_csv(part, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
+    text = pandas.concat([runs, curves], ignore_index=True).to_csv(index=False, float_format="%.6g")
+    atomic.write(out / TABLE, gzip.compress(text.encode(), mtime=0))
 
 
 def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minutes: float) -> None:
