@@ -6,9 +6,12 @@ No environment variable is read but those that choose verl's plug-ins and platfo
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +19,16 @@ from pathlib import Path
 import psutil
 
 from cppo_verl.launch import gitstate
-from cppo_verl.selftest import gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("cppo_verl", "data_prep", "recipe", "hydra_plugins")
 PLUGINS = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES")
+# printed by a process of its own, for torch may open a CUDA context to say so
+SEEN_BY_TORCH = """
+import json, torch
+found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps([[each.name, each.total_memory] for each in found]))
+"""
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -51,16 +59,35 @@ class Machine:
 def look(out: Path) -> Machine:
     """This machine; ``out`` is where the results will go."""
     on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
-    seen = {"gpus": [], "facts": {}} if on_cpu else gpus.seen()
+    found = [] if on_cpu else gpus()
     place = next(folder for folder in (out, *out.parents) if folder.exists())
     return Machine(
-        "cpu" if on_cpu else "cuda" if seen["gpus"] else "",
-        tuple(name for name, _ in seen["gpus"]),
-        min((size / 1e9 for _, size in seen["gpus"]), default=0.0),
+        "cpu" if on_cpu else "cuda" if found else "",
+        tuple(name for name, _ in found),
+        min((size for _, size in found), default=0.0),
         psutil.virtual_memory().available / 1e9,
         psutil.disk_usage(str(place)).free / 1e9,
-        {**_system(), **seen["facts"], **_software()},
+        {**_system(), "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none", **_software()},
     )
+
+
+def gpus() -> list[tuple[str, float]]:
+    """Name and GB of each GPU that torch sees; none where torch is missing or fails."""
+    done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
+    try:
+        return [(name, size / 1e9) for name, size in json.loads(done.stdout.splitlines()[-1])]
+    except (ValueError, IndexError):
+        return []
+
+
+def gpu_memory_in_use() -> list[float]:
+    """GB on each GPU, by whatever process; nothing without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return [float(mib) * 2**20 / 1e9 for mib in done.stdout.splitlines()]
+    except (OSError, subprocess.TimeoutExpired, ValueError):  # [N/A]
+        return []
 
 
 def has_package(name: str) -> bool:

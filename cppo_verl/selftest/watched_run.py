@@ -14,7 +14,7 @@ import pandas
 import psutil
 
 from cppo_verl.launch import checkpoints, supervise
-from cppo_verl.selftest import gpus
+from cppo_verl.selftest import machine
 from cppo_verl.selftest.setting import SelftestError, Setting
 
 ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
@@ -50,7 +50,7 @@ def start(setting: Setting, overrides: Sequence[str], fresh: bool, until: Callab
         while child.poll() is None:
             time.sleep(0.05)
             if not setting.on_cpu and not killed:
-                gpu_gb = max([gpu_gb, *gpus.used()])
+                gpu_gb = max([gpu_gb, *machine.gpu_memory_in_use()])
             if not killed and until():
                 killed = kill_driver(setting.run)
     said = output.read_text(encoding="utf-8")

@@ -1,12 +1,10 @@
 """What is said of the machine, and what is not."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from cppo_verl.selftest import gpus, machine
+from cppo_verl.selftest import machine
 
 
 def test_this_machine(monkeypatch, tmp_path):
@@ -19,20 +17,19 @@ def test_this_machine(monkeypatch, tmp_path):
     assert machine.has_package("json.decoder") and not machine.has_package("no_such_package.part")
 
 
-def test_gpus_as_torch_shows_them(monkeypatch):
+def test_gpus_as_torch_shows_them(monkeypatch, tmp_path):
     """What torch says of two GPUs, made up: only a machine with some can show the rest."""
-    made_up = SimpleNamespace(name="Made-up 9000", total_memory=80e9)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made_up)
-    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
-    found = gpus.look()
-    assert found["facts"]["GPUs"] == "Made-up 9000, 80 GB; Made-up 9000, 80 GB"
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace\n"
+        "made_up = SimpleNamespace(name='Made-up 9000', total_memory=80e9)\n"
+        "cuda = SimpleNamespace(device_count=lambda: 2, get_device_properties=lambda index: made_up)\n"
+    )
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
-    monkeypatch.setattr(gpus, "seen", lambda: found)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     here = machine.look(Path())
     assert (here.device, here.ranks, here.gpu_gb) == ("cuda", 2, 80)
-    monkeypatch.setattr(gpus, "seen", lambda: {"gpus": [], "facts": {}})
+    assert here.facts["GPUs"] == "Made-up 9000, 80 GB; Made-up 9000, 80 GB"
+    (tmp_path / "torch.py").write_text("raise ImportError")
     assert machine.look(Path()).device == ""
 
 
@@ -44,7 +41,7 @@ def test_memory_in_use_by_nvidia_smi(prints, used, monkeypatch, tmp_path):
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<END\n{prints}END\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert gpus.used() == used
+    assert machine.gpu_memory_in_use() == used
 
 
 def test_the_code_has_a_hash_of_its_own_files(monkeypatch, tmp_path):
