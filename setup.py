@@ -40,8 +40,8 @@ setup(
     package_data={
         "cppo_verl": [
             "inspection/assets/*",
-            "selftest/*.yaml",
-            "selftest/selftest.*",
+            "reporting/assets/*",
+            "selftest/assets/*",
             "conf/**/*.yaml",
             "paper/*.csv",
             "py.typed",

@@ -34,22 +34,18 @@ def run(args: argparse.Namespace) -> int:
     from cppo_verl.selftest.table import FAILS, NOT_RUN
 
     out = args.out.resolve()
+    wanted = session.chosen(args.stages, args.steps, args.recipe, args.model)
+    here, setting = session.asked(out, args.steps, args.recipe, args.model)
+    if args.list:
+        print("\n".join(session.listing(wanted, here, setting)))
+        return 0
+    if find_spec("pytest") is None:
+        raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
+    if args.fresh:
+        session.clear(out)
+    supervise.raise_on_terminate()
     try:
-        wanted = session.chosen(args.stages, args.steps, args.recipe, args.model)
-        here, setting = session.asked(out, args.steps, args.recipe, args.model)
-        if args.list:
-            print("\n".join(session.listing(wanted, here, setting)))
-            return 0
-        if find_spec("pytest") is None:
-            raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
-        if args.fresh:
-            session.clear(out)
-        supervise.raise_on_terminate()
-        say = lambda line: print(line, flush=True)  # noqa: E731 - at once, for a reader
         results = session.run(setting, here, wanted, say, lambda found: report.write(out, here, found))
-    except (SelftestError, supervise.AlreadyRunning, OSError) as error:
-        print(f"cppo-verl selftest: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SelftestError) else 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on at the unfinished stage", file=sys.stderr)
         return 130
@@ -57,3 +53,8 @@ def run(args: argparse.Namespace) -> int:
     print(out / report.PAGE)
     bad = (FAILS, NOT_RUN) if args.strict else (FAILS,)
     return 1 if any(result.verdict in bad for result in results) else 0
+
+
+def say(line: str) -> None:
+    """A line for a reader, at once."""
+    print(line, flush=True)

@@ -52,12 +52,11 @@ def evaluate(request: Request, say: Say = print) -> dict[str, Any]:
     }
     with store.Store(out, depends, request.fresh) as saved:
         _generate_missing(source, rows, sampling, options, saved, request.part_size, say)
-        scores: dict[int, list[scoring.Score]] = {}
-        for response in saved.responses():
-            scores.setdefault(response.row, []).append(scoring.score(scorer, rows[response.row], response))
+        scores = [scoring.score(scorer, rows[response.row], response) for response in saved.responses()]
+        samples = tables.samples_of(rows, scores)
         summary = {"model": request.model, "folder": str(source.folder), "settings": depends}
-        summary |= tables.summarise(rows, scores)
-        paths = tables.write(out, summary, rows, scores)
+        summary |= tables.summarise(samples)
+        paths = tables.write(out, summary, rows, samples)
     say(tables.console(summary))
     say("\n".join(map(str, paths)))
     return summary

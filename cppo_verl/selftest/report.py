@@ -3,19 +3,22 @@
 import json
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
-import jinja2
+from jinja2 import ChoiceLoader, PackageLoader
+from markupsafe import Markup
 
 from cppo_verl import __version__, atomic
-from cppo_verl.reporting.template import STYLE
+from cppo_verl.reporting import template
 from cppo_verl.selftest.machine import Machine
 from cppo_verl.selftest.stages import STAGES
 from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, NOTED, Result, show
 
 DATA, TEXT, PAGE = "selftest.json", "selftest.md", "selftest.html"
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_RUN: "–", NOTED: "·"}
-FOLDER = Path(__file__).parent
+KINDS = {HOLDS: "holds", FAILS: "fails", NOT_RUN: "not-run", NOTED: "noted"}  # classes of the style
+ASSETS = files("cppo_verl.selftest") / "assets"
 
 
 def write(out: Path, here: Machine, results: Sequence[Result]) -> None:
@@ -28,11 +31,22 @@ def write(out: Path, here: Machine, results: Sequence[Result]) -> None:
         "results": [result.to_json() for result in results],
     }
     atomic.write(out / DATA, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    given = {**content, "results": results, "kinds": [r.verdict for r in results], "style": STYLE + _style()}
-    stages = {stage.name: stage for stage in STAGES}
-    device = "cuda" if here.device == "cuda" else "cpu"
-    for name, markup in ((TEXT, False), (PAGE, True)):
-        atomic.write(out / name, _templates(markup).get_template(name).render(given, stages=stages, device=device))
+    given = {
+        **content,
+        "results": results,
+        "title": f"selftest: {content['sentence']}",
+        "stages": {stage.name: stage for stage in STAGES},
+        "device": here.device or "cpu",
+        "style": Markup((ASSETS / "selftest.css").read_text(encoding="utf-8")),
+        "show": show,
+        "signs": SIGNS,
+        "kinds": KINDS,
+    }
+    shared = template.environment()  # the report's, with its page and its way of escaping
+    assert shared.loader is not None
+    templates = shared.overlay(loader=ChoiceLoader([PackageLoader("cppo_verl.selftest", "assets"), shared.loader]))
+    for name in (TEXT, PAGE):
+        atomic.write(out / name, templates.get_template(name).render(given))
 
 
 def sentence(results: Sequence[Result]) -> str:
@@ -45,26 +59,3 @@ def sentence(results: Sequence[Result]) -> str:
     if counts[NOT_RUN]:
         parts.append(f"not run here: {', '.join(counts[NOT_RUN])}")
     return "; ".join(parts)
-
-
-def _templates(markup: bool) -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=markup,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    found.filters |= {"cell": _cell, "kind": lambda verdict: verdict.split(" here")[0].replace(" ", "-")}
-    found.globals |= {"show": show, "sign": SIGNS.__getitem__}
-    return found
-
-
-def _style() -> str:
-    return (FOLDER / "selftest.css").read_text(encoding="utf-8")
-
-
-def _cell(text: str) -> str:
-    """Text that a cell of a Markdown table takes literally."""
-    return "".join("\\" + letter if letter in "\\`*_[]<>#|" else letter for letter in " ".join(text.split()))

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cppo_verl.errors import UserError
 
-class SelftestError(RuntimeError):
+
+class SelftestError(UserError):
     """The selftest, or a stage of it, cannot go on; the message says why."""
+
+    status = 2
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def overrides(setting: Setting) -> list[str]:
     ranks = 1 if setting.options.get("one") else setting.ranks - setting.ranks % sp
     mini = max(4, ranks)  # prompts an update, two updates a step
     given = {
-        **yaml.safe_load(Path(__file__).with_name("tiny_run.yaml").read_text(encoding="utf-8")),
+        **yaml.safe_load((Path(__file__).parent / "assets/tiny_run.yaml").read_text(encoding="utf-8")),
         "data.train_files": setting.data / "train.parquet",
         "data.val_files": setting.data / "val.parquet",
         "data.train_batch_size": 2 * mini,

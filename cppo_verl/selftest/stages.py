@@ -80,7 +80,7 @@ class Stage:
 
 
 def _listed() -> tuple[Stage, ...]:
-    content = yaml.safe_load(Path(__file__).with_name("stages.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((Path(__file__).parent / "assets/stages.yaml").read_text(encoding="utf-8"))
     return tuple(
         Stage(
             name,

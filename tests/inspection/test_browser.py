@@ -13,7 +13,7 @@ from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, StepRecord
 from tests.inspection.records import sentence, step_record
 from tests.reporting.own_runs import write_own
-from tests.reporting.test_paper_report import study_report
+from tests.reporting.pages import reported
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"THE PAGES ARE NOT TESTED: {browser.missing()}")
 
@@ -495,7 +495,7 @@ def test_a_comparison_of_runs_fits_a_phone(driver, tmp_path):
     for seed in range(2):
         for method in ("grpo", "cppo"):
             write_own(tmp_path / "runs", method, seed, {10: 0.5, 20: 0.6 + 0.1 * (method == "cppo")})
-    out = study_report(str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    out = reported(str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
     browser.screen(driver, browser.PHONE)
     driver.get((out / "report.html").as_uri())
     assert driver.execute_script("return document.documentElement.scrollWidth") == 390

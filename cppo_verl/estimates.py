@@ -1,4 +1,4 @@
-"""Means with standard errors, clustered by problem.
+"""Means with standard errors: of independent values, of samples clustered by problem, and of several benchmarks.
 
 For one benchmark with G problems, problem g having samples x_gs (s = 1..k_g), N = sum of k_g and m = their mean:
 
@@ -24,6 +24,11 @@ class Estimate:
     mean: float
     standard_error: float | None
     sampling_error: float | None
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of independent values: their standard deviation (n - 1) over the root of n; None for fewer than 2."""
+    return math.sqrt(_variance(values) / len(values)) if len(values) > 1 else None
 
 
 def clustered(problems: Sequence[Sequence[float]]) -> Estimate:
