@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cppo_verl import presets
 from cppo_verl.errors import UserError
 from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import checkpoints, command_line, exposure, gitstate, paths, supervise
@@ -54,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
+    if paths.expanded("~") is None:
+        for problem in paths.problems({key: OmegaConf.select(config, key) for key in (paths.MODEL, *paths.DATA)}):
+            raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -69,14 +73,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Say of the composed config what the run's own check would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks
+    """Say of the composed config what the run's own start would say; 2 where it would refuse."""
+    from cppo_verl.integration import checks, start_table
 
+    if not checks.is_asked_for(config):
+        print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
+        return 0
     try:
-        checks.require(config)
+        checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    print("\n".join(start_table.lines(config, overrides)))
     return 0
 
 
@@ -88,6 +96,10 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
+    if paths.expanded("~") is None:  # Ray and others keep files there
+        environment["HOME"] = str(run_dir / "home")
+        (run_dir / "home").mkdir(exist_ok=True)
+        _note(f"this user has no home folder; for this run it is {run_dir / 'home'}")
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)
@@ -108,6 +120,13 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     with server or contextlib.nullcontext():
         environment |= {} if server is None else server.variables
         supervise.run(command, run_dir, console, environment, before=prepare, **watched)
+    reached = max(progress.step, checkpoints.pointed_at(run_dir / "checkpoints") or 0)
+    if progress.total and reached < progress.total and not config.trainer.val_only:
+        raise UserError(
+            f"the trainer ended at step {reached} of trainer.total_training_steps={progress.total}, without an error: "
+            f"its trainer.total_epochs={config.trainer.total_epochs} were over. Raise them (1000: the steps decide), "
+            "and the same command goes on."
+        )
 
 
 def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], config: DictConfig) -> list[str]:
@@ -130,9 +149,13 @@ def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], con
 
 def _is_alone(config: DictConfig) -> bool:
     """Whether the run has a Ray of its own on this machine; says what is not watched where it has not."""
-    address = exposure.cluster(OmegaConf.select(config, "ray_kwargs.ray_init") or {}, os.environ)
-    if address is None and OmegaConf.select(config, "trainer.nnodes") == 1:
+    ray_init = OmegaConf.select(config, "ray_kwargs.ray_init") or {}
+    address = exposure.cluster(ray_init, os.environ)
+    if address is None and config.trainer.nnodes == 1:
+        exposure.require_short_folder(ray_init, os.environ)
         return True
+    if address is not None:
+        exposure.require_answer(address)
     _note(
         f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
         "shows when verl says so, or after --stall-timeout seconds without output"
@@ -154,12 +177,15 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     trainer = config.trainer
     ranks, kinds = trainer.nnodes * trainer.n_gpus_per_node, _shards(config)
     if trainer.resume_mode == "resume_path":
-        checkpoints.require(Path(str(trainer.resume_from_path)), ranks, kinds)
+        checkpoints.require(str(trainer.resume_from_path), ranks, kinds)
     elif trainer.resume_mode not in ("auto", "disable"):
         raise UserError(f"trainer.resume_mode={trainer.resume_mode} is not one of auto, disable, resume_path.")
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
+    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
+    if kept and found > kept:
+        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     for note in notes:
         print(f"checkpoints: {note}", flush=True)
     if step is not None and checkpoints.recover_record(folder, step, logs, started):

@@ -52,7 +52,7 @@ def fault(folder: Path, kinds: Collection[str] = KINDS) -> str | None:
 
 def _queue_fault(folder: Path) -> str | None:
     """An asynchronous run writes its queue after the seal."""
-    mode = _read(folder / STATE).get("mode", "sync")  # without: verl's own, or from before there were modes
+    mode = (_read(folder / STATE) or {}).get("mode", "sync")  # without: verl's own, or from before there were modes
     return f"{QUEUE} is missing" if mode != "sync" and not (folder / QUEUE).is_dir() else None
 
 
@@ -66,23 +66,23 @@ def _shard_faults(folder: Path, kinds: Collection[str]) -> Iterator[str]:
             problem = _archive_fault(folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
             if problem:
                 yield problem
-    if not _read(folder / "huggingface" / "config.json"):
+    if _read(folder / "huggingface" / "config.json") is None:
         yield "huggingface/config.json is missing or cut off"
 
 
 def ranks_of(part: Path) -> int | None:
     """How many ranks wrote a folder ``actor`` or ``critic``; None where that cannot be read."""
-    ranks = _read(part / "fsdp_config.json").get("world_size")
+    ranks = (_read(part / "fsdp_config.json") or {}).get("world_size")
     return ranks if isinstance(ranks, int) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no whole one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _archive_fault(path: Path) -> str | None:
@@ -165,17 +165,21 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     return chosen, notes
 
 
-def require(folder: Path, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
+def require(named: str, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
     """For a checkpoint that the user names.
 
     Raises:
-        CheckpointError: it is not whole, or other ranks wrote it.
+        CheckpointError: it is not whole, other ranks wrote it, or verl would not find the step in its name.
     """
-    problem = None if is_foreign(folder) else fault(folder, kinds)
+    if not FOLDER.fullmatch(named.rpartition("/")[2]):
+        raise CheckpointError(f"trainer.resume_from_path={named} has to end in global_step_N, which verl takes N from.")
+    folder = Path(named)
+    if is_foreign(folder):
+        return
+    problem = fault(folder, kinds)
     if problem:
-        raise CheckpointError(f"trainer.resume_from_path={folder} is not whole: {problem}. Name another.")
-    if not is_foreign(folder):
-        _require_ranks(folder, ranks)
+        raise CheckpointError(f"trainer.resume_from_path={named} is not whole: {problem}. Name another.")
+    _require_ranks(folder, ranks)
 
 
 def _require_ranks(folder: Path, ranks: int | None) -> None:

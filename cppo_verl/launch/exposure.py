@@ -1,6 +1,7 @@
 """Which Ray a run joins, and how one with a Ray of its own listens on loopback only, as far as its parts let it."""
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+# What Ray puts below its folder, and the longest path of a socket in bytes
+SOCKET, LONGEST = "session_2026-01-01_00-00-00_000000_1000000/sockets/plasma_store", 107
 
 
 def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
@@ -41,9 +44,30 @@ def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
     return given.get("trainer.nnodes", 1) == 1 and cluster(ray_init, environment) is None
 
 
-def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+def require_answer(address: str) -> None:
+    """For a cluster that would be joined.
+
+    Raises:
+        UserError: nobody listens there, as where a cluster ended and its note stayed.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
+                "own, or start the cluster (run_scripts/start_ray.sh)."
+            ) from None
+
+
+def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
     temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
-    file = Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray"), "ray_current_cluster")
+    return Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray"))
+
+
+def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    file = _folder(ray_init, environment) / "ray_current_cluster"
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
@@ -53,6 +77,17 @@ def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
             f"{file} cannot be read ({error.strerror}), and Ray reads it to find a cluster: set RAY_ADDRESS=local for "
             "a Ray of this run's own, with RAY_TMPDIR= a folder of yours."
         ) from None
+
+
+def require_short_folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """For a Ray of the run's own, whose sockets lie in its folder.
+
+    Raises:
+        UserError: their paths would be longer than a socket's may be.
+    """
+    folder = _folder(ray_init, environment)
+    if len(os.fsencode(folder / SOCKET)) > LONGEST:
+        raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp, or another short folder.")
 
 
 def loopback(environment: Mapping[str, str]) -> dict[str, str]:

@@ -35,7 +35,11 @@ class _Tail:
 
 
 class Progress:
-    """Looks at what a run writes; ``ended`` says that its last step is logged.
+    """Looks at what a run writes.
+
+    Attributes:
+        step: the last one that is logged; 0 before.
+        total: steps of the whole run; None where the config does not say.
 
     Args:
         metrics: log of verl's file logger.  console: what the trainer prints.
@@ -47,8 +51,13 @@ class Progress:
         self.hydra_config, self.config = hydra_config, config
         self.began = time.monotonic()
         self.first_step: tuple[int, float] | None = None
-        self.total: int | None = None
-        self.saved = self.ended = self.failed = False
+        self.step, self.total = 0, None
+        self.saved = self.failed = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last step is logged."""
+        return self.total is not None and self.step >= self.total
 
     def tick(self) -> None:
         """Called about once a second. What only watches a run never ends it: an error here is told once."""
@@ -71,6 +80,9 @@ class Progress:
 
     def _keep_config(self) -> None:
         print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)
+        said = self.config.with_name("start.txt")  # by integration.start_table
+        if said.is_file():
+            print(said.read_text(encoding="utf-8").rstrip(), flush=True)
         config = OmegaConf.load(self.hydra_config)
         OmegaConf.resolve(config)
         self.total = OmegaConf.select(config, "trainer.total_training_steps")
@@ -78,7 +90,7 @@ class Progress:
 
     def _show(self, record: dict[str, Any]) -> None:
         step, data = record["step"], record["data"]
-        self.ended = self.total is not None and step >= self.total
+        self.step = max(self.step, step)
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
         if REWARD in data:
             parts.append(f"reward {_number(data[REWARD]):+.3f}")

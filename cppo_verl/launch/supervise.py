@@ -63,7 +63,7 @@ class Watch:
         """Update from the live processes; names of essential processes that are gone, "" for none."""
         alive = {process.pid: process for process in processes_of(run_dir)}
         for pid, process in alive.items():
-            name = _title(process)
+            name = title(process)
             if name.startswith(ESSENTIAL) and not _is_fork(process, name):
                 self.essential[pid] = name
             self.segments |= _shared_memory(pid)
@@ -120,21 +120,19 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-                last_size, last_growth = -1, time.monotonic()
+                size, grown = -1, time.monotonic()
                 while child.poll() is None:
                     time.sleep(tick)
                     on_tick()
                     lost = watch.look(run_dir)
                     if watch.missing() > (FAREWELL if ended() else GRACE) and child.poll() is None:
                         raise RunFailed(f"{lost} died and the trainer waits for it forever.\n{last_words(console)}")
-                    size = os.fstat(output.fileno()).st_size  # also of a log that somebody deleted
-                    if size != last_size:
-                        last_size, last_growth = size, time.monotonic()
-                    elif time.monotonic() - last_growth > stall_timeout:
+                    if size != (size := os.fstat(output.fileno()).st_size):  # also of a log that somebody deleted
+                        grown = time.monotonic()
+                    elif time.monotonic() - grown > stall_timeout:
                         raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
             on_tick()
-            if child.returncode:
-                status = child.returncode
+            if status := child.returncode:
                 how = f"signal {-status}" if status < 0 else f"exit status {status}"
                 raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
         finally:
@@ -223,17 +221,18 @@ class lock:
         self.file.close()
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process | None) -> str:
+    """A process's command line, or the title it gave itself; empty when it is gone."""
     try:
-        return " ".join(" ".join(process.cmdline()).split())  # a title that was set is padded with blanks
+        return " ".join(" ".join(process.cmdline()).split()) if process else ""  # titles are padded with blanks
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 
 
-def _is_fork(process: psutil.Process, title: str) -> bool:
+def _is_fork(process: psutil.Process, name: str) -> bool:
     """A helper that an essential process forked and that kept its title, such as those of ``datasets``' map."""
     try:
-        return _title(process.parent()) == title if process.parent() else False
+        return title(process.parent()) == name
     except psutil.NoSuchProcess:
         return True
 

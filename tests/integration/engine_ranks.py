@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +24,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from verl.utils.ulysses import gather_outputs_and_unpad
+from verl.workers.engine.fsdp import transformer_impl
 
 from cppo_verl.integration import losses
 from cppo_verl.integration.topk.logits import PROXIMAL, divergence_of, top_k_of
-from tests.integration.test_topk import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
+from tests.integration.micro import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
 
 LENGTHS = ((3, 5), (2, 1), (4, 8), (5, 13), (3, 2), (6, 9))  # 61 tokens: two ranks need one of padding
 TOKENS_PER_RANK = 20  # a micro-batch holds a few responses
@@ -39,6 +39,7 @@ class Way:
     """A set of switches of verl's actor; ``sp`` ranks share a sequence, the others have responses of their own."""
 
     kind: str = "dense"
+    strategy: str = "fsdp2"
     attention: str = "sdpa"
     sp: int = 1
     packed: bool = True
@@ -54,6 +55,7 @@ STATES = {"param_offload": True, "optimizer_offload": True}
 ALL = {"offload_policy": True}
 WAYS = {
     "padded": Way(packed=False),
+    "FSDP1": Way(strategy="fsdp", engine={"use_orig_params": True}),
     "packed": Way(),
     "packed, flash": Way(attention=FLASH),
     "packed, flash, bf16": Way(attention=FLASH, dtype="bf16"),
@@ -128,11 +130,7 @@ class Reference:
         self.norm = torch.cat([g.flatten() for g in self.gradients.values()]).norm().item()
 
     def rows(self, rows: list[int]) -> Micro:
-        mine = copy(self.micro)
-        mine.lengths = [LENGTHS[row] for row in rows]
-        for name in ("input_ids", "log_mu", "log_pi"):
-            setattr(mine, name, [getattr(self.micro, name)[row] for row in rows])
-        return mine
+        return self.micro.of_rows(rows)
 
     def batch(self, rows: list[int], way: Way) -> TensorDict:
         """What the trainer hands to a rank that has these rows."""
@@ -154,7 +152,7 @@ def build(folder: Path, way: Way):
     precision = {"param_dtype": way.dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = EngineRegistry.new(
         model_type="language_model",
-        backend="fsdp2",
+        backend=way.strategy,
         model_config=HFModelConfig(
             path=str(folder),
             load_tokenizer=False,
@@ -165,7 +163,7 @@ def build(folder: Path, way: Way):
             **{"enable_gradient_checkpointing": False, **way.model},
         ),
         engine_config=FSDPEngineConfig(
-            strategy="fsdp2",
+            strategy=way.strategy,
             ulysses_sequence_parallel_size=way.sp,
             use_torch_compile=False,
             mixed_precision=precision,
@@ -232,6 +230,21 @@ def recomputed(engine, data: TensorDict, mine: Micro) -> float:
     return largest(errors)
 
 
+class FSDP1(transformer_impl.FSDP):
+    """Takes the states as they are: rank 0 can hand out its own on an accelerator only, and all have read the same."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "sync_module_states": False})
+
+
+def gradients_of(engine) -> dict[str, Tensor]:
+    if not isinstance(engine.module, FSDP1):
+        return {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+    with FSDP1.summon_full_params(engine.module, with_grads=True):
+        named = [(name, p.grad.clone()) for name, p in engine.module.named_parameters()]
+    return {name.replace("_fsdp_wrapped_module.", ""): gradient for name, gradient in named}
+
+
 def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     """One update; the errors of this rank's rows, and of the gradients of all."""
     engine = build(folder, way)
@@ -245,7 +258,7 @@ def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     with engine.train_mode():
         engine.optimizer_zero_grad()
         engine.forward_backward_batch(reference.batch(rows, way), watch)
-        gradients = {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+        gradients = gradients_of(engine)
         norm = engine.optimizer_step()
     assert sorted(watch.divergence) == rows
     return {
@@ -279,6 +292,7 @@ def has_all_to_all(ranks: int) -> bool:
 
 
 def main(folder: Path, rank: int, ranks: int) -> None:
+    transformer_impl.FSDP = FSDP1
     with group(folder, rank, ranks):
         if rank == 0:
             make_models(folder)

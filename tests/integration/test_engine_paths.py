@@ -14,12 +14,13 @@ from packaging.version import Version
 from cppo_verl.trust_region.topk import tv_coding_bound
 from tests import ROOT, stand_in
 from tests.integration.engine_ranks import WAYS
-from tests.integration.test_topk import K
+from tests.integration.micro import K
 
 pytestmark = pytest.mark.stack
 
 FLOAT32 = (
     "padded",
+    "FSDP1",
     "packed",
     "packed, flash",
     "SP",
@@ -38,6 +39,7 @@ WRONG = "SP, sdpa"
 def errors(tmp_path_factory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**stand_in.environment(), "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    environment["VERL_ENGINE_DEVICE"] = "cuda"  # where verl registers FSDP1 as well; the classes are the same
     ranks = []
     for rank in range(2):
         command = [sys.executable, "-W", "ignore", "-m", "tests.integration.engine_ranks", str(folder), str(rank), "2"]

@@ -31,7 +31,7 @@ def test_presets_as_they_are_have_no_problem_and_are_read_as_hydra_reads_them(pr
     [
         (["+trust_region=cppo", KEY + "w_min=0"], ["w_min=0 is outside (0, 1]"]),
         (["+trust_region=cppo", "+" + KEY + "gate=firm"], ["gate='firm' is not one of hard, soft"]),
-        (["+trust_region=cppo", "++" + KEY + "max_response_length=0"], ["must be a whole number of at least 1"]),
+        (["+trust_region=cppo", "++" + KEY + "max_response_length=0"], ["max_response_length=0 is outside [1, inf)"]),
         (["+trust_region=cppo", KEY + "delta=1.5"], ["delta=1.5 is outside (0, 1]"]),
         (["+trust_region=cppo_kl", KEY + "delta=1.5"], []),  # ranges are those of the preset's divergence
         (["+trust_region=cppo", KEY + "delta=-1", KEY + "delta=0.2"], []),  # the last one counts
@@ -124,7 +124,9 @@ def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):
     assert "is no preset" in command_line.problems(["+trust_region=own"])[0]
     monkeypatch.syspath_prepend(str(tmp_path))
     assert command_line.problems(["+trust_region=own"]) == []
-    assert command_line.problems(["+trust_region=own", KEY + "grace=x"]) == [f"{KEY}grace='x' must be a whole number."]
+    assert command_line.problems(["+trust_region=own", KEY + "grace=x"]) == [
+        f"{KEY}grace='x' must be a whole number in [0, inf)."
+    ]
 
 
 def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
@@ -133,7 +135,7 @@ def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
     (tmp_path / "trust_region/mine.yaml").write_text(text)
     given = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
     assert presets.section("mine", [tmp_path], KEY_PREFIX)["delta_b"] == 0.002
-    assert command_line.problems([*given, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf]."]
+    assert command_line.problems([*given, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf)."]
 
 
 def test_a_preset_that_hydra_would_misread_or_miss(tmp_path, registries):

@@ -15,7 +15,7 @@ from cppo_verl.recording.record import Look, RecordError, Response, StepRecord
 from cppo_verl.recording.selection import select
 from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
-from cppo_verl.trust_region.rules import BUILT_IN, KNOBS, RULES, evaluate
+from cppo_verl.trust_region.rules import BUILT_IN, CAPABILITIES, RULES, evaluate
 from cppo_verl.trust_region.topk import TOPK, pack, unpack
 from tests.recording.synthetic import run, step_record
 
@@ -226,7 +226,7 @@ def test_a_rule_from_outside_is_replayed(tmp_path, monkeypatch):
         assert tally.candidate.name == "head_only head=5"
         assert tally.removed == expected > 0
     finally:
-        for registry in (RULES, KNOBS):
+        for registry in (RULES, CAPABILITIES):
             registry.pop("head_only", None)
     with pytest.raises(RecordError, match="'head_only' is no rule"):
         replay.replayed(selection, [], [("head_only", [])])
