@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import paper
+from cppo_verl.launch.overrides import compose
 from recipe import methods, settings
-from recipe.compose import compose
 from recipe.shapes import PAPER_NAMES
 from tests import ROOT
 
