@@ -23,10 +23,9 @@ VARIANTS = (
 
 def registered_losses() -> dict[str, Callable]:
     """Name -> loss(log_prob, old_log_prob, advantages, mask), from verl's registry with its own actor config."""
-    from cppo_verl.trust_region.rules import RULES
+    from cppo_verl.trust_region.rules import RULES, capability
 
-    on_kl = {"trm_max", "trm_avg", "trm_max_avg"}
-    ours = {name: _bind(name, divergence="kl" if name in on_kl else "tv") for name in RULES}
+    ours = {name: _bind(name, divergence="kl" if capability(name).needs_kl else "tv") for name in RULES}
     # by the first knob that differs: the KL thresholds follow from the divergence
     variants = {
         f"{name} {next(iter(knobs))}={next(iter(knobs.values()))}": _bind(name, **knobs) for name, knobs in VARIANTS

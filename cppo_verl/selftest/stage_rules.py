@@ -16,7 +16,7 @@ from torch import Tensor
 from cppo_verl.selftest.batches import Batch, binary_batch, topk_batch
 from cppo_verl.trust_region import extensions, topk
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
-from cppo_verl.trust_region.rules import RULES, evaluate, knobs_of_rule
+from cppo_verl.trust_region.rules import BUILT_IN, RULES, capability, evaluate
 
 K = 20
 ROOM = 1_000_000  # tokens among which one more decision may fall to the other side
@@ -24,21 +24,29 @@ ROOM = 1_000_000  # tokens among which one more decision may fall to the other s
 ERRORS = {("tv", "binary"): 2e-6, ("tv", "topk"): 2e-6, ("kl", "binary"): 2e-6, ("kl", "topk"): 1e-5}
 SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 Knobs = dict[str, Any]
+# thresholds such that each of them decides some tokens of the batches
+THRESHOLDS: dict[tuple[str, str], Knobs] = {
+    ("dppo", "tv"): {"delta": 0.05},
+    ("dppo", "kl"): {"delta": 0.02},
+    ("cppo", "tv"): {"delta": 0.1, "delta_b": 0.02},
+    ("cppo", "kl"): {"delta": 0.05, "delta_b": 0.002},
+    ("trm_max", "kl"): {"delta": 0.3},
+    ("trm_avg", "kl"): {"delta": 0.003},
+    ("trm_max_avg", "kl"): {"delta": 0.5, "delta_b": 0.003},
+}
 GATES: tuple[Knobs, ...] = (
     {"gate": "hard"},
     {"gate": "restore", "restore_strength": 0.5},
     {"gate": "soft"},
     {"gate": "soft", "attenuation": "sapo"},
 )
-# thresholds such that each of them decides some tokens of the batches; a budget so low that the quantile itself is it
-DPPO: dict[str, Knobs] = {"tv": {"delta": 0.05}, "kl": {"delta": 0.02}}
-CPPO: dict[str, Knobs] = {"tv": {"delta": 0.1, "delta_b": 0.02}, "kl": {"delta": 0.05, "delta_b": 0.002}}
-TRM: dict[str, Knobs] = {
-    "trm_max": {"delta": 0.3},
-    "trm_avg": {"delta": 0.003},
-    "trm_max_avg": {"delta": 0.5, "delta_b": 0.003},
-}
-QUANTILE: Knobs = {"budget": "quantile", "delta_b": 1e-4, "budget_cap": 1e3}
+WEIGHTS: tuple[Knobs, ...] = ({}, {"horizon": "max"}, {"weights": "constant"}, {"weights": "shuffled"})
+# a floor so low that the quantile itself is the budget
+BUDGETS: tuple[Knobs, ...] = (
+    {"budget": "fixed"},
+    {"budget": "quantile", "delta_b": 1e-4, "budget_cap": 1e3},
+    {"budget": "none"},
+)
 
 extensions.load_installed()
 
@@ -72,11 +80,11 @@ def test_decisions(name, batches, setting, table):
     for knobs, dtype, batch in product(settings(name), SHORT, batches):
         suits = (batch.log_pi is None) == (knobs.estimator == "binary")
         if suits and compared(knobs.divergence, knobs.estimator, dtype):
-            what = f"{name}, {knobs.gate} gate" if name in ("cppo", "dppo") else name
+            what = f"{name}, {knobs.gate} gate" if "gate" in capability(name).reads else name
             try:
                 found = otherwise(name, knobs, batch.to(setting.device, dtype))
             except Exception as error:
-                if name in OURS:
+                if name in BUILT_IN:
                     raise
                 table.noted(f"{name}: not compared", type(error).__name__, note=f"it may need more: {error}"[:200])
                 return
@@ -87,25 +95,20 @@ def test_decisions(name, batches, setting, table):
         table.at_most(f"{what}: decisions that differ", int(every.sum()), 1 + len(every) // ROOM, 0, note=said)
 
 
-OURS = {"cppo", "dppo", *TRM, "minpro", "gbpo"}
-
-
 def settings(name: str) -> Iterator[TrustRegionKnobs]:
-    """The rule with every divergence, estimator, weight, horizon, budget and gate that it knows."""
-    for kind, estimator in product(("tv", "kl"), ("binary", "topk")):
-        base: Knobs = {"divergence": kind, "estimator": estimator, "topk": K}
-        if name == "dppo":
-            yield from (TrustRegionKnobs(**base, **DPPO[kind], **gate) for gate in GATES)
-        elif name == "cppo":
-            weights = [("linear", "response"), ("linear", "max"), ("constant", "response"), ("shuffled", "response")]
-            for (weight, horizon), budget, gate in product(
-                weights, ({"budget": "fixed"}, QUANTILE, {"budget": "none"}), GATES
-            ):
-                yield TrustRegionKnobs(**base | CPPO[kind] | budget | gate, weights=weight, horizon=horizon)
-        elif name in TRM and kind == "kl":
-            yield TrustRegionKnobs(**base, **TRM[name])
-    if name not in ("dppo", "cppo", *TRM):
-        yield knobs_of_rule(name)()
+    """One of ours with every divergence, estimator, weight, horizon, budget and gate it knows; another as it is."""
+    can = capability(name)
+    if name not in BUILT_IN:
+        yield can.knobs()
+        return
+    kinds = ("kl",) if can.needs_kl else ("tv", "kl")
+    gates = GATES if "gate" in can.reads else GATES[:1]
+    weights, budgets = (WEIGHTS, BUDGETS) if "weights" in can.reads else (WEIGHTS[:1], BUDGETS[:1])
+    for kind, estimator, *chosen in product(kinds, ("binary", "topk"), weights, budgets, gates):
+        changed = {"divergence": kind, "estimator": estimator, "topk": K, **THRESHOLDS.get((name, kind), {})}
+        for knobs in chosen:
+            changed |= knobs
+        yield can.knobs(**changed)
 
 
 def compared(kind: str, estimator: str, dtype: torch.dtype) -> bool:
