@@ -10,6 +10,8 @@ python -m benchmarks.pocket --grid staleness  # the third: anchors and steered t
 import argparse
 from pathlib import Path
 
+import pandas
+
 from benchmarks.pocket.grid import execute, load, trial
 from cppo_verl import atomic
 
@@ -17,6 +19,11 @@ GRIDS = ("grid", "beyond", "staleness")
 RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[2] / "docs"
 DOC, TABLES = DOCS / "evidence.md", DOCS / "evidence"  # the page holds the claims, each table between two marks
+
+TRIED = {  # what --try prints
+    "contrasts": ["setting", "a", "b", "effect", "low", "high", "n", "wins"],
+    "rules": ["setting", "rule", "n", "masked_share", "best", "best_half", "final", "final_half", "kept", "tv_last"],
+}
 
 
 def main() -> None:
@@ -49,7 +56,12 @@ def main() -> None:
     if committed:
         put_into_doc(f"{args.grid} claims", claims)
     elif args.tried:
-        print(claims, (out / "rules.csv").read_text(encoding="utf-8"), sep="\n")
+        print(claims, *(look(out / f"{name}.csv", columns) for name, columns in TRIED.items()), sep="\n")
+
+
+def look(file: Path, columns: list[str]) -> str:
+    """Some columns of a CSV for a terminal."""
+    return pandas.read_csv(file)[columns].to_string(index=False, float_format="{:.3f}".format) + "\n"
 
 
 def put_into_doc(name: str, table: str) -> None:
