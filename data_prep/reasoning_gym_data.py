@@ -132,13 +132,13 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
         if item["question"] in seen:
             continue
         seen.add(item["question"])
-        _check(task, item)
         items.append(item)
     if len(items) < rows:
         raise TaskError(
             f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
             "or widen its options"
         )
+    _check(task, items)
     return items
 
 
@@ -203,8 +203,8 @@ def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
         )
         answer = answers.most_common(1)[0][0]
         rows = [row for row in splits["val"] if row["data_source"] == source]
-        right = [reasoning_gym_reward.score(answer, row["extra_info"]["entry"])[0] == FULL for row in rows]
-        found[source] = {"answer": answer, "accuracy": sum(right) / max(1, len(right)), "rows": len(rows)}
+        right = reasoning_gym_reward.marks([(answer, row["extra_info"]["entry"]) for row in rows]).count(FULL)
+        found[source] = {"answer": answer, "accuracy": right / max(1, len(rows)), "rows": len(rows)}
     return found
 
 
@@ -312,16 +312,16 @@ def _rows(
         yield from (rows[position] for rows in drawn if position < len(rows))
 
 
-def _check(task: Task, item: Mapping[str, Any]) -> None:
-    """The scorer must give its own answer full marks, from the JSON that travels with the row."""
-    if item["answer"] is None:
-        return
-    marks, bounded = reasoning_gym_reward.score(str(item["answer"]), as_json(item))
-    if marks != FULL or bounded:
-        raise TaskError(
-            f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {marks} of 1 marks, "
-            "so that it cannot be a reward; choose another task or other options"
-        )
+def _check(task: Task, items: Sequence[Mapping[str, Any]]) -> None:
+    """The scorer must give its own answers full marks, from the JSON that travels with the row."""
+    items = [item for item in items if item["answer"] is not None]
+    marks = reasoning_gym_reward.marks([(str(item["answer"]), as_json(item)) for item in items])
+    for item, given in zip(items, marks, strict=True):
+        if given != FULL:
+            raise TaskError(
+                f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {given} of 1 marks, "
+                "so that it cannot be a reward; choose another task or other options"
+            )
 
 
 if __name__ == "__main__":
