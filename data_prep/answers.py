@@ -26,8 +26,9 @@ LARGEST_EXPONENT = 400
 MOST_BOXES = 8
 
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-MARKED = re.compile(r"\banswer[\s*_]*[:：][\s*_]*", re.IGNORECASE)
+MARKED = re.compile(r"answer[\s*_]*[:：][\s*_]*", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+ROUND = re.compile(r"\((.*)\)|\{(.*)\}", re.DOTALL)
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it|sf)|bm|boldsymbol|mbox)\s*\{(.*)\}", re.DOTALL)
 MARKUP = re.compile(r"(\*{1,3}|`+|\$\$?)(?!\s)([^*`$]+)\1")
@@ -212,7 +213,7 @@ def _written(text: str) -> str | None:
     *left, text = text.split("=")
     if any(not LEFT_SIDE.fullmatch(side) or re.search(r"\b(?:or|and)\b", side) for side in left):
         return None
-    text = bare(text).strip("$€£¥ (){}" + THIN)
+    text = unwrapped(bare(text), (ROUND,)).strip("$€£¥ " + THIN)
     match = next((found for found in NUMBER.finditer(text)), None)
     if match is None or not (AFTER.fullmatch(text, match.end()) or text[match.end() :].strip() == ""):
         return None

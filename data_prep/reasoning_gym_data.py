@@ -9,7 +9,6 @@ reasoning-gym draws item i of a data set from the random seed `seed + i`, so nei
 each other. Splits start ``DISTANCE`` seeds apart, and no question occurs twice, in one split or across them.
 """
 
-import argparse
 import ast
 import json
 from collections import Counter
@@ -19,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_prep import reasoning_gym_reward, storage
+from data_prep import commands, reasoning_gym_reward, storage
 from data_prep.reasoning_gym_reward import FULL
 
 PREFIX = "rg_"  # of data_source
@@ -223,12 +222,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     for split in SPLITS:
         rows = list(_rows(tasks, system, split, arguments, seen))
         splits[split] = [row | {"extra_info": row["extra_info"] | {"index": i}} for i, row in enumerate(rows)]
-    files = {}
-    for split, rows in splits.items():
-        path = out / f"{split}.parquet"
-        if rows:
-            storage.write_parquet(rows, path)
-            files[path.name] = {"rows": len(rows), "sha256": storage.sha256_of(path)}
+    files = storage.write_splits(out, splits)
     baseline = commonest_answers(splits)
     total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values())
     manifest = {
@@ -255,31 +249,23 @@ def version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.reasoning_gym_data", description=(__doc__ or "").split("\n")[0]
-    )
-    defaults = Arguments(tasks="")
+    parser = commands.parser_of("reasoning_gym_data", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files and manifest.json")
-    parser.add_argument("--tasks", required=True, help="such as 'chain_sum(max_terms=3), gcd'; 'list' names them all")
-    parser.add_argument("--train", type=int, default=defaults.train, help="training rows of all tasks (%(default)s)")
-    parser.add_argument("--val", type=int, default=defaults.val, help="validation rows of all tasks (%(default)s)")
-    parser.add_argument("--warm", type=int, default=defaults.warm, help="rows for a supervised start (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides which questions (%(default)s)")
-    parser.add_argument(
-        "--prompt",
-        default=defaults.prompt,
-        help="system message: a name of reasoning-gym's, none, or its text (%(default)s)",
-    )
+    helps = {
+        "tasks": "such as 'chain_sum(max_terms=3), gcd'; 'list' names them all",
+        "train": "training rows of all tasks",
+        "val": "validation rows of all tasks",
+        "warm": "rows for a supervised start",
+        "seed": "decides which questions",
+        "prompt": "system message: a name of reasoning-gym's, none, or its text",
+    }
+    commands.add_settings(parser, Arguments, helps)
     options = vars(parser.parse_args(argv))
     out = options.pop("out")
-    try:
-        if options["tasks"] == "list":
-            print("\n".join(names()))
-            return
-        written = prepare(out, Arguments(**options))
-    except (ValueError, ImportError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    print(f"{out}: {'written' if written else 'already there, unchanged'}")
+    if options["tasks"] == "list":
+        commands.run(lambda: commands.say("\n".join(names())))
+    else:
+        commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
 
 
 def names() -> list[str]:
