@@ -138,10 +138,9 @@ def last_number(text: str) -> str | None:
     """The last number of a text in plain digits: sign, digits, point or `/`, exponent; None where it has none."""
     if (alone := _written(text)) is not None:
         return alone
-    spelled, last = _spelled(text), None
-    for last in NUMBER.finditer(spelled):
-        pass
-    return None if last is None else _plain(last, spelled[: last.start()])
+    spelled = _spelled(text)
+    found = list(NUMBER.finditer(spelled))[-1:]
+    return _plain(found[0], spelled[: found[0].start()]) if found else None
 
 
 def whole_number(text: str, largest: int) -> str:

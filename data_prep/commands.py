@@ -1,4 +1,4 @@
-"""What the command lines of this package share: options made from settings, one line of result, one sentence of error."""
+"""What the command lines share: options made from settings, one line of result, one sentence of error."""
 
 import argparse
 import sys

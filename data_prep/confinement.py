@@ -44,7 +44,7 @@ class ConfinementError(RuntimeError):
 
 
 def give_up_rights(seconds: float, memory_mib: int) -> None:
-    """End this process after ``seconds`` of processor time; refuse it ``memory_mib`` beyond what it has, and all rights.
+    """Refuse this process all rights, ``memory_mib`` beyond what it has, and more than ``seconds`` of processor time.
 
     Raises:
         ConfinementError: no seccomp on this system.

@@ -1,4 +1,4 @@
-"""verl's own DAPO scorer, which is the paper's, for data sources math_dapo, aime24, aime25, aime26; beside it math-verify.
+"""The paper's scorer, verl's math_dapo, for data sources math_dapo, aime24, aime25, aime26; beside it math-verify.
 
     reward.custom_reward_function.path=data_prep/math_reward.py
     reward.custom_reward_function.name=compute_score

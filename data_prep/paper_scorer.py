@@ -1,6 +1,7 @@
 """The paper's scorer: verl's math_dapo, out of verl's own file, without the seconds that importing verl takes."""
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def verdict(response: str, truth: str) -> tuple[bool, str]:
     return bool(found["acc"]), str(found["pred"])
 
 
+@lru_cache(1 << 16)
 def unreadable(truth: str) -> str:
     """Why the scorer would call no response right, or one that says nothing; "" where it reads ``truth``."""
     right, pred = verdict(f"Answer: {truth}", truth)

@@ -19,7 +19,7 @@ class WarmStartError(RuntimeError):
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt up to the assistant's turn and of a worked answer with its end; ``row`` is what it is of."""
+    """Token ids of a prompt up to the assistant's turn and of a worked answer with its end; ``row`` is its origin."""
 
     prompt: list[int]
     solution: list[int]
@@ -82,7 +82,7 @@ class Trainer:
     """AdamW on one model, measured by samples for examples that it is not trained on.
 
     Args:
-        held_out: what to measure on. is_right: whether a response answers an example's row. longest: tokens of a sample.
+        held_out: what to measure on. is_right: whether a response answers a row. longest: tokens of a sample.
         dtype: of the arithmetic; weights stay float32. options: of AdamW.
     """
 
@@ -159,8 +159,8 @@ class Trainer:
         """Raise a WarmStartError unless ``accuracy`` lies between the two."""
         if not lowest <= accuracy <= highest:
             raise WarmStartError(
-                f"sampled accuracy after the warm start = {accuracy:.3f}, wanted {lowest} to {highest}: another seed or "
-                "target (--target), or finer steps (--check-every); nothing was saved"
+                f"sampled accuracy after the warm start = {accuracy:.3f}, wanted {lowest} to {highest}: another seed "
+                "or --target, or finer steps (--check-every); nothing was saved"
             )
 
     def _precision(self) -> Any:

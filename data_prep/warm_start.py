@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     commands.add_settings(parser, Recipe)
     options = vars(parser.parse_args(argv))
-    folders = [options.pop(name) for name in ("model", "data", "out")]
-    commands.run(lambda: commands.report(folders[2], prepare(*folders, Recipe(**options), commands.say), ""))
+    model, data, out = (options.pop(name) for name in ("model", "data", "out"))
+    commands.run(lambda: commands.report(out, prepare(model, data, out, Recipe(**options), commands.say), ""))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 
 def prepare() -> None:
@@ -20,8 +21,8 @@ def attempt(what: str, path: str) -> str:
         "delete": lambda: os.unlink(path),
         "rename": lambda: os.rename(path, path + "2"),
         "truncate": lambda: os.truncate(path, 0),
-        "create": lambda: open(path + "2", "x"),
-        "append": lambda: open(path, "a"),
+        "create": lambda: Path(path + "2").touch(),
+        "append": lambda: os.open(path, os.O_WRONLY | os.O_APPEND),
         "mode": lambda: os.chmod(path, 0),
         "folder": lambda: os.mkdir(path + "2"),
         "link": lambda: os.symlink(path, path + "2"),
@@ -35,8 +36,8 @@ def attempt(what: str, path: str) -> str:
         "owner": lambda: os.setuid(0),
         "clock": lambda: signal.setitimer(signal.ITIMER_PROF, 0),
         "deaf": lambda: signal.signal(signal.SIGPROF, signal.SIG_IGN),
-        "read": lambda: open(path).read(),
-        "environment": lambda: open("/proc/self/environ").read(),
+        "read": lambda: Path(path).read_text(),
+        "environment": lambda: Path("/proc/self/environ").read_text(),
     }
     try:
         return repr(tries[what]())

@@ -1,61 +1,29 @@
-"""Written forms of numbers with their values, where the answer stands in a response, and truths that cannot be scored."""
+"""Written forms of numbers (forms.txt), where the answer stands in a response, truths that cannot be scored."""
 
 import math
 import random
 import re
 import time
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_prep import answers
 
-# value -> the ways in which models write it, apart by " ¦ "
-FORMS = {
-    "3": "3 ¦ +3 ¦ 3. ¦ 3.0 ¦ 03 ¦ (3) ¦ {3} ¦ ３ ¦ ٣ ¦ 6/2 ¦ x = 3 ¦ 1+2=3 ¦ = 3 ¦ ≈ 3",
-    "-3": "-3 ¦ \u22123 ¦ \u20133 ¦ - 3 ¦ \u2212 3 ¦ \u2212\u20093 ¦ minus 3 ¦ negative 3 ¦ -3.0 ¦ x=-3 ¦ -6/2 ¦ (-3)",
-    "0.3": r".3 ¦ 0.3 ¦ 0.30 ¦ 3/10 ¦ \frac{3}{10} ¦ 3e-1 ¦ 3 \times 10^{-1} ¦ +.3",
-    "-0.3": "-.3 ¦ \u2212.3 ¦ -0.3 ¦ - .3",
-    "1000": (
-        "1000 ¦ 1,000 ¦ 1 000 ¦ 1\u2009000 ¦ 1\u202f000 ¦ 1\u00a0000 ¦ 1'000 ¦ 1\u2019000 ¦ 1e3 ¦ 1E+3 ¦ 1.0e3 ¦ 10^3"
-        r" ¦ 1{,}000 ¦ 1\,000 ¦ 1\ 000 ¦ 1\!000 ¦ 1~000 ¦ 10^{3} ¦ 1 \times 10^3 ¦ 1 \cdot 10^{3} ¦ 1×10^3 ¦ $1,000$"
-        " ¦ $1,000.00 ¦ 1,000 dollars ¦ €1,000"
-    ),
-    "12345678": r"12345678 ¦ 12,345,678 ¦ 12 345 678 ¦ 12\,345\,678 ¦ 12{,}345{,}678 ¦ 12,345,678.00",
-    "73": (
-        r"**73** ¦ ***73*** ¦ *73* ¦ __73__ ¦ `73` ¦ **73 ¦ 73** ¦ ** 73 ¦ $73$ ¦ $$73$$ ¦ $73 ¦ \(73\) ¦ \[73\] ¦ 73\]"
-        r" ¦ \boxed{73} ¦ \boxed {73} ¦ \fbox{73} ¦ $\boxed{73}$ ¦ \[\boxed{73}\] ¦ **\boxed{73}** ¦ \boxed{\text{73}}"
-        r" ¦ \boxed{\mathbf{73}} ¦ \text{73} ¦ \mathrm{73} ¦ \textbf{73} ¦ \displaystyle 73 ¦ \left(73\right) ¦ 073 ¦ 0073"
-        r" ¦ The answer is 73 ¦ The final answer is: 73. ¦ so the answer is $73$ ¦ $x = 73$ ¦ n=73 ¦ 73; ¦ 73 ."
-    ),
-    "5": (
-        r"5 cm ¦ 5cm ¦ 5 \text{ cm} ¦ 5\,\mathrm{cm} ¦ 5 cm^2 ¦ 5 cm² ¦ 5 m/s ¦ 5 km/h ¦ 5 units ¦ 5 square units ¦ 5 hours"
-        r" ¦ $5 ¦ \$5 ¦ 5 dollars ¦ 5° ¦ 5^\circ ¦ 5^{\circ} ¦ 5 degrees ¦ 5\text{ degrees} ¦ 5\% ¦ 5% ¦ 5 \% ¦ 5 percent"
-        r" ¦ 5 points ¦ 5 \text{ ways}"
-    ),
-    "1/2": r"1/2 ¦ .5 ¦ 0.5 ¦ \frac{1}{2} ¦ \dfrac{1}{2} ¦ \tfrac12 ¦ \frac12 ¦ \frac1{2} ¦ ½ ¦ 2/4 ¦ 5e-1 ¦ $\frac{1}{2}$",
-    "-1/2": r"-1/2 ¦ -\frac{1}{2} ¦ \frac{-1}{2} ¦ - \frac{1}{2} ¦ −½ ¦ -0.5",
-    "3/2": r"1 1/2 ¦ 1½ ¦ 1\frac{1}{2} ¦ 3/2 ¦ 1.5",
-    "-3/2": r"-1 1/2 ¦ -1\frac{1}{2} ¦ -1.5",
-    "1500000": r"1.5e6 ¦ 1.5 \times 10^{6} ¦ 1.5 · 10^6 ¦ 1,500,000",
-}
-NO_NUMBER = (
-    r"7_3 ¦ 7_{3} ¦ 5² ¦ 5! ¦ 3,14 ¦ 5 or 6 ¦ 5, 6 ¦ 1,2 ¦ (1,2) ¦ [1,2] ¦ \{5\}, 6 ¦ x=5 or x=6 ¦ 2^10 ¦ 5x ¦ 2\pi ¦ \sqrt{2}"
-    r" ¦ \pi ¦ 12,34 ¦ 1,0000 ¦ 1,000,00 ¦ 0x10 ¦ 1/0 ¦ 1e999999999 ¦ 3 - 5 ¦ 3-5 ¦ 2*3 ¦ 1.000.000 ¦ 3.0.0 ¦ 50% of 3 ¦ 12:30"
-    r" ¦ five ¦ five 5 ¦ 5 apples ¦ --5 ¦ 5- ¦ 1e ¦ nan ¦ inf ¦ Infinity ¦ 12 34 ¦ 1 0000 ¦ 10/2/5 ¦ 1.5/2 ¦ 5+ ¦ ±5 ¦ 5=6? ¦ ¦ -"
-)
-
-
-def split(table: str) -> list[str]:
-    return [form.strip(" ") for form in table.split("¦")]
-
-
-PAIRS = [(form, Fraction(value)) for value, table in FORMS.items() for form in split(table)]
+FORM_LINES = re.findall(r"^(\S+) = (.*)$", (Path(__file__).parent / "forms.txt").read_text(encoding="utf-8"), re.M)
+FORMS = [
+    (re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), form), value)
+    for value, line in FORM_LINES
+    for form in line.split(" ¦ ")
+]
+PAIRS = [(form, Fraction(value)) for form, value in FORMS if value != "none"]
+NO_NUMBER = [form for form, value in FORMS if value == "none"]
 
 
 def test_there_are_enough_forms():
-    assert len({form for form, _ in PAIRS}) >= 150 and len(split(NO_NUMBER)) >= 45
+    assert len({form for form, _ in PAIRS}) >= 150 and len(NO_NUMBER) >= 45
 
 
 @pytest.mark.parametrize(("form", "value"), PAIRS)
@@ -64,7 +32,7 @@ def test_a_written_number_has_its_value(form, value):
     assert Fraction(answers.last_number(form)) == value
 
 
-@pytest.mark.parametrize("form", split(NO_NUMBER))
+@pytest.mark.parametrize("form", ["", *NO_NUMBER])
 def test_what_is_not_one_number_has_no_value(form):
     assert answers.number(form) is None
 

@@ -248,7 +248,7 @@ print("\\n" + json.dumps([len(items), sorted(found)]))
 
 @pytest.mark.parametrize("how", ["guarded", "bare"])
 def test_no_task_evaluates_an_answer_that_is_code(how, tmp_path):
-    """Every task of the package, watched by Python's own audit; without the grammars five kinds of scorer are caught."""
+    """Every task of the package, watched by Python's own audit, which catches them without the grammars."""
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{AUDIT}", how]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     tasks, found = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Processes without rights: what their forks may do, as root and as anybody; their limits; workers that do not start."""
+"""Processes without rights: what they may do, as root and as anybody; limits; workers that do not start."""
 
 import os
 import subprocess
