@@ -23,6 +23,7 @@ FINAL_TAIL = 8192
 LONGEST_TRUTH = 100
 LONGEST_NUMBER = 1000  # characters; Python reads no more than 4300 digits
 LARGEST_EXPONENT = 400
+LONGEST_SYMBOL = 3  # of a unit: cm, km², %
 MOST_BOXES = 8
 
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -60,14 +61,25 @@ NUMBER = re.compile(
 )
 UNITS = (
     "%|°|degrees?|percent|[kcmµn]?m|km|cm|mm|[km]?g|kg|lbs?|oz|[mc]?l|ml|s|ms|h|hrs?|min|mph|km/h|m/s|seconds?|minutes?"
-    "|hours?|days?|weeks?|months?|years?|meters?|metres?|miles?|feet|foot|ft|inch(?:es)?|in|yards?|dollars?|cents?|euros?"
+    "|hours?|days?|weeks?|months?|years?|(?:kilo|centi|milli)?met(?:er|re)s?|miles?|feet|foot|ft|inch(?:es)?|in|yards?|dollars?|cents?|euros?"
     "|units?|points?|people|students?|ways?|pounds?|grams?|liters?|litres?|radians?|rad|square units?|cubic units?"
 )
-AFTER = re.compile(rf"\s*(?:(?:square|cubic|sq\.?)\s+)?(?:{UNITS})(?:\s?(?:\^?\{{?[23]\}}?|[²³]))?\.?", re.IGNORECASE)
+AFTER = re.compile(
+    rf"\s*(?P<unit>(?:(?:square|cubic|sq\.?)\s+)?(?:{UNITS})(?:\s?(?:\^?\{{?[23]\}}?|[²³]))?)?\.?", re.IGNORECASE
+)
 SAID = re.compile(r"(?:so\s+|thus,?\s+|hence,?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|:)\s*:?\s*", re.IGNORECASE)
+SIGN = re.compile(r"\s*[-+]?\s*[$€£¥]?\s*")
 SIGN_APART = re.compile(r"(?:^|[=:(\[{|,\n<>]|\b(?:is|are|equals|be))\s*$", re.IGNORECASE)
 NO_SIGN = re.compile(r"[\w)\]}%°]$")
-LEFT_SIDE = re.compile(r"[^,;=]*")
+LATEX_NAMES = ["times", "cdot", "div", "le", "ge", "ne", "infty", "cup", "cap", "pi"]
+# What may stand before an equals sign and a number: arithmetic, names without coefficients, f(2), a_{10}.
+LEFT_SIDE = re.compile(r"[\d\s+*/^().-]*|[^\d,;]*|\s*\\?[A-Za-z]+\s?[_(]?\{?\d+\}?\)?\s*")
+LATEX = [
+    (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
+    *((re.compile(sign), rf"\\{command} ") for sign, command in zip("×·÷≤≥≠∞∪∩π", LATEX_NAMES, strict=True)),
+    *((re.compile(sign), f"^{{{digit}}}") for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")),
+    (re.compile("[−–]"), "-"),
+]
 
 
 def stated(response: str) -> str:
@@ -130,13 +142,30 @@ def bare(text: str) -> str:
 
 def number(text: str) -> Fraction | None:
     """The value of an answer that is one number and nothing else; None for anything else."""
-    plain = _written(text)
+    plain, _ = _written(text)
     return None if plain is None else Fraction(plain)
+
+
+def equal_numbers(truth: str, answer: str) -> bool | None:
+    """Whether two numbers have one value, and no two short units (`cm`, `m`); None where one is not a number."""
+    (one, unit), (other, other_unit) = _written(truth), _written(answer)
+    if one is None or other is None or "=" in truth:  # x = 5 is not y = 5
+        return None
+    differ = unit != other_unit and all(0 < len(name) <= LONGEST_SYMBOL for name in (unit, other_unit))
+    return Fraction(one) == Fraction(other) and not differ
+
+
+def latex(text: str) -> str:
+    """``text`` with LaTeX for the signs of print: `√3` is `\\sqrt{3}`, `≤` is `\\le`."""
+    for pattern, replacement in LATEX:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text in plain digits: sign, digits, point or `/`, exponent; None where it has none."""
-    if (alone := _written(text)) is not None:
+    alone, _ = _written(text)
+    if alone is not None:
         return alone
     spelled = _spelled(text)
     found = list(NUMBER.finditer(spelled))[-1:]
@@ -204,20 +233,20 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
-def _written(text: str) -> str | None:
-    """An answer that is one number, in plain digits."""
+def _written(text: str) -> tuple[str | None, str]:
+    """An answer that is one number, in plain digits, and its unit; None for what is no number."""
     if len(text) > LONGEST_NUMBER:
-        return None
+        return None, ""
     text = SAID.sub("", bare(_spelled(bare(text))), count=1)
     *left, text = text.split("=")
     if any(not LEFT_SIDE.fullmatch(side) or re.search(r"\b(?:or|and)\b", side) for side in left):
-        return None
+        return None, ""
     text = unwrapped(bare(text), (ROUND,)).strip("$€£¥ " + THIN)
-    match = next((found for found in NUMBER.finditer(text)), None)
-    if match is None or not (AFTER.fullmatch(text, match.end()) or text[match.end() :].strip() == ""):
-        return None
-    head = text[: match.start()]
-    return _plain(match, head) if re.fullmatch(r"\s*[-+]?\s*[$€£¥]?\s*", head) else None
+    match = NUMBER.search(text)
+    after = AFTER.fullmatch(text, match.end()) if match else None
+    if match is None or after is None or not SIGN.fullmatch(text, 0, match.start()):
+        return None, ""
+    return _plain(match, text[: match.start()]), (after["unit"] or "").casefold()
 
 
 def _spelled(text: str) -> str:

@@ -7,9 +7,11 @@ from itertools import zip_longest
 import sympy
 from math_verify.grader import verify
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig, parse
+from sympy.core.function import AppliedUndef
 
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 DIGITS = 60  # of a numeric comparison
+NAMES = (sympy.Symbol, AppliedUndef)  # x, f(2)
 SUBSCRIPT = re.compile(r"\d\s*_")  # a number to a base, which math-verify takes for the number
 
 
@@ -36,7 +38,11 @@ def are_equal(truth: str, answer: str) -> bool:
 
 def _agree(gold: object, said: object) -> bool:
     """Whether two expressions that math-verify takes for equal are of one kind, and their numbers the same."""
-    gold, said = (_value(side) for side in (gold, said))
+    if isinstance(gold, sympy.Eq) != isinstance(said, sympy.Eq):
+        equation = gold if isinstance(gold, sympy.Eq) else said
+        if not (equation.lhs.is_number or isinstance(equation.lhs, NAMES)):  # 2x = 34 does not say 34
+            return False
+        gold, said = (side.rhs if isinstance(side, sympy.Eq) else side for side in (gold, said))
     if not isinstance(gold, sympy.Basic) or not isinstance(said, sympy.Basic):
         return True
     finite = [isinstance(side, sympy.FiniteSet) for side in (gold, said)]
@@ -52,11 +58,6 @@ def _agree(gold: object, said: object) -> bool:
         one, other = gold.subs(place), said.subs(place)
         return _same_number(one, other) if one.is_number and other.is_number else True
     return True
-
-
-def _value(side: object) -> object:
-    """The right side of an equation, anything else as it is."""
-    return side.rhs if isinstance(side, sympy.Eq) else side
 
 
 def _members(side: sympy.Basic) -> list[sympy.Basic]:

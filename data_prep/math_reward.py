@@ -89,10 +89,11 @@ def is_equal(truth: str, answer: str, time_limit: float = 2.0, memory_limit_mib:
         return bool(answer)
     if WORDS.fullmatch(answers.unwrapped(truth)):
         return answers.unwrapped(truth).casefold() == answers.unwrapped(answer).casefold()
-    values = answers.number(truth), answers.number(answer)
-    if None not in values:
-        return values[0] == values[1]
-    return bool(_judge.call("are_equal", [truth, answer], time_limit, memory_limit_mib))
+    same = answers.equal_numbers(truth, answer)
+    if same is not None:
+        return same
+    texts = [answers.latex(truth), answers.latex(answer)]
+    return bool(_judge.call("are_equal", texts, time_limit, memory_limit_mib))
 
 
 def unreadable(ground_truth: Any) -> str:

@@ -147,6 +147,11 @@ def test_a_truth_that_nobody_can_reach_is_refused():
         ("x^2+1", "1+x^2 ¦ $x^{2} + 1$"),
         ("\\frac{1}{2^{99}}", "2^{-99} ¦ \\frac{1}{2^{99}}"),
         ("100", "1e2 ¦ 10^2"),
+        ("34", "m+n=34 ¦ f(2) = 34 ¦ a_{10}=34"),
+        ("\\frac{71}{6}", "11 5/6"),
+        ("3\\sqrt{2}", "3√2 ¦ √18"),
+        ("x \\le 3", "x ≤ 3"),
+        ("5 cm", "5 cm ¦ 5 centimeters ¦ 5"),
         ("\\text{east}", "east ¦ East. ¦ **east**"),
     ],
 )
@@ -160,6 +165,14 @@ def test_equal_values_count(truth: str, answers: str):
     [
         ("5", "11/2 ¦ 5x ¦ 5, 6 ¦ 5 or 6 ¦ 5_{7} ¦ \\{5, 6\\} ¦ 5.0000001 ¦ 5!"),
         ("73", "7_3 ¦ 7_{3} ¦ 7 3 2"),
+        # Reported for other graders (the names are of their trackers)
+        ("1 + \\frac{1}{\\mathrm{e}}", "1 - \\frac{1}{\\mathrm{e}}"),  # Math-Verify 82
+        ("3x + 4y + 14=0", "3*x-1*y+13=0"),  # Math-Verify 60
+        ("2", "2 2/3"),  # Math-Verify 81
+        ("10", "4 10/3"),
+        ("34", "2x=34 ¦ 34, 35"),
+        ("x=5", "y=5 ¦ x=6"),
+        ("5 cm", "5 m ¦ 5 cm²"),
         ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}} ¦ 2^{-98} ¦ 0"),
         ("x + 2^{-99}", "x + 2^{-98}"),
         ("(0,1)", "\\{0,1\\} ¦ [0,1] ¦ (0,1] ¦ (1,0)"),
