@@ -39,12 +39,11 @@ def are_equal(truth: str, answer: str) -> bool:
 def _agree(gold: object, said: object) -> bool:
     """Whether two expressions that math-verify takes for equal are of one kind, and their numbers the same."""
     if isinstance(gold, sympy.Eq) != isinstance(said, sympy.Eq):
-        equation = gold if isinstance(gold, sympy.Eq) else said
-        if not (equation.lhs.is_number or isinstance(equation.lhs, NAMES)):  # 2x = 34 does not say 34
-            return False
-        gold, said = (side.rhs if isinstance(side, sympy.Eq) else side for side in (gold, said))
+        gold, said = (_named(side) for side in (gold, said))
     if not isinstance(gold, sympy.Basic) or not isinstance(said, sympy.Basic):
         return True
+    if isinstance(gold, sympy.Eq) != isinstance(said, sympy.Eq):
+        return False
     finite = [isinstance(side, sympy.FiniteSet) for side in (gold, said)]
     ranges = [isinstance(side, (sympy.Interval, sympy.Tuple)) for side in (gold, said)]
     if finite[0] and ranges[1] or finite[1] and ranges[0]:
@@ -58,6 +57,13 @@ def _agree(gold: object, said: object) -> bool:
         one, other = gold.subs(place), said.subs(place)
         return _same_number(one, other) if one.is_number and other.is_number else True
     return True
+
+
+def _named(side: object) -> object:
+    """The right side of an equation of a name or number: 2x = 34 does not say 34. Anything else as it is."""
+    if isinstance(side, sympy.Eq) and (side.lhs.is_number or isinstance(side.lhs, NAMES)):
+        return side.rhs
+    return side
 
 
 def _members(side: sympy.Basic) -> list[sympy.Basic]:

@@ -102,6 +102,6 @@ def unreadable(ground_truth: Any) -> str:
         text = answers.ground_truth(ground_truth)
     except ValueError as error:
         return str(error)
-    if text != ground_truth:
+    if isinstance(ground_truth, str) and text != ground_truth.strip():  # of numbers, the text is what counts
         return f"is {ground_truth!r}, to which right answers are written {text!r}"
     return paper_scorer.unreadable(text)
