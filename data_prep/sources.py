@@ -183,17 +183,15 @@ def _ends_with_newline(path: Path) -> bool:
 def _read_csv(file: LocalFile) -> Iterator[Record]:
     with _naming(file) as where, _open_csv(file.path) as stream:
         reader = csv.reader(stream, strict=True)
-        header = next(reader, [])
-        while True:
-            number = reader.line_num + 1
-            where[:] = [f"line {number}"]
-            cells = next(reader, None)
-            if cells is None:
-                return
+        header, before = next(reader, []), reader.line_num
+        where[:] = [f"line {before + 1}"]
+        for cells in reader:
             if len(cells) == len(header):
-                yield Record(number, dict(zip(header, cells, strict=True)))
+                yield Record(before + 1, dict(zip(header, cells, strict=True)))
             elif cells:
-                yield Record(number, fault=f"has {len(cells)} fields, the header {len(header)}")
+                yield Record(before + 1, fault=f"has {len(cells)} fields, the header {len(header)}")
+            before = reader.line_num
+            where[:] = [f"line {before + 1}"]
 
 
 def _open_csv(path: Path) -> Any:

@@ -114,7 +114,14 @@ def test_a_response_that_is_not_text_scores_as_empty(response: Any):
     ("truth", "reason"),
     [
         *[("34", ""), ("x=5", ""), ("1,234", ""), ("\\frac12", ""), ("5 cm", ""), ("(0, 1]", "")],
-        *[("34.0", "written '34'"), (34, ""), (34.0, ""), (2.5, "type float"), (["34"], "type list"), (None, "missing")],
+        *[
+            ("34.0", "written '34'"),
+            (34, ""),
+            (34.0, ""),
+            (2.5, "type float"),
+            (["34"], "type list"),
+            (None, "missing"),
+        ],
         *[("units", "the scorer reads ''"), ("\\$", "the scorer reads ''"), ("[INVALID]", "not an answer")],
     ],
 )
