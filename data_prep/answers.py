@@ -60,8 +60,8 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 UNITS = (
-    "%|°|degrees?|percent|[kcmµn]?m|km|cm|mm|[km]?g|kg|lbs?|oz|[mc]?l|ml|s|ms|h|hrs?|min|mph|km/h|m/s|seconds?|minutes?"
-    "|hours?|days?|weeks?|months?|years?|(?:kilo|centi|milli)?met(?:er|re)s?|miles?|feet|foot|ft|inch(?:es)?|in|yards?|dollars?|cents?|euros?"
+    "%|°|degrees?|percent|[kcmµn]?m|[km]?g|lbs?|oz|[mc]?l|m?s|h|hrs?|min|mph|km/h|m/s|seconds?|minutes?|hours?|days?|weeks?"
+    "|months?|years?|(?:kilo|centi|milli)?met(?:er|re)s?|miles?|feet|foot|ft|inch(?:es)?|in|yards?|dollars?|cents?|euros?"
     "|units?|points?|people|students?|ways?|pounds?|grams?|liters?|litres?|radians?|rad|square units?|cubic units?"
 )
 AFTER = re.compile(
@@ -275,8 +275,10 @@ def _plain(found: re.Match[str], before: str) -> str | None:
     if exponent and abs(int(exponent[:9])) > LARGEST_EXPONENT or len(found[0]) > LONGEST_NUMBER:
         return None
     if parts["top"]:
-        top, bottom = int(parts["top"]), int(parts["bottom"])
-        text = f"{int(parts['whole'] or 0) * bottom + top if parts['whole'] else parts['top']}/{parts['bottom']}"
+        whole, top, bottom = int(parts["whole"] or 0), int(parts["top"]), int(parts["bottom"])
+        if parts["whole"] and top >= bottom:  # 4 10/3 is no mixed number
+            return None
+        text = f"{whole * bottom + top}/{bottom}"
     elif parts["ten"]:
         bottom, text = 1, "1"
     else:

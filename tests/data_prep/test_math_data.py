@@ -1,5 +1,6 @@
 """DAPO-Math-17k and AIME to verl's columns: counts, formats, bad rows, damaged files, repeated and killed runs."""
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -322,32 +323,6 @@ def test_what_has_changed_is_made_again_and_the_same_again_is_identical(tmp_path
     assert INSTRUCTION not in path.read_bytes().decode("latin-1")
 
 
-def test_kill_9_while_the_file_is_being_written(tmp_path: Path):
-    """Killed the moment its temporary file has bytes; tried again should it have finished by then."""
-    out = tmp_path / "out"
-    path = run_dapo(out, write_large(tmp_path / "old.parquet", unique=10, copies=1, length=100))
-    before, halves = path.read_bytes(), []
-    new = write_large(tmp_path / "new.parquet", unique=17_000, copies=1, length=2000)
-    line = [sys.executable, "-m", "data_prep.dapo_math", "--out", str(out), "--source", str(new)]
-    for _ in range(5):
-        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not any(_size(file) for file in out.glob(".dapo_math.parquet.*.tmp")):
-            pass
-        process.kill()
-        process.wait()
-        halves = list(out.glob(".dapo_math.parquet.*.tmp"))
-        if halves:
-            break
-        assert len(output_rows(path)) == 17_000
-        path.write_bytes(before)
-    assert halves and path.read_bytes() == before
-    assert len(output_rows(run_dapo(out, new))) == 17_000
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
 # Size
 
 
@@ -480,13 +455,16 @@ def test_what_the_hub_refuses_ends_in_one_sentence(tmp_path: Path, hub: dict[str
         assert ended.stderr.startswith("error: ") and reason in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_declared_hub_sources():
-    assert Source("BytedTsinghua-SIA/DAPO-Math-17k", "data/dapo-math-17k.parquet", "main") == dapo_math.HUB
-    assert sorted(aime.HUB) == [2024, 2025, 2026]
-    options = math_table.argparse.Namespace(source=None, file=None, revision="abc")
-    assert math_table.choose_source(dapo_math.HUB, options) == Source(dapo_math.HUB.place, dapo_math.HUB.file, "abc")
-    options = math_table.argparse.Namespace(source="x/y", file=None, revision=None)
-    assert math_table.choose_source(dapo_math.HUB, options) == Source("x/y", "", "main")
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ({"revision": "abc"}, Source(dapo_math.HUB.place, dapo_math.HUB.file, "abc")),
+        ({"source": "x/y"}, Source("x/y", "", "main")),  # a place of one's own drops the declared file
+    ],
+)
+def test_what_the_command_line_changes_of_a_source(given, source):
+    options = argparse.Namespace(**{"source": None, "file": None, "revision": None, **given})
+    assert math_table.choose_source(dapo_math.HUB, options) == source
 
 
 # Everything
