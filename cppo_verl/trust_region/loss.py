@@ -59,7 +59,7 @@ def token_losses(
     coefficient = coefficients(tokens, verdict, knobs.ratio_cap, importance)
     if importance is not None and not bool(coefficient.isfinite().all()):
         raise FloatingPointError(
-            "non-finite importance weights (rollout_is_weights) at tokens that are kept. The optimizer step was not taken."
+            "non-finite importance weights (rollout_is_weights) at tokens that are kept: the step was not taken."
         )
     return loss_matrix(log_prob, tokens, coefficient), summary
 
