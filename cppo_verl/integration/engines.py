@@ -34,7 +34,7 @@ ENGINES = {
 }
 ROLLOUTS = {
     "vllm": (State.WORKS, "the whole stack, on the CPU"),
-    "sglang": (State.UNTRIED, "by verl's code its log-probs are those at the sampling temperature"),
+    "sglang": (State.UNTRIED, "its log-probs are at the sampling temperature unless SGLANG_RETURN_ORIGINAL_LOGPROB is set"),
     "trtllm": (State.UNTRIED, "nothing is known of its log-probs"),
 }
 UNKNOWN = (State.UNTRIED, "nothing of it was tried")
