@@ -10,23 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
-from cppo_verl.trust_region import budget
 from tests.helpers import Batch, actor_config, random_batch
 
 LIMIT = 100
 NO_KERNEL = {"aten.promote_types.default"}
 AGGREGATION = {"dp_size": 1, "global_batch_size": 16, "batch_num_tokens": 4096, "loss_scale_factor": 512}
-
-
-@pytest.fixture(autouse=True)
-def the_accelerators_way(monkeypatch: pytest.MonkeyPatch):
-    """``budget._extremes`` by torch's own selection, where it has another way on the CPU."""
-
-    def topk(bits: torch.Tensor, kept: int, largest: bool) -> torch.Tensor:
-        return bits.topk(kept, dim=-1, largest=largest, sorted=True).values
-
-    if hasattr(budget, "_extremes"):
-        monkeypatch.setattr(budget, "_extremes", topk)
 
 
 class Launches(TorchDispatchMode):
@@ -72,17 +60,16 @@ def test_cppo_launches_at_most_100_kernels_and_reads_the_device_once():
     assert not [name for name in names if "_local_scalar_dense" in name]
 
 
-def test_what_hardly_occurs_is_counted_in_a_second_transfer():
-    plain = len(launches("cppo", usual()))
-    for change in ("signs", "ratios", "log-probs"):
-        batch = usual()
-        if change == "signs":
-            batch.advantages[:, ::2] *= -1
-        elif change == "ratios":
-            batch.old_log_prob[0] = batch.log_prob[0] - 4
-        else:
-            batch.log_prob[batch.log_prob == batch.log_prob.max()] = 1e-6
-        assert 0 < len(launches("cppo", batch)) - plain <= 6, change
+@pytest.mark.parametrize("change", ["signs", "ratios", "log-probs"])
+def test_what_hardly_occurs_costs_little_more(change: str):
+    batch = usual()
+    if change == "signs":
+        batch.advantages[:, ::2] *= -1
+    elif change == "ratios":
+        batch.old_log_prob[0] = batch.log_prob[0] - 4
+    else:
+        batch.log_prob[batch.log_prob == batch.log_prob.max()] = 1e-6
+    assert len(launches("cppo", batch)) <= len(launches("cppo", usual())) + 6
 
 
 @pytest.mark.parametrize(
