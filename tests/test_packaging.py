@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from tests import ROOT
 
-# Asked for by what is installed with --no-deps, and imported by nothing that verl starts on the CPU: CUDA builds, triton.
+# Asked for by what is installed with --no-deps, imported by nothing that verl starts on the CPU: CUDA builds, triton.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
 
