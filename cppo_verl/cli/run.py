@@ -73,16 +73,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     """Say of the composed config what the run's own start would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks, start_table
-    from cppo_verl.trust_region import extensions
+    from cppo_verl.integration import checks, hydra_check, start_table
 
     if not checks.is_asked_for(config):
         print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
         return 0
-    module = OmegaConf.select(config, extensions.KEY)
-    if module:  # beside its preset; Hydra's own start knows where it found that
-        folders = presets.folders_of(hydra_overrides.parse(overrides).values.get(command_line.SEARCH_PATH) or [])
-        OmegaConf.update(config, extensions.KEY, extensions.resolve(module, [*folders, Path.cwd()]))
+    search_path = hydra_overrides.parse(overrides).values.get(command_line.SEARCH_PATH) or ()
+    hydra_check.find_rule(config, presets.folders_of(search_path))
     try:
         checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:

@@ -1,10 +1,12 @@
 """The start check as a Hydra callback, so that a wrong config stops before Ray or a model is touched."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import atomic, presets
@@ -23,7 +25,8 @@ class StartCheck(Callback):
         exceptions, and would start the run; SystemExit passes through.
         """
         try:
-            _find_rule(config)
+            sources = OmegaConf.select(config, "hydra.runtime.config_sources") or []
+            find_rule(config, [Path(source.path) for source in sources if source.schema == "file"])
             overrides = _overrides(config)
             checks.require(config, here=True, overrides=overrides)
             found = [*start_table.lines(config, overrides), *_entry(config)]
@@ -36,6 +39,11 @@ class StartCheck(Callback):
             ) from error
         print("\n".join(found), flush=True)
         _keep(found, config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """The same for each run of a sweep (``--multirun``), which Hydra announces in this way alone."""
+        if OmegaConf.select(config, "hydra.mode") == RunMode.MULTIRUN:
+            self.on_run_start(config)
 
 
 def _entry(config: DictConfig) -> list[str]:
@@ -57,7 +65,9 @@ def _overrides(config: DictConfig) -> list[str]:
 
 def _keep(found: list[str], config: DictConfig) -> None:
     """Beside the run's ``config.yaml``: in its run directory, or else where Hydra will write."""
-    folder = Path(os.environ.get(supervise.MARKER) or OmegaConf.select(config, "hydra.run.dir"))
+    sweep = OmegaConf.select(config, "hydra.mode") == RunMode.MULTIRUN
+    hydras = OmegaConf.select(config, "hydra.runtime.output_dir" if sweep else "hydra.run.dir")
+    folder = Path(os.environ.get(supervise.MARKER) or hydras)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write(folder / start_table.FILE, "\n".join(found) + "\n")
@@ -65,11 +75,8 @@ def _keep(found: list[str], config: DictConfig) -> None:
         print(f"{start_table.FILE} is not kept: {error}", flush=True)
 
 
-def _find_rule(config: DictConfig) -> None:
-    """Make a ``rule_module`` that lies beside its preset an absolute path, which workers can read."""
-    key = extensions.KEY
-    module = OmegaConf.select(config, key)
+def find_rule(config: DictConfig, folders: Iterable[Path]) -> None:
+    """Make a ``rule_module`` that lies in one of ``folders`` an absolute path, which workers can read."""
+    module = OmegaConf.select(config, extensions.KEY)
     if module:
-        sources = OmegaConf.select(config, "hydra.runtime.config_sources") or []
-        folders = [Path(source.path) for source in sources if source.schema == "file"]
-        OmegaConf.update(config, key, extensions.resolve(module, [*folders, Path.cwd()]))
+        OmegaConf.update(config, extensions.KEY, extensions.resolve(module, [*folders, Path.cwd()]))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cppo_verl import presets
 from cppo_verl.integration import engines, skip
 from cppo_verl.launch.overrides import parse
+from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from cppo_verl.trust_region.rules import VERL_LOSSES, capability, knobs_of_rule
 
@@ -160,7 +161,8 @@ def _changed(config: DictConfig, usual: Mapping[str, Any]) -> Iterator[tuple[str
         value = OmegaConf.select(config, key)
         if isinstance(theirs, str) and theirs.startswith("${"):
             theirs = OmegaConf.select(config, theirs[2:-1])
-        if not _same(value, theirs):
+        found = key == extensions.KEY and str(value).endswith(f"/{theirs}")  # the preset's own file, where it lies
+        if not found and not _same(value, theirs):
             yield key, value, theirs
 
 

@@ -5,7 +5,7 @@ of verl's trainers it goes over. All but the hooks below is verl's.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import transfer_queue
@@ -91,26 +91,30 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         if name not in skip.GROUPED:
             return batch
         field = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
-        data = transfer_queue.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=[field, "response_mask"]
-        )
-        rewards = torch.stack([row.sum() for row in data[field].unbind()])
+        rewards = torch.stack([row.sum() for row in self._stored(batch, field)])
         if name == skip.OURS:
-            batch = self._with_session_advantages(batch, rewards, data["response_mask"].unbind())
+            batch = self._with_session_advantages(batch, rewards)
         flags = skip.zero_variance(batch.keys, rewards.tolist(), name)
         self.zero_variance = {key for key, flag in zip(batch.keys, flags, strict=True) if flag}
         real = [flag for flag, tag in zip(flags, batch.tags, strict=True) if not tag.get("is_padding", False)]
         metrics["trust_region/zero_variance_share"] = sum(real) / max(len(real), 1)
         return batch
 
-    def _with_session_advantages(self, batch: KVBatchMeta, rewards: torch.Tensor, masks) -> KVBatchMeta:
+    def _with_session_advantages(self, batch: KVBatchMeta, rewards: torch.Tensor) -> KVBatchMeta:
         advantages = estimator.session_advantages(batch.keys, rewards, estimator.normalised(self.config.algorithm))
         if advantages is None:
             return batch
+        masks = self._stored(batch, "response_mask")
         rows = [advantage * mask for advantage, mask in zip(advantages, masks, strict=True)]
         nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         fields = TensorDict({"advantages": nested, "returns": nested}, batch_size=len(batch))
         return transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    @staticmethod
+    def _stored(batch: KVBatchMeta, field: str) -> Sequence[torch.Tensor]:
+        """A field of the batch in TransferQueue, a tensor a response."""
+        where = {"keys": batch.keys, "partition_id": batch.partition_id}
+        return transfer_queue.kv_batch_get(**where, select_fields=[field])[field].unbind()
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.use_topk and anchor.is_proximal(self.config):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from hydra.errors import MissingConfigException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cppo_verl import presets
@@ -145,6 +146,16 @@ def test_a_check_that_fails_itself_lets_no_run_through(broken, monkeypatch):
     monkeypatch.setattr(checks, broken, fail)
     with pytest.raises(SystemExit, match=r"failed \(RuntimeError: Could not determine home directory"):
         hydra_check.StartCheck().on_run_start(presets.compose("cppo", [GROUP_OF_8]))
+
+
+def test_each_run_of_a_sweep_is_checked():
+    config = presets.compose("cppo", [GROUP_OF_8, ROLLOUT + "top_p=0.9"])
+    OmegaConf.set_struct(config, False)
+    config.hydra = {"mode": RunMode.RUN}
+    hydra_check.StartCheck().on_job_start(config)  # which was checked before
+    config.hydra.mode = RunMode.MULTIRUN
+    with pytest.raises(SystemExit, match="top_p=0.9"):
+        hydra_check.StartCheck().on_job_start(config)
 
 
 @pytest.mark.stack
