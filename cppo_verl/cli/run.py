@@ -155,8 +155,12 @@ def _is_alone(config: DictConfig) -> bool:
     if address is None and config.trainer.nnodes == 1:
         exposure.require_short_folder(ray_init, os.environ)
         return True
-    if address is not None:
-        exposure.require_answer(address)
+    if address is None:
+        raise UserError(
+            f"trainer.nnodes={config.trainer.nnodes}, and no Ray cluster is here: start it on every node "
+            "(run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1."
+        )
+    exposure.require_answer(address)
     _note(
         f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
         "shows when verl says so, or after --stall-timeout seconds without output"

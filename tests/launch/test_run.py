@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cppo_verl.cli import main, run
+from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
 from cppo_verl.reporting.logs import read_run
 from tests import ROOT
@@ -92,6 +93,9 @@ def test_what_is_not_watched_is_said(capsys, monkeypatch):
         assert not run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
     said = capsys.readouterr().out
     assert address in said and "not watched" in said and "--stall-timeout" in said
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(UserError, match="trainer.nnodes=2, and no Ray cluster is here"):
+        run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
 
 
 @pytest.mark.parametrize(
