@@ -28,7 +28,7 @@ LONGEST = (
     "resumed",
     "tests/e2e/test_start_ray.py",
     "tests/e2e/test_selftest.py",
-    "every_preset",
+    "walked_with_lora",
     "own_rule",
     "tests/e2e/test_recipes.py",
     "tests/reporting/test_paper.py",
@@ -63,7 +63,7 @@ def registries():
     from cppo_verl.trust_region import extensions, rules
 
     modules = set(sys.modules)
-    held = [rules.RULES, rules.KNOBS]
+    held = [rules.RULES, rules.CAPABILITIES]
     if "verl.trainer.ppo.core_algos" in sys.modules:
         held.append(sys.modules["verl.trainer.ppo.core_algos"].POLICY_LOSS_REGISTRY)
     before = [dict(registry) for registry in held]

@@ -15,7 +15,11 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in (run, eval, report, inspect, replay, calibrate, doctor, selftest):
         command.add_parser(subparsers)
-    args = parser.parse_args(argv)
+    args, later = parser.parse_known_args(argv)
+    if later and hasattr(args, "overrides") and not any(word.startswith("-") for word in later):
+        args.overrides += later  # argparse takes those before the first option only
+    elif later:
+        parser.error(f"unrecognized arguments: {' '.join(later)}")
     try:
         return args.run(args)
     except (UserError, OSError) as error:  # a full disk, a folder without write rights: the message names the file

@@ -104,14 +104,14 @@ def _unreadable(scorer: Scorer, problem: Problem) -> str:
     if truth is None or truth == "" or truth != truth:
         return f"is {truth!r}"
     text = plain(truth)
-    if scorer.own and text == truth and DAPO.fullmatch(problem.data_source) and not _is_right(scorer, problem, text):
-        return f"is {truth!r}, which math_dapo does not even find in 'Answer: {truth}'"
-    if text == truth or _is_right(scorer, problem, text):
+    if text == truth and not (scorer.own and DAPO.fullmatch(problem.data_source)):
+        return ""  # in which form an answer has to stand is not known
+    if _is_right(scorer, problem, text):
         return ""
-    plainly = dataclasses.replace(problem, ground_truth=text)
-    return f"is {truth!r}, for which right answers count as wrong: write the text {text!r}" * _is_right(
-        scorer, plainly, text
-    )
+    if text == truth:
+        return f"is {truth!r}, which math_dapo does not even find in 'Answer: {truth}'"
+    plainly = _is_right(scorer, dataclasses.replace(problem, ground_truth=text), text)
+    return f"is {truth!r}, for which right answers count as wrong: write the text {text!r}" if plainly else ""
 
 
 def plain(truth: Any) -> str:

@@ -33,8 +33,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         if token - settled > patience:  # the start was inside of what belongs together
             begin, context, agreed, patience = 0, "", 0, patience + 1
         text = decoded(begin, token + 1)
-        new = text[len(commonprefix([context, text])) :]
-        reached = agreed + len(commonprefix([new, whole[agreed : agreed + len(new)]]))
+        new = text[_common(context, text) :]
+        reached = agreed + _common(new, whole, agreed)
         if reached > given:
             found[token], given = whole[given:reached], reached
         if reached < agreed + len(new):
@@ -46,3 +46,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     if found:
         found[-1] += whole[given:]
     return found
+
+
+def _common(start: str, text: str, at: int = 0) -> int:
+    """How many characters of ``start`` stand in ``text`` from ``at`` on."""
+    return len(start) if text.startswith(start, at) else len(commonprefix([start, text[at : at + len(start)]]))

@@ -17,7 +17,6 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
-from verl.workers.config import PolicyLossConfig
 
 from cppo_verl import __version__
 from cppo_verl.integration import looks, topk
@@ -25,7 +24,7 @@ from cppo_verl.integration.alarms import raise_alarm
 from cppo_verl.integration.pieces import pieces
 from cppo_verl.recording import draw, files
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
-from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, names_from_outside
 from cppo_verl.trust_region.thresholds import scaled
 
 logger = logging.getLogger(__name__)
@@ -139,12 +138,8 @@ class Recorder:
         if marked.fields is not None:
             marked.fields = [*marked.fields, looks.FIELD]
         header = self._header(call, batch)
-        return marked, Draw(
-            [batch.keys[row] for row in rows],
-            [batch.tags[row] for row in rows],
-            self._updates(rows, len(batch), header.updates, call),
-            header,
-        )
+        keys, tags = ([column[row] for row in rows] for column in (batch.keys, batch.tags))
+        return marked, Draw(keys, tags, self._updates(rows, len(batch), header.updates, call), header)
 
     def _updates(self, rows: Sequence[int], batch: int, updates: int, call: Call) -> list[int | None]:
         """Which update of the step sees each row first: verl gives each rank, and each update in it, an equal part."""
@@ -157,8 +152,8 @@ class Recorder:
         actor = self.config.actor_rollout_ref.actor
         knobs: Any = OmegaConf.to_container(OmegaConf.select(self.config, KEY_PREFIX), resolve=True)
         rule = knobs.pop("loss_mode")
-        for name in {"_target_", *(each.name for each in dataclasses.fields(PolicyLossConfig))} - set(knob_names()):
-            knobs.pop(name, None)
+        kept = {*knob_names(), *names_from_outside(knobs), "rule_module"}
+        knobs = {name: value for name, value in knobs.items() if name in kept}
         in_force = scaled(TrustRegionKnobs(**{name: knobs[name] for name in knob_names() if name in knobs}), call.scale)
         return Header(
             step=call.step,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cppo_verl.recording.candidates import Candidate, recorded
+from cppo_verl.recording.candidates import CLIPS, Candidate, recorded
 from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad, padded
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
 from cppo_verl.trust_region import metrics
@@ -52,31 +52,25 @@ class Batch:
         """
         if candidate.ran:
             candidate = recorded(self.header)
-        if depends_on_width(candidate.knobs):
-            return self._decide_by_width(candidate)
-        return self._decide(self.tokens, slice(None), candidate)
+        if not depends_on_width(candidate.knobs):
+            return self._decide(slice(None), candidate)
+        gate, cause = torch.ones_like(self.tokens.log_prob), torch.zeros_like(self.tokens.mask, dtype=torch.int8)
+        widths = np.array([max(response.width, response.length, 1) for response in self.responses])
+        for width in np.unique(widths).tolist():
+            rows = np.flatnonzero(widths == width).tolist()
+            gate[rows], cause[rows] = self._decide(rows, candidate.changed({"max_response_length": width}))
+        return gate, cause
 
-    def _decide(self, tokens: Tokens, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
+    def _decide(self, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
+        own = self.tokens
+        tokens = Tokens(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
         with torch.no_grad():
             if candidate.rule not in RULES:
-                low, high, cap = candidate.clips.values()
+                low, high, cap = (candidate.clips[name] for name in CLIPS)
                 return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
-            divergence = None
-            if candidate.knobs.estimator == "topk":
-                divergence = self.divergence(candidate)[rows, : tokens.mask.shape[1]]
+            divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
             verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
             return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
-
-    def _decide_by_width(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
-        """For weights that depend on the width of the tensors: rows of one width at a time, as wide as they were."""
-        gate, cause = torch.ones_like(self.tokens.log_prob), torch.zeros_like(self.tokens.mask, dtype=torch.int8)
-        widths = np.array([max(response.width, response.length) for response in self.responses])
-        for width in np.unique(widths):
-            rows = np.flatnonzero(widths == width).tolist()
-            tokens = pad([self.responses[row] for row in rows], [self.looks[row] for row in rows], int(width))
-            common = min(int(width), gate.shape[1])
-            gate[rows, :common], cause[rows, :common] = (x[:, :common] for x in self._decide(tokens, rows, candidate))
-        return gate, cause
 
     def divergence(self, candidate: Candidate) -> Tensor:
         """D_t as the candidate measures it, (rows, width) float32.

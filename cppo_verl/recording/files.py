@@ -107,7 +107,19 @@ def read_header(path: Path) -> Header:
         metadata = pyarrow.parquet.read_schema(path).metadata or {}
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
-    return _header(path, metadata)
+    try:
+        said = json.loads(metadata[KEY])
+        version = int(said.pop("format"))
+        known = {each.name for each in dataclasses.fields(Header)}
+        header = Header(**{name: value for name, value in said.items() if name in known})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
+    if version > FORMAT:
+        raise RecordError(
+            f"{path} has format {version}, written by cppo_verl {header.version}; this one reads up to {FORMAT}: "
+            "update cppo_verl."
+        )
+    return header
 
 
 def read(path: Path) -> StepRecord:
@@ -116,14 +128,12 @@ def read(path: Path) -> StepRecord:
     Raises:
         RecordError: the file is missing, damaged, no record, or of a later format.
     """
+    header = read_header(path)
     try:
         table = pyarrow.parquet.read_table(path)
-        header = _header(path, table.schema.metadata or {})
         columns = [_values(table[name].combine_chunks()) for name in LAYOUT]
-        rows = [dict(zip(LAYOUT, values, strict=True)) for values in zip(*columns, strict=True)]
+        rows = (dict(zip(LAYOUT, values, strict=True)) for values in zip(*columns, strict=True))
         return StepRecord(header, tuple(map(_response, rows)))
-    except RecordError:
-        raise
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -165,22 +175,6 @@ def no_such_step(run_dir: Path, found: dict[int, Path], wanted: str) -> str:
 def _damaged(path: Path, error: Exception) -> RecordError:
     said = " ".join(str(error).split())[:200]
     return RecordError(f"{path} is no whole record ({said}); delete it, or copy it again.")
-
-
-def _header(path: Path, metadata: dict[bytes, bytes]) -> Header:
-    try:
-        said = json.loads(metadata[KEY])
-        version = int(said.pop("format"))
-        known = {each.name for each in dataclasses.fields(Header)}
-        header = Header(**{name: value for name, value in said.items() if name in known})
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
-    if version > FORMAT:
-        raise RecordError(
-            f"{path} has format {version}, written by cppo_verl {header.version}; this one reads up to {FORMAT}: "
-            "update cppo_verl."
-        )
-    return header
 
 
 def _values(column: pyarrow.Array) -> list[Any]:

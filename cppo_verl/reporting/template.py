@@ -4,8 +4,6 @@ Autoescape is on for every page of HTML: what a run is called, and what a model 
 """
 
 from functools import cache
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,8 +11,6 @@ from markupsafe import Markup
 
 from cppo_verl import __version__
 from cppo_verl.reporting import text
-
-STYLE = "".join((files(__package__) / "assets" / name).read_text(encoding="utf-8") for name in ("page.css", "dark.css"))
 
 
 @cache
@@ -37,9 +33,3 @@ def asset(name: str) -> Markup:
 def render(template: str, /, **values: Any) -> str:
     """The template with these values in it; a letter that UTF-8 has no bytes for becomes a question mark."""
     return environment().get_template(template).render(**values).encode("utf-8", "replace").decode()
-
-
-def page(main: str) -> Template:
-    """A whole page around ``main`` for ``string.Template``, as the selftest's page has it."""
-    head, foot = asset("base.html").partition("{% block main %}{% endblock %}")[::2]
-    return Template(head.replace("{{ title }}", "$title") + main + foot)

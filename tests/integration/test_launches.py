@@ -1,7 +1,5 @@
 """How many kernels a loss launches on an accelerator, counted on the CPU.
 
-The operations do not depend on the device, but for the sorting of D_t, which here is made to go the accelerator's way.
-
 Counted is every ATen operation that verl's registered loss and its backward dispatch, with the metrics and verl's own
 ``agg_loss``, but for views and what only reads a tensor's shape or type: on a GPU each is at least one kernel or one
 copy (``topk``, ``cumsum`` and reductions may take two or three).
@@ -12,20 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
-from cppo_verl.trust_region import budget
 from tests.helpers import Batch, actor_config, random_batch
 
 LIMIT = 100
-
-
-@pytest.fixture(autouse=True)
-def the_accelerators_way(monkeypatch: pytest.MonkeyPatch):
-    """``budget._extremes`` by torch's own selection."""
-
-    def topk(bits: torch.Tensor, kept: int, largest: bool) -> torch.Tensor:
-        return bits.topk(kept, dim=-1, largest=largest, sorted=True).values
-
-    monkeypatch.setattr(budget, "_extremes", topk)
 
 
 NO_KERNEL = {"aten.promote_types.default"}

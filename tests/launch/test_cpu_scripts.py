@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("cppo-verl", "python"):
         (programs / name).write_text(STAND_IN)
         (programs / name).chmod(0o755)
-    for name in ("quickstart.sh", "real_model.sh", "cpu_run.sh"):
+    for name in ("quickstart.sh", "real_model.sh", "cpu_run.sh", "quote.sh"):
         shutil.copy(ROOT / "run_scripts" / name, scripts / name)
     (scripts / "setup_env.sh").write_text(f'#!/bin/bash\necho "extra=$CPPO_EXTRA" >&2\necho {tmp_path}/env\n')
     (scripts / "setup_env.sh").chmod(0o755)
@@ -48,7 +48,7 @@ def said(root: Path, script: str, *arguments: str, **values: str) -> tuple[list[
 
 def overrides(commands: list[list[str]]) -> dict[str, str]:
     """Of the command that starts the run."""
-    (run,) = [words for words in commands if words[:2] == ["cppo-verl", "run"] and "--check" not in words]
+    (run,) = [words for words in commands if words[:2] == ["cppo-verl", "run"] and "--glance" not in words]
     return dict(word.split("=", 1) for word in run[2:] if "=" in word)
 
 
@@ -58,7 +58,7 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
     )
     assert stderr == "extra=\n"
     assert [words[:3] for words in commands] == [
-        ["cppo-verl", "run", "--check"],
+        ["cppo-verl", "run", "--glance"],
         ["python", "-m", "data_prep.arithmetic"],
         ["python", "-m", "data_prep.tiny_qwen3"],
         ["cppo-verl", "run", "--fresh"],
@@ -96,7 +96,7 @@ def test_the_real_model_goes_through_its_stages(root):
     commands, stderr = said(root, "real_model.sh")
     assert stderr == "extra=real\n"
     assert [words[:3] for words in commands] == [
-        ["cppo-verl", "run", "--check"],
+        ["cppo-verl", "run", "--glance"],
         ["python", "-m", "data_prep.reasoning_gym_data"],
         ["python", "-m", "data_prep.smollm2"],
         ["python", "-m", "data_prep.warm_start"],
