@@ -86,7 +86,7 @@ def method_rows(c: Comparison) -> list[dict[str, Any]]:
     means = {(name, m): interval(c.values(name, m))[0] for name in c.methods for m in MEASURES if c.values(name, m)}
     rows = []
     for name in c.methods:
-        runs, cells = c.of(name), []
+        runs, cells = c.by_method[name], []
         for measure in MEASURES:
             steps = sorted(runs[f"{measure}_step"].dropna().astype(int))
             others = [mean for (_, m), mean in means.items() if m == measure]
@@ -130,7 +130,7 @@ def seed_rows(c: Comparison) -> tuple[list[str], list[tuple[str, list[pd.DataFra
         return [], []
     keys = [*c.seeds, *[""] * bool((c.runs["seed"] == "").any())]
     heads = [f"seed {seed or 'unknown'}" for seed in keys]
-    return heads, [(name, [c.of(name)[c.of(name)["seed"] == seed] for seed in keys]) for name in c.methods]
+    return heads, [(name, [runs[runs["seed"] == seed] for seed in keys]) for name, runs in c.by_method.items()]
 
 
 def _extent(values: Sequence[float]) -> list[float]:

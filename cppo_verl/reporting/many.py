@@ -62,8 +62,12 @@ def picture_files(picture: Picture) -> dict[str, bytes]:
     shown = pictures.stand_ins([line.name for line in picture.lines])
     panels = [_renamed(panel, shown) for panel in picture.panels]
     inches = PANEL_INCHES if len(panels) > 1 else SINGLE_INCHES
-    title = f"{picture.model}: {picture.heading}"
-    return pictures.compose(panels, title, caption=picture.caption, columns=3, inches=inches, legend=picture.legend)
+    title, caption = f"{picture.model}: {picture.heading}", picture.caption
+    odd = {name: number for name, number in shown.items() if name != number}
+    caption += "".join(
+        f" {number}: {name.encode('ascii', 'backslashreplace').decode()}." for name, number in odd.items()
+    )
+    return pictures.compose(panels, title, caption=caption, columns=3, inches=inches, legend=picture.legend)
 
 
 def paper_results(study: Study) -> tables.Results | None:

@@ -6,6 +6,7 @@ of one method and seed count as one, with their mean: run again, a seed says not
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import nan
 
@@ -44,9 +45,20 @@ class Comparison:
     baseline: str
     differences: Mapping[tuple[str, str], dict[str, float]]
 
+    @cached_property
+    def by_method(self) -> dict[str, pd.DataFrame]:
+        return {str(name): runs for name, runs in self.runs.groupby("method", sort=False)}
+
+    @cached_property
+    def by_seed(self) -> dict[str, pd.DataFrame]:
+        """By method: a row a seed, the means of its runs."""
+        numbers = ["best", "final", "masked", "seconds", "hours"]
+        means = self.runs.groupby(["method", "key"], sort=False)[numbers].mean()
+        return {str(name): rows for name, rows in means.groupby(level="method", sort=False)}
+
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(self.runs["method"]))
+        return list(self.by_method)
 
     @property
     def others(self) -> list[str]:
@@ -57,13 +69,9 @@ class Comparison:
         """The seeds that are known, in numeric order."""
         return sorted({seed for seed in self.runs["seed"] if seed}, key=seed_rank)
 
-    def of(self, method: str) -> pd.DataFrame:
-        """The runs of a method."""
-        return self.runs[self.runs["method"] == method]
-
     def values(self, method: str, part: str) -> list[float]:
-        """This column of the method's runs that have it, a number a seed (the mean of its runs)."""
-        return self.of(method).groupby("key", sort=False)[part].mean().dropna().tolist()
+        """This column of the method's runs that have it, a number a seed."""
+        return self.by_seed[method][part].dropna().tolist()
 
 
 def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -> Comparison:
@@ -84,13 +92,12 @@ def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -
             key = entry.label.seed or f"unknown {len(rows)}"
             rows.append({"method": method, "seed": entry.label.seed, "key": key} | _numbers(entry, curves[-1]))
     base = baseline if baseline in methods else next(iter(methods), "")
-    table = pd.DataFrame(rows)
     differences = {
-        (name, measure): _difference(table, curves, name, base, measure)
+        (name, measure): _difference(rows, curves, name, base, measure)
         for name, measure in product(methods, MEASURES)
         if name != base
     }
-    return Comparison(model, kind, table, base, differences)
+    return Comparison(model, kind, pd.DataFrame(rows), base, differences)
 
 
 def check_baseline(comparisons: Sequence[Comparison], baseline: str | None) -> None:
@@ -161,15 +168,16 @@ def _numbers(entry: Entry, curve: pd.Series) -> dict[str, object]:
 
 
 def _difference(
-    runs: pd.DataFrame, curves: Sequence[pd.Series], name: str, base: str, measure: str
+    rows: Sequence[Mapping[str, object]], curves: Sequence[pd.Series], name: str, base: str, measure: str
 ) -> dict[str, float]:
     """By the seeds that both have; where a seed has several runs of a method, the mean over all pairs of it."""
+    ours, theirs = ([i for i, row in enumerate(rows) if row["method"] == method] for method in (name, base))
     pairs: dict[str, list[float]] = {}
-    for (i, a), (j, b) in product(runs[runs["method"] == name].iterrows(), runs[runs["method"] == base].iterrows()):
+    for i, j in product(ours, theirs):
+        seed = str(rows[i]["seed"])
         common = curves[i].index.intersection(curves[j].index)
-        if a["seed"] and a["seed"] == b["seed"] and len(common):
-            last = common[-1]
-            one, other = curves[i].loc[:last], curves[j].loc[:last]
+        if seed and seed == rows[j]["seed"] and len(common):
+            one, other = curves[i].loc[: common[-1]], curves[j].loc[: common[-1]]
             gap = one.iloc[-1] - other.iloc[-1] if measure == "final" else one.max() - other.max()
-            pairs.setdefault(a["seed"], []).append(float(gap))
+            pairs.setdefault(seed, []).append(float(gap))
     return {seed: sum(values) / len(values) for seed, values in pairs.items()}

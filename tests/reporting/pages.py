@@ -4,7 +4,6 @@ import argparse
 import csv
 import json
 import math
-import random
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -14,8 +13,8 @@ import pandas as pd
 import yaml
 
 from cppo_verl.cli import report
-from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import Run
+from tests.reporting.paper_runs import training
 
 LOSS = {"loss_mode": "cppo", "divergence": "tv", "estimator": "binary", "topk": 20, "delta": 0.15, "delta_b": 0.02,
         "w_min": 0.8, "weights": "linear", "budget": "quantile", "gate": "hard"}  # fmt: skip
@@ -115,47 +114,16 @@ def write_log(path: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:
     return path
 
 
-def realistic_steps(steps: int = 60, seed: int = 0) -> list[tuple[int, dict[str, float]]]:
+def realistic_steps(steps: int = 60) -> list[tuple[int, dict[str, float]]]:
     """What a run of ``steps`` steps logs, validated every fifth step and before training."""
-    draw = random.Random(seed)
-    rows: list[tuple[int, dict[str, float]]] = []
+    rows = []
     for step in range(steps + 1):
-        progress = step / steps
-        row = {} if step == 0 else _training_row(draw, progress)
+        row = training(step, steps, "CPPO") if step else {}
         if step % 5 == 0:
-            accuracy = 0.48 + 0.34 * (1 - math.exp(-3 * progress)) + draw.gauss(0, 0.008)
+            accuracy = 0.48 + 0.34 * (1 - math.exp(-3 * step / steps)) + 0.004 * (step % 3)
             row |= {"val-core/arithmetic/acc/mean@4": accuracy, "val-aux/arithmetic/reward/mean@4": accuracy}
         rows.append((step, row))
     return rows
-
-
-def _training_row(draw: random.Random, progress: float) -> dict[str, float]:
-    spread = 0.012 * (1 + 2.2 * progress) * draw.lognormvariate(0, 0.18)
-    token, budget = 0.9 * spread * draw.uniform(0.7, 1.3), 0.55 * spread * draw.uniform(0.6, 1.4)
-    positive = (token + budget) * draw.uniform(0.35, 0.5)
-    gen, update, rest = draw.gauss(0.82, 0.06), draw.gauss(0.51, 0.03), abs(draw.gauss(0.22, 0.05))
-    reward = 0.46 + 0.34 * (1 - math.exp(-3 * progress)) + draw.gauss(0, 0.035)
-    by_position = {name: spread * (0.55 + 0.13 * i * (0.5 + progress)) for i, name in enumerate(metrics.BY_POSITION)}
-    return by_position | {
-        "critic/score/mean": reward,
-        "critic/rewards/mean": reward,
-        metrics.MASKED: token + budget,
-        metrics.MASKED_BY_TOKEN: token,
-        metrics.MASKED_BY_BUDGET: budget,
-        metrics.MASKED_POSITIVE: positive,
-        metrics.MASKED_NEGATIVE: token + budget - positive,
-        metrics.DIVERGENCE_MEAN: spread,
-        metrics.DIVERGENCE_P99: spread * draw.uniform(9, 14),
-        metrics.DIVERGENCE_MAX: min(0.95, spread * draw.uniform(22, 40)),
-        metrics.FIRST_UPDATE: 2e-5 * draw.lognormvariate(0, 0.5),
-        metrics.PREFIX_AVERAGE: spread * draw.uniform(0.8, 1.0),
-        metrics.EFFECTIVE_BUDGET: min(0.04, max(0.02, spread * draw.uniform(0.9, 1.6))),
-        metrics.TIME_STEP: gen + update + rest,
-        metrics.TIME_GEN: gen,
-        metrics.TIME_UPDATE: update,
-        metrics.GRAD_NORM: draw.lognormvariate(-0.5, 0.3),
-        metrics.LENGTH: draw.gauss(9.5, 0.6),
-    }
 
 
 def realistic_run(folder: Path, steps: int = 60) -> Path:
