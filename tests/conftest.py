@@ -63,7 +63,7 @@ def registries():
     from cppo_verl.trust_region import extensions, rules
 
     modules = set(sys.modules)
-    held = [rules.RULES, rules.KNOBS]
+    held = [rules.RULES, rules.CAPABILITIES]
     if "verl.trainer.ppo.core_algos" in sys.modules:
         held.append(sys.modules["verl.trainer.ppo.core_algos"].POLICY_LOSS_REGISTRY)
     before = [dict(registry) for registry in held]

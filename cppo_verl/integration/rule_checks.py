@@ -7,11 +7,8 @@ from typing import Any
 from cppo_verl.integration.config import TrustRegionLossConfig, config_class
 from cppo_verl.integration.losses import require_registered
 from cppo_verl.trust_region import extensions
-from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, knob_names
-from cppo_verl.trust_region.rules import BUILT_IN, RULES, VERL_LOSSES, knobs_of_rule
-
-GATED = ("cppo", "dppo")  # rules that decide token by token, with the first clause
-OWN_WEIGHT = ("minpro",)
+from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, knob_names
+from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, capability, knobs_of_rule
 
 
 def problems(knobs: Mapping[str, Any]) -> Iterator[str]:
@@ -51,17 +48,13 @@ def _knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _idle_knob_problems(knobs: Mapping[str, Any]) -> Iterator[str]:
-    """A gate or a trace that one of our rules, or of verl's losses, would not look at."""
+    """A gate or a trace that the rule would not look at."""
     mode = str(knobs.get("loss_mode"))
-    if mode not in BUILT_IN and mode not in VERL_LOSSES:
-        return
-    gate, steps = knobs.get("gate", "hard"), knobs.get("trace", 1)
-    if mode not in GATED and gate in ("soft", "restore"):
-        yield (
-            f"{KEY_PREFIX}.gate={gate} has no effect under loss_mode={mode}; set it to hard. "
-            f"{' and '.join(GATED)} have gates."
-        )
-    if (mode in VERL_LOSSES or mode in OWN_WEIGHT) and isinstance(steps, int) and steps > 1:
+    can, gate, steps = capability(mode), knobs.get("gate", "hard"), knobs.get("trace", 1)
+    if gate in GATES and gate not in can.gates:
+        having = " and ".join(sorted(name for name in RULES if gate in capability(name).gates))
+        yield f"{KEY_PREFIX}.gate={gate} has no effect under loss_mode={mode}; set it to hard. {having} have gates."
+    if can.own_weight and isinstance(steps, int) and steps > 1:
         yield (
             f"{KEY_PREFIX}.trace={steps} has no effect under loss_mode={mode}, which has a weight of its own; set it "
             "to 1."

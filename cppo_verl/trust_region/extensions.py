@@ -18,7 +18,7 @@ from types import ModuleType
 
 from cppo_verl.presets import RULES_GROUP
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
-from cppo_verl.trust_region.rules import BUILT_IN, KNOBS, RULES, VERL_LOSSES
+from cppo_verl.trust_region.rules import BUILT_IN, CAPABILITIES, RULES, VERL_LOSSES
 
 KEY = f"{KEY_PREFIX}.rule_module"
 
@@ -134,7 +134,7 @@ def _forget(before: set[str]) -> None:
     """Take out the rules of a module that failed half-way."""
     for name in set(RULES) - before:
         del RULES[name]
-        KNOBS.pop(name, None)
+        CAPABILITIES.pop(name, None)
 
 
 def _said(error: Exception) -> str:

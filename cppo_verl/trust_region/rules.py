@@ -7,7 +7,7 @@ A rule sees (batch, length) tensors, runs under no_grad in float32 or float64, a
 """
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -15,21 +15,53 @@ from torch import Tensor
 
 from cppo_verl.trust_region import budget, schedule, trace
 from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, gate_of
-from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
+from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.tokens import Tokens, last
 
 Rule = Callable[[Tokens, Tensor, Any], Verdict]
 RULES: dict[str, Rule] = {}
-KNOBS: dict[str, type[TrustRegionKnobs]] = {}  # by rule, for those that have knobs of their own
 LISTENERS: list[Callable[[str], None]] = []  # called with the name of each rule that comes later
 
 
-def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs) -> Callable[[Rule], Rule]:
+@dataclass(frozen=True)
+class Capability:
+    """What a rule can do and what it reads; the defaults rule nothing out.
+
+    Attributes:
+        knobs: the class of its knobs.
+        reads: knobs that its decision depends on, beside those that stand before or after any rule: ``divergence``,
+            ``estimator``, ``topk``, ``anchor``, ``ratio_cap``, ``on_nonfinite``, and ``trace``, ``trace_cap`` unless
+            it has a weight of its own.
+        gates: values of ``gate`` that it understands.
+        scales: ``budget_target`` may scale its ``delta`` and ``delta_b``.
+        own_weight: it brings the importance weight itself, so that ``trace`` has no effect.
+        needs_kl: its thresholds are those of a KL (``divergence=kl``).
+        whole_response: it keeps or drops whole responses.
+        token_threshold: ``delta`` is what the D_t of a single token is held against.
+    """
+
+    knobs: type[TrustRegionKnobs] = TrustRegionKnobs
+    reads: tuple[str, ...] = ()
+    gates: tuple[str, ...] = GATES
+    scales: bool = True
+    own_weight: bool = False
+    needs_kl: bool = False
+    whole_response: bool = False
+    token_threshold: bool = False
+
+
+CAPABILITIES: dict[str, Capability] = {}
+VERL_LOSSES = ("vanilla", "cispo", "gspo", "sapo")  # verl's own; the preset of vanilla is grpo
+_VERLS = Capability(gates=("hard",), scales=False, own_weight=True)
+
+
+def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs, **can: Any) -> Callable[[Rule], Rule]:
     """Register a rule under the name that ``loss_mode`` takes.
 
     Args:
         knobs: the class that holds the rule's own knobs: a dataclass that extends ``TrustRegionKnobs`` with fields
             made by ``knobs.knob``. The rule is then given an instance of it.
+        can: fields of ``Capability``; a rule that says nothing may read all of its knobs.
 
     Raises:
         KnobError: the name is taken, or ``knobs`` is no dataclass.
@@ -41,8 +73,7 @@ def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs) -> Callabl
         if not is_dataclass(knobs) or "__dataclass_fields__" not in vars(knobs):
             raise KnobError(f"{knobs.__name__}, the knobs of rule {name!r}, is no dataclass: put @dataclass over it")
         RULES[name] = function
-        if knobs is not TrustRegionKnobs:
-            KNOBS[name] = knobs
+        CAPABILITIES[name] = Capability(knobs, **{"reads": knob_names(knobs), **can})
         for listener in LISTENERS:
             listener(name)
         return function
@@ -50,12 +81,25 @@ def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs) -> Callabl
     return register
 
 
+def capability(name: str) -> Capability:
+    """What the rule can do; of an unknown name, all that a rule may."""
+    return _VERLS if name in VERL_LOSSES else CAPABILITIES.get(name, Capability(reads=knob_names()))
+
+
 def knobs_of_rule(name: str) -> type[TrustRegionKnobs]:
     """The class of the rule's knobs; ours for a rule without own ones, and for an unknown name."""
-    return KNOBS.get(name, TrustRegionKnobs)
+    return capability(name).knobs
 
 
-@rule("dppo")
+TOKEN_KNOBS = ("delta", "gate", "attenuation", "restore_strength")
+PREFIX_KNOBS = (
+    *("delta_b", "budget", "budget_quantile", "budget_scale", "budget_cap"),
+    *("w_min", "weights", "horizon", "max_response_length", "shuffle_seed"),
+)
+WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl": True, "whole_response": True}
+
+
+@rule("dppo", reads=TOKEN_KNOBS, token_threshold=True)
 def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879).
 
@@ -73,7 +117,7 @@ def _token_gate(tokens: Tokens, spending: Tensor, over_token: Tensor, knobs: Tru
     return gate_of(~(over_token & tokens.away_from_rollout), knobs)
 
 
-@rule("cppo")
+@rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True)
 def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
 
@@ -110,19 +154,19 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
 
 
-@rule("trm_max")
+@rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)
 def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
     return _whole_response((divergence <= knobs.delta).all(-1), tokens)
 
 
-@rule("trm_avg")
+@rule("trm_avg", reads=("delta",), **WHOLE_RESPONSE)
 def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
     return _whole_response(_mean(divergence, tokens.mask) <= knobs.delta, tokens)
 
 
-@rule("trm_max_avg")
+@rule("trm_max_avg", reads=("delta", "delta_b"), **WHOLE_RESPONSE)
 def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM Max&Avg: both, the maximum against delta and the mean against delta_b (ablation of arXiv 2606.10968)."""
     keep_max = trm_max(tokens, divergence, knobs).gate[:, :1].any(-1)
@@ -140,7 +184,7 @@ def _whole_response(keep: Tensor, tokens: Tokens) -> Verdict:
     return Verdict(gate=gate, over_token=~gate)
 
 
-@rule("minpro")
+@rule("minpro", reads=(), gates=("hard",), scales=False, own_weight=True)
 def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
 
@@ -157,7 +201,7 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
 
 
-@rule("gbpo")
+@rule("gbpo", reads=("delta",), gates=("hard",), scales=False)
 def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """GBPO: pull rho_t toward 1 + delta sign(A_t), from either side and with the slope |A_t| (arXiv 2604.18578).
 
@@ -175,7 +219,6 @@ def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
 
 
 BUILT_IN = frozenset(RULES)
-VERL_LOSSES = ("vanilla", "cispo", "gspo", "sapo")  # verl's own; the preset of vanilla is grpo
 
 
 def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:

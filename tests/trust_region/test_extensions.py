@@ -1,12 +1,11 @@
 """Rules from files and installed packages: they arrive once and checked, and leave nothing behind when they fail."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cppo_verl.trust_region import extensions, rules
-from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob, knob_names, knob_problems
+from cppo_verl.trust_region.knobs import KnobError
 from cppo_verl.trust_region.loss import policy_loss
 from tests.helpers import random_batch
 
@@ -123,49 +122,3 @@ def test_a_file_beside_its_preset_is_found(tmp_path):
     assert extensions.resolve("own.py", [tmp_path / "elsewhere", tmp_path]) == str(tmp_path / "own.py")
     assert extensions.resolve("other.py", [tmp_path]) == "other.py"
     assert extensions.resolve("package.own", [tmp_path]) == "package.own"
-
-
-# ---- knobs of its own
-
-
-@dataclass
-class OwnKnobs(TrustRegionKnobs):
-    grace: int = knob(2, low=0, high=9)
-    share: float = knob(0.5, above=0, high=1)
-    any_number: float = knob(0.0)
-    kind: str = knob("a", choices=("a", "b"))
-    on: bool = knob(True)
-    free: object = None
-
-
-def test_defaults_are_well():
-    assert not list(knob_problems(OwnKnobs()))
-    assert set(knob_names(OwnKnobs)) - set(knob_names()) == {"grace", "share", "any_number", "kind", "on", "free"}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("grace", -1, "grace=-1 is outside [0, 9]"),
-        ("grace", 10, "grace=10 is outside [0, 9]"),
-        ("grace", 1.5, "grace=1.5 must be a whole number"),
-        ("grace", True, "grace=True must be a whole number"),
-        ("share", 0, "share=0 is outside (0, 1]"),
-        ("share", float("nan"), "share=nan must be a number"),
-        ("any_number", "x", "any_number='x' must be a number"),
-        ("kind", "c", "kind='c' is not one of a, b"),
-        ("on", 1, "on=1 must be true or false"),
-        ("delta", 2, "delta=2 is outside (0, 1]"),
-    ],
-)
-def test_a_bad_own_knob_is_named_with_its_range(name, value, said):
-    with pytest.raises(KnobError) as refusal:
-        OwnKnobs(**{name: value})
-    assert str(refusal.value) == f"actor_rollout_ref.actor.policy_loss.{said}."
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("grace", 0), ("grace", 9), ("share", 1), ("share", 1e-9), ("kind", "b"), ("free", "x")]
-)
-def test_what_is_in_range_passes(name, value):
-    OwnKnobs(**{name: value})
