@@ -104,6 +104,8 @@ def _unreadable(scorer: Scorer, problem: Problem) -> str:
     if truth is None or truth == "" or truth != truth:
         return f"is {truth!r}"
     text = plain(truth)
+    if problem.data_source.startswith("aime") and text.isdecimal():
+        text = str(int(text))  # 073 is how AIME's answer sheets have it, and models write 73
     if text == truth and not (scorer.own and DAPO.fullmatch(problem.data_source)):
         return ""  # in which form an answer has to stand is not known
     if _is_right(scorer, problem, text):
@@ -116,7 +118,7 @@ def _unreadable(scorer: Scorer, problem: Problem) -> str:
 
 def plain(truth: Any) -> str:
     """A ground truth as right answers are written: 34, 34.0, "34.0", ["34"] and the text of that list are "34"."""
-    if isinstance(truth, str) and re.fullmatch(r'\s*\["?[^",]*"?\]\s*', truth):
+    if isinstance(truth, str) and re.fullmatch(r'\s*\["[^"]*"\]\s*', truth):
         try:
             truth = json.loads(truth)
         except ValueError:

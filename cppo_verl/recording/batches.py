@@ -63,7 +63,7 @@ class Batch:
 
     def _decide(self, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
         own = self.tokens
-        tokens = Tokens(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
+        tokens = Tokens.of(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
         with torch.no_grad():
             if candidate.rule not in RULES:
                 low, high, cap = (candidate.clips[name] for name in CLIPS)

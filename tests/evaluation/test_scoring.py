@@ -80,7 +80,8 @@ def test_an_unknown_source_fails_before_generation():
 
 
 READ = [
-    *(("aime24", truth) for truth in ("34", "034", " 34", "$34$", "\\frac{1}{2}", "[0,1]", "x = 5", "1,000")),
+    *(("aime24", truth) for truth in ("34", "0", " 34", "$34$", "\\frac{1}{2}", "[0,1]", "[5]", "x = 5", "1,000")),
+    ("math_dapo", "0101"),
     ("openai/gsm8k", "34"),
     ("HuggingFaceH4/MATH-500", "\\frac{1}{2}"),
     ("searchR1_nq", {"target": ["Paris"]}),
@@ -90,6 +91,7 @@ READ = [
 REFUSED = [
     *((source, truth) for source in ("aime24", "openai/gsm8k") for truth in (34, 34.0, "34.0", ["34"], '["34"]', [34])),
     *(("math_dapo", truth) for truth in (None, "", math.nan, "4" * 301)),
+    ("aime25", "034"),
     ("HuggingFaceH4/MATH-500", 34),
 ]
 
