@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -53,6 +54,16 @@ class Call:
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Let the losses that are called inside see ``call``."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
 
 
 def register(core_algos) -> None:
@@ -208,13 +219,10 @@ def _loss_of_call(config, model_output, data, dp_group):
 
     divergence, extra = _topk_divergence(config, model_output, data)
     call = _call_of(data, divergence)
-    token = _call.set(call)
-    try:
+    with calling(call):
         loss, reported = ppo_loss(config, model_output, data, dp_group)
         if not call.summaries:
             loss = _observe(config, model_output, data, loss)
-    finally:
-        _call.reset(token)
     for summary in call.summaries or ():
         typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in {**summary.sums, **extra}.items()}
         typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
