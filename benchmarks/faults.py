@@ -1,6 +1,7 @@
 """Kills parts of a real run at random moments, fills its disk, starts it again, and counts what is lost.
 
     python -m benchmarks.faults --trials 20     # CPU stack; about 100 s a trial on two cores; root, for a small disk
+    METHOD=cppo_async MODE=colocate_async python -m benchmarks.faults --work runs/async
 
 One run of the quickstart in miniature (save_freq=1) suffers one fault after another. A trial survives if the next start
 resumes from the newest checkpoint whose every file loads with torch.load (found here, not by the launcher), and is lost
@@ -86,12 +87,12 @@ class Run:
     def newest_whole(self) -> int:
         """The newest step of which every file is there and loads; 0 without one."""
         shards = [f"actor/{kind}_world_size_1_rank_0.pt" for kind in checkpoints.KINDS]
-        whole = [
-            step
-            for step, folder in checkpoints.steps(self.checkpoints).items()
-            if all(map(_loads, {folder / checkpoints.SEAL, *(folder / name for name in shards), *folder.rglob("*.pt")}))
-        ]
-        return max(whole, default=0)
+        found = [0]
+        for step, folder in checkpoints.steps(self.checkpoints).items():
+            parts = {folder / checkpoints.SEAL, *(folder / name for name in shards), *folder.rglob("*.pt")}
+            queued = (folder / checkpoints.QUEUE).is_dir() or not os.environ.get("MODE")
+            found += [step] if queued and all(map(_loads, parts)) else []
+        return max(found)
 
     def victims(self, names: tuple[str, ...]) -> list[psutil.Process]:
         """Processes of the run whose command line has one of ``names``."""

@@ -31,7 +31,7 @@ LONGEST = (
     "walked_with_lora",
     "own_rule",
     "tests/e2e/test_recipes.py",
-    "tests/reporting/test_paper_report.py",
+    "tests/reporting/test_paper.py",
     "tests/recipe/test_recipes.py",
 )
 

@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
-    if paths.expanded("~") is None:
-        for problem in paths.problems({key: OmegaConf.select(config, key) for key in (paths.MODEL, *paths.DATA)}):
-            raise UserError(problem)
+    for problem in paths.problems(config):
+        raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -105,7 +104,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)
-        server = fork_server.for_run(args.overrides, os.environ)
+        server = fork_server.for_run(os.environ)
     flags = [f"--config-{name}={value}" for name in ("name", "path") if (value := getattr(args, f"config_{name}"))]
     command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *flags, *args.overrides]
     command += _own_overrides(run_dir, run_dir / "hydra" / started, args.overrides, config)
@@ -143,7 +142,7 @@ def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], con
     if "file" not in loggers:
         _note(f"trainer.logger={loggers}: file is added, which progress and report are read from")
         added.append(f"trainer.logger=[{','.join([*loggers, 'file'])}]")
-    for override, reason in paths.read_literally({key: OmegaConf.select(config, key) for key in paths.DATA}):
+    for override, reason in paths.read_literally(config):
         _note(f"{reason}; taken literally by {override}")
         added.append(override)
     return added
@@ -156,6 +155,12 @@ def _is_alone(config: DictConfig) -> bool:
     if address is None and config.trainer.nnodes == 1:
         exposure.require_short_folder(ray_init, os.environ)
         return True
+    if address is None:
+        raise UserError(
+            f"trainer.nnodes={config.trainer.nnodes}, and no Ray cluster is here: start it on every node "
+            "(run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1."
+        )
+    exposure.require_answer(address)
     _note(
         f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
         "shows when verl says so, or after --stall-timeout seconds without output"
@@ -183,6 +188,9 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
+    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
+    if kept and found > kept:
+        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     for note in notes:
         print(f"checkpoints: {note}", flush=True)
     if step is not None and checkpoints.recover_record(folder, step, logs, started):

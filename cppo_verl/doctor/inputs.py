@@ -62,10 +62,10 @@ def _checkpoint_bytes(name: str, path: str | None) -> float | None:
 def model(asked: Asked) -> str:
     """The model is a whole folder, or a hub id that is downloaded or can be."""
     name = str(asked.model)
-    for problem in paths.problems({paths.MODEL: name}):
-        raise Trouble(problem)
     folder = paths.expanded(name)
-    if folder is not None and folder.is_dir():
+    if folder is None:
+        raise Trouble(f"{name}: this user has no home folder to put for '~'; write the path out, or set HOME")
+    if folder.is_dir():
         return _whole(folder)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise Trouble(f"{name}: no such folder, and no hub id of the form owner/name")
@@ -89,8 +89,7 @@ def recipe(asked: Asked) -> str:
 
 def _missing_data(config) -> Iterator[str]:
     for key in paths.DATA:
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files:
+        for file in paths.files(config, key):
             if not Path(file).is_file():
                 yield f"no data at {file}; run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
 

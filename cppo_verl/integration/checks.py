@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from cppo_verl import presets
 from cppo_verl.integration import anchor, attention, engines, rule_checks, start_table, topk
 from cppo_verl.integration.cpu import limits
-from cppo_verl.launch import sizes
+from cppo_verl.launch import paths, sizes
 from cppo_verl.trust_region.knobs import KEY_PREFIX
 from cppo_verl.trust_region.rules import capability
 
@@ -89,6 +89,7 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
 def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that ``config`` asks for and this environment does not have."""
     try:
+        yield from paths.problems(config)
         yield from attention.here_problems(config)
         yield from limits.problems(config)
     except OmegaConfBaseException as error:

@@ -34,7 +34,10 @@ ENGINES = {
 }
 ROLLOUTS = {
     "vllm": (State.WORKS, "the whole stack, on the CPU"),
-    "sglang": (State.UNTRIED, "by verl's code its log-probs are those at the sampling temperature"),
+    "sglang": (
+        State.UNTRIED,
+        "its log-probs are the sampling policy's unless SGLANG_RETURN_ORIGINAL_LOGPROB is set",
+    ),
     "trtllm": (State.UNTRIED, "nothing is known of its log-probs"),
 }
 UNKNOWN = (State.UNTRIED, "nothing of it was tried")

@@ -43,15 +43,15 @@ class Watch:
 
     def see_verdict(self, tokens: Tokens, verdict: Verdict, divergence: Tensor | None, ratio_cap: float) -> None:
         """Keep what the rule decided; ``divergence`` (batch, length) only where log-probs do not determine it."""
-        columns = (tokens.log_prob, tokens.old_log_prob, tokens.advantages, tokens.mask)
-        own = Tokens(*(column[self.rows] for column in columns))
+        own = tokens.rows(self.rows)
         capped = None if verdict.capped is None else verdict.capped[self.rows]
-        said = replace(verdict, gate=verdict.gate[self.rows], over_token=verdict.over_token[self.rows], capped=capped)
-        values = [own.log_prob, own.old_log_prob, own.advantages, own.mask, *gate_and_cause(own, said, ratio_cap)]
-        if divergence is not None:
-            values.append(divergence[self.rows])
-        table = torch.stack([value.float() for value in values], 1).cpu().numpy()  # one transfer from the device
+        verdict = replace(
+            verdict, gate=verdict.gate[self.rows], over_token=verdict.over_token[self.rows], capped=capped
+        )
+        gate, cause = gate_and_cause(own, verdict, ratio_cap)
         names = ("log_pi", "log_mu", "advantages", "mask", "gate", "cause", "divergence")
+        values = [*own.values, own.mask, gate, cause, *([] if divergence is None else [divergence[self.rows]])]
+        table = torch.stack([value.float() for value in values], 1).cpu().numpy()  # one transfer from the device
         for number, length, row in zip(self.numbers, self.lengths, table, strict=True):
             found = {name: column[:length].copy() for name, column in zip(names, row, strict=False)}
             found["mask"], found["cause"] = found["mask"].astype(bool), found["cause"].astype(np.int8)
@@ -72,22 +72,16 @@ def watching() -> Watch | None:
 @contextmanager
 def watch(data: TensorDict) -> Iterator[Watch | None]:
     """Watch the micro-batch's recorded rows, if there are any."""
-    found = _watch_of(data)
+    numbers = data[FIELD].flatten().tolist() if FIELD in data.keys() else []  # noqa: SIM118 - a TensorDict
+    rows = [row for row, number in enumerate(numbers) if number >= 0]
+    found = None
+    if rows:
+        responses = data["responses"]
+        ends = responses.offsets().diff().tolist() if responses.is_nested else [responses.shape[1]] * len(numbers)
+        where = torch.tensor(rows, device=responses.device)
+        found = Watch(where, [numbers[row] for row in rows], [ends[row] for row in rows])
     token = _watch.set(found)
     try:
         yield found
     finally:
         _watch.reset(token)
-
-
-def _watch_of(data: TensorDict) -> Watch | None:
-    if FIELD not in data.keys():  # noqa: SIM118 - a TensorDict
-        return None
-    numbers = data[FIELD].flatten().tolist()
-    rows = [row for row, number in enumerate(numbers) if number >= 0]
-    if not rows:
-        return None
-    responses = data["responses"]
-    ends = responses.offsets().diff().tolist() if responses.is_nested else [responses.shape[1]] * len(numbers)
-    where = torch.tensor(rows, device=responses.device)
-    return Watch(where, [numbers[row] for row in rows], [ends[row] for row in rows])

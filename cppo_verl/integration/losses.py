@@ -4,8 +4,10 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from cppo_verl.integration.config import knobs_of
 from cppo_verl.trust_region import extensions, metrics, staleness
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
-from cppo_verl.trust_region.loss import Watch, token_losses
+from cppo_verl.trust_region.loss import token_losses
 from cppo_verl.trust_region.rules import BUILT_IN, LISTENERS, RULES, evaluate, observe_clipping
 from cppo_verl.trust_region.thresholds import scaled
 from cppo_verl.trust_region.tokens import Tokens
@@ -29,28 +31,39 @@ COUNT_PREFIX = PREFIX + "count/"
 SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_b are multiplied with
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
+Decide = Callable[[Tokens, Tensor | None], tuple[Verdict, Tensor]]
+
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """What our trainer hands to the loss of a micro-batch beside the arguments of verl's registry.
+class Call:
+    """One call of our trainer's loss: what goes to the rule beside the arguments of verl's registry, and comes back.
 
     Attributes:
         divergence: (batch, length) D_t of the top-K estimator; None for the binary one.
         scale: of delta and delta_b.
         behind: (batch,) int64 versions behind; None in the synchronous mode.
         rollout_log_prob: (batch, length) log mu(y_t|s_t); set with ``behind``.
+        summaries: where the sums go; None under another trainer, which gets micro-batch means instead.
     """
 
     divergence: Tensor | None = None
     scale: float = 1.0
     behind: Tensor | None = None
     rollout_log_prob: Tensor | None = None
+    summaries: list[metrics.MetricSums] | None = None
 
 
-_beside: ContextVar[Beside] = ContextVar("beside_the_loss", default=Beside())  # noqa: B039 - frozen
+_call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
 
-# While set, losses hand their sums to it instead of returning micro-batch means.
-_collected: ContextVar[list[metrics.MetricSums] | None] = ContextVar("collected_metric_sums", default=None)
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Let the losses that are called inside see ``call``."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
 
 
 def register(core_algos) -> None:
@@ -88,20 +101,19 @@ def require_registered(mode: str) -> None:
     """
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-    if mode not in RULES:
-        return
     found = POLICY_LOSS_REGISTRY.get(mode)
-    if found is not None and found.__module__ != __name__ and mode not in BUILT_IN:
+    if mode not in RULES or (found is not None and found.__module__ == __name__):
+        return
+    if found is not None and mode not in BUILT_IN:
         raise KnobError(
             f"{KEY_PREFIX}.loss_mode={mode}: {found.__module__} has a loss of that name; give the rule another name."
         )
-    if found is None or found.__module__ != __name__:
-        policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
-        raise KnobError(
-            f"{KEY_PREFIX}.loss_mode={mode}: on {socket.gethostname()} that name is "
-            + (f"taken by {found.__module__}" if found else "not registered, so the plug-in cppo_verl was not loaded")
-            + f". VERL_USE_EXTERNAL_PLUGINS={policy} there; install cppo_verl on every node and unset the variable."
-        )
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    raise KnobError(
+        f"{KEY_PREFIX}.loss_mode={mode}: on {socket.gethostname()} that name is "
+        + (f"taken by {found.__module__}" if found else "not registered, so the plug-in cppo_verl was not loaded")
+        + f". VERL_USE_EXTERNAL_PLUGINS={policy} there; install cppo_verl on every node and unset the variable."
+    )
 
 
 def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
@@ -116,19 +128,16 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         config=None,
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        beside = _beside.get()
-        knobs = scaled(knobs_of(config), beside.scale)
+        call = _call.get()
+        knobs = scaled(knobs_of(config), call.scale)
         tensors = log_prob, old_log_prob, advantages, response_mask
+        watch = partial(_show, knobs.ratio_cap)
         try:
-            matrix, summary = token_losses(name, *tensors, knobs, beside.divergence, _watch(knobs.ratio_cap))
+            matrix, summary = token_losses(name, *tensors, knobs, call.divergence, watch, rollout_is_weights)
         except FloatingPointError as error:
-            if knobs.on_nonfinite == "raise":
-                raise
-            logger.error("%s", error)
-            # a NaN gradient of one rank is NaN on all, and verl then leaves the optimizer alone
-            return log_prob.sum() * torch.nan, _report(_summary_of_finite_rows(name, Tokens.of(*tensors), knobs))
-        if rollout_is_weights is not None:
-            matrix = matrix * rollout_is_weights
+            decide = partial(_evaluate, name, knobs)
+            summary = _go_on_without(error, knobs, Tokens.of(*tensors), call.divergence, decide, knobs.ratio_cap)
+            return log_prob.sum() * torch.nan, _report(summary)
         if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
             return matrix.sum(), _report(summary)
         loss = agg_loss(
@@ -141,42 +150,46 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
     return compute
 
 
-def _watch(ratio_cap: float) -> Watch:
-    """Who sees the tokens, their D_t and the verdict of this micro-batch."""
-
-    def see(tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-        _report_staleness(tokens, divergence, verdict)
-        recorded = looks.watching()
-        if recorded is not None:
-            beyond_log_probs = None if _beside.get().divergence is None else divergence
-            recorded.see_verdict(tokens, verdict, beyond_log_probs, ratio_cap)
-
-    return see
+def _evaluate(name: str, knobs, tokens: Tokens, divergence: Tensor | None) -> tuple[Verdict, Tensor]:
+    return evaluate(name, tokens, knobs, divergence)
 
 
-def _summary_of_finite_rows(name: str, tokens: Tokens, knobs) -> metrics.MetricSums:
+def _go_on_without(
+    error: FloatingPointError, knobs, tokens: Tokens, handed: Tensor | None, decide: Decide, ratio_cap: float
+) -> metrics.MetricSums:
+    """The sums of the responses that are finite, when the knobs say that such a step is skipped.
+
+    The caller then returns a NaN loss: a NaN gradient of one rank is NaN on all, and verl leaves the optimizer alone.
+
+    Raises:
+        FloatingPointError: ``error``, when they say that it ends the run.
+    """
+    if knobs.on_nonfinite == "raise":
+        raise error
+    logger.error("%s", error)
     bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
-    tokens = tokens.without_rows(bad.any(-1))
-    handed = _beside.get().divergence
-    handed = None if handed is None else handed.nan_to_num()
-    verdict, divergence = evaluate(name, tokens, knobs, handed)
-    summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
+    keep = ~bad.any(-1)
+    tokens = tokens.rows(keep)
+    verdict, divergence = decide(tokens, None if handed is None else handed[keep].nan_to_num())
+    summary = metrics.summarise(tokens, divergence, verdict, ratio_cap)
     return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
+def _show(ratio_cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+    """Let those see the tokens, their D_t and the verdict of this micro-batch who want to."""
+    call, recorded = _call.get(), looks.watching()
+    if call.summaries is not None and call.behind is not None and call.rollout_log_prob is not None:
+        call.summaries.append(staleness.summarise(tokens, divergence, verdict, call.behind, call.rollout_log_prob))
+    if recorded is not None:
+        recorded.see_verdict(tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
+
+
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
-    collected = _collected.get()
-    if collected is None:
+    summaries = _call.get().summaries
+    if summaries is None:
         return summary.means()
-    collected.append(summary)
+    summaries.append(summary)
     return {}
-
-
-def _report_staleness(tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-    collected, beside = _collected.get(), _beside.get()
-    if collected is not None and beside.behind is not None and beside.rollout_log_prob is not None:
-        summary = staleness.summarise(tokens, divergence, verdict, beside.behind, beside.rollout_log_prob)
-        collected.append(summary)
 
 
 def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None, data_format=None):
@@ -194,43 +207,38 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
         return gather_logits(student_logits, data, config.policy_loss.topk)
     require_registered(config.policy_loss.loss_mode)
     with looks.watch(data) as watch:
-        loss, reported = _watched_loss(config, model_output, data, dp_group)
+        loss, reported = _loss_of_call(config, model_output, data, dp_group)
     if watch is not None:
         reported[looks.METRIC] = [watch.seen]
     return loss, reported
 
 
-def _watched_loss(config, model_output, data, dp_group):
+def _loss_of_call(config, model_output, data, dp_group):
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
 
-    handed, extra = _topk_divergence(config, model_output, data)
-    beside_token = _beside.set(_beside_of(data, handed))
-    token = _collected.set([])
-    try:
+    divergence, extra = _topk_divergence(config, model_output, data)
+    call = _call_of(data, divergence)
+    with calling(call):
         loss, reported = ppo_loss(config, model_output, data, dp_group)
-        if not _collected.get():
-            _observe(config, model_output, data)
-        for summary in _collected.get() or ():
-            typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.sums.items()}
-            typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
-            typed |= {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in extra.items()}
-            typed |= {metrics.PREFIX + k: (v, AggregationType.MAX) for k, v in summary.maxima.items()}
-            reported.update({k: Metric(value=v, aggregation=how) for k, (v, how) in typed.items()})
-    finally:
-        _collected.reset(token)
-        _beside.reset(beside_token)
+        if not call.summaries:
+            loss = _observe(config, model_output, data, loss)
+    for summary in call.summaries or ():
+        typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in {**summary.sums, **extra}.items()}
+        typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
+        typed |= {PREFIX + k: (v, AggregationType.MAX) for k, v in summary.maxima.items()}
+        reported.update({k: Metric(value=v, aggregation=how) for k, (v, how) in typed.items()})
     return loss, reported
 
 
-def _beside_of(data, divergence: Tensor | None) -> Beside:
+def _call_of(data, divergence: Tensor | None) -> Call:
     from verl.utils import tensordict_utils
 
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
     if BEHIND not in data.keys():  # noqa: SIM118 - a TensorDict
-        return Beside(divergence, scale)
+        return Call(divergence, scale, summaries=[])
     rollout = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
-    return Beside(divergence, scale, data[BEHIND], rollout)
+    return Call(divergence, scale, data[BEHIND], rollout, [])
 
 
 def _topk_divergence(config, model_output, data) -> tuple[Tensor | None, dict[str, float]]:
@@ -246,28 +254,29 @@ def _topk_divergence(config, model_output, data) -> tuple[Tensor | None, dict[st
     return divergence, {"topk_mass": (mass * counted).sum().item()}
 
 
-def _observe(config, model_output, data) -> None:
-    """The same metrics for a loss of verl's own, so that curves compare across rules."""
+def _observe(config, model_output, data, loss: Tensor) -> Tensor:
+    """The same metrics and refusals for a loss of verl's own, so that curves compare across rules; the loss."""
     from verl.workers.utils.padding import no_padding_2_padding
 
     log_prob = no_padding_2_padding(model_output["log_probs"], data)
     padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
     tokens = Tokens.of(log_prob, padded["old_log_probs"], padded["advantages"], padded["response_mask"])
-    knobs = knobs_of(config)
-    with torch.no_grad():
-        beside = _beside.get()
-        handed = beside.divergence
+    knobs, handed, cap = knobs_of(config), _call.get().divergence, config.clip_ratio_c
+
+    def decide(tokens: Tokens, handed: Tensor | None) -> tuple[Verdict, Tensor]:
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
-        verdict = observe_clipping(
-            tokens,
-            knobs.loss_mode,
-            config.clip_ratio_low,
-            config.clip_ratio_high,
-            config.clip_ratio_c,
-            (config.tau_pos, config.tau_neg),
-        )
-    _watch(config.clip_ratio_c)(tokens, divergence, verdict)
-    _report(metrics.summarise(tokens, divergence, verdict, config.clip_ratio_c))
+        clips = config.clip_ratio_low, config.clip_ratio_high, cap, (config.tau_pos, config.tau_neg)
+        return observe_clipping(tokens, knobs.loss_mode, *clips), divergence
+
+    with torch.no_grad():
+        verdict, divergence = decide(tokens, handed)
+        _show(cap, tokens, divergence, verdict)
+    try:
+        _report(metrics.summarise(tokens, divergence, verdict, cap))
+    except FloatingPointError as error:
+        _report(_go_on_without(error, knobs, tokens, handed, decide, cap))
+        return loss * torch.nan
+    return loss
 
 
 def tokens_of(reported: Sequence[Mapping[str, list]]) -> float:
@@ -297,9 +306,7 @@ def fold(reported: dict[str, Any]) -> dict[str, Any]:
         count = counts[metrics.denominator_of(name)]
         if "_by_staleness/" in name and not sum(count):
             continue  # no response is that old
-        folded[metrics.PREFIX + name] = [metrics.ratio(sum(totals), sum(count))]
+        folded[PREFIX + name] = [metrics.ratio(sum(totals), sum(count))]
         if name in (*metrics.FIRST_UPDATE, *staleness.FIRST_UPDATE):
-            folded[f"{metrics.PREFIX}first_update/{name}"] = [metrics.ratio(totals[0], count[0])]
-    for name, value in staleness.effective_sample_sizes(folded).items():
-        folded[name] = [value]
-    return folded
+            folded[f"{PREFIX}first_update/{name}"] = [metrics.ratio(totals[0], count[0])]
+    return folded | {name: [value] for name, value in staleness.effective_sample_sizes(folded).items()}

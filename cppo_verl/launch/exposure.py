@@ -1,12 +1,12 @@
 """Which Ray a run joins, and how one with a Ray of its own listens on loopback only, as far as its parts let it."""
 
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cppo_verl.errors import UserError
-from cppo_verl.launch.overrides import parse
 
 LOOPBACK = {
     # Ray's name for it: the node's address is 127.0.0.1, which TransferQueue, vLLM's server and verl then take too
@@ -36,11 +36,21 @@ def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str 
     return None if address in (None, "", "local") else address
 
 
-def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the run starts a Ray of its own, on one machine, as far as its overrides say."""
-    given, start = parse(overrides).values, "ray_kwargs.ray_init."
-    ray_init = {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
-    return given.get("trainer.nnodes", 1) == 1 and cluster(ray_init, environment) is None
+def require_answer(address: str) -> None:
+    """For a cluster that would be joined.
+
+    Raises:
+        UserError: nobody listens there, as where a cluster ended and its note stayed.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
+                "own, or start the cluster (run_scripts/start_ray.sh)."
+            ) from None
 
 
 def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:

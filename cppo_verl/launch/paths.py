@@ -1,9 +1,11 @@
 """Paths of a run that verl, or what it reads them with, would take for something else."""
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cppo_verl.launch.quoting import quote
 
@@ -11,22 +13,22 @@ MODEL = "actor_rollout_ref.model.path"
 DATA = ("data.train_files", "data.val_files")
 
 
-def problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each path that cannot work; of the keys ``MODEL`` and ``DATA``, where they are there."""
+def problems(config: DictConfig) -> Iterator[str]:
+    """One sentence for each path of model and data that cannot work on this machine."""
     for key in (MODEL, *DATA):
-        for path in _files(values.get(key)):
+        for path in files(config, key):
             if path.startswith("~") and expanded(path) is None:
                 yield f"{key}={path}: this user has no home folder to put for '~'; write the path out, or set HOME."
             if "::" in path and Path(path).is_file():
                 yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
 
 
-def read_literally(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def read_literally(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Override and reason for data files that are there, and whose names datasets would take for a pattern."""
     for key in DATA:
-        files = _files(values.get(key))
-        escaped = [glob.escape(file) if _is_misread(file) else file for file in files]
-        if escaped != files:
+        given = files(config, key)
+        escaped = [glob.escape(file) if _is_misread(file) else file for file in given]
+        if escaped != given:
             yield f"{key}=[{','.join(map(quote, escaped))}]", f"{key}: datasets reads * ? [ in a path as a pattern"
 
 
@@ -34,9 +36,13 @@ def _is_misread(file: str) -> bool:
     return glob.escape(file) != file and Path(file).is_file() and glob.glob(file) != [file]
 
 
-def _files(value: Any) -> list[str]:
-    found = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
-    return [file for file in found if isinstance(file, str)]
+def files(config: DictConfig, key: str) -> list[str]:
+    """The paths under a key that takes one or a list; none where the value refers to one that is not there."""
+    try:
+        value = OmegaConf.select(config, key)
+    except OmegaConfBaseException:  # the start check says so
+        return []
+    return [value] if isinstance(value, str) else [file for file in value or () if isinstance(file, str)]
 
 
 def expanded(path: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Settings of a run that paper alone can refuse: paths, counts, what must divide what, room for the longest sequence.
+"""Settings of a run that paper alone can refuse: counts, what must divide what, room for the longest sequence.
 
 One set of rules for two readers: the start check, which has the composed config, and a plan, which has the overrides
 only. A rule whose keys are not all there says nothing.
@@ -79,7 +79,6 @@ def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[
         heads: of the model, where they are known.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    yield from paths.problems(given)
     wrong = list(_counts(given))
     yield from wrong
     if not wrong:  # what follows divides by them

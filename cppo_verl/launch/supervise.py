@@ -4,6 +4,7 @@ verl hangs when a rollout or training worker dies; here that becomes an error wi
 process of a run carries the run directory in its environment, by which leftovers are found, whoever their parent is.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -165,28 +166,24 @@ def end_processes(run_dir: Path, patience: float = 5.0) -> None:
         psutil.wait_procs(remaining, timeout=patience)
 
 
-def tail(console: Path) -> list[str]:
-    """The lines at the end of the console log; none where it is gone."""
+def last_words(console: Path, lines: int = 25) -> str:
+    """The last error in the console log, or its last lines, and where the whole of it lies."""
+    text = _end(console)
+    errors = (
+        i for i, line in enumerate(text) if ("Error" in line and "Warning" not in line) or line[:10] == "Exception:"
+    )
+    end = max(errors, default=len(text)) + 1
+    return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
+
+
+def _end(console: Path) -> list[str]:
+    """The last lines of the console log; none where it is gone."""
     try:
         with console.open("rb") as log:
             log.seek(max(0, console.stat().st_size - 200_000))
             return log.read().decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
-
-
-def last_error(text: Sequence[str]) -> int | None:
-    """Number of the line with the last error."""
-    found = (i for i, line in enumerate(text) if "Error" in line and "Warning" not in line or line[:10] == "Exception:")
-    return max(found, default=None)
-
-
-def last_words(console: Path, lines: int = 25) -> str:
-    """The last error in the console log, or its last lines, and where the whole of it lies."""
-    text = tail(console)
-    error = last_error(text)
-    end = len(text) if error is None else error + 1
-    return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
 
 
 def raise_on_terminate() -> None:
@@ -200,25 +197,20 @@ def raise_on_terminate() -> None:
             signal.signal(number, interrupt)
 
 
-class lock:
-    """Holds a run directory against other launchers; raises ``AlreadyRunning``."""
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Holds a run directory against other launchers.
 
-    def __init__(self, run_dir: Path):
-        self.path = run_dir / ".lock"
-
-    def __enter__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w")
+    Raises:
+        AlreadyRunning: another one holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.file.close()
-            raise AlreadyRunning(
-                f"{self.path.parent} is in use by another run; wait for it or choose another"
-            ) from None
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
+            raise AlreadyRunning(f"{run_dir} is in use by another run; wait for it or choose another") from None
+        yield
 
 
 def title(process: psutil.Process | None) -> str:

@@ -2,16 +2,14 @@
 
 Lemma, proposition, theorem and corollary numbers are those of arXiv 2606.10968; the uniform rule it compares with is
 DPPO (arXiv 2602.04879). Setting: one horizon T, mu > 0, D_t the total variation of pi(.|s_t) from mu(.|s_t) over the
-whole vocabulary, |R| <= xi. Adding a constant to R changes neither L' nor Delta below, so xi may be half the reward's
-range.
+whole vocabulary, |R| <= xi (half the reward's range will do: a constant added to R changes neither L' nor Delta).
 
 Assumed throughout, and checked on no batch: the constraints hold for pi at every state that mu reaches. A mask only
 stops the updates that would leave the region. A sampled-token or top-K divergence is a lower bound of D_t, and a KL
 divergence is no total variation (TV <= sqrt(KL / 2)): with those the certificate is a diagnostic, not a proof.
-Not here: the surrogate's own sampling error, and any bound on what the optimizer does.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,11 +36,7 @@ def gap_terms(ratio: Tensor) -> Tensor:
 def suffix_tv_bound(token_bounds: Tensor) -> Tensor:
     """1 - prod_{j>t} (1 - l_j) >= TV of the laws of y_{t+1:T} given any y_{1:t} (Lemma 3), (..., T) -> (..., T).
 
-    Assumes D_j <= l_j at every state. The laws overlap in at least the sum over suffixes of prod_j min(mu_j, pi_j),
-    and summing y_T first, then y_{T-1}, ..., each sum is at least 1 - l_j.
-
-    Args:
-        token_bounds: l_t in [0, 1].
+    Assumes D_j <= l_j in [0, 1] at every state: the laws overlap in at least the sum of prod_j min(mu_j, pi_j).
     """
     return -torch.expm1(_sum_after(torch.log1p(-token_bounds)))
 
@@ -55,11 +49,8 @@ def suffix_tv_sum(token_bounds: Tensor) -> Tensor:
 def gap_bound(mean_divergence: Tensor, token_bounds: Tensor, xi: Scalar = 1.0) -> Tensor:
     """4 xi sum_{t<T} u_t sum_{j>t} l_j >= |Delta| (Proposition 4), (..., T) -> (...).
 
-    Given y_{1:t}, |E[R (1 - rho_{t+1:T})]| <= 2 xi TV(suffix laws) <= 2 xi sum_{j>t} l_j, and E|rho_t - 1| = 2 u_t.
-
-    Args:
-        mean_divergence: u_t = E_mu[D_t]; the last entry does not matter.
-        token_bounds: l_t >= D_t at every state; the first entry does not matter.
+    u_t = E_mu[D_t] and l_t >= D_t at every state; the last u and the first l do not matter. Given y_{1:t},
+    |E[R (1 - rho_{t+1:T})]| <= 2 xi TV(suffix laws) <= 2 xi sum_{j>t} l_j, and E|rho_t - 1| = 2 u_t.
     """
     return 4 * xi * (mean_divergence * suffix_tv_sum(token_bounds)).sum(-1)
 
@@ -67,10 +58,7 @@ def gap_bound(mean_divergence: Tensor, token_bounds: Tensor, xi: Scalar = 1.0) -
 def per_token_bound(thresholds: Scalar, weights: Tensor) -> Tensor:
     """lbar = max_t c_t / w_t, the largest divergence that w_t D_t <= c_t allows (Theorem 1), (..., T) -> (...).
 
-    Args:
-        thresholds: c_t, a number or broadcastable to ``weights``; where c_t depends on the response (Eq. 8), an upper
-            bound of it, delta.
-        weights: w_t > 0; infinity at positions to leave out.
+    c_t is a number or broadcastable to the weights w_t > 0, which are infinite at positions to leave out.
     """
     return (thresholds / weights).amax(-1)
 
@@ -78,19 +66,14 @@ def per_token_bound(thresholds: Scalar, weights: Tensor) -> Tensor:
 def lambda_weights(length: int, token_bound: Scalar, xi: Scalar = 1.0) -> Tensor:
     """lambda_t = 4 xi lbar (T - t): what one unit of u_t costs in the bound (Theorem 1), float64.
 
-    Args:
-        length: T, at least 1.
-        token_bound: lbar, a number or (...).
-
-    Returns:
-        (..., T) for t = 1..T; the last entry is 0.
+    (..., T) for t = 1..T, T at least 1; the last entry is 0.
     """
     bound = torch.as_tensor(token_bound, dtype=torch.float64).unsqueeze(-1)
     return _lambda(torch.arange(length - 1, -1, -1, dtype=torch.float64, device=bound.device), bound, xi)
 
 
-def residual_constant(length: Scalar, token_bound: Scalar, delta_b: Scalar, xi: Scalar = 1.0) -> Scalar:
-    """2 xi T (T - 1) lbar delta_b >= |Delta| (Theorem 1); elementwise for tensors.
+def residual_constant(length: Any, token_bound: Any, delta_b: Any, xi: Any = 1.0) -> Any:
+    """2 xi T (T - 1) lbar delta_b >= |Delta| (Theorem 1); numbers, arrays or tensors, elementwise.
 
     Assumes w_t D_t <= c_t at every state, P_m = sum_{t<=m} w_t u_t <= delta_b W_m for all m < T (in expectation over
     mu; pathwise implies it), and lambda_t / w_t non-increasing. Then Proposition 4 with l_j = lbar gives
@@ -124,8 +107,7 @@ def implemented_ratio(delta: Scalar, delta_b: Scalar, w_min: Scalar) -> Scalar:
 def influence_per_budget(weights: Tensor) -> Tensor:
     """g_t = (T - t) / w_t: later tokens that a divergence at t disturbs, per unit of budget it costs (Proposition 5).
 
-    Args:
-        weights: (..., T), w_t > 0.
+    (..., T) -> (..., T), w_t > 0.
     """
     length = weights.shape[-1]
     return torch.arange(length - 1, -1, -1, dtype=weights.dtype, device=weights.device) / weights
@@ -134,11 +116,7 @@ def influence_per_budget(weights: Tensor) -> Tensor:
 def linear_influence_drop(weights: Tensor, w_min: Scalar) -> Tensor:
     """g_t - g_{t+1} = w_min / (w_t w_{t+1}) > 0 for the linear schedule (Proposition 5), (..., T) -> (..., T - 1).
 
-    With k = (1 - w_min)/(T - 1) and w_t = 1 - k (t - 1), the numerator (T - t) w_{t+1} - (T - t - 1) w_t is
-    w_t - k (T - t) = 1 - k (T - 1) = w_min: the linear schedule always meets Theorem 1's hypothesis.
-
-    Args:
-        weights: w_t of Eq. 9 with T the response's own length.
+    So the linear schedule (Eq. 9 with T the response's own length) always meets Theorem 1's hypothesis.
     """
     return w_min / (weights[..., :-1] * weights[..., 1:])
 
@@ -183,15 +161,11 @@ def certificate(
 ) -> Certificate:
     """How much of Theorem 1's residual a batch uses.
 
-    The theorem has one horizon; here each response is read at its own: T is its number of valid tokens, t counts valid
-    tokens, u_t is its own D_t, lbar = max_t delta / w_t, and the two sums are averaged over responses. For responses of
-    one length that is sum_t lambda_t u_t with u_t the batch mean at position t; with several lengths it is a reading of
-    the theorem, not an instance of it. The ratio is at most 1 when every prefix average is within delta_b. Above 1 the
-    batch has drifted further: within the initial slack (Proposition 8), or because a mask does not move pi back.
-    A single response's ratio depends on neither xi nor delta.
-
-    Runs without gradient. Sums are accumulated in float64 and all their terms are non-negative, so float32 inputs keep
-    about seven digits at any length below 2**24 tokens.
+    The theorem has one horizon; here each response is read at its own: T is its number of valid tokens, u_t its own
+    D_t, lbar = max_t delta / w_t, and the two sums are averaged over responses. With several lengths that is a reading
+    of the theorem, not an instance of it. The ratio is at most 1 when every prefix average is within delta_b. Above 1
+    the batch has drifted further: within the initial slack (Proposition 8), or because a mask does not move pi back.
+    Runs without gradient; sums are accumulated in float64.
 
     Args:
         divergence: (batch, length) D_t, floating; what stands at invalid positions does not matter.

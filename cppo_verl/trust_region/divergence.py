@@ -23,14 +23,15 @@ def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     Args:
         log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0.
     """
-    dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
-    return log_prob.to(dtype).exp().sub_(old_log_prob.to(dtype).exp()).abs_()
+    log_q, log_p = at_least_float32(log_prob), at_least_float32(old_log_prob)
+    dtype = torch.promote_types(log_q.dtype, log_p.dtype)
+    return (log_q.to(dtype).exp() - log_p.to(dtype).exp()).abs()
 
 
 def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """KL(mu || pi) of the binary partition in nats: never negative, never NaN, finite (arXiv 2602.04879).
+    """KL(mu || pi) = p log(p/q) + (1-p) log((1-p)/(1-q)) of the binary partition in nats (arXiv 2602.04879).
 
-    p log(p/q) + (1-p) log((1-p)/(1-q)) with 1-p from expm1 of the log-prob, in float64: near p = q the two terms cancel
+    Never negative, never NaN, finite. In float64 with 1-p from expm1 of the log-prob: near p = q the two terms cancel
     down to (p-q)^2, which float32 cannot hold. A token that became impossible (q = 0 < p) costs ``IMPOSSIBLE``;
     q = 1 > p, mostly a rounded log-prob of 0, costs what the smallest 1 - q would.
 
@@ -41,16 +42,13 @@ def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
         float32, or float64 for float64 inputs.
     """
     dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
-    log_q, log_p = (x.to(torch.float64, copy=True).clamp_(LOWEST_LOG_PROB, 0.0) for x in (log_prob, old_log_prob))
+    log_q, log_p = (x.double().clamp(LOWEST_LOG_PROB, 0.0) for x in (log_prob, old_log_prob))
+    not_q, not_p = -torch.expm1(log_q), -torch.expm1(log_p)
     tiny = torch.finfo(torch.float64).tiny
-    not_p, log_not_q = torch.expm1(log_p).neg_(), torch.expm1(log_q).neg_().clamp_min_(tiny).log_()
-    sampled = log_q.neg_().add_(log_p).mul_(log_p.exp_())  # in place: float64 is large
-    del log_q, log_p
-    log_not_ratio = not_p.clamp_min(tiny).log_().sub_(log_not_q)
-    del log_not_q
-    result = not_p.mul_(log_not_ratio).add_(sampled).clamp_min_(0.0)
+    sampled = log_p.exp() * (log_p - log_q)
+    rest = not_p * (not_p.clamp_min(tiny).log() - not_q.clamp_min(tiny).log())
     impossible = (log_prob == -torch.inf) & (old_log_prob > -torch.inf)
-    return result.masked_fill_(impossible, IMPOSSIBLE).to(dtype)
+    return (sampled + rest).clamp_min(0.0).masked_fill(impossible, IMPOSSIBLE).to(dtype)
 
 
 def full_tv(log_pi: Tensor, log_mu: Tensor) -> Tensor:

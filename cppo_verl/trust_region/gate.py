@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cppo_verl.trust_region.knobs import TrustRegionKnobs
-
 
 @dataclass(frozen=True)
 class PrefixState:
@@ -47,8 +45,8 @@ class Verdict:
     thresholds: Thresholds | None = None
 
 
-def gate_of(keep: Tensor, knobs: TrustRegionKnobs) -> Tensor:
-    """``keep`` itself for ``gate=hard``; for ``gate=restore`` 1 where kept and -restore_strength elsewhere, floating.
+def restore(keep: Tensor, strength: float) -> Tensor:
+    """The gate of ``gate=restore``: 1 where kept and -strength elsewhere, float32.
 
     A token whose update moves pi further from mu than its constraint allows gets that update turned round: it moves pi
     back toward mu, at most as fast as a kept update of the same ratio and advantage moves it away. The gate is ours;
@@ -57,10 +55,7 @@ def gate_of(keep: Tensor, knobs: TrustRegionKnobs) -> Tensor:
     Args:
         keep: (batch, length) bool, with the first clause in it.
     """
-    if knobs.gate != "restore":
-        return keep
-    pull = torch.full((), -knobs.restore_strength, dtype=torch.float32, device=keep.device)
-    return torch.where(keep, torch.ones_like(pull), pull)
+    return keep.to(torch.float32).masked_fill(~keep, -strength)
 
 
 def attenuate(excess: Tensor, kind: str) -> Tensor:
@@ -71,6 +66,6 @@ def attenuate(excess: Tensor, kind: str) -> Tensor:
     """
     beyond = excess.clamp_min(1.0)
     if kind == "inverse":
-        return beyond.reciprocal_()
+        return 1 / beyond
     s = torch.sigmoid(beyond - 1)
-    return (4 * s * (1 - s)).div_(beyond)
+    return 4 * s * (1 - s) / beyond

@@ -24,6 +24,7 @@ def token_losses(
     knobs: TrustRegionKnobs,
     divergence: Tensor | None = None,
     watch: Watch | None = None,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, metrics.MetricSums]:
     """The loss of each token before any mean, and the sums behind the metrics.
 
@@ -37,6 +38,8 @@ def token_losses(
         divergence: (batch, length) D_t where it comes from more than the sampled tokens (``topk``); None takes the
             binary one.
         watch: gets the tokens, their D_t and the verdict once the rule has decided; for metrics of one's own.
+        importance: (batch, length) a further weight without gradient (verl's ``rollout_is_weights``); what stands where
+            the token is invalid or masked does not matter.
 
     Returns:
         (batch, length) losses, differentiable in ``log_prob`` and 0 where a token adds nothing; and the sums.
@@ -45,16 +48,20 @@ def token_losses(
     Raises:
         ValueError: the shapes differ.
         KnobError: ``knobs.estimator`` asks for a ``divergence`` that was not given.
-        FloatingPointError: a log-prob or an advantage is not finite; says which tensor, how many tokens, which rows.
+        FloatingPointError: a log-prob, an advantage, or the importance of a token that is kept is not finite; says
+            which tensor, how many tokens, which rows.
     """
     tokens = Tokens.of(log_prob, old_log_prob, advantages, mask)
     verdict, divergence = evaluate(rule, tokens, knobs, divergence)
     if watch is not None:
         watch(tokens, divergence, verdict)
     summary = metrics.summarise(tokens, divergence, verdict, knobs.ratio_cap)
-    coefficient = coefficients(tokens, verdict, knobs.ratio_cap)
-    del tokens, verdict, divergence  # before autograd takes its share of the memory
-    return loss_matrix(log_prob, coefficient), summary
+    coefficient = coefficients(tokens, verdict, knobs.ratio_cap, importance)
+    if importance is not None and not bool(coefficient.isfinite().all()):
+        raise FloatingPointError(
+            "non-finite importance weights (rollout_is_weights) at tokens that are kept: the step was not taken."
+        )
+    return loss_matrix(log_prob, tokens, coefficient), summary
 
 
 def token_mean(losses: Tensor, mask: Tensor) -> Tensor:

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from cppo_verl.trust_region import budget, schedule, trace
-from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, gate_of
+from cppo_verl.trust_region import schedule
+from cppo_verl.trust_region.budget import quantile_budget
+from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, restore
 from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
-from cppo_verl.trust_region.tokens import Tokens, last
+from cppo_verl.trust_region.tokens import Tokens
+from cppo_verl.trust_region.trace import traced
 
 Rule = Callable[[Tokens, Tensor, Any], Verdict]
 RULES: dict[str, Rule] = {}
@@ -101,87 +104,84 @@ WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl
 
 @rule("dppo", reads=TOKEN_KNOBS, token_threshold=True)
 def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879).
-
-    ``gate=soft`` and ``gate=restore`` are those of CPPO with constant weights and no prefix budget.
-    """
-    over = divergence > knobs.delta
-    thresholds = Thresholds(knobs.delta, knobs.delta)
-    return Verdict(_token_gate(tokens, divergence, over, knobs), over_token=over, thresholds=thresholds)
-
-
-def _token_gate(tokens: Tokens, spending: Tensor, over_token: Tensor, knobs: TrustRegionKnobs) -> Tensor:
-    """The gate of a token threshold alone, (batch, length)."""
-    if knobs.gate == "soft":
-        return attenuate(spending / knobs.delta, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
-    return gate_of(~(over_token & tokens.away_from_rollout), knobs)
+    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
+    return token_threshold(tokens, divergence, knobs, knobs.delta)
 
 
 @rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True)
 def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
 
-    All valid tokens spend budget, masked ones too. With ``gate=soft`` the excess attenuates instead (Appendix C); with
-    ``gate=restore`` what would be masked is turned back (``gate.gate_of``).
+    S_t = sum_{j<=t} w_j D_j is what the tokens up to t have spent, masked ones too, and W_t = sum_{j<=t} w_j. With
+    ``gate=soft`` the excess attenuates instead (Appendix C); with ``gate=restore`` what would be masked is turned back.
     """
-    weights = position_weights(tokens, knobs)
-    spending = weights * divergence  # Z_t
-    over_token = spending > knobs.delta
+    weights = position_weights(tokens, knobs)  # w_t (Eq. 9)
+    spending = weights * divergence  # Z_t = w_t D_t
     token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
     if knobs.budget == "none":
-        gate = _token_gate(tokens, spending, over_token, knobs)
-        return Verdict(gate=gate, over_token=over_token, thresholds=Thresholds(token_bound, token_bound))
+        return token_threshold(tokens, spending, knobs, token_bound)
 
     delta_b = prefix_budget(tokens, divergence, knobs)
-    spent, total_weight = spending.cumsum(-1), weights.cumsum_(-1)  # S_t, W_t
-    spent_in_all, weight_in_all = last(spent, total_weight)
-    prefix = PrefixState(spent_in_all, weight_in_all, delta_b.squeeze(-1))
-    available = total_weight.mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t, what the *next* valid token may use
+    # S_0, S_1, ..., S_T and W_0, W_1, ..., W_T
+    spent, total_weight = pad(torch.stack([spending, weights]).cumsum(-1), (1, 0))
+    available = knobs.delta + delta_b * total_weight[:, :-1]  # delta + delta_b W_{t-1}
     if knobs.gate == "soft":
-        spent[:, :1] /= knobs.delta
-        spent[:, 1:] /= available[:, :-1]
-        excess = torch.maximum(spending.div_(knobs.delta), spent)
-        del spending, spent, available, total_weight, weights  # before more is allocated
-        gate = attenuate(excess, knobs.attenuation).masked_fill_(tokens.toward_rollout, 1.0)
+        gate = soft_gate(tokens, torch.maximum(spending / knobs.delta, spent[:, 1:] / available), knobs)
     else:
-        gate = torch.ones_like(over_token)
-        torch.le(spending[:, 1:], available.sub_(spent)[:, :-1], out=gate[:, 1:])
-        del spending, spent, available, total_weight, weights  # before more is allocated
-        torch.gt(gate, over_token, out=gate)  # and not over
-        torch.ge(gate, tokens.away_from_rollout, out=gate)  # or not away
-        gate = gate_of(gate, knobs)
-    thresholds = Thresholds(token_bound, prefix.delta_b)
-    return Verdict(gate=gate, over_token=over_token, prefix=prefix, thresholds=thresholds)
+        threshold = (available - spent[:, :-1]).clamp_max(knobs.delta)  # c_t (Eq. 8)
+        gate = hard_gate(tokens, spending <= threshold, knobs)
+    delta_b = delta_b.squeeze(-1)
+    prefix = PrefixState(spent[:, -1], total_weight[:, -1], delta_b)
+    return Verdict(gate, spending > knobs.delta, prefix, thresholds=Thresholds(token_bound, delta_b))
+
+
+def token_threshold(tokens: Tokens, spending: Tensor, knobs: TrustRegionKnobs, token_bound: float) -> Verdict:
+    """Keep when Z_t <= delta, whatever came before; ``token_bound`` is the bound on D_t that this makes."""
+    over = spending > knobs.delta
+    soft = knobs.gate == "soft"
+    gate = soft_gate(tokens, spending / knobs.delta, knobs) if soft else hard_gate(tokens, ~over, knobs)
+    return Verdict(gate, over, thresholds=Thresholds(token_bound, token_bound))
+
+
+def hard_gate(tokens: Tokens, within: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """M_t = 1[A_t (rho_t - 1) <= 0 or Z_t <= c_t] (Eq. 10), bool; or what ``gate=restore`` makes of it."""
+    keep = tokens.toward_rollout | within
+    return restore(keep, knobs.restore_strength) if knobs.gate == "restore" else keep
+
+
+def soft_gate(tokens: Tokens, excess: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """g(x_t), and 1 for the first clause (Appendix C), floating."""
+    return attenuate(excess, knobs.attenuation).masked_fill(tokens.toward_rollout, 1.0)
 
 
 @rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)
 def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
-    return _whole_response((divergence <= knobs.delta).all(-1), tokens)
+    return whole_response(tokens, (divergence <= knobs.delta).all(-1))
 
 
 @rule("trm_avg", reads=("delta",), **WHOLE_RESPONSE)
 def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
-    return _whole_response(_mean(divergence, tokens.mask) <= knobs.delta, tokens)
+    return whole_response(tokens, mean(divergence, tokens.mask) <= knobs.delta)
 
 
 @rule("trm_max_avg", reads=("delta", "delta_b"), **WHOLE_RESPONSE)
 def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """TRM Max&Avg: both, the maximum against delta and the mean against delta_b (ablation of arXiv 2606.10968)."""
-    keep_max = trm_max(tokens, divergence, knobs).gate[:, :1].any(-1)
-    return _whole_response(keep_max & (_mean(divergence, tokens.mask) <= knobs.delta_b), tokens)
+    """TRM Max&Avg: max_t D_t <= delta and mean_t D_t <= delta_b (ablation of arXiv 2606.10968)."""
+    largest_is_within = (divergence <= knobs.delta).all(-1)
+    return whole_response(tokens, largest_is_within & (mean(divergence, tokens.mask) <= knobs.delta_b))
 
 
-def _mean(divergence: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the valid tokens of each row, (batch,); 0 for an empty response."""
-    return divergence.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
+def mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each row, (batch,) float64; 0 for an empty response."""
+    return values.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
 
 
-def _whole_response(keep: Tensor, tokens: Tokens) -> Verdict:
+def whole_response(tokens: Tokens, keep: Tensor) -> Verdict:
     """A verdict on responses, (batch,) bool, spread over their tokens. There is no first clause."""
     gate = keep.unsqueeze(-1).expand_as(tokens.mask)
-    return Verdict(gate=gate, over_token=~gate)
+    return Verdict(gate, over_token=~gate)
 
 
 @rule("minpro", reads=(), gates=("hard",), scales=False, own_weight=True)
@@ -192,13 +192,11 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
     the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
     capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
     """
-    weight = tokens.ratio.nan_to_num_(nan=1.0)  # probability 0 under both policies
-    smallest = torch.where(tokens.mask, weight, torch.inf).cummin(-1).values[:, :-1]
-    weight = weight.clone()
-    weight[:, 1:] *= torch.where(smallest.isinf(), 1.0, smallest)
-    capped = weight > knobs.ratio_cap
-    keep_all = tokens.mask.new_ones(()).expand_as(tokens.mask)
-    return Verdict(keep_all, ~keep_all, weight=weight.clamp_max_(knobs.ratio_cap), capped=capped)
+    smallest = tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
+    smallest = pad(smallest, (1, 0), value=torch.inf)[:, :-1]  # over j < t; infinite for the first token
+    weight = tokens.ratio * torch.where(smallest.isinf(), 1.0, smallest)
+    nothing = torch.zeros_like(tokens.mask)
+    return Verdict(~nothing, nothing, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
 
 
 @rule("gbpo", reads=("delta",), gates=("hard",), scales=False)
@@ -212,10 +210,9 @@ def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     responses of the group's majority, which theirs holds at ratio 1. Ours too: rho_t enters the weight capped at
     ``ratio_cap``, and the bound epsilon is ``delta``.
     """
-    beyond = torch.where(tokens.advantages > 0, tokens.ratio > 1 + knobs.delta, tokens.ratio < 1 - knobs.delta)
-    beyond &= tokens.advantages != 0
-    gate = torch.where(beyond, -1.0, torch.ones((), dtype=torch.float32, device=beyond.device))
-    return Verdict(gate=gate, over_token=beyond)
+    up, down = tokens.advantages > 0, tokens.advantages < 0
+    beyond = (up & (tokens.ratio > 1 + knobs.delta)) | (down & (tokens.ratio < 1 - knobs.delta))
+    return Verdict(restore(~beyond, 1.0), over_token=beyond)
 
 
 BUILT_IN = frozenset(RULES)
@@ -229,7 +226,7 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
     if knobs.horizon == "max":
         weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
     else:
-        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal, tokens.invalid)
+        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
     if knobs.weights == "shuffled":
         weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
     return weights
@@ -238,10 +235,9 @@ def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
 def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Tensor:
     """delta_b of each response, (batch, 1): the number given, or Eq. 22."""
     if knobs.budget == "fixed":
-        return budget.fixed_budget(divergence, knobs.delta_b)
+        return divergence.new_full((divergence.shape[0], 1), knobs.delta_b)
     q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
-    count = tokens.ordinal[:, -1].long() if tokens.ordinal.shape[-1] else None
-    return budget.quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap, count)
+    return quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap)
 
 
 def observe_clipping(
@@ -249,31 +245,29 @@ def observe_clipping(
 ) -> Verdict:
     """What one of verl's own losses does to each token, for metrics only (Eq. 2, CISPO, GSPO, SAPO).
 
-    ``vanilla`` drops the update beyond the clip range on the side of the advantage, ``gspo`` that of a whole response,
-    by the geometric mean of its ratios; ``cispo`` cuts the weight instead; ``sapo`` attenuates by 4 s (1 - s) with
-    s = sigmoid(tau (rho - 1)). Any other loss is reported as masking nothing.
+    ``vanilla`` drops the update beyond the clip range on the side of the advantage, and beyond ``cap`` that of a token
+    with A < 0 (its dual clip); ``gspo`` that of a whole response, by the geometric mean of its ratios; ``cispo`` cuts
+    the weight instead; ``sapo`` attenuates by 4 s (1 - s) with s = sigmoid(tau (rho - 1)). Any other loss is reported
+    as masking nothing.
 
     Args:
         taus: SAPO's temperatures for advantages above 0 and for the others.
     """
     ratio = _response_ratio(tokens) if mode == "gspo" else tokens.ratio
     above, below = ratio > 1 + high, ratio < 1 - low
-    nothing = torch.zeros_like(tokens.mask)
+    up, down, nothing = tokens.advantages > 0, tokens.advantages < 0, torch.zeros_like(tokens.mask)
     if mode in ("vanilla", "gspo"):
-        clipped = (above & (tokens.advantages > 0)) | (below & (tokens.advantages < 0))
-        capped = (tokens.ratio > cap) & (tokens.advantages < 0) if mode == "vanilla" else nothing
-        return Verdict(~clipped, clipped, capped=capped)
+        clipped = (up & above) | (down & (below | (ratio > cap) if mode == "vanilla" else below))
+        return Verdict(~clipped, clipped, capped=nothing)
     if mode == "sapo":
-        tau = torch.where(tokens.advantages > 0, *taus)
-        s = torch.sigmoid((ratio - 1) * tau)
+        s = torch.sigmoid((ratio - 1) * torch.where(up, *taus))
         return Verdict((4 * s * (1 - s)).to(ratio.dtype), ~nothing, capped=nothing)
     return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
 
 
 def _response_ratio(tokens: Tokens) -> Tensor:
     """exp of the mean log-ratio over a response's valid tokens, (batch, 1) (GSPO, arXiv 2507.18071)."""
-    log_ratio = tokens.log_ratio.nan_to_num(nan=0.0).masked_fill_(tokens.invalid, 0.0)
-    return _mean(log_ratio, tokens.mask).exp().to(log_ratio.dtype).unsqueeze(-1)
+    return mean(tokens.log_ratio, tokens.mask).exp().to(tokens.log_ratio.dtype).unsqueeze(-1)
 
 
 def evaluate(
@@ -295,8 +289,8 @@ def evaluate(
         if divergence is None:
             divergence = tokens.divergence(knobs.divergence)
         else:
-            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(tokens.invalid, 0.0)
+            divergence = divergence.to(tokens.log_prob.dtype).masked_fill(~tokens.mask, 0.0)
         verdict = RULES[name](tokens, divergence, knobs)
         if knobs.trace > 1 and verdict.weight is None:
-            verdict = trace.traced(tokens, verdict, knobs)
+            verdict = traced(tokens, verdict, knobs)
         return verdict, divergence

@@ -1,7 +1,7 @@
 """Position weights w_t over the valid tokens of a response (Eq. 9 of arXiv 2606.10968).
 
-``mask`` is (batch, length), true or 1 at valid response tokens; it may have holes (tool output) and padding on either
-side. Weights are 0 at invalid positions.
+``mask`` is (batch, length) bool, true at valid response tokens; it may have holes (tool output) and padding on either
+side. Weights are (batch, length) of ``dtype``, 0 at invalid positions.
 """
 
 import torch
@@ -13,34 +13,20 @@ def valid_positions(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Invalid positions carry the ordinal of the last valid token before them.
     """
-    return mask.to(dtype, copy=True).cumsum_(-1)
+    return mask.cumsum(-1, dtype=dtype)
 
 
 def linear_weights(
-    mask: Tensor,
-    w_min: float,
-    dtype: torch.dtype = torch.float32,
-    ordinal: Tensor | None = None,
-    invalid: Tensor | None = None,
+    mask: Tensor, w_min: float, dtype: torch.dtype = torch.float32, ordinal: Tensor | None = None
 ) -> Tensor:
     """w_t = 1 - (1 - w_min)(t - 1)/(T - 1) with T the row's own number of valid tokens; w_1 = 1 when T = 1 (Eq. 9).
 
     Args:
-        mask: (batch, length) bool.
         w_min: weight of the last valid token, in (0, 1].
-        ordinal, invalid: ``valid_positions(mask, dtype)`` and ``~mask`` where they are at hand.
-
-    Returns:
-        (batch, length) of ``dtype``, 0 at invalid positions.
+        ordinal: ``valid_positions(mask, dtype)`` where it is at hand.
     """
-    ordinal = valid_positions(mask, dtype) if ordinal is None else ordinal
-    before = ordinal - 1
-    return (
-        before.div_(before[:, -1:].clamp_min(1))
-        .mul_(w_min - 1)
-        .add_(1)
-        .masked_fill_(~mask if invalid is None else invalid, 0.0)
-    )
+    before = (valid_positions(mask, dtype) if ordinal is None else ordinal) - 1  # t - 1
+    return (1 - (1 - w_min) * (before / before[:, -1:].clamp_min(1))) * mask
 
 
 def linear_weights_max(
@@ -49,7 +35,6 @@ def linear_weights_max(
     """Eq. 9 with T the maximum response length and t the column, as the authors' verl version does.
 
     Args:
-        mask: (batch, length) bool.
         max_length: configured maximum response length in tokens; None takes the tensor's width. Columns beyond it
             keep w_min.
     """
@@ -67,12 +52,11 @@ def constant_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 def shuffle_weights(weights: Tensor, mask: Tensor, fingerprint: Tensor, seed: int) -> Tensor:
     """Permute each row's weights among its valid tokens (ablation "Shuffled Weights").
 
-    The permutation depends on ``seed``, on the response (through ``fingerprint``) and on nothing else, so that it
-    stays the same in every update on a batch, whatever the micro-batch or the padding.
+    The permutation depends on ``seed`` and the response alone, so that it stays the same in every update on a batch,
+    whatever the micro-batch or the padding.
 
     Args:
         weights: (batch, length), 0 at invalid positions.
-        mask: (batch, length) bool.
         fingerprint: (batch, length) floating values that identify the response, e.g. its rollout log-probs.
         seed: any whole number.
     """
@@ -80,11 +64,9 @@ def shuffle_weights(weights: Tensor, mask: Tensor, fingerprint: Tensor, seed: in
     tokens = fingerprint.double().masked_fill(~mask, 0).nan_to_num().mul(2.0**40).long()
     row_key = (_mix(tokens + ordinal) * mask).sum(-1, keepdim=True)
     draw = _mix(_mix(row_key + seed) + ordinal)
-    last = torch.iinfo(torch.int64).max
-    order = draw.masked_fill(~mask, last).argsort(dim=-1, stable=True)  # valid columns first, in random order
+    order = draw.masked_fill(~mask, torch.iinfo(torch.int64).max).argsort(dim=-1, stable=True)  # valid, at random
     valid_columns = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)  # valid columns first, in their own order
-    shuffled = torch.zeros_like(weights).scatter(-1, order, weights.gather(-1, valid_columns))
-    return shuffled * mask
+    return torch.zeros_like(weights).scatter(-1, order, weights.gather(-1, valid_columns)) * mask
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ and the effective sample size (sum w)^2 / (n sum w^2) says how much of the batch
 collapse coming by it). Sums and counts as in ``metrics``, with the same responses left out.
 """
 
-import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.metrics import PREFIX, MetricSums, any_nonzero, removed_part
+from cppo_verl.trust_region.metrics import PREFIX, MetricSums, on_the_host, removed_part, with_advantage
 from cppo_verl.trust_region.tokens import MAX_LOG_RATIO, Tokens
 
 BINS = 6  # versions behind: 0, 1, 2, 3, 4, and 5 or more
@@ -24,7 +24,7 @@ FIRST_UPDATE = (*MOMENTS, *(f"divergence_by_staleness/{i}" for i in range(BINS))
 def summarise(
     tokens: Tokens, divergence: Tensor, verdict: Verdict, behind: Tensor, rollout_log_prob: Tensor
 ) -> MetricSums:
-    """Sums of one micro-batch, with a single transfer from the device.
+    """Sums of one micro-batch, after one transfer from the device.
 
     Args:
         tokens: what the rule saw; its ``old_log_prob`` is the anchor's, mu's or not.
@@ -33,30 +33,37 @@ def summarise(
         rollout_log_prob: (batch, length) log mu(y_t|s_t).
     """
     with torch.no_grad():
-        mask = tokens.mask & any_nonzero(torch.where(tokens.mask, tokens.advantages, 0.0)).unsqueeze(-1)
-        length = mask.sum(-1).double()
-        member = behind.to(length.device).clamp(0, BINS - 1)
-        total = torch.where(mask, divergence, 0.0).sum(-1).double()
-        taken = removed_part(verdict, mask).sum(-1).double()
-        by_bin = [length.new_zeros(BINS).index_add(0, member, x) for x in (total, taken, length)]
-        log_weight = (tokens.log_prob - rollout_log_prob.to(tokens.log_prob)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        log_weight = torch.where(mask, log_weight, 0.0).double()
-        weight = torch.where(mask, log_weight.exp(), 0.0)
-        whole = torch.where(length > 0, log_weight.sum(-1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), 0.0)
-        scalars = [x.sum() for x in (weight, weight.square(), whole, whole.square(), length, length > 0)]
-        flat = torch.cat([*by_bin, torch.stack([x.double() for x in scalars])]).tolist()
-    if not all(map(math.isfinite, flat)):  # ``metrics.summarise`` says so; here the micro-batch does not count
-        flat = [0.0] * len(flat)
+        mask = tokens.mask & with_advantage(tokens).unsqueeze(-1)
+        log_weight = (tokens.log_prob - rollout_log_prob.to(tokens.log_prob)).double()
+        log_weight = log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).masked_fill(~mask, 0.0)
+        weight = log_weight.exp() * mask
+        rows = on_the_host(
+            {
+                "behind": behind.to(mask.device).clamp(0, BINS - 1),
+                "tokens": mask.sum(-1),
+                "divergence": divergence.masked_fill(~mask, 0.0).sum(-1),
+                "masked_share": removed_part(verdict, mask).sum(-1),
+                "importance": weight.sum(-1),
+                "importance_square": weight.square().sum(-1),
+                "response_importance": log_weight.sum(-1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * mask.any(-1),
+            }
+        )
+    rows["response_importance_square"] = rows["response_importance"] ** 2
+    if not all(np.isfinite(values).all() for values in rows.values()):
+        rows = {name: np.zeros_like(values) for name, values in rows.items()}  # ``metrics.summarise`` says so
 
-    parts = [flat[i * BINS : (i + 1) * BINS] for i in range(3)]
-    sums, counts = {}, {}
-    for i in range(BINS):
-        for name, part in (("divergence", parts[0]), ("masked_share", parts[1])):
-            sums[f"{name}_by_staleness/{i}"] = part[i]
-            counts[f"{name}_by_staleness/{i}/tokens"] = parts[2][i]
-    *moments, all_tokens, all_responses = flat[3 * BINS :]
-    sums.update(zip(MOMENTS, moments, strict=True))
-    return MetricSums(sums, {**counts, "importance_tokens": all_tokens, "importance_responses": all_responses}, {})
+    def by_age(name: str) -> list[float]:
+        return np.bincount(rows["behind"].astype(int), rows[name], minlength=BINS).tolist()
+
+    sums = {name: float(rows[name].sum()) for name in MOMENTS}
+    counts = {
+        "importance_tokens": float(rows["tokens"].sum()),
+        "importance_responses": float((rows["tokens"] > 0).sum()),
+    }
+    for name in ("divergence", "masked_share"):
+        for i, (total, number) in enumerate(zip(by_age(name), by_age("tokens"), strict=True)):
+            sums[f"{name}_by_staleness/{i}"], counts[f"{name}_by_staleness/{i}/tokens"] = total, number
+    return MetricSums(sums, counts, {})
 
 
 def effective_sample_sizes(folded: Mapping[str, list[float]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ REST_FLOOR = 1e-6  # rest masses below it are rounding of a sum near 1; in the K
 
 
 def topk_tv(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tensor, rest: Tensor | None = None):
-    """Total variation over {top-K, sampled, rest}, in [0, 1]; never below ``binary_tv``.
+    """Total variation 1/2 sum_c |q_c - p_c| over {top-K, sampled, rest}, in [0, 1]; never below ``binary_tv``.
 
     Args:
         log_pi, log_mu: (..., K) floating, log-probs of the listed tokens; where ``log_mu`` is minus infinity,
@@ -34,14 +34,13 @@ def topk_tv(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tens
     Returns:
         (...) float32, or float64 for float64 inputs.
     """
-    log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
-    log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)
+    log_pi, log_mu, log_prob, old_log_prob = _comparable(log_pi, log_mu, log_prob, old_log_prob)
     sampled = binary_tv(log_prob, old_log_prob)
-    total = (log_pi.exp() - log_mu.exp()).abs_().sum(-1).add_(sampled)
+    total = (log_pi.exp() - log_mu.exp()).abs().sum(-1) + sampled
     rest = rest_mass(log_mu, old_log_prob) if rest is None else rest
-    total += (rest_mass(log_pi, log_prob) - rest).abs_()
+    total = total + (rest_mass(log_pi, log_prob) - rest).abs()
     # rounding must not put the finer partition below the coarser one
-    return torch.maximum(total.mul_(0.5), sampled).clamp_max_(1.0)
+    return torch.maximum(0.5 * total, sampled).clamp_max(1.0)
 
 
 def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tensor, rest: Tensor | None = None):
@@ -53,14 +52,17 @@ def topk_kl(log_pi: Tensor, log_mu: Tensor, log_prob: Tensor, old_log_prob: Tens
     REST_FLOOR (1 - log REST_FLOOR) = 1.5e-5 nats, and mu(rest) log(REST_FLOOR / pi(rest)) where pi's rest is smaller
     than it, with rest the mass outside listed and sampled tokens. Arguments as for ``topk_tv``.
     """
-    log_pi, log_mu, log_prob, old_log_prob = (at_least_float32(x) for x in (log_pi, log_mu, log_prob, old_log_prob))
-    log_pi = log_pi.masked_fill(log_mu == -torch.inf, -torch.inf)
+    log_pi, log_mu, log_prob, old_log_prob = _comparable(log_pi, log_mu, log_prob, old_log_prob)
     rest = rest_mass(log_mu, old_log_prob) if rest is None else rest
     log_rests = (x.clamp_min(REST_FLOOR).log() for x in (rest_mass(log_pi, log_prob), rest))
-    total = _kl_terms(log_pi, log_mu).sum(-1)
-    total += _kl_terms(log_prob, old_log_prob)
-    total += _kl_terms(*log_rests)
-    return total.clamp_max_(IMPOSSIBLE)
+    total = _kl_terms(log_pi, log_mu).sum(-1) + _kl_terms(log_prob, old_log_prob) + _kl_terms(*log_rests)
+    return total.clamp_max(IMPOSSIBLE)
+
+
+def _comparable(log_pi: Tensor, log_mu: Tensor, *sampled: Tensor) -> tuple[Tensor, ...]:
+    """All in at least float32; what ``log_mu`` does not list is absent on both sides."""
+    log_pi, log_mu, *rest = (at_least_float32(x) for x in (log_pi, log_mu, *sampled))
+    return log_pi.masked_fill(log_mu == -torch.inf, -torch.inf), log_mu, *rest
 
 
 def _kl_terms(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -68,12 +70,12 @@ def _kl_terms(log_q: Tensor, log_p: Tensor) -> Tensor:
     p, change = log_p.exp(), log_q - log_p
     near = p * (torch.expm1(change) - change)
     far = log_q.exp() - p - p * change
-    return torch.where(log_p == -torch.inf, log_q.exp(), torch.where(change.abs() < 1, near, far)).clamp_min_(0.0)
+    return torch.where(log_p == -torch.inf, log_q.exp(), torch.where(change.abs() < 1, near, far)).clamp_min(0.0)
 
 
 def rest_mass(log_probs: Tensor, sampled: Tensor) -> Tensor:
     """1 - p(y) - sum of the listed probabilities, (..., K) and (...) -> (...); 0 where that rounds below 0."""
-    return (-torch.expm1(sampled)).sub_(log_probs.exp().sum(-1)).clamp_min_(0.0)
+    return (-torch.expm1(sampled) - log_probs.exp().sum(-1)).clamp_min(0.0)
 
 
 def without_sampled(log_mu: Tensor, ids: Tensor, sampled_ids: Tensor) -> Tensor:
@@ -110,15 +112,15 @@ def encode_log_probs(log_probs: Tensor) -> Tensor:
     log-probs is off by at most half the sum of p sqrt(-log p) / 8191.75, which by Jensen is at most sqrt(H) / 16383.5
     with H the entropy of the categories in nats, and H <= log(K + 2): 1.1e-4 at K = 20.
     """
-    code = (-log_probs.double()).clamp(0.0, 64.0).sqrt_().mul_(STEPS).round_()
-    code = code.masked_fill_(log_probs == -torch.inf, NOTHING)
+    code = ((-log_probs.double()).clamp(0.0, 64.0).sqrt() * STEPS).round()
+    code = code.masked_fill(log_probs == -torch.inf, NOTHING)
     return (code - 32768).to(torch.int16)
 
 
 def decode_log_probs(codes: Tensor) -> Tensor:
     """float32 log-probs of int16 codes."""
     code = codes.float() + 32768
-    return (code / STEPS).square_().neg_().masked_fill_(code == NOTHING, -torch.inf)
+    return (-(code / STEPS).square()).masked_fill(code == NOTHING, -torch.inf)
 
 
 def tv_coding_bound(k: int) -> float:
@@ -148,7 +150,7 @@ def pack(ids: Tensor, log_probs: Tensor, sampled_ids: Tensor, sampled: Tensor, c
         raise ValueError(f"top-K ids, log-probs, sampled ids and log-probs do not belong together: shapes {shapes}")
     log_probs = without_sampled(log_probs.double(), ids, sampled_ids)
     if cutoff > 0:
-        log_probs = log_probs.masked_fill_(log_probs < math.log(cutoff), -torch.inf)
+        log_probs = log_probs.masked_fill(log_probs < math.log(cutoff), -torch.inf)
     listed = log_probs > -torch.inf
     rest = rest_mass(log_probs, sampled.double()).log()
     entries = torch.cat([_words(ids[listed]), encode_log_probs(log_probs[listed]).unsqueeze(-1)], -1)

@@ -23,22 +23,19 @@ from cppo_verl.trust_region.tokens import MAX_LOG_RATIO, Tokens
 def forward_trace(tokens: Tokens, steps: int) -> Tensor:
     """prod of rho_j over the ``steps`` - 1 valid tokens after each, (batch, length); 1 for the last token.
 
-    Two running sums and one lookup, whatever the window: linear in tokens. The log of the product is clamped to +-20,
-    as a single log-ratio is. Arbitrary at invalid positions.
+    A difference of running sums of log rho, clamped to +-20 as a single log-ratio is: linear in tokens, whatever the
+    window. Arbitrary at invalid positions.
 
     Args:
         steps: N >= 1; at least the response's length takes all later tokens.
     """
-    log_ratio = tokens.log_ratio.nan_to_num(nan=0.0).masked_fill_(tokens.invalid, 0.0)
-    so_far = log_ratio.cumsum(-1, dtype=torch.float64)  # a difference of long sums
-    if so_far.shape[-1] == 0:
-        return log_ratio
+    so_far = tokens.log_ratio.cumsum(-1, dtype=torch.float64)  # long sums, whose difference is wanted
     ordinal = tokens.ordinal.long()
     # so_far of the k-th valid token, by k; entry 0 is before the first one
-    by_ordinal = so_far.new_zeros(so_far.shape[0], so_far.shape[1] + 1).scatter_(-1, ordinal, so_far)
+    by_ordinal = so_far.new_zeros(so_far.shape[0], so_far.shape[1] + 1).scatter(-1, ordinal, so_far)
     ends = (ordinal + (steps - 1)).minimum(ordinal[:, -1:])
-    later = by_ordinal.gather(-1, ends).sub_(so_far).to(log_ratio.dtype)
-    return later.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
+    log_trace = (by_ordinal.gather(-1, ends) - so_far).to(tokens.log_ratio.dtype)
+    return log_trace.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def traced(tokens: Tokens, verdict: Verdict, knobs: TrustRegionKnobs) -> Verdict:
@@ -47,6 +44,6 @@ def traced(tokens: Tokens, verdict: Verdict, knobs: TrustRegionKnobs) -> Verdict
     Either cut counts as capped.
     """
     trace = forward_trace(tokens, knobs.trace)
+    weight = tokens.ratio.clamp_max(knobs.ratio_cap) * trace.clamp_max(knobs.trace_cap)
     capped = (tokens.ratio > knobs.ratio_cap) | (trace > knobs.trace_cap)
-    weight = trace.clamp_max_(knobs.trace_cap).mul_(tokens.ratio.clamp_max(knobs.ratio_cap))
     return dataclasses.replace(verdict, weight=weight, capped=capped)

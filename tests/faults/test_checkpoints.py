@@ -162,7 +162,8 @@ def test_a_logged_step_is_not_logged_again(tmp_path):
     assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
 
 
-COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1"]
+PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
+COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1", *PATHS]
 
 
 @pytest.mark.parametrize("more", [[], ["trainer.resume_mode=auto"], ["++trainer.resume_mode=auto"]])
@@ -195,6 +196,14 @@ def test_a_user_who_does_not_resume_is_believed(tmp_path, monkeypatch, prefix):
     monkeypatch.setattr("sys.executable", shutil.which("true"))  # what verl does then is verl's
     assert command.main(["run", str(tmp_path / "run"), *COMMAND, f"{prefix}trainer.resume_mode=disable"]) == 0
     assert (tmp_path / "run/checkpoints" / POINTER).read_text() == "2"
+
+
+def test_checkpoints_that_verl_will_not_delete_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+    for step in (2, 4, 6):
+        save(tmp_path / "run/checkpoints", step)
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.max_actor_ckpt_to_keep=2"]) == 0
+    assert "3 lie there; verl deletes only what the same start wrote" in capsys.readouterr().out
 
 
 def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):

@@ -1,6 +1,7 @@
 """Nothing is unpickled that somebody else wrote, no secret reaches a log, and one machine keeps to itself."""
 
 import ast
+import socket
 
 import pytest
 
@@ -96,9 +97,6 @@ def test_a_cluster_is_found_as_ray_finds_it(tmp_path, monkeypatch, ray_init, env
     ray_init, environment = ({key: put.get(v, v) for key, v in given.items()} for given in (ray_init, environment))
     environment = {"TMPDIR": str(tmp_path / "none"), **environment}
     assert exposure.cluster(ray_init, environment) == joined
-    assert exposure.alone([f"+ray_kwargs.ray_init.{key}={v}" for key, v in ray_init.items()], environment) == (
-        not joined
-    )
     if joined != "auto":  # else Ray looks at the processes of this machine
         monkeypatch.delenv("RAY_TMPDIR", raising=False)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -113,16 +111,23 @@ def test_somebody_elses_note_of_a_cluster_is_a_sentence(tmp_path):
         exposure.cluster({}, {"RAY_TMPDIR": str(tmp_path)})
 
 
+def test_a_cluster_that_is_over_is_a_sentence():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.listen()
+        exposure.require_answer(address)
+    with pytest.raises(UserError, match=rf"{address} does not answer .*RAY_ADDRESS=local"):
+        exposure.require_answer(address)
+    exposure.require_answer("auto")  # which Ray will find
+
+
 def test_a_folder_that_is_too_long_for_rays_sockets_is_a_sentence():
     exposure.require_short_folder({}, {"TMPDIR": "/tmp/" + "x" * 30})
     for environment in ({"TMPDIR": "/tmp/" + "x" * 40}, {"RAY_TMPDIR": "/tmp/" + "ü" * 20}):
         with pytest.raises(UserError, match="too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"):
             exposure.require_short_folder({}, environment)
     exposure.require_short_folder({}, {"TMPDIR": "/tmp/" + "x" * 40, "RAY_TMPDIR": "/tmp"})
-
-
-def test_several_machines_are_not_kept_to_loopback(tmp_path):
-    assert not exposure.alone(["trainer.nnodes=2"], {"RAY_TMPDIR": str(tmp_path)})
 
 
 def test_the_user_has_the_last_word():

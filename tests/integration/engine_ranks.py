@@ -11,6 +11,7 @@
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ FLASH = "flash_attention_2"
 CHECKPOINTING = {"enable_gradient_checkpointing": True}
 STATES = {"param_offload": True, "optimizer_offload": True}
 ALL = {"offload_policy": True}
+LORA = {"lora_rank": 8, "lora_alpha": 16, "target_modules": "all-linear"}  # adds nothing before the first step
 WAYS = {
     "padded": Way(packed=False),
     "FSDP1": Way(strategy="fsdp", engine={"use_orig_params": True}),
@@ -69,6 +71,7 @@ WAYS = {
     ),
     # the last ones: verl exchanges the forward of the model's class
     "packed, fused": Way(fused="torch"),
+    "LoRA, fused": Way(fused="torch", model=LORA),
     "SP, fused": Way(attention=FLASH, sp=2, fused="torch"),
     "SP, fused, bf16": Way(attention=FLASH, sp=2, fused="torch", dtype="bf16"),
     "SP, fused, checkpointing, all offloaded": Way(
@@ -191,9 +194,9 @@ class Watch:
 
         def look(_, __, output) -> None:
             with torch.no_grad():
-                self.logits = (output[0].squeeze(0) @ model.lm_head.weight.t()) / TEMPERATURE
+                self.logits = (output[0].squeeze(0) @ model.get_output_embeddings().weight.t()) / TEMPERATURE
 
-        model.base_model.register_forward_hook(look)
+        model.get_decoder().register_forward_hook(look)
 
     def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
         if student_logits is not None:
@@ -238,8 +241,9 @@ class FSDP1(transformer_impl.FSDP):
 
 
 def gradients_of(engine) -> dict[str, Tensor]:
+    """Of the parameters that are trained, whole, on every rank."""
     if not isinstance(engine.module, FSDP1):
-        return {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+        return {name: p.grad.full_tensor() for name, p in engine.module.named_parameters() if p.grad is not None}
     with FSDP1.summon_full_params(engine.module, with_grads=True):
         named = [(name, p.grad.clone()) for name, p in engine.module.named_parameters()]
     return {name.replace("_fsdp_wrapped_module.", ""): gradient for name, gradient in named}
@@ -261,12 +265,13 @@ def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
         gradients = gradients_of(engine)
         norm = engine.optimizer_step()
     assert sorted(watch.divergence) == rows
+    pairs = [(g, reference.gradients[name]) for name, g in gradients.items() if name in reference.gradients]
     return {
         "log_prob": largest((watch.log_prob[row][:-1], reference.log_prob[row][:-1]) for row in rows),
         "divergence": largest((d, reference.divergence[row, : len(d)]) for row, d in watch.divergence.items()),
         "own": watch.own,
         "proximal": proximal,
-        "gradient": largest((g, reference.gradients[name]) for name, g in gradients.items()) / reference.largest,
+        "gradient": largest(pairs) / reference.largest if pairs else math.nan,  # LoRA's are others
         "norm": norm / reference.norm,
     }
 

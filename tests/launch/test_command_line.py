@@ -14,6 +14,7 @@ from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from tests import own_rule
 
 KEY = KEY_PREFIX + "."
+PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
 
 
 @pytest.mark.parametrize("preset", presets.names())
@@ -91,7 +92,13 @@ def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
 )
 def test_options_come_in_any_place_and_check_composes_the_run(capsys, tmp_path, words, status, said):
     run_dir = tmp_path / "run"
-    assert main.main(["run", *(str(run_dir) if word == "RUN" else word for word in words)]) == status
+    words = [str(run_dir) if word == "RUN" else word for word in words]
+    paths = [
+        "actor_rollout_ref.model.path=/m",
+        "data.train_files=/t.parquet",
+        "data.val_files=/v.parquet",
+    ]  # not verl's ~
+    assert main.main(["run", *words, *paths]) == status
     assert said in capsys.readouterr().err
     assert not run_dir.exists()
 
@@ -117,6 +124,15 @@ def test_a_preset_in_a_folder_of_the_search_path(tmp_path, registries):
     assert "loss_mode='onw' is not one of" in problem and "defines own" in problem
     (problem,) = command_line.problems([own[0], "+trust_region=onw"])
     assert "own" in problem and "cppo" in problem
+
+
+def test_the_whole_check_finds_the_rule_beside_its_preset(tmp_path, registries, capsys):
+    own_rule.write(tmp_path)
+    own = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own", "actor_rollout_ref.rollout.n=8"]
+    assert main.main(["run", "RUN", "--check", *own, *PATHS]) == 0
+    assert "own" in capsys.readouterr().out
+    assert main.main(["run", "RUN", "--check", *own, *PATHS, KEY + "grace=-1"]) == 2
+    assert "grace=-1" in capsys.readouterr().err
 
 
 def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):

@@ -2,6 +2,7 @@
 
 import glob
 import shutil
+import socket
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +11,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from cppo_verl.cli import main, run
+from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
+from cppo_verl.reporting.logs import read_run
 from tests import ROOT
 
 from .test_quoting import ODD, odd_names
 
-COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]
+PATHS = [
+    "actor_rollout_ref.model.path=/m",
+    "data.train_files=/t.parquet",
+    "data.val_files=[/v.parquet]",
+]  # not verl's ~
+COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", *PATHS]
 
 
 def test_any_run_directory_reaches_hydra(tmp_path):
@@ -27,6 +35,19 @@ def test_any_run_directory_reaches_hydra(tmp_path):
         added = overrides.parse(run._own_overrides(folder, folder / "hydra/x", COMMAND, config)).values
         assert added["trainer.default_local_dir"] == f"{folder}/checkpoints"
         assert added["hydra.run.dir"] == f"{folder}/hydra/x"
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
+def test_any_run_directory_is_read_for_its_report(tmp_path, capsys):
+    for name in odd_names():
+        logs = tmp_path / name / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / "metrics-20260101T000000Z.jsonl").write_text('{"step":1,"data":{"critic/score/mean":0.5}}\n')
+        assert list(read_run(tmp_path / name).frame.index) == [1]
+    every = tmp_path / "".join(ODD)
+    shutil.copytree(tmp_path / "a b", every)
+    assert main.main(["report", str(every)]) == 0
+    assert (every / "report/report.html").is_file() and str(every) in capsys.readouterr().out
 
 
 def test_the_scripts_quote_as_the_launcher_does(tmp_path):
@@ -64,10 +85,32 @@ def test_what_of_the_users_is_taken_over_is_said(tmp_path, capsys):
 
 
 def test_what_is_not_watched_is_said(capsys, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    assert not run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
+    with socket.socket() as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert not run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
     said = capsys.readouterr().out
-    assert "192.0.2.1:6379" in said and "not watched" in said and "--stall-timeout" in said
+    assert address in said and "not watched" in said and "--stall-timeout" in said
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(UserError, match="trainer.nnodes=2, and no Ray cluster is here"):
+        run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("logs", ""), ("git.json", None), ("git.json", "{"), ("git.json", "{}"), (".lock", None)],
+)
+def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, name, content):
+    """A folder in the place of a file and the other way round, which root cannot write to either."""
+    blocked = tmp_path / "run" / name
+    blocked.mkdir(parents=True) if content is None else blocked.parent.mkdir()
+    if content is not None:
+        blocked.write_text(content)
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("cppo-verl run: ") and str(blocked) in said and "Traceback" not in said
 
 
 def test_hydras_flags_are_passed_on(tmp_path, monkeypatch, capsys):
@@ -113,11 +156,10 @@ def test_a_user_without_a_home(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
     for check in (["--check"], []):
-        assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND]) == 1
+        assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND[:2]]) == 1
         said = capsys.readouterr().err
         assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
     homes = []
     monkeypatch.setattr(run.supervise, "run", lambda *given, **_: homes.append(given[3]["HOME"]))
-    own = ["actor_rollout_ref.model.path=/m", "data.train_files=/a.parquet", "data.val_files=[/b.parquet]"]
-    assert main.main(["run", str(tmp_path / "run"), *COMMAND, *own]) == 0
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 0
     assert homes == [str(tmp_path / "run/home")] and (tmp_path / "run/home").is_dir()

@@ -68,15 +68,15 @@ def test_restoring_keeps_pi_nearer_its_region(rule: str):
 
 
 GATES: dict[str, Callable] = {
-    "does not pull": lambda keep, knobs: keep,
-    "pulls away": lambda keep, knobs: torch.where(keep, 1.0, knobs.restore_strength),
-    "turns kept ones": lambda keep, knobs: torch.where(keep, -knobs.restore_strength, 1.0),
+    "does not pull": lambda keep, strength: keep,
+    "pulls away": lambda keep, strength: torch.where(keep, 1.0, strength),
+    "turns kept ones": lambda keep, strength: torch.where(keep, -strength, 1.0),
 }
 
 
 @pytest.mark.parametrize("wrong", sorted(GATES))
 def test_a_wrong_gate_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rules, "gate_of", GATES[wrong])
+    monkeypatch.setattr(rules, "restore", GATES[wrong])
     with pytest.raises(AssertionError):
         test_restoring_keeps_pi_nearer_its_region("cppo")
 

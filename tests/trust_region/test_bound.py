@@ -24,18 +24,11 @@ class TestConstants:
         # telescoping: surrogate - gap = product - 1
         assert float(bound.surrogate_terms(ratio) - bound.gap_terms(ratio)) == 2.0 * 0.5 * 3.0 - 1
 
-    def test_terms_with_a_ratio_of_zero(self):
-        assert float(bound.gap_terms(f64(2.0, 0.0, 5.0))) == 1.0 + 4.0 + 0.0
-
     def test_suffix_bounds(self):
         levels = f64(0.9, 0.5, 0.2)
         torch.testing.assert_close(bound.suffix_tv_bound(levels), f64(0.6, 0.2, 0.0))  # 1 - 0.5 * 0.8
         torch.testing.assert_close(bound.suffix_tv_sum(levels), f64(0.7, 0.2, 0.0))
         assert bound.suffix_tv_bound(f64(0.3, 1.0)).tolist() == [1.0, 0.0]
-
-    def test_suffix_bound_keeps_tiny_divergences(self):
-        levels = torch.full((4,), 1e-18, dtype=torch.float64)
-        torch.testing.assert_close(bound.suffix_tv_bound(levels), f64(3e-18, 2e-18, 1e-18, 0.0), atol=0, rtol=1e-12)
 
     def test_gap_bound(self):
         # 4 * 2 * (0.1 (0.2 + 0.3) + 0.2 * 0.3)
@@ -61,11 +54,6 @@ class TestConstants:
         assert bound.slack_term(10, 0.15, 0.1875, 1.0) == pytest.approx(1.0125)  # 4 * 0.1875 * 9 * 0.15
         assert bound.slack_term(10, 0.15, 0.1875, 0.5, 2.0) == pytest.approx(4.05)
         assert bound.terminal_only_ratio(10) == pytest.approx(1.8)
-
-    def test_constant_is_delta_b_times_the_sum_of_costs(self):
-        for length in (1, 2, 7, 4096):
-            total = 0.02 * bound.lambda_weights(length, 0.3, 1.5).sum()
-            assert float(total) == pytest.approx(bound.residual_constant(length, 0.3, 0.02, 1.5), rel=1e-12)
 
     def test_influence_of_three_tokens(self):
         weights = f64(1.0, 0.75, 0.5)  # linear, w_min = 1/2
@@ -122,15 +110,6 @@ class TestCertificate:
             expected = realised / worst if worst else 0.0
             assert float(result.ratio) == pytest.approx(expected, rel=1e-6)
 
-    def test_drift_at_the_budget_is_all_of_the_residual(self):
-        """D_t = delta_b everywhere meets P_m = delta_b W_m for every schedule."""
-        mask = torch.ones((3, 50), dtype=torch.bool)
-        mask[0, 20:] = False
-        mask[1, ::3] = False
-        for weights in (schedule.linear_weights(mask, 0.8), schedule.constant_weights(mask)):
-            result = bound.certificate(torch.full((3, 50), 0.02), weights, mask, 0.15, 0.02)
-            assert float(result.ratio) == pytest.approx(1.0, rel=1e-6)
-
     @settings(max_examples=60)
     @given(st.integers(0, 2**31), st.integers(2, 40), st.floats(0.1, 1.0))
     def test_within_every_prefix_budget_the_ratio_is_at_most_one(self, seed: int, length: int, w_min: float):
@@ -167,70 +146,6 @@ class TestCertificate:
         wide_mask[:, columns] = True
         padded = bound.certificate(wide, schedule.linear_weights(wide_mask, 0.5), wide_mask, 0.15, 0.02)
         assert [float(x) for x in padded] == pytest.approx([float(x) for x in plain], rel=1e-12)
-
-    def test_micro_batches_combine_by_their_number_of_responses(self):
-        generator = torch.Generator().manual_seed(3)
-        mask = torch.rand((7, 9), generator=generator) < 0.7
-        mask[4] = False
-        divergence = torch.rand((7, 9), generator=generator)
-        weights = schedule.linear_weights(mask, 0.8)
-        whole = bound.certificate(divergence, weights, mask, 0.15, 0.02)
-        parts = [bound.certificate(divergence[i], weights[i], mask[i], 0.15, 0.02) for i in (slice(0, 5), slice(5, 7))]
-        total = sum(float(p.responses) for p in parts)
-        for name in ("realised", "worst_case"):
-            combined = sum(float(getattr(p, name)) * float(p.responses) for p in parts) / total
-            assert combined == pytest.approx(float(getattr(whole, name)), rel=1e-12)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_long_responses_keep_their_digits(self, dtype: torch.dtype):
-        length = 32_768
-        generator = torch.Generator().manual_seed(1)
-        divergence = (torch.rand((2, length), generator=generator) * 0.04).to(dtype)
-        mask = torch.ones((2, length), dtype=torch.bool)
-        mask[1, : length // 3] = False
-        exact = bound.certificate(
-            divergence.double(), schedule.linear_weights(mask, 0.8, torch.float64), mask, 0.15, 0.02
-        )
-        rounded = bound.certificate(divergence, schedule.linear_weights(mask, 0.8), mask, 0.15, 0.02)
-        for a, b in zip(rounded, exact, strict=True):
-            assert float(a) == pytest.approx(float(b), rel=2e-7)
-        assert float(exact.ratio) == pytest.approx(1.0, rel=0.02)  # mean divergence = delta_b
-
-    @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0), (2, 3)])
-    def test_nothing_valid(self, shape: tuple[int, int]):
-        empty = torch.zeros(shape)
-        result = bound.certificate(empty, empty, empty.bool(), 0.15, 0.02)
-        assert [float(x) for x in result] == [0.0, 0.0, 0.0, 0.0]
-
-    def test_one_token_has_no_residual_but_counts(self):
-        mask = torch.tensor([[True, False, False], [True, True, False]])
-        divergence = torch.full((2, 3), 0.1)
-        result = bound.certificate(divergence, mask.float(), mask, 0.2, 0.1)
-        assert float(result.responses) == 2.0
-        assert float(result.realised) == pytest.approx(4 * 0.2 * 0.1 / 2)
-
-    def test_ratio_without_a_budget(self):
-        mask = torch.ones((1, 3), dtype=torch.bool)
-        drifted = bound.certificate(torch.full((1, 3), 0.1), mask.float(), mask, 0.15, 0.0)
-        still = bound.certificate(torch.zeros((1, 3)), mask.float(), mask, 0.15, 0.0)
-        assert float(drifted.ratio) == math.inf
-        assert float(still.ratio) == 0.0
-
-    def test_a_divergence_that_is_not_a_number_shows(self):
-        mask = torch.ones((1, 3), dtype=torch.bool)
-        divergence = torch.tensor([[0.1, torch.nan, 0.1]])
-        result = bound.certificate(divergence, mask.float(), mask, 0.15, 0.02)
-        assert math.isnan(float(result.realised)) and math.isnan(float(result.ratio))
-
-    def test_carries_no_gradient_and_leaves_inputs_alone(self):
-        divergence = torch.rand((2, 4), requires_grad=True)
-        mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]])
-        weights = schedule.linear_weights(mask.bool(), 0.8)
-        before = (divergence.detach().clone(), weights.clone(), mask.clone())
-        result = bound.certificate(divergence, weights, mask, 0.15, 0.02)
-        assert not result.realised.requires_grad
-        for kept, now in zip(before, (divergence.detach(), weights, mask), strict=True):
-            assert torch.equal(kept, now)
 
     def test_shapes_that_do_not_fit_are_named(self):
         ones = torch.ones((2, 3))

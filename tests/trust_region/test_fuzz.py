@@ -18,7 +18,6 @@ from cppo_verl import presets
 from cppo_verl.integration import checks
 from cppo_verl.launch import checkpoints, command_line
 from cppo_verl.reporting import logs
-from cppo_verl.reporting.rollouts import read_dump
 from cppo_verl.reporting.settings import SettingsError, read_settings
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
 from data_prep.problems import BadRow, match_columns, read_problem
@@ -204,22 +203,6 @@ def test_any_settings(tmp_path, content):
         assert isinstance(read_settings(path), dict)
     except SettingsError as error:
         assert str(path) in str(error)
-
-
-dumped = st.fixed_dictionaries({"rollout_log_probs": values, "log_probs": values}, optional={"response_mask": values})
-
-
-@bounded
-@given(record=dumped | values)
-@example(record={"rollout_log_probs": [HUGE], "log_probs": [0.0]})
-@example(record={"rollout_log_probs": [[0.0], []], "log_probs": [0.0]})
-def test_any_dump(tmp_path, record):
-    (tmp_path / "rollouts").mkdir(exist_ok=True)
-    (tmp_path / "rollouts" / "1.jsonl").write_text(json.dumps(record))
-    try:
-        read_dump(tmp_path)
-    except logs.LogError as error:
-        assert "1.jsonl, line 1" in str(error)
 
 
 @bounded

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs
-from cppo_verl.trust_region.loss import policy_loss, token_losses
+from cppo_verl.trust_region.loss import policy_loss
 from tests.helpers import batch_of, random_batch
 
 
@@ -29,22 +28,6 @@ def test_without_knobs_they_are_the_papers():
     batch = random_batch(seed=1, rows=30, width=20)
     tensors = batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask
     assert policy_loss("cppo", *tensors) == policy_loss("cppo", *tensors, TrustRegionKnobs())
-
-
-def test_sums_of_micro_batches_are_those_of_the_batch():
-    batch = random_batch(seed=2, rows=40, width=20)
-    knobs = TrustRegionKnobs()
-    matrix, whole = token_losses("cppo", *vars(batch).values(), knobs)
-    parts = [token_losses("cppo", *vars(batch.rows(rows)).values(), knobs) for rows in torch.arange(40).split(7)]
-    assert torch.equal(torch.cat([losses for losses, _ in parts]), matrix)
-    combined = metrics.combine(sums for _, sums in parts)
-    expected = whole.means()
-    del expected[metrics.PREFIX + "divergence_p99"]  # the only one that is a mean of quantiles
-    assert {k: combined.means()[k] for k in expected} == pytest.approx(expected, rel=1e-12)
-
-
-def test_nothing_to_combine():
-    assert metrics.combine([]).means() == {}
 
 
 def test_what_it_refuses():

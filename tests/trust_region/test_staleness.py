@@ -76,7 +76,3 @@ def test_every_sum_has_its_count():
     found, _, _ = summary_of(random_batch(seed=5, rows=6, width=8), [1] * 6)
     assert all(metrics.denominator_of(name) in found.counts for name in found.sums)
     assert set(staleness.FIRST_UPDATE) <= set(found.sums)
-
-
-def test_no_moments_no_sizes():
-    assert staleness.effective_sample_sizes({}) == {}

@@ -57,22 +57,13 @@ def test_a_rule_may_bring_its_own_weight():
     assert weight.tolist() == [[0.3, 0.7]]
 
 
-def test_value_and_gradient_are_the_coefficient_times_log_prob():
-    log_prob = torch.tensor([[-0.5, -2.0, -3.0]], dtype=torch.float64, requires_grad=True)
-    matrix = loss_matrix(log_prob, torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64))
-    assert matrix.tolist() == [[-1.0, 0.0, 3.0]]
-    matrix.sum().backward()
-    assert log_prob.grad is not None
-    assert log_prob.grad.tolist() == [[2.0, 0.0, -1.0]]
-
-
 def test_gradient_against_loops_and_no_graph_in_the_coefficient():
     batch = random_batch(seed=0, rows=50, width=12)
     log_prob = batch.log_prob.clone().requires_grad_()
     tokens = Tokens.of(log_prob, batch.old_log_prob, batch.advantages, batch.mask)
     coefficient = coefficients(tokens, keep_all(tokens), 20.0)
     assert not coefficient.requires_grad
-    loss_matrix(log_prob, coefficient).sum().backward()
+    loss_matrix(log_prob, tokens, coefficient).sum().backward()
     assert log_prob.grad is not None
     for row, response in enumerate(batch.responses()):
         expected = [reference.coefficient(response, i) if ok else 0.0 for i, ok in enumerate(response.valid)]
@@ -85,7 +76,7 @@ def test_dropped_tokens_leave_autograd_before_the_product(garbage: float):
     log_prob = torch.tensor([[garbage, -1.0, -1.0]], requires_grad=True)
     tokens = Tokens.of(log_prob, torch.tensor([[garbage, -1.0, -1.0]]), torch.ones(1, 3), torch.tensor([[0, 1, 1]]))
     verdict = Verdict(gate=torch.tensor([[True, False, True]]), over_token=torch.zeros(1, 3, dtype=torch.bool))
-    matrix = loss_matrix(log_prob, coefficients(tokens, verdict, 20.0))
+    matrix = loss_matrix(log_prob, tokens, coefficients(tokens, verdict, 20.0))
     matrix.sum().backward()
     assert log_prob.grad is not None
     assert matrix.tolist() == [[0, 0, 1]]
@@ -95,11 +86,19 @@ def test_dropped_tokens_leave_autograd_before_the_product(garbage: float):
 def test_a_token_of_probability_zero_has_no_gradient():
     log_prob = torch.tensor([[-math.inf, -1.0]], requires_grad=True)
     tokens = Tokens.of(log_prob, torch.tensor([[-2.0, -1.0]]), torch.ones(1, 2), torch.ones(1, 2))
-    matrix = loss_matrix(log_prob, coefficients(tokens, keep_all(tokens), 20.0))
+    matrix = loss_matrix(log_prob, tokens, coefficients(tokens, keep_all(tokens), 20.0))
     matrix.sum().backward()
     assert log_prob.grad is not None
     assert log_prob.grad.tolist() == [[0, -1]]
     assert torch.isfinite(matrix).all()
+
+
+def test_importance_multiplies_and_never_enters_where_a_token_adds_nothing():
+    """The first token is invalid, the second masked; the third has weight 1/2."""
+    tokens = tokens_of([[-1.0] * 3], [[-1.0] * 3], [[2.0] * 3], [[0, 1, 1]])
+    verdict = Verdict(gate=torch.tensor([[True, False, True]]), over_token=torch.zeros(1, 3, dtype=torch.bool))
+    importance = torch.tensor([[math.nan, math.inf, 0.5]], dtype=torch.float64)
+    assert coefficients(tokens, verdict, 20.0, importance).tolist() == [[0, 0, -1]]
 
 
 def test_bfloat16_log_probs_get_bfloat16_gradients_of_float32_arithmetic():
@@ -109,7 +108,7 @@ def test_bfloat16_log_probs_get_bfloat16_gradients_of_float32_arithmetic():
     coefficient = coefficients(tokens, keep_all(tokens), 20.0)
     assert coefficient.dtype == torch.float32
     assert coefficient[0].tolist() == pytest.approx([-math.exp(0.25), -1])
-    loss_matrix(log_prob, coefficient).sum().backward()
+    loss_matrix(log_prob, tokens, coefficient).sum().backward()
     assert log_prob.grad is not None
     assert log_prob.grad.dtype == torch.bfloat16
     assert log_prob.grad[0].tolist() == pytest.approx([-math.exp(0.25), -1], rel=2**-8)

@@ -47,15 +47,6 @@ def test_against_loops(steps: int):
             assert got[row, column].item() == pytest.approx(expected, rel=1e-11)
 
 
-def test_float32_keeps_its_digits_over_long_responses():
-    generator = torch.Generator().manual_seed(0)
-    old = -torch.rand(2, 20_000, generator=generator) - 0.5
-    log_prob = old + 0.3 * torch.rand(2, 20_000, generator=generator)
-    batch = Batch(log_prob, old, torch.ones_like(old), torch.ones_like(old).long())
-    exact = forward_trace(batch.to(torch.float64).tokens(), 8)
-    torch.testing.assert_close(forward_trace(batch.tokens(), 8).double(), exact, rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize("name", ["cppo", "dppo"])
 @pytest.mark.parametrize("gate", ["hard", "soft", "restore"])
 def test_the_weight_is_both_cut_and_the_gate_is_the_rules(name: str, gate: str):
@@ -83,9 +74,3 @@ def test_a_trace_of_one_is_the_surrogate_to_the_bit(name: str):
         one = run_loss(name, batch, actor_config(trace=1, trace_cap=1.0))
         assert torch.equal(plain[0], one[0])
         assert torch.equal(plain[1], one[1])
-
-
-def test_no_tokens_at_all():
-    nothing = torch.zeros(3, 0)
-    tokens = Batch(nothing, nothing, nothing, nothing.long()).tokens()
-    assert forward_trace(tokens, 4).shape == (3, 0)

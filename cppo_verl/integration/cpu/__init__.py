@@ -96,7 +96,9 @@ def _use_gloo_only(distributed) -> None:
 def _meeting_place(ray) -> Path:
     """A file in which the ranks of one worker group on this machine meet; torch's TCP store listens on every address.
 
-    Workers of one group share the port that verl drew for them; Ray draws a node's id at every start.
+    Workers of one group share the port that verl drew for them; Ray draws a node's id at every start. Its path goes
+    through a URL, of which torch leaves out what stands behind ``#`` or ``?``.
     """
-    folder = os.environ.get(supervise.MARKER) or tempfile.gettempdir()
+    folder = os.environ.get(supervise.MARKER, "?")
+    folder = tempfile.gettempdir() if set("#?") & set(folder) else folder
     return Path(folder, f".group-{ray.get_runtime_context().get_node_id()}-{os.environ['MASTER_PORT']}")

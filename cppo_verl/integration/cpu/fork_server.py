@@ -10,13 +10,11 @@ Ray reads a job's variables at its own import. So the server imports Ray, and wh
 the first worker; a process of another job gets a plain Python. So does one that Python would start differently.
 """
 
-import array
 import atexit
 import contextlib
 import fcntl
 import gc
 import importlib
-import itertools
 import json
 import os
 import re
@@ -106,13 +104,11 @@ class ForkServer:
             )
 
 
-def for_run(overrides, environment) -> ForkServer | None:
-    """A server for a run on the CPU that starts a Ray of its own on this machine; None for any other."""
+def for_run(environment) -> ForkServer | None:
+    """A server for a run on the CPU that starts a Ray of its own on this machine, where the user has no such hook."""
     from cppo_verl.integration import cpu
-    from cppo_verl.launch import exposure
 
-    served = cpu.enabled() and exposure.alone(overrides, environment) and HOOK not in environment
-    return ForkServer() if served else None
+    return ForkServer() if cpu.enabled() and HOOK not in environment else None
 
 
 def use_python(runtime_env) -> dict:
@@ -128,7 +124,7 @@ def use_python(runtime_env) -> dict:
 
 def client(path: str, arguments: list[str]) -> int:
     """Exit status of the forked process; 1 if it died before it could say one."""
-    program = list(itertools.dropwhile(HARMLESS.__contains__, arguments))
+    program = arguments[next(at for at, word in enumerate(arguments) if word not in HARMLESS) :]
     servable = SPAWNED.fullmatch(program[1]) if program[0] == "-c" else not program[0].startswith("-")
     with socket.socket(socket.AF_UNIX) as connection:
         process = _asked_for(connection, path, program) if servable else 0
@@ -184,9 +180,12 @@ def serve(listener: socket.socket, launcher: int, python: str) -> None:
                 pass
         if not ready:
             continue
-        connection, files = listener.accept()[0], array.array("i")
+        files: list[int] = []
+        connection = listener.accept()[0]
         with contextlib.suppress(OSError, ValueError):  # of a client that died as it asked
-            said, files = _receive(connection)
+            size, files, _, _ = socket.recv_fds(connection, LENGTH, MOST_FILES)
+            with connection.makefile("rb") as stream:
+                said = json.loads(stream.read(int.from_bytes(size, "big")))
             if not imported and _has(said["environment"], fixed):
                 _take_environment(said["environment"])
                 _import(WITH_RAY)
@@ -194,23 +193,11 @@ def serve(listener: socket.socket, launcher: int, python: str) -> None:
                 imported, fixed = True, fixed | {name: os.environ.get(name) for name in OF_A_JOB}
             if _has(said["environment"], fixed) and threading.active_count() == 1 and not os.fork():
                 break
-        connection.close()
-        for file in files:
+        for file in [connection.detach(), *files]:
             os.close(file)
     listener.close()
     gc.enable()
     _become(said, connection, files, python)
-
-
-def _receive(connection: socket.socket):
-    data, files, _, _ = socket.recv_fds(connection, LENGTH, MOST_FILES)
-    try:
-        with connection.makefile("rb") as stream:
-            return json.loads(stream.read(int.from_bytes(data, "big"))), files
-    except (OSError, ValueError):
-        for file in files:
-            os.close(file)
-        raise
 
 
 def _has(environment: dict[str, str], values: dict[str, str | None]) -> bool:

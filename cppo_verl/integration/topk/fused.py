@@ -9,6 +9,7 @@ size 4,096 at 4.8 TB/s, and at most ``ROWS`` x (K + 1) rows of the LM head in me
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -77,12 +78,12 @@ class TopKEngine(FSDPEngineWithLMHead):
         return inputs, output_args
 
     def _watch(self) -> None:
-        model = getattr(self.module, "_fsdp_wrapped_module", self.module)
+        model: Any = getattr(self.module, "_fsdp_wrapped_module", self.module)
         if self.watched is not model:
             self.watched = model
             model.get_decoder().register_forward_hook(lambda _, __, output: self._look(model, output[0]))
 
-    def _look(self, model: torch.nn.Module, hidden: Tensor) -> None:
+    def _look(self, model: Any, hidden: Tensor) -> None:
         if self.request is None:
             return
         weight = model.get_output_embeddings().weight
