@@ -131,7 +131,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         call = _call.get()
         knobs = scaled(knobs_of(config), call.scale)
         tensors = log_prob, old_log_prob, advantages, response_mask
-        watch = partial(_show, knobs.ratio_cap)
+        watch = partial(_show, knobs.ratio_cap, tensors[:3])
         try:
             matrix, summary = token_losses(name, *tensors, knobs, call.divergence, watch, rollout_is_weights)
         except FloatingPointError as error:
@@ -175,13 +175,17 @@ def _go_on_without(
     return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
-def _show(ratio_cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-    """Let those see the tokens, their D_t and the verdict of this micro-batch who want to."""
+def _show(ratio_cap: float, given: tuple[Tensor, ...], tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+    """Let those see the tokens, their D_t and the verdict of this micro-batch who want to.
+
+    Args:
+        given: log pi, log mu and advantages as they came, invalid positions included.
+    """
     call, recorded = _call.get(), looks.watching()
     if call.summaries is not None and call.behind is not None and call.rollout_log_prob is not None:
         call.summaries.append(staleness.summarise(tokens, divergence, verdict, call.behind, call.rollout_log_prob))
     if recorded is not None:
-        recorded.see_verdict(tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
+        recorded.see_verdict(given, tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
 
 
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
@@ -270,7 +274,7 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
     with torch.no_grad():
         verdict, divergence = decide(tokens, handed)
-        _show(cap, tokens, divergence, verdict)
+        _show(cap, (log_prob, padded["old_log_probs"], padded["advantages"]), tokens, divergence, verdict)
     try:
         _report(metrics.summarise(tokens, divergence, verdict, cap))
     except FloatingPointError as error:
