@@ -77,7 +77,7 @@ def look_at(rule: str, rows: int, length: int, seed: int, knobs: TrustRegionKnob
         moved = before.log_prob + 0.1 * torch.randn(
             before.log_prob.shape, generator=torch.Generator().manual_seed(seed)
         )
-        tokens = dataclasses.replace(before, log_prob=moved.clamp_max(0))
+        tokens = Tokens.of(moved.clamp_max(0), before.old_log_prob, before.advantages, before.mask)
     verdict, _ = evaluate(rule, tokens, knobs)
     return tokens, numbers.gate_and_cause(tokens, verdict, knobs.ratio_cap)
 
