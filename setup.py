@@ -37,7 +37,16 @@ setup(
     packages=find_namespace_packages(
         include=[f"{top}{rest}" for top in ("cppo_verl", "hydra_plugins", "data_prep", "recipe") for rest in ("", ".*")]
     ),
-    package_data={"cppo_verl": ["inspection/assets/*", "conf/**/*.yaml", "paper/*.csv", "py.typed"]},
+    package_data={
+        "cppo_verl": [
+            "inspection/assets/*",
+            "reporting/assets/*",
+            "selftest/assets/*",
+            "conf/**/*.yaml",
+            "paper/*.csv",
+            "py.typed",
+        ]
+    },
     install_requires=requirements("base"),
     extras_require={name: requirements(name) for name in ("cpu", "gpu", "dev", "real")},
     entry_points={

@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from cppo_verl.reporting import intervals, logs, names
+from cppo_verl.reporting import intervals, logs
+from cppo_verl.reporting import metrics as names
 from data_prep import validations
 
 ROOT = Path(__file__).parent.parent

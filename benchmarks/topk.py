@@ -17,7 +17,7 @@ import os
 
 import torch
 
-from cppo_verl.selftest.topk_speed import Case, measure
+from benchmarks.topk_speed import Case, measure
 from cppo_verl.trust_region import topk
 
 FLOPS, BANDWIDTH = 785e12, 4.8e12

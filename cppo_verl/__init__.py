@@ -2,7 +2,9 @@
 
 The rooms, from the ground up; each imports only from rooms above it in this list:
 
-    atomic, presets  files that appear whole; the presets' names (conf/ holds them)
+    errors           what is the user's to mend
+    atomic, jsonlines, presets, estimates  files that appear whole; JSON lines as they were written; the presets' names;
+                     means with standard errors
     trust_region     the science: divergences, rules, budgets, gates, loss, metrics; torch and numpy only
     recording        single tokens of a run: records, replay of any rule, thresholds from data
     launch           starts and guards a run

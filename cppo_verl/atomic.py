@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import glob
 import os
 import secrets
 import time
@@ -23,6 +24,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk, which names no file
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -34,7 +39,7 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:
             if time.time() - leftover.lstat().st_mtime > LEFTOVER_SECONDS:
                 leftover.unlink()

@@ -5,13 +5,12 @@ Each row is asked n times by verl's `val_kwargs.n`, so a row must not be repeate
 has every problem 32 times and calls itself math_dapo, as the training data does.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import math_table
+from data_prep import commands, math_table
 from data_prep.math_table import Options, Table
-from data_prep.sources import Source, run_command
+from data_prep.sources import Source
 
 HUB = {
     2024: Source("BytedTsinghua-SIA/AIME-2024"),
@@ -22,25 +21,18 @@ PROBLEMS = 30
 LARGEST_ANSWER = 999
 
 
-def table_of(year: int, problems: int = PROBLEMS) -> Table:
-    """The validation file of a year."""
-    name = f"aime{year % 100}"
-    return Table(name=name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
-
-
 def prepare(
     out: Path, year: int, source: Source | None = None, options: Options | None = None, problems: int = PROBLEMS
 ) -> Path:
-    """Write the file of ``year`` and say so; the file's path."""
-    table = table_of(year, problems)
-    written = math_table.prepare(out, table, source or HUB[year], options or Options())
-    print(math_table.describe(out, table, written))
-    return out / f"{table.name}.parquet"
+    """Write the validation file of ``year`` and say so; the file's path."""
+    name = f"aime{year % 100}"
+    table = Table(name=name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
+    return math_table.prepare(out, table, source or HUB[year], options or Options())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.aime", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("aime", __doc__)
     math_table.add_arguments(parser)
     math_table.add_source_arguments(parser)
     parser.add_argument("--year", type=int, choices=sorted(HUB), help="one year only; needed with --source")
@@ -48,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.year is None and (options.source or options.file or options.revision or options.columns):
         parser.error("--source, --file, --revision and --columns belong to one file: give --year")
-    run_command(lambda: _run(options))
 
+    def work() -> None:
+        for year in [options.year] if options.year else sorted(HUB):
+            source = math_table.choose_source(HUB[year], options)
+            prepare(options.out, year, source, math_table.read_options(options), options.problems)
 
-def _run(options: argparse.Namespace) -> None:
-    for year in [options.year] if options.year else sorted(HUB):
-        source = math_table.choose_source(HUB[year], options)
-        prepare(options.out, year, source, math_table.read_options(options), options.problems)
+    commands.run(work)
 
 
 if __name__ == "__main__":

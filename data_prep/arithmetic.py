@@ -13,7 +13,6 @@ Every partial result lies between 0 and ``limit``. Expressions are drawn uniform
 of operands, so no expression occurs twice, in one split or across the two.
 """
 
-import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep import storage
+from data_prep import commands, storage
 
 DATA_SOURCE = "arithmetic"
 DIGITS = range(1, 10)
@@ -155,14 +154,6 @@ def draw_expressions(arguments: Arguments) -> list[Expression]:
     return drawn
 
 
-def check_disjoint(train: Sequence[Expression], val: Sequence[Expression]) -> None:
-    """Raise a ValueError where an expression occurs twice, in one split or across the two."""
-    texts = [str(expression) for expression in [*train, *val]]
-    repeated = sorted(text for text in set(texts) if texts.count(text) > 1) if len(set(texts)) < len(texts) else []
-    if repeated:
-        raise ValueError(f"train and val share or repeat {len(repeated)} expressions, for example {repeated[0]}")
-
-
 def chat_prompt(expression: Expression) -> list[dict[str, str]]:
     """The conversation that asks for the value."""
     return [{"role": "user", "content": f"{expression}=?"}]
@@ -194,12 +185,8 @@ def prepare(out: Path, arguments: Arguments) -> bool:
         return False
     drawn = draw_expressions(arguments)
     splits = {"val": drawn[: arguments.val], "train": drawn[arguments.val :]}
-    check_disjoint(splits["train"], splits["val"])
-    files = {}
-    for split, expressions in splits.items():
-        path = out / f"{split}.parquet"
-        storage.write_parquet([make_row(e, index, split) for index, e in enumerate(expressions)], path)
-        files[path.name] = {"rows": len(expressions), "sha256": storage.sha256_of(path)}
+    rows = {split: [make_row(e, index, split) for index, e in enumerate(drawn)] for split, drawn in splits.items()}
+    files = storage.write_splits(out, rows)
     manifest = {"data_source": DATA_SOURCE, "arguments": asdict(arguments), "seed": arguments.seed, "files": files}
     storage.write_manifest(out, manifest)
     return True
@@ -207,22 +194,13 @@ def prepare(out: Path, arguments: Arguments) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    defaults = Arguments()
-    parser = argparse.ArgumentParser(prog="python -m data_prep.arithmetic", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("arithmetic", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet, val.parquet, manifest.json")
-    parser.add_argument("--train", type=int, default=defaults.train, help="training rows (%(default)s)")
-    parser.add_argument("--val", type=int, default=defaults.val, help="validation rows (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides which expressions (%(default)s)")
-    parser.add_argument("--min-operands", type=int, default=defaults.min_operands, help="(%(default)s)")
-    parser.add_argument("--max-operands", type=int, default=defaults.max_operands, help="(%(default)s)")
-    parser.add_argument("--limit", type=int, default=defaults.limit, help="largest partial result (%(default)s)")
+    helps = {"train": "training rows", "val": "validation rows", "limit": "largest partial result"}
+    commands.add_settings(parser, Arguments, helps)
     options = vars(parser.parse_args(argv))
     out = options.pop("out")
-    try:
-        written = prepare(out, Arguments(**options))
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"{out}: {'written' if written else 'already there, unchanged'}")
+    commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
 
 
 def _choose(options: Sequence[tuple[Any, int]], index: int) -> tuple[Any, int]:

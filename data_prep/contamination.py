@@ -7,7 +7,6 @@ spacing, font and size commands, dollar signs and drawings removed), they are eq
 characters or more, lies within the longer: DAPO adds a sentence where it changed an answer to a whole number.
 """
 
-import argparse
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from cppo_verl import atomic
-from data_prep import problems, storage
-from data_prep.sources import DataError, LocalFile, list_columns, read_records, run_command
+from data_prep import commands, problems, storage
+from data_prep.sources import DataError, LocalFile, list_columns, read_records
 
 MIN_CONTAINED = 60
 
@@ -66,8 +65,6 @@ def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) 
 
 def read_prompts(path: Path) -> list[str]:
     """The problems of a file in verl's columns, without instruction and reminder."""
-    if path.suffix != ".parquet" or not path.is_file():
-        raise DataError(f"{path}: no such parquet file")
     file = LocalFile(path, {})
     columns = list_columns(file)
     if "prompt" not in columns:
@@ -81,19 +78,22 @@ def read_prompts(path: Path) -> list[str]:
     return texts
 
 
-def remove(train: Path, validation: Sequence[Path], out: Path) -> bool:
-    """Write ``out``, its list of dropped rows and its manifest; False where they are there already, unchanged."""
-    manifest_name = f"{out.stem}.manifest.json"
+def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
+    """Write ``out``, its list of dropped rows and its manifest, unless they are there already, and say so."""
+    manifest_name, dropped = f"{out.stem}.manifest.json", out.with_name(f"{out.stem}.dropped.jsonl")
+    for path in (train, *validation):
+        if path.suffix != ".parquet" or not path.is_file():
+            raise DataError(f"{path}: no such parquet file")
     arguments = {
-        "train": {"file": train.name, "sha256": _digest(train)},
-        "validation": [{"file": path.name, "sha256": _digest(path)} for path in validation],
+        "train": {"file": train.name, "sha256": storage.sha256_of(train)},
+        "validation": [{"file": path.name, "sha256": storage.sha256_of(path)} for path in validation],
         "min_contained": MIN_CONTAINED,
         "rule": [DRAWING.pattern, LAYOUT.pattern, FRACTION.pattern, "".join(sorted(KEPT_SYMBOLS))],
     }
     if storage.is_current(out.parent, arguments, manifest_name):
-        return False
+        commands.report(out, False)
+        return
     matches = find_matches(read_prompts(train), {path.name: read_prompts(path) for path in validation})
-    dropped = out.with_name(f"{out.stem}.dropped.jsonl")
     kept = _write_without(train, {match.row for match in matches}, out)
     storage.write_jsonl([asdict(match) for match in matches], dropped)
     files = {
@@ -101,30 +101,21 @@ def remove(train: Path, validation: Sequence[Path], out: Path) -> bool:
         dropped.name: {"rows": len(matches), "sha256": storage.sha256_of(dropped)},
     }
     storage.write_manifest(out.parent, {"arguments": arguments, "files": files}, manifest_name)
-    return True
-
-
-def describe(out: Path, written: bool) -> str:
-    """One line for the console, from the manifest."""
-    if not written:
-        return f"{out}: already there, unchanged"
-    files = (storage.read_manifest(out.parent, f"{out.stem}.manifest.json") or {})["files"]
-    kept, dropped = files[out.name]["rows"], files[f"{out.stem}.dropped.jsonl"]["rows"]
-    return f"{out}: {kept} rows; {dropped} left out for being validation problems (listed in {out.stem}.dropped.jsonl)"
+    commands.say(
+        f"{out}: {kept} rows; {len(matches)} left out for being validation problems (listed in {dropped.name})"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.contamination", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = commands.parser_of("contamination", __doc__)
     parser.add_argument("--train", type=Path, required=True, help="training file in verl's columns")
     parser.add_argument("--val", type=Path, nargs="+", required=True, help="validation files in verl's columns")
     parser.add_argument("--out", type=Path, required=True, help="the training file to write")
     options = parser.parse_args(argv)
     if options.out.resolve() in {path.resolve() for path in [options.train, *options.val]}:
         parser.error(f"--out {options.out} is one of the inputs: give another name")
-    run_command(lambda: print(describe(options.out, remove(options.train, options.val, options.out))))
+    commands.run(lambda: remove(options.train, options.val, options.out))
 
 
 def _contained(key: str, known: Sequence[tuple[str, str, int]]) -> tuple[str, int, str] | None:
@@ -142,12 +133,6 @@ def _write_without(train: Path, rows: set[int], out: Path) -> int:
     with atomic.replacing(out) as temporary:
         pyarrow.parquet.write_table(kept, temporary)
     return kept.num_rows
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return storage.sha256_of(path)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
 of their own there are 17,398.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import math_table
+from data_prep import commands, math_table
 from data_prep.math_table import Options, Table
-from data_prep.sources import Source, run_command
+from data_prep.sources import Source
 
 HUB = Source("BytedTsinghua-SIA/DAPO-Math-17k", "data/dapo-math-17k.parquet")
 TABLE = Table(name="dapo_math", data_source="math_dapo", split="train")
@@ -19,23 +18,17 @@ TABLE = Table(name="dapo_math", data_source="math_dapo", split="train")
 
 def prepare(out: Path, source: Source = HUB, options: Options | None = None) -> Path:
     """Write the file and say so; the file's path."""
-    options = options or Options()
-    print(math_table.describe(out, TABLE, math_table.prepare(out, TABLE, source, options)))
-    return out / f"{TABLE.name}.parquet"
+    return math_table.prepare(out, TABLE, source, options or Options())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.dapo_math", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("dapo_math", __doc__)
     math_table.add_arguments(parser)
     math_table.add_source_arguments(parser)
     options = parser.parse_args(argv)
     source = math_table.choose_source(HUB, options)
-    run_command(lambda: _run(options.out, source, options))
-
-
-def _run(out: Path, source: Source, options: argparse.Namespace) -> None:
-    prepare(out, source, math_table.read_options(options))
+    commands.run(lambda: prepare(options.out, source, math_table.read_options(options)))
 
 
 if __name__ == "__main__":

@@ -4,34 +4,31 @@
 train.parquet, which is dapo_math.parquet less what is in a validation file. What is there already is left alone.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from data_prep import aime, contamination, dapo_math, math_table
-from data_prep.sources import Source, run_command
+from data_prep import aime, commands, contamination, dapo_math, math_table
+from data_prep.sources import Source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.math_data", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("math_data", __doc__)
     math_table.add_arguments(parser)
     parser.add_argument("--train-source", default="", help="hub id or file for DAPO-Math-17k")
     for year in aime.HUB:
         parser.add_argument(f"--aime{year % 100}-source", default="", help=f"hub id or file for AIME {year}")
     options = parser.parse_args(argv)
-    run_command(lambda: _run(options))
 
+    def work() -> None:
+        how, validation = math_table.read_options(options), []
+        for year, declared in aime.HUB.items():
+            place = getattr(options, f"aime{year % 100}_source")
+            validation.append(aime.prepare(options.out, year, Source(place) if place else declared, how))
+        place = options.train_source
+        everything = dapo_math.prepare(options.out, Source(place) if place else dapo_math.HUB, how)
+        contamination.remove(everything, validation, options.out / "train.parquet")
 
-def _run(options: argparse.Namespace) -> None:
-    how = math_table.read_options(options)
-    validation = []
-    for year, declared in aime.HUB.items():
-        place = getattr(options, f"aime{year % 100}_source")
-        validation.append(aime.prepare(options.out, year, Source(place) if place else declared, how))
-    place = options.train_source
-    everything = dapo_math.prepare(options.out, Source(place) if place else dapo_math.HUB, how)
-    train = options.out / "train.parquet"
-    print(contamination.describe(train, contamination.remove(everything, validation, train)))
+    commands.run(work)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,34 @@
-"""verl's own DAPO scorer behind bounds, for data sources math_dapo, aime24, aime25, aime26.
+"""The paper's scorer, verl's math_dapo, for data sources math_dapo, aime24, aime25, aime26; beside it math-verify.
 
     reward.custom_reward_function.path=data_prep/math_reward.py
     reward.custom_reward_function.name=compute_score
     +reward.custom_reward_function.reward_kwargs.math_verify=true      # optional, needs the package math-verify
 
-Without the option, this is verl.utils.reward_score.math_dapo on the end of the response. With it, an answer that the
-scorer has read and found different is compared once more by math-verify, so that 10/2 counts as 5. math-verify
-evaluates what it is given (9^9^9^9), and its own time limit is a signal, which threads cannot use; verl scores in
-threads. So it runs in processes of its own, with limits of time and memory that end them from outside Python
-(math_verify_server.py). An answer that runs into a limit keeps the scorer's verdict and is counted as ``timed_out``.
-
-verl loads this file alone, by its path; it imports nothing of this package.
+Without the option, this is verl.utils.reward_score.math_dapo on the end of the response, to the bit. With it, every
+answer is compared a second time by its value: as a number (answers.py), or by math-verify, which gets it as written. An
+answer counts as right if either says so; ``paper`` and ``verified`` keep the two verdicts apart. math-verify evaluates
+what it is given (9^9^9^9), so it runs in a process without rights and within limits (sandbox.py, math_judge.py). An
+answer that runs into one keeps the paper's verdict and is counted as ``timed_out``.
 """
 
-import atexit
 import importlib.util
-import json
-import queue
-import select
-import subprocess
-import sys
-import time
-from pathlib import Path
+import re
 from typing import Any
 
-from verl.utils.reward_score import math_dapo
+from data_prep import answers, paper_scorer
+from data_prep.sandbox import Bounded, Sandbox
 
 TAIL = 4096
-MAX_TRUTH = 300
-INVALID = "[INVALID]"
-SERVERS = 2
-START_SECONDS = 120.0
-GRACE_SECONDS = 5.0
+LONGEST_TRUTH = 300
+WORDS = re.compile(r"[A-Za-z ]{3,}")  # math-verify takes them for products of letters
+
+_judge = Sandbox("data_prep.math_judge")
 
 
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: str,
+    ground_truth: Any,
     extra_info: dict[str, Any] | None = None,
     math_verify: bool = False,
     time_limit: float = 2.0,
@@ -49,119 +40,68 @@ def compute_score(
     Args:
         data_source, extra_info, kwargs: not used; verl passes them.
         solution_str: the decoded response; anything but text scores as an empty response.
-        ground_truth: the answer as text, at most MAX_TRUTH characters.
-        math_verify: compare answers that differ as text as mathematics too.
-        time_limit: seconds a comparison by math-verify may take.
-        memory_limit_mib: MiB of address space it may take.
+        ground_truth: the answer, text as a rule; of a number, its text.
+        math_verify: compare the values of truth and answer too.
+        time_limit: seconds of processor time that a comparison by math-verify may take.
+        memory_limit_mib: MiB of address space it may take beyond what it starts with.
 
     Returns:
-        score (+1.0 or -1.0), acc (bool), pred (the answer read, as printable text) and timed_out (bool: math-verify ran
-        into a limit; verl logs its mean for validation as `val-aux/<data_source>/timed_out/mean@N`).
+        score (+1.0 or -1.0), acc (bool), pred (the answer that the paper's scorer read, as printable text), timed_out
+        (bool: math-verify ran into a limit), paper (bool, the paper's verdict) and verified (bool, the verdict by
+        value; None without ``math_verify`` and where ``timed_out``). verl logs means of all but pred for validation.
 
     Raises:
-        ValueError: the ground truth is longer than anything the scorer can find.
+        ValueError: no response can be right, see ``unreadable``.
         ImportError: ``math_verify`` without the package.
+        SandboxError: no process without rights can be had here.
     """
-    truth = str(ground_truth)
-    if len(truth) > MAX_TRUTH:
+    truth = ground_truth if isinstance(ground_truth, str) else answers.ground_truth(ground_truth)
+    if len(truth) > LONGEST_TRUTH:
         raise ValueError(
             f"ground_truth has {len(truth)} characters: prepare the data with data_prep, which refuses them"
         )
     response = solution_str[-TAIL:] if isinstance(solution_str, str) else ""
-    verdict: Any = math_dapo.compute_score(response, truth)  # a dict, though verl annotates a float
-    correct, pred, timed_out = bool(verdict["acc"]), str(verdict["pred"]), False
-    if math_verify and not correct and pred != INVALID and pred.strip():
-        outcome = compare(truth, pred, time_limit, memory_limit_mib)
-        correct, timed_out = outcome == "equal", outcome == "bounded"
-    return {"score": 1.0 if correct else -1.0, "acc": correct, "pred": printable(pred), "timed_out": timed_out}
+    right, pred = paper_scorer.verdict(response, truth)
+    verified, timed_out = None, False
+    if math_verify:
+        try:
+            verified = is_equal(truth, answers.stated(response), time_limit, memory_limit_mib)
+        except Bounded:
+            timed_out = True
+    score = 1.0 if right or verified else -1.0
+    verdicts = {"timed_out": timed_out, "paper": right, "verified": verified}
+    return {"score": score, "acc": score > 0, "pred": answers.printable(pred)} | verdicts
 
 
-def printable(text: str) -> str:
-    """Text that any log, JSON file or transport takes: control characters and lone surrogates become U+FFFD."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def is_equal(truth: str, answer: str, time_limit: float = 2.0, memory_limit_mib: int = 1024) -> bool:
+    """Whether an answer as written has the value of the truth.
 
-
-def compare(truth: str, pred: str, time_limit: float, memory_limit_mib: int) -> str:
-    """math-verify's view of two answers: "equal", "different" or "bounded"; waits for a free server first."""
+    Raises:
+        Bounded, SandboxError, ImportError: see ``compute_score``.
+    """
     if importlib.util.find_spec("math_verify") is None:
         raise ImportError(
             "reward.custom_reward_function.reward_kwargs.math_verify = true: the package math-verify is not installed; "
             "pip install math-verify, or leave the option out"
         )
-    server = _idle.get()
+    truth, answer = answers.bare(truth), answers.bare(answer)
+    if truth == answer or not answer:
+        return bool(answer)
+    if WORDS.fullmatch(answers.unwrapped(truth)):
+        return answers.unwrapped(truth).casefold() == answers.unwrapped(answer).casefold()
+    same = answers.equal_numbers(truth, answer)
+    if same is not None:
+        return same
+    texts = [answers.latex(truth), answers.latex(answer)]
+    return bool(_judge.call("are_equal", texts, time_limit, memory_limit_mib))
+
+
+def unreadable(ground_truth: Any) -> str:
+    """Why no response can be right, or too many, for this ground truth; "" where the paper's scorer reads it."""
     try:
-        return server.ask(
-            {"truth": truth, "pred": pred, "time_limit": time_limit, "memory_limit_mib": memory_limit_mib}
-        )
-    finally:
-        _idle.put(server)
-
-
-class Server:
-    """A process of a script beside this file, started when first asked and again after it had to be killed."""
-
-    def __init__(self, script: str = "math_verify_server.py") -> None:
-        self.script = script
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, request: dict[str, Any]) -> str:
-        """Send one request, which has a ``time_limit`` in seconds; the line that comes back.
-
-        A server that dies or does not answer in time is killed, and the answer is "bounded".
-        """
-        try:
-            process = self._running()
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-            return self._read_line(request["time_limit"] + GRACE_SECONDS)
-        except (OSError, TimeoutError):
-            self.stop()
-            return "bounded"
-
-    def stop(self) -> None:
-        """Kill the process, if there is one."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-    def _running(self) -> "subprocess.Popen[bytes]":
-        if self.process is None or self.process.poll() is not None:
-            self.stop()
-            script = Path(__file__).with_name(self.script)
-            self.process = subprocess.Popen(
-                [sys.executable, str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,  # poll sees what the pipe holds, not what a buffer does
-            )
-            self._read_line(START_SECONDS)
-        return self.process
-
-    def _read_line(self, seconds: float) -> str:
-        """The server's next line; a TimeoutError after ``seconds`` without one, an OSError if it has ended."""
-        assert self.process is not None and self.process.stdout is not None
-        deadline, line, stream = time.monotonic() + seconds, b"", self.process.stdout
-        poll = select.poll()
-        poll.register(stream, select.POLLIN | select.POLLHUP)
-        while not line.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError(f"no answer in {seconds} s")
-            byte = stream.read(1)
-            if not byte:
-                raise OSError("the server has ended")
-            line += byte
-        return line.decode().strip()
-
-
-def _stop_all() -> None:
-    while not _idle.empty():
-        _idle.get_nowait().stop()
-
-
-_idle: "queue.LifoQueue[Server]" = queue.LifoQueue()
-for _ in range(SERVERS):
-    _idle.put(Server())
-atexit.register(_stop_all)
+        text = answers.ground_truth(ground_truth)
+    except ValueError as error:
+        return str(error)
+    if isinstance(ground_truth, str) and text != ground_truth.strip():  # of numbers, the text is what counts
+        return f"is {ground_truth!r}, to which right answers are written {text!r}"
+    return paper_scorer.unreadable(text)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import problems, storage
+from data_prep import commands, problems, storage
 from data_prep.problems import BadRow, Problem
 from data_prep.sources import DataError, LocalFile, Source, list_columns, locate, read_records
 
@@ -45,9 +45,9 @@ class Reading:
 
     unique: dict[str, Problem] = field(default_factory=dict)
     indices: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)  # the first SHOWN_FAULTS
     read: int = 0
     skipped: int = 0
-    faults: list[str] = field(default_factory=list)
     conflicting_answers: int = 0
 
     def add(self, problem: Problem) -> None:
@@ -57,7 +57,7 @@ class Reading:
         self.indices.add(problem.index)
 
     def skip(self, fault: BadRow) -> None:
-        """Count a bad row; remember and print the first SHOWN_FAULTS."""
+        """Count a bad row; remember and print the first ones."""
         self.skipped += 1
         if len(self.faults) < SHOWN_FAULTS:
             self.faults.append(str(fault))
@@ -75,15 +75,15 @@ class Reading:
         }
 
 
-def prepare(out: Path, table: Table, source: Source, options: Options) -> bool:
-    """Write ``out``/NAME.parquet and its manifest; False where they are there already, unchanged.
+def prepare(out: Path, table: Table, source: Source, options: Options) -> Path:
+    """Write ``out``/NAME.parquet and its manifest, unless they are there already, and say so; the file's path.
 
     Raises:
         DataError: see its message; nothing has been written then.
     """
     file = locate(source)
     columns = problems.match_columns(list_columns(file), options.columns, file.name)
-    manifest_name = f"{table.name}.manifest.json"
+    path, manifest_name = out / f"{table.name}.parquet", f"{table.name}.manifest.json"
     arguments = {
         **asdict(table),
         "source": {**file.origin, "sha256": storage.sha256_of(file.path)},
@@ -92,18 +92,20 @@ def prepare(out: Path, table: Table, source: Source, options: Options) -> bool:
         "wording": "source" if options.keep_wording else [problems.INSTRUCTION, problems.REMINDER],
     }
     if storage.is_current(out, arguments, manifest_name):
-        return False
+        commands.report(path, False)
+        return path
     reading = read_table(file, columns, table, options)
-    path = out / f"{table.name}.parquet"
-    storage.write_parquet(make_rows(list(reading.unique.values()), table, options), path)
-    content = {
-        "arguments": arguments,
-        "counts": reading.counts(),
-        "bad_rows": reading.faults,
-        "files": {path.name: {"rows": len(reading.unique), "sha256": storage.sha256_of(path)}},
-    }
+    files = storage.write_splits(out, {table.name: make_rows(list(reading.unique.values()), table, options)})
+    content = {"arguments": arguments, "counts": reading.counts(), "bad_rows": reading.faults, "files": files}
     storage.write_manifest(out, content, manifest_name)
-    return True
+    counts = reading.counts()
+    by_index = f"{counts['unique_by_index']} by index, " if "unique_by_index" in counts else ""
+    commands.say(
+        f"{path}: {len(reading.unique)} rows of {reading.read} read "
+        f"({by_index}{len(reading.unique)} by prompt; {reading.skipped} bad rows skipped; "
+        f"{reading.conflicting_answers} repeats with another answer, the first kept)"
+    )
+    return path
 
 
 def read_table(file: LocalFile, columns: problems.Columns, table: Table, options: Options) -> Reading:
@@ -132,20 +134,6 @@ def make_rows(unique: Sequence[Problem], table: Table, options: Options) -> list
     prompts = [problem.prompt if options.keep_wording else problems.ask(problem) for problem in unique]
     pairs = enumerate(zip(unique, prompts, strict=True))
     return [problems.make_row(problem, prompt, table.data_source, i, table.split) for i, (problem, prompt) in pairs]
-
-
-def describe(out: Path, table: Table, written: bool) -> str:
-    """One line for the console, from the manifest."""
-    path = out / f"{table.name}.parquet"
-    if not written:
-        return f"{path}: already there, unchanged"
-    counts = (storage.read_manifest(out, f"{table.name}.manifest.json") or {})["counts"]
-    by_index = f"{counts['unique_by_index']} by index, " if "unique_by_index" in counts else ""
-    return (
-        f"{path}: {counts['unique_by_prompt']} rows of {counts['rows_read']} read "
-        f"({by_index}{counts['unique_by_prompt']} by prompt; {counts['bad_rows_skipped']} bad rows skipped; "
-        f"{counts['repeats_with_another_answer']} repeats with another answer, the first kept)"
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,11 +5,11 @@ Every prompt, training and validation, gets the same wording, as DAPO's data doe
 an instruction before and a reminder after the problem are unwrapped first.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep import answers, paper_scorer
 from data_prep.sources import DataError, Record
 
 INSTRUCTION = (
@@ -19,7 +19,6 @@ INSTRUCTION = (
 REMINDER = 'The last line has to start with "Answer:" and to contain nothing but the answer after it.'
 MARK = "Answer:"
 GAP = "\n\n"
-MAX_ANSWER = 100
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "Problem")
 ANSWER_COLUMNS = ("reward_model.ground_truth", "answer", "Answer")
@@ -64,15 +63,13 @@ def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> 
     missing = sorted(set(given.values()) - set(found))
     if missing:
         raise DataError(f"{file}: has no column {missing[0]}; columns found: {listed}")
-    roles = {"prompt": PROMPT_COLUMNS, "answer": ANSWER_COLUMNS}
-    chosen = dict(given)
-    for role, names in roles.items():
+    chosen = {"index": next((name for name in INDEX_COLUMNS if name in found), "")} | dict(given)
+    for role, names in {"prompt": PROMPT_COLUMNS, "answer": ANSWER_COLUMNS}.items():
         there = [name for name in names if name in found]
         if role not in given and len(there) != 1:
             problem = f"{len(there)} columns could be the {role} ({' or '.join(there or names)})"
             raise DataError(f"{file}: {problem}; columns found: {listed}; say which with --columns {role}=NAME")
-        chosen.setdefault(role, there[0] if there else "")
-    chosen.setdefault("index", next((name for name in INDEX_COLUMNS if name in found), ""))
+        chosen.setdefault(role, *there[:1])
     return Columns(**chosen)
 
 
@@ -90,8 +87,11 @@ def read_problem(record: Record, columns: Columns, file: str, largest: int | Non
         column = columns.prompt
         prompt = prompt_text(record.values[columns.prompt])
         column = columns.answer
-        answer = answer_text(record.values[columns.answer])
-        answer = answer if largest is None else whole_number(answer, largest)
+        answer = answers.ground_truth(record.values[columns.answer])
+        if largest is not None:
+            answer = answers.whole_number(answer, largest)
+        elif fault := paper_scorer.unreadable(answer):
+            raise ValueError(fault)
     except ValueError as error:
         raise BadRow(f"{file}: {unit} {record.number}: column {column}: {error}") from error
     index = record.values.get(columns.index)
@@ -105,34 +105,7 @@ def prompt_text(value: Any) -> str:
         if roles != ["user"]:
             raise ValueError(f"has the messages {roles}, not one of the user")
         value = value[0].get("content")
-    return _checked_text(value)
-
-
-def answer_text(value: Any) -> str:
-    """An answer as text; whole numbers of any type lose their type. A ValueError says why it cannot be scored."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    text = _checked_text(value).strip()
-    if text.casefold() in ("nan", "none", "null"):
-        raise ValueError(f"is {text}, not an answer")
-    if "\n" in text:
-        raise ValueError("has a line break, and the scorer reads one line")
-    if len(text) > MAX_ANSWER:
-        raise ValueError(f"is longer than {MAX_ANSWER} characters, and the scorer reads the end of a response only")
-    return text
-
-
-def whole_number(text: str, largest: int) -> str:
-    """`073` or `73.0` as `73`; a ValueError outside 0..largest."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value.is_integer() and 0 <= value <= largest):
-        raise ValueError(f"is {text}, not a whole number of 0 to {largest}")
-    return str(int(value))
+    return answers.checked_text(value)
 
 
 def problem_of(prompt: str) -> str:
@@ -158,21 +131,3 @@ def make_row(problem: Problem, prompt: str, data_source: str, index: int, split:
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {"index": index, "split": split, "source_index": problem.index},
     }
-
-
-def _checked_text(value: Any) -> str:
-    if value is None:
-        raise ValueError("is missing")
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError("is NaN")
-    if not isinstance(value, str):
-        raise ValueError(f"is of type {type(value).__name__}, not text")
-    if not value.strip():
-        raise ValueError("is empty")
-    if "\0" in value:
-        raise ValueError("has a null character")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("has half of a surrogate pair, which UTF-8 cannot hold") from error
-    return value

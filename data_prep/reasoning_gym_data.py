@@ -9,7 +9,6 @@ reasoning-gym draws item i of a data set from the random seed `seed + i`, so nei
 each other. Splits start ``DISTANCE`` seeds apart, and no question occurs twice, in one split or across them.
 """
 
-import argparse
 import ast
 import json
 from collections import Counter
@@ -19,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_prep import reasoning_gym_reward, storage
+from data_prep import commands, reasoning_gym_reward, storage
 from data_prep.reasoning_gym_reward import FULL
 
 PREFIX = "rg_"  # of data_source
@@ -132,13 +131,13 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
         if item["question"] in seen:
             continue
         seen.add(item["question"])
-        _check(task, item)
         items.append(item)
     if len(items) < rows:
         raise TaskError(
             f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
             "or widen its options"
         )
+    _check(task, items)
     return items
 
 
@@ -203,8 +202,8 @@ def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
         )
         answer = answers.most_common(1)[0][0]
         rows = [row for row in splits["val"] if row["data_source"] == source]
-        right = [reasoning_gym_reward.score(answer, row["extra_info"]["entry"])[0] == FULL for row in rows]
-        found[source] = {"answer": answer, "accuracy": sum(right) / max(1, len(right)), "rows": len(rows)}
+        right = reasoning_gym_reward.marks([(answer, row["extra_info"]["entry"]) for row in rows]).count(FULL)
+        found[source] = {"answer": answer, "accuracy": right / max(1, len(rows)), "rows": len(rows)}
     return found
 
 
@@ -223,12 +222,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     for split in SPLITS:
         rows = list(_rows(tasks, system, split, arguments, seen))
         splits[split] = [row | {"extra_info": row["extra_info"] | {"index": i}} for i, row in enumerate(rows)]
-    files = {}
-    for split, rows in splits.items():
-        path = out / f"{split}.parquet"
-        if rows:
-            storage.write_parquet(rows, path)
-            files[path.name] = {"rows": len(rows), "sha256": storage.sha256_of(path)}
+    files = storage.write_splits(out, splits)
     baseline = commonest_answers(splits)
     total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values())
     manifest = {
@@ -255,31 +249,23 @@ def version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.reasoning_gym_data", description=(__doc__ or "").split("\n")[0]
-    )
-    defaults = Arguments(tasks="")
+    parser = commands.parser_of("reasoning_gym_data", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files and manifest.json")
-    parser.add_argument("--tasks", required=True, help="such as 'chain_sum(max_terms=3), gcd'; 'list' names them all")
-    parser.add_argument("--train", type=int, default=defaults.train, help="training rows of all tasks (%(default)s)")
-    parser.add_argument("--val", type=int, default=defaults.val, help="validation rows of all tasks (%(default)s)")
-    parser.add_argument("--warm", type=int, default=defaults.warm, help="rows for a supervised start (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides which questions (%(default)s)")
-    parser.add_argument(
-        "--prompt",
-        default=defaults.prompt,
-        help="system message: a name of reasoning-gym's, none, or its text (%(default)s)",
-    )
+    helps = {
+        "tasks": "such as 'chain_sum(max_terms=3), gcd'; 'list' names them all",
+        "train": "training rows of all tasks",
+        "val": "validation rows of all tasks",
+        "warm": "rows for a supervised start",
+        "seed": "decides which questions",
+        "prompt": "system message: a name of reasoning-gym's, none, or its text",
+    }
+    commands.add_settings(parser, Arguments, helps)
     options = vars(parser.parse_args(argv))
     out = options.pop("out")
-    try:
-        if options["tasks"] == "list":
-            print("\n".join(names()))
-            return
-        written = prepare(out, Arguments(**options))
-    except (ValueError, ImportError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    print(f"{out}: {'written' if written else 'already there, unchanged'}")
+    if options["tasks"] == "list":
+        commands.run(lambda: commands.say("\n".join(names())))
+    else:
+        commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
 
 
 def names() -> list[str]:
@@ -312,16 +298,16 @@ def _rows(
         yield from (rows[position] for rows in drawn if position < len(rows))
 
 
-def _check(task: Task, item: Mapping[str, Any]) -> None:
-    """The scorer must give its own answer full marks, from the JSON that travels with the row."""
-    if item["answer"] is None:
-        return
-    marks, bounded = reasoning_gym_reward.score(str(item["answer"]), as_json(item))
-    if marks != FULL or bounded:
-        raise TaskError(
-            f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {marks} of 1 marks, "
-            "so that it cannot be a reward; choose another task or other options"
-        )
+def _check(task: Task, items: Sequence[Mapping[str, Any]]) -> None:
+    """The scorer must give its own answers full marks, from the JSON that travels with the row."""
+    items = [item for item in items if item["answer"] is not None]
+    marks = reasoning_gym_reward.marks([(str(item["answer"]), as_json(item)) for item in items])
+    for item, given in zip(items, marks, strict=True):
+        if given != FULL:
+            raise TaskError(
+                f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {given} of 1 marks, "
+                "so that it cannot be a reward; choose another task or other options"
+            )
 
 
 if __name__ == "__main__":

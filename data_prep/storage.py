@@ -16,22 +16,29 @@ import pandas
 from cppo_verl import atomic
 
 MANIFEST = "manifest.json"
-READ_BYTES = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of the file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     """Rows of nested dictionaries as one parquet file, written atomically."""
     with atomic.replacing(path) as temporary:
         pandas.DataFrame(rows).to_parquet(temporary, index=False)
+
+
+def write_splits(folder: Path, splits: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """``folder``/NAME.parquet for each split that has rows; their entries for a manifest: rows and sha256 by file."""
+    files = {}
+    for split, rows in splits.items():
+        if rows:
+            path = folder / f"{split}.parquet"
+            write_parquet(rows, path)
+            files[path.name] = {"rows": len(rows), "sha256": sha256_of(path)}
+    return files
 
 
 def write_jsonl(entries: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from data_prep import supervised
 from data_prep.arithmetic import (
     DATA_SOURCE,
     Expression,
@@ -18,6 +18,7 @@ from data_prep.arithmetic import (
     solution_text,
 )
 from data_prep.arithmetic_reward import compute_score
+from data_prep.supervised import Example
 from data_prep.tiny_qwen3 import Recipe
 
 PAD, UNKNOWN, TURN_START, TURN_END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
@@ -29,10 +30,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-NO_TARGET = -100
 MAX_NEW_TOKENS = 64
-
-Write = Callable[[Expression], str]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -96,129 +94,58 @@ def careless_results(expression: Expression, error_rate: float, limit: int, rng:
     return written
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, expression: Expression) -> list[int]:
-    """Token ids of the chat prompt, up to and including the start of the assistant's turn."""
-    text = tokenizer.apply_chat_template(chat_prompt(expression), add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(str(text), add_special_tokens=False)
+def is_right(expression: Expression, response: str) -> bool:
+    """What the quickstart's reward says."""
+    return bool(compute_score(DATA_SOURCE, response, str(partial_results(expression)[-1]))["acc"])
 
 
-def encode_batch(
-    tokenizer: PreTrainedTokenizerFast, expressions: Sequence[Expression], write: Write
-) -> tuple[Tensor, Tensor]:
-    """Prompts with solutions written by ``write``, padded on the right.
-
-    Returns:
-        ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for the solution and its eos.
-    """
-    rows, targets = [], []
-    for expression in expressions:
-        prompt = encode_prompt(tokenizer, expression)
-        solution = [*tokenizer.encode(write(expression), add_special_tokens=False), tokenizer.eos_token_id]
-        rows.append(torch.tensor(prompt + solution))
-        targets.append(torch.tensor([NO_TARGET] * (len(prompt) - 1) + solution + [NO_TARGET]))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad(targets, batch_first=True, padding_value=NO_TARGET),
-    )
-
-
-@torch.no_grad()
-def sample_responses(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, expressions: Sequence[Expression], samples: int
-) -> list[str]:
-    """``samples`` responses an expression at temperature 1, untruncated; those of one expression lie side by side."""
-    prompts = [encode_prompt(tokenizer, expression) for expression in expressions for _ in range(samples)]
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    ids = model.generate(  # type: ignore[misc]  # transformers types generate's self as a protocol that models miss
-        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
-    )
-    return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def sampled_accuracy(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, expressions: Sequence[Expression], samples: int = 1
-) -> float:
-    """Share of sampled responses that the quickstart's reward calls right."""
-    answers = [str(partial_results(expression)[-1]) for expression in expressions for _ in range(samples)]
-    responses = sample_responses(model, tokenizer, expressions, samples)
-    scores = [compute_score(DATA_SOURCE, *pair)["acc"] for pair in zip(responses, answers, strict=True)]
-    return sum(scores) / len(scores)
-
-
-class WarmStart:
-    """Supervised training of one model on one list of expressions, measured on another."""
+class WarmStart(supervised.Trainer):
+    """Supervised training of the tiny model on one list of expressions, measured on another."""
 
     def __init__(self, recipe: Recipe, expressions: Sequence[Expression], report: Callable[[str], None] = print):
         if len(expressions) < 2 * recipe.held_out:
             raise ValueError(f"train has {len(expressions)} rows: the warm start needs {2 * recipe.held_out} or more")
-        self.recipe, self.report, self.started, self.step = recipe, report, time.monotonic(), 0
-        self.held_out, self.train = expressions[: recipe.held_out], expressions[recipe.held_out :]
+        tokenizer = build_tokenizer()
+        held_out = [supervised.encode(tokenizer, chat_prompt(e), "", e) for e in expressions[: recipe.held_out]]
+        super().__init__(build_model(tokenizer, recipe), tokenizer, held_out, is_right, MAX_NEW_TOKENS)
+        self.recipe, self.report, self.started = recipe, report, time.monotonic()
+        self.train, self.rng = expressions[recipe.held_out :], random.Random(recipe.seed)
         self.limit = max(max(partial_results(expression)) for expression in expressions)
-        self.rng = random.Random(recipe.seed)
-        self.tokenizer = build_tokenizer()
-        self.model = build_model(self.tokenizer, recipe)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
 
     def learn_to_compute(self) -> float:
         """Train on reference solutions until samples are nearly always right; returns their accuracy."""
         r = self.recipe
-        self._set_learning_rate(r.learning_rate)
-        return self._train_until(
-            reference_solution, lambda a: a >= r.computing_accuracy, r.computing_check_every, r.computing_max_steps
+        return self.until(
+            self._batches(reference_solution),
+            lambda step: r.learning_rate,
+            lambda accuracy: accuracy >= r.computing_accuracy,
+            r.computing_check_every,
+            r.computing_max_steps,
+            self.report,
         )
 
     def learn_to_be_careless(self) -> float:
         """Train on solutions with errors until samples are as careless as wanted; returns their accuracy."""
         r = self.recipe
-        self._set_learning_rate(r.careless_learning_rate)
-        return self._train_until(
-            self._careless_solution, lambda a: a <= r.careless_accuracy, r.careless_check_every, r.careless_max_steps
+        return self.until(
+            self._batches(self._careless_solution),
+            lambda step: r.careless_learning_rate,
+            lambda accuracy: accuracy <= r.careless_accuracy,
+            r.careless_check_every,
+            r.careless_max_steps,
+            self.report,
         )
 
     def final_accuracy(self) -> float:
-        """Accuracy of four samples for each held-out expression.
-
-        Raises:
-            RuntimeError: it lies outside the recipe's window.
-        """
-        accuracy = sampled_accuracy(self.model, self.tokenizer, self.held_out, samples=4)
-        if not self.recipe.lowest <= accuracy <= self.recipe.highest:
-            raise RuntimeError(
-                f"sampled accuracy after the warm start = {accuracy:.3f}, wanted {self.recipe.lowest} to "
-                f"{self.recipe.highest}: try another seed, or more training rows; nothing was saved"
-            )
+        """Accuracy of four samples for each held-out expression; a WarmStartError outside the recipe's window."""
+        accuracy = self.accuracy(4)["accuracy"]
+        self.require(accuracy, self.recipe.lowest, self.recipe.highest)
         return accuracy
 
-    def _train_until(self, write: Write, reached: Callable[[float], bool], check_every: int, max_steps: int) -> float:
-        accuracy = float("nan")
-        for step in range(1, max_steps + 1):
-            loss = self._update(write)
-            if step % check_every == 0:
-                accuracy = sampled_accuracy(self.model, self.tokenizer, self.held_out)
-                seconds = time.monotonic() - self.started
-                self.report(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}, {seconds:.0f} s")
-                if reached(accuracy):
-                    return accuracy
-        raise RuntimeError(
-            f"sampled accuracy {accuracy:.3f} after {max_steps} steps of the warm start is not where it should be: "
-            "try another seed, or more training rows; nothing was saved"
-        )
-
-    def _update(self, write: Write) -> float:
-        ids, targets = encode_batch(self.tokenizer, self.rng.choices(self.train, k=self.recipe.batch), write)
-        logits = self.model(input_ids=ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return loss.item()
+    def _batches(self, write: Callable[[Expression], str]) -> Iterator[list[Example]]:
+        while True:
+            chosen = self.rng.choices(self.train, k=self.recipe.batch)
+            yield [supervised.encode(self.tokenizer, chat_prompt(e), write(e), e) for e in chosen]
 
     def _careless_solution(self, expression: Expression) -> str:
         return solution_text(expression, careless_results(expression, self.recipe.error_rate, self.limit, self.rng))
-
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate

@@ -7,7 +7,6 @@ temperature 1, of which about one in three is right; sharpening them is what RL 
 measured on samples for rows of the train split that are not trained on, scored as the quickstart's reward scores them.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pandas
 
-from data_prep import storage
+from data_prep import commands, storage
 from data_prep.arithmetic import DATA_SOURCE, Expression, parse_expression
 
 KIND = "tiny_qwen3"
@@ -98,17 +97,13 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.tiny_qwen3", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("tiny_qwen3", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that python -m data_prep.arithmetic wrote")
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches, errors, samples (%(default)s)")
     options = parser.parse_args(argv)
-    try:
-        written = prepare(options.data, options.out, Recipe(seed=options.seed), lambda line: print(line, flush=True))
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    if not written:
-        print(f"{options.out}: already there, unchanged")
+    recipe = Recipe(seed=options.seed)
+    commands.run(lambda: commands.report(options.out, prepare(options.data, options.out, recipe, commands.say), ""))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ manifest) and the model's state before the first step. Samples of one question a
 are over questions; the gain is paired, question by question.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from cppo_verl import atomic
-from data_prep import storage
+from cppo_verl import atomic, jsonlines
+from data_prep import commands, storage
 
 FOLDER, PAGE = "validations", "validations.md"
 TEXTS = 10
@@ -28,16 +27,18 @@ class ValidationError(ValueError):
 
 
 def read(run: Path) -> Mapping[int, Answers]:
-    """Step -> question -> responses, of all validations of a run.
+    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said.
 
     Raises:
-        ValidationError: there are none.
+        ValidationError: there are none. jsonlines.LineError: a line that is no JSON.
     """
     found: dict[int, dict[str, list[dict[str, Any]]]] = {}
     for file in sorted((run / FOLDER).glob("*.jsonl"), key=lambda path: int(path.stem)):
         answers = found.setdefault(int(file.stem), {})
-        for line in file.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        entries, torn = jsonlines.read(file)
+        if torn:
+            commands.say(torn)
+        for entry in entries:
             answers.setdefault(entry["input"], []).append(entry)
     if not found:
         raise ValidationError(
@@ -48,12 +49,12 @@ def read(run: Path) -> Mapping[int, Answers]:
 
 def accuracies(answers: Answers) -> dict[str, float]:
     """Question -> share of its responses that are right."""
-    return {question: _mean([float(entry["acc"]) for entry in given]) for question, given in answers.items()}
+    return {question: fmean([float(entry["acc"]) for entry in given]) for question, given in answers.items()}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error; the error is 0 for a single value."""
-    mean = _mean(values)
+    mean = fmean(values)
     spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
     return mean, math.sqrt(spread / len(values))
 
@@ -89,7 +90,7 @@ def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
         rows.append(f"| warm start, its own held-out questions (pass@8 {made['pass@8']:.3f}) | {text} | |")
     for step, answers in found.items():
         mean, error = mean_and_error(list(accuracies(answers).values()))
-        partial = _mean([float(entry.get("partial", entry["acc"])) for given in answers.values() for entry in given])
+        partial = fmean([float(entry.get("partial", entry["acc"])) for given in answers.values() for entry in given])
         name = "before the first step" if step == 0 else f"step {step}"
         rows.append(f"| {name} | {mean:.3f} | {error:.3f} | {partial:.3f} |")
     parts = [f"# Validation of {run.name}", "\n".join(rows)]
@@ -106,18 +107,19 @@ def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.validations", description=(__doc__ or "").split("\n")[0])
+    parser = commands.parser_of("validations", __doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--data", type=Path, required=True, help="folder that data_prep.reasoning_gym_data wrote")
     parser.add_argument("--warm-start", type=Path, help="folder that data_prep.warm_start wrote")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         text = page(options.run, options.data, options.warm_start)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    atomic.write(options.run / PAGE, text)
-    print(text.partition("\n## ")[0])
-    print(f"texts: {options.run / PAGE}")
+        atomic.write(options.run / PAGE, text)
+        commands.say(text.partition("\n## ")[0])
+        commands.say(f"texts: {options.run / PAGE}")
+
+    commands.run(work)
 
 
 def _texts(before: Answers, after: Answers, first: int, last: int) -> str:
@@ -132,10 +134,6 @@ def _texts(before: Answers, after: Answers, first: int, last: int) -> str:
             mark = "right" if entry["acc"] else f"wrong, {entry['gts']} is right"
             parts.append(f"step {step}, {mark}:\n\n```text\n{entry['output'].strip()}\n```")
     return "\n\n".join(parts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ def has_verl() -> bool:
 
 def runs_here() -> bool:
     """Whether a run could start in this environment: verl with a torch for GPUs, or verl's CPU platform asked for."""
-    if not has_verl():
-        return False
-    return os.environ.get("VERL_PLATFORM") == "cpu" or not metadata.version("torch").endswith("+cpu")
+    return has_verl() and (os.environ.get("VERL_PLATFORM") == "cpu" or not metadata.version("torch").endswith("+cpu"))
 
 
 def attention(wanted: str, sequence_parallel: str) -> str:
@@ -41,17 +39,11 @@ def _flash_attention_loads() -> bool:
     return missing(sizes.VERLS_ATTENTION) is None
 
 
-def main(arguments: list[str]) -> int:
-    """``python -m recipe.environment ATTN SP``: print the attention; a line on stderr when it is a makeshift."""
-    wanted, sequence_parallel = arguments
-    chosen = attention(wanted, sequence_parallel)
+if __name__ == "__main__":  # python -m recipe.environment ATTN SP, with a line on stderr for a makeshift
+    wanted, parallel = sys.argv[1:]
+    chosen = attention(wanted, parallel)
     if chosen != wanted and chosen == "sdpa":
         print(
             "ATTN=auto: flash attention is not installed here, so sdpa, which is slower (docs/gpu.md)", file=sys.stderr
         )
     print(chosen)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -60,8 +60,7 @@ def estimate(shape: Shape, s: Settings, memory: Memory, a: Assumptions | None = 
     """Seconds and hours of a run."""
     a = a or Assumptions()
     mean = a.mean_response * s.response_tokens
-    tokens = s.responses * (mean + s.prompt_tokens / 2)
-    flops = tokens * training_flops(shape, mean, s.checkpointing)
+    flops = s.responses * (mean + s.prompt_tokens / 2) * training_flops(shape, mean, s.checkpointing)
     validations = VALIDATION_PROMPTS * s.val_n if s.test_freq > 0 else 0
     on_host = 28 * shape.parameters / s.nodes / a.host_bandwidth * s.updates if s.offload_policy else 0
     return Hours(
@@ -85,11 +84,10 @@ def generation(shape: Shape, s: Settings, memory: Memory, a: Assumptions, respon
     """Seconds to decode: every token reads the weights once a batch and its own cache; the longest goes on alone."""
     if not responses:
         return 0.0
-    mean = a.mean_response * s.response_tokens
+    mean, prompt = a.mean_response * s.response_tokens, s.prompt_tokens / 2
     each = responses / s.replicas
-    context = s.prompt_tokens / 2 + mean / 2
-    together = max(min(each, memory.cache_tokens / (s.prompt_tokens / 2 + mean)), 1)
+    together = max(min(each, memory.cache_tokens / (prompt + mean)), 1)
     speed = a.bandwidth * a.bandwidth_share * s.tensor_parallel
-    full = (2 * shape.parameters + together * context * shape.cache_bytes) / speed
+    full = (2 * shape.parameters + together * (prompt + mean / 2) * shape.cache_bytes) / speed
     alone = 2 * shape.active / speed
     return each * mean / together * full + (s.response_tokens - mean) * alone

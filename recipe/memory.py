@@ -33,53 +33,39 @@ class Memory:
 
 def estimate(shape: Shape, s: Settings, gpu_bytes: float = 80 * GB) -> Memory:
     """Memory of one GPU of ``gpu_bytes``, for runs of verl's FSDP2 engine with its default precision."""
-    states = _states(shape, s)
-    tokens = s.tokens_per_gpu
+    # float32 shards; with ``offload_policy`` they live on the host throughout
+    each = 0 if s.offload_policy else 4 * shape.parameters / s.gpus
+    kept = 2 * shape.hidden if s.checkpointing else saved(shape)
     held = {
-        **states,
+        "parameters": each,
+        "gradients": each,
+        "Adam": 2 * each,
         "gathered layers and their gradients": gathered(shape),
-        "activations: checkpoints" if s.checkpointing else "activations: all layers": kept(shape, s.checkpointing)
-        * tokens,
-        "activations: layer at work": at_work(shape) * tokens,
-        "logits": tokens * shape.vocabulary * LOGIT_BYTES,
+        "activations: checkpoints" if s.checkpointing else "activations: all layers": shape.layers
+        * kept
+        * s.tokens_per_gpu,
+        "activations: layer at work": at_work(shape) * s.tokens_per_gpu,
+        "logits": s.tokens_per_gpu * shape.vocabulary * LOGIT_BYTES,
     }
     training = {**held, "fragmentation": FRAGMENTATION * sum(held.values()), "fixed": FIXED}
-    share = s.gpu_share * gpu_bytes
-    weights = 2 * shape.parameters / s.tensor_parallel
+    share, weights = s.gpu_share * gpu_bytes, 2 * shape.parameters / s.tensor_parallel
     cache = max(share - weights - VLLM_WORKSPACE, 0)
     rollout = {
         "vLLM: weights": weights,
         "vLLM: KV cache": cache,
         "vLLM: workspace": min(VLLM_WORKSPACE, share),
-        "parameters": 0 if s.param_offload else states["parameters"],
-        "Adam": 0 if s.optimizer_offload else states["Adam"],
+        "parameters": 0 if s.param_offload else each,
+        "Adam": 0 if s.optimizer_offload else 2 * each,
         "fixed": FIXED,
     }
-    return Memory(training, rollout, int(cache * s.tensor_parallel / shape.cache_bytes), _host(shape, s))
-
-
-def _states(shape: Shape, s: Settings) -> dict[str, float]:
-    """Float32 shards; with ``offload_policy`` they live on the host throughout."""
-    each = 0 if s.offload_policy else 4 * shape.parameters / s.gpus
-    return {"parameters": each, "gradients": each, "Adam": 2 * each}
-
-
-def _host(shape: Shape, s: Settings) -> float:
-    """Host memory of a node that offloading takes."""
-    each = 4 * shape.parameters / s.nodes
-    if s.offload_policy:
-        return 4 * each
-    return each * (s.param_offload + 2 * s.optimizer_offload)
+    on_host = 4 if s.offload_policy else s.param_offload + 2 * s.optimizer_offload
+    host = 4 * shape.parameters / s.nodes * on_host
+    return Memory(training, rollout, int(cache * s.tensor_parallel / shape.cache_bytes), host)
 
 
 def gathered(shape: Shape) -> float:
     """Unsharded: two layers (one prefetched) in bf16, a gradient in bf16 and float32 (reduction); the LM head alike."""
     return (2 * 2 + 2 + 4) * shape.layer + (2 + 2 + 4) * shape.embedding
-
-
-def kept(shape: Shape, checkpointing: bool) -> float:
-    """Bytes a token that the forward keeps for the backward."""
-    return shape.layers * (2 * shape.hidden if checkpointing else saved(shape))
 
 
 def saved(shape: Shape) -> float:

@@ -6,12 +6,11 @@ differ from model to model (Table 3) come from the environment: DELTA, DELTA_B, 
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 KNOB = "actor_rollout_ref.actor.policy_loss."
 TABLE_3 = {"delta": "DELTA", "delta_b": "DELTA_B", "w_min": "W_MIN", "budget": "BUDGET"}  # knob: variable
-ESTIMATORS = ("topk", "binary")
 # The authors' public verl code where it differs from the paper (FOLLOW=scripts).
 SCRIPTS = {KNOB + "horizon": "max", KNOB + "budget_cap": "5", "algorithm.norm_adv_by_std_in_grpo": "False"}
 
@@ -25,10 +24,8 @@ class Method:
     """A preset, the knobs it takes from Table 3, and what is changed after those.
 
     Attributes:
-        preset: what ``+trust_region=`` gets.
-        what: one line for a reader.
-        table_3: knobs set from the model's row.
-        changed: knobs set to a value of the method's own.
+        preset: what ``+trust_region=`` gets. what: one line for a reader.
+        table_3: knobs set from the model's row. changed: knobs set to a value of the method's own.
         estimator: fixed estimator of D_t; None takes ESTIMATOR. "" for a rule that has no D_t.
     """
 
@@ -39,19 +36,12 @@ class Method:
     estimator: str | None = None
 
 
-ALL = tuple(TABLE_3)
-KL = ("w_min", "budget")  # the KL thresholds are the preset's
-
-
-def _sensitivity(knob: str, values: tuple[str, ...]) -> dict[str, Method]:
-    return {f"cppo_{knob}_{v}": Method("cppo", f"CPPO, {knob} = {v}", ALL, {knob: v}) for v in values}
-
-
+ALL, DELTA = tuple(TABLE_3), ("delta",)
 TABLE_1 = {
     "grpo": Method("grpo", "GRPO with Clip-Higher", estimator=""),
     "minpro": Method("minpro", "MinPRO", estimator=""),
     "cispo": Method("cispo", "CISPO", estimator=""),
-    "dppo": Method("dppo_tv", "DPPO, one threshold for every token", ("delta",)),
+    "dppo": Method("dppo_tv", "DPPO, one threshold for every token", DELTA),
     "trm_max": Method("trm_max", "TRM-Max, whole responses by their largest KL"),
     "trm_avg": Method("trm_avg", "TRM-Avg, whole responses by their mean KL"),
     "cppo": Method("cppo", "CPPO", ALL),
@@ -63,22 +53,26 @@ ABLATIONS = {
     ),
     "cppo_shuffled": Method("cppo", "CPPO, weights permuted in each response", ALL, {"weights": "shuffled"}),
     "cppo_soft": Method("cppo", "CPPO, soft gate (Appendix C)", ALL, {"gate": "soft"}),
-    "cppo_kl": Method("cppo_kl", "CPPO on KL, delta 0.1, delta_b 0.002", KL),
+    # the KL thresholds are the presets'
+    "cppo_kl": Method("cppo_kl", "CPPO on KL, delta 0.1, delta_b 0.002", ("w_min", "budget")),
     "dppo_kl": Method("dppo_kl", "DPPO on KL, delta 0.1"),
     "trm_max_avg": Method(
         "trm_max", "TRM Max&Avg, 0.1 and 0.002", changed={"loss_mode": "trm_max_avg", "delta_b": "0.002"}
     ),
     "cppo_binary": Method("cppo", "CPPO on the binary divergence", ALL, estimator="binary"),
-    "dppo_binary": Method("dppo_tv", "DPPO on the binary divergence", ("delta",), estimator="binary"),
+    "dppo_binary": Method("dppo_tv", "DPPO on the binary divergence", DELTA, estimator="binary"),
     # Which values the paper's sensitivity panels use is not in the material at hand: these bracket Table 3's.
-    **_sensitivity("delta_b", ("0.010", "0.015", "0.020", "0.030")),
-    **_sensitivity("w_min", ("0.6", "0.7", "0.8", "0.9")),
+    **{
+        f"cppo_{knob}_{value}": Method("cppo", f"CPPO, {knob} = {value}", ALL, {knob: value})
+        for knob, values in {"delta_b": "0.010 0.015 0.020 0.030", "w_min": "0.6 0.7 0.8 0.9"}.items()
+        for value in values.split()
+    },
 }
 # Not in the paper; docs/rules.md has a section for each.
 RELATIVES = {
     "cppo_restore": Method("cppo_restore", "CPPO, what breaks a constraint pulled back at 0.3", ALL),
-    "dppo_restore": Method("dppo_restore", "DPPO, what breaks the threshold pulled back at 0.3", ("delta",)),
-    "nfpo": Method("nfpo", "NFPO's forward trace of 4 tokens on DPPO's mask", ("delta",)),
+    "dppo_restore": Method("dppo_restore", "DPPO, what breaks the threshold pulled back at 0.3", DELTA),
+    "nfpo": Method("nfpo", "NFPO's forward trace of 4 tokens on DPPO's mask", DELTA),
     "gbpo": Method("gbpo", "GBPO, ratios pulled toward 1 +- 0.3", estimator=""),
     "gspo": Method("gspo", "GSPO, verl's own", estimator=""),
     "sapo": Method("sapo", "SAPO, verl's own", estimator=""),
@@ -97,19 +91,18 @@ def overrides(name: str, environment: Mapping[str, str]) -> list[str]:
         UnknownChoice: for a name outside its list.
     """
     method = METHODS[choice("METHOD", name, METHODS)]
-    estimator = choice("ESTIMATOR", environment.get("ESTIMATOR", "topk"), ESTIMATORS)
+    estimator = choice("ESTIMATOR", environment.get("ESTIMATOR", "topk"), ("topk", "binary"))
     follow = choice("FOLLOW", environment.get("FOLLOW", "paper"), ("paper", "scripts"))
     knobs = {knob: environment[TABLE_3[knob]] for knob in method.table_3}
     if method.estimator != "":
         knobs["estimator"] = method.estimator or estimator
-    knobs.update(method.changed)
-    settings = {KNOB + knob: value for knob, value in knobs.items()}
+    settings = {KNOB + knob: value for knob, value in {**knobs, **method.changed}.items()}
     if follow == "scripts":
         settings.update(SCRIPTS)
     return [f"+trust_region={method.preset}", *(f"{key}={value}" for key, value in settings.items())]
 
 
-def choice(variable: str, value: str, allowed) -> str:
+def choice(variable: str, value: str, allowed: Collection[str]) -> str:
     """``value`` if it is allowed.
 
     Raises:
@@ -120,18 +113,10 @@ def choice(variable: str, value: str, allowed) -> str:
     return value
 
 
-def main(arguments: list[str]) -> int:
-    """Print the overrides of the method named, or all names with their meaning."""
-    if not arguments:
-        print("\n".join(f"{name:20} {method.what}" for name, method in METHODS.items()))
-        return 0
+if __name__ == "__main__":  # without a name, all of them with their meaning
     try:
-        print("\n".join(overrides(arguments[0], os.environ)))
+        lines = [f"{name:20} {method.what}" for name, method in METHODS.items()]
+        print("\n".join(overrides(sys.argv[1], os.environ) if len(sys.argv) > 1 else lines))
     except UnknownChoice as error:
         print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        sys.exit(2)

@@ -1,4 +1,4 @@
-"""``python -m recipe.plan NAME METHOD OVERRIDE...``: what a run would be, without starting anything."""
+"""``python -m recipe.plan [--memory] NAME METHOD OVERRIDE...``: what a run would be, without starting anything."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 from cppo_verl import paper
-from cppo_verl.launch import command_line, sizes
+from cppo_verl.launch import sizes
 from recipe import checks, hours, memory, settings
+from recipe.memory import GB
 from recipe.methods import METHODS
 from recipe.shapes import PAPER_NAMES, Shape, shape_of
 
@@ -16,23 +17,15 @@ TABLE_1_NAMES = {name.lower().replace("-", "_"): name for name in paper.METHODS}
 TRAINING_PROMPTS = 17_398  # DAPO-Math-17k without repeated prompts
 
 
-def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float, short: bool = False) -> Iterator[str]:
-    """The lines of a plan, or with ``short`` those of its memory.
-
-    Raises:
-        ValueError: for an unknown model, or overrides that do not make a run.
-    """
+def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float, shape: Shape) -> Iterator[str]:
+    """The lines of a plan; ValueError for overrides that do not make a run."""
     s = settings.read(overrides)
-    shape = shape_of(name, settings.parse(overrides).get("actor_rollout_ref.model.path", ""))
-    need = memory.estimate(shape, s, gpu_gb * memory.GB)
-    if short:
-        yield from _memory(need, s, gpu_gb)
-        return
+    need = memory.estimate(shape, s, gpu_gb * GB)
     yield f"{name} · METHOD={method}: {METHODS[method].what}"
     yield from _target(name, method)
     yield from _run(shape, s)
     yield ""
-    yield from _memory(need, s, gpu_gb)
+    yield from of_memory(need, s, gpu_gb)
     yield ""
     yield from _hours(hours.estimate(shape, s, need), hours.Assumptions())
     yield ""
@@ -50,29 +43,30 @@ def _target(name: str, method: str) -> Iterator[str]:
 
 def _run(shape: Shape, s: settings.Settings) -> Iterator[str]:
     most = s.responses * s.longest
+    on_topk = f", at most {most * 130 / 1e9:.1f} GB of top-K a step" if s.estimator == "topk" else ""
     lines = {
         "model": f"{shape.parameters / 1e9:.2f} B parameters, {shape.active / 1e9:.2f} B active a token",
         "GPUs": f"{s.nodes} x {s.gpus_per_node}; SP {s.sequence_parallel}, {s.replicas} x vLLM TP {s.tensor_parallel}",
         "steps": f"{s.steps} ({s.steps * s.prompts / TRAINING_PROMPTS:.1f} passes over {TRAINING_PROMPTS} prompts)",
         "step": f"{s.prompts} prompts x {s.n} = {s.responses} responses; {s.updates} updates of {s.minibatch} prompts",
         "tokens a step": f"at most {most:,} ({s.prompt_tokens} + {s.response_tokens} each)",
-        "divergence": f"{s.estimator}"
-        + (f", at most {most * 130 / 1e9:.1f} GB of top-K a step" if s.estimator == "topk" else ""),
+        "divergence": s.estimator + on_topk,
         "checkpoint": f"{12 * shape.parameters / 1e9:.0f} GB each",
     }
     yield from (f"  {key:14} {value}" for key, value in lines.items())
 
 
-def _memory(need: memory.Memory, s: settings.Settings, gpu_gb: float) -> Iterator[str]:
+def of_memory(need: memory.Memory, s: settings.Settings, gpu_gb: float) -> Iterator[str]:
+    """The lines about memory."""
     yield f"memory of a GPU in GB, estimated (of {gpu_gb:g})"
     for phase, parts in (("training", need.training), ("rollout", need.rollout)):
-        yield f"  {phase:38}{sum(parts.values()) / memory.GB:6.1f}"
-        yield from (f"    {part:36}{size / memory.GB:6.1f}" for part, size in parts.items() if size)
+        yield f"  {phase:38}{sum(parts.values()) / GB:6.1f}"
+        yield from (f"    {part:36}{size / GB:6.1f}" for part, size in parts.items() if size)
     full = need.cache_tokens // s.longest
     yield f"  KV cache of a replica: {need.cache_tokens:,} tokens, {full} sequences of full length"
     if need.host:
-        yield f"  host memory of a node for offloading: {need.host / memory.GB:.0f} GB"
-    over = need.peak / memory.GB - gpu_gb
+        yield f"  host memory of a node for offloading: {need.host / GB:.0f} GB"
+    over = need.peak / GB - gpu_gb
     yield f"  {'fits' if over <= 0 else 'DOES NOT FIT'}: {abs(over):.1f} GB {'to spare' if over <= 0 else 'too much'}"
 
 
@@ -93,11 +87,13 @@ def main(arguments: Sequence[str]) -> int:
     name, method, *overrides = arguments[1:] if short else arguments
     try:
         gpu_gb = float(os.environ.get("GPU_MEMORY_GB", "80"))
-        shape = shape_of(name, settings.parse(overrides).get("actor_rollout_ref.model.path", ""))
+        shape = shape_of(name, str(settings.parse(overrides).get("actor_rollout_ref.model.path", "")))
         heads = sizes.Heads(shape.heads, shape.kv_heads)
-        found = command_line.problems(overrides, heads) or settings.problems(settings.read(overrides))
+        found = checks.on_paper(overrides, heads) or settings.problems(settings.read(overrides))
         if not found:  # what cannot run is not estimated
-            print("\n".join(report(name, method, overrides, gpu_gb, short)), flush=True)
+            s = settings.read(overrides)
+            few = of_memory(memory.estimate(shape, s, gpu_gb * GB), s, gpu_gb)
+            print("\n".join(few if short else report(name, method, overrides, gpu_gb, shape)), flush=True)
         if short:
             return _refuse(found)
         checked, more = checks.check(overrides, heads)

@@ -1,36 +1,43 @@
-"""What a plan reads from a run's Hydra overrides."""
+"""What a plan reads from a run's Hydra overrides, with Python alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 ROLLOUT = "actor_rollout_ref.rollout."
 ACTOR = "actor_rollout_ref.actor."
 FSDP = ACTOR + "fsdp_config."
+WORDS = {"true": True, "false": False, "null": None}
+
+
+def _key(name: str, **default: Any) -> Any:
+    """A field that is read from this key of verl's config; without a default the key has to be given."""
+    return field(metadata={"key": name}, **default)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Counts are responses, prompts, tokens or GPUs; ``gpu_share`` is the part of a GPU that vLLM takes."""
 
-    prompts: int
-    n: int
-    minibatch: int
-    prompt_tokens: int
-    response_tokens: int
-    steps: int
-    test_freq: int
-    val_n: int
-    nodes: int
-    gpus_per_node: int
-    sequence_parallel: int
-    tokens_per_gpu: int
-    tensor_parallel: int
-    gpu_share: float
-    param_offload: bool
-    optimizer_offload: bool
-    offload_policy: bool
-    checkpointing: bool
-    estimator: str
+    prompts: int = _key("data.train_batch_size")
+    n: int = _key(ROLLOUT + "n")
+    minibatch: int = _key(ACTOR + "ppo_mini_batch_size")
+    prompt_tokens: int = _key("data.max_prompt_length")
+    response_tokens: int = _key("data.max_response_length")
+    steps: int = _key("trainer.total_training_steps")
+    test_freq: int = _key("trainer.test_freq")
+    val_n: int = _key(ROLLOUT + "val_kwargs.n")
+    nodes: int = _key("trainer.nnodes")
+    gpus_per_node: int = _key("trainer.n_gpus_per_node")
+    sequence_parallel: int = _key(FSDP + "ulysses_sequence_parallel_size")
+    tokens_per_gpu: int = _key(ACTOR + "ppo_max_token_len_per_gpu")
+    tensor_parallel: int = _key(ROLLOUT + "tensor_model_parallel_size")
+    gpu_share: float = _key(ROLLOUT + "gpu_memory_utilization")
+    param_offload: bool = _key(FSDP + "param_offload")
+    optimizer_offload: bool = _key(FSDP + "optimizer_offload")
+    offload_policy: bool = _key(FSDP + "offload_policy")
+    checkpointing: bool = _key("actor_rollout_ref.model.enable_gradient_checkpointing")
+    estimator: str = _key(ACTOR + "policy_loss.estimator", default="binary")
 
     @property
     def gpus(self) -> int:
@@ -57,10 +64,19 @@ class Settings:
         return self.prompt_tokens + self.response_tokens
 
 
-def parse(overrides: Sequence[str]) -> dict[str, str]:
-    """Key to value; the last one of a key counts, as in Hydra."""
+def parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key to value, a number where it is one; the last one of a key counts, as in Hydra."""
     pairs = (text.partition("=") for text in overrides if "=" in text)
-    return {key.lstrip("+"): value.strip("'\"") for key, _, value in pairs}
+    return {key.lstrip("+"): _value(text) for key, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return WORDS.get(text.lower(), text.strip("'\""))
 
 
 def read(overrides: Sequence[str]) -> Settings:
@@ -69,46 +85,24 @@ def read(overrides: Sequence[str]) -> Settings:
     Raises:
         ValueError: naming a key that is missing or no number.
     """
-    given = parse(overrides)
-
-    def value(key: str, kind=int):
-        try:
-            text = given[key]
-            return text.lower() == "true" if kind is bool else kind(text)
-        except KeyError:
-            raise ValueError(f"a plan needs {key}, which no override sets") from None
-        except ValueError:
-            raise ValueError(f"{key}={given[key]!r} is not of type {kind.__name__}") from None
-
-    return Settings(
-        prompts=value("data.train_batch_size"),
-        n=value(ROLLOUT + "n"),
-        minibatch=value(ACTOR + "ppo_mini_batch_size"),
-        prompt_tokens=value("data.max_prompt_length"),
-        response_tokens=value("data.max_response_length"),
-        steps=value("trainer.total_training_steps"),
-        test_freq=value("trainer.test_freq"),
-        val_n=value(ROLLOUT + "val_kwargs.n"),
-        nodes=value("trainer.nnodes"),
-        gpus_per_node=value("trainer.n_gpus_per_node"),
-        sequence_parallel=value(FSDP + "ulysses_sequence_parallel_size"),
-        tokens_per_gpu=value(ACTOR + "ppo_max_token_len_per_gpu"),
-        tensor_parallel=value(ROLLOUT + "tensor_model_parallel_size"),
-        gpu_share=value(ROLLOUT + "gpu_memory_utilization", float),
-        param_offload=value(FSDP + "param_offload", bool),
-        optimizer_offload=value(FSDP + "optimizer_offload", bool),
-        offload_policy=value(FSDP + "offload_policy", bool),
-        checkpointing=value("actor_rollout_ref.model.enable_gradient_checkpointing", bool),
-        estimator=given.get(ACTOR + "policy_loss.estimator", "binary"),
-    )
+    given, found = parse(overrides), {}
+    for own in fields(Settings):
+        key, kind = own.metadata["key"], own.type
+        if key in given:
+            value = given[key]
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{key}={value!r} is not of type {getattr(kind, '__name__', kind)}")
+            found[own.name] = value
+        elif own.default is MISSING:
+            raise ValueError(f"a plan needs {key}, which no override sets")
+    return Settings(**found)
 
 
-def problems(settings: Settings) -> list[str]:
+def problems(s: Settings) -> list[str]:
     """What a run would survive, but no longer as the paper's: beside ``cppo_verl.launch.sizes``."""
-    s = settings
-    if s.prompts % s.minibatch:
-        return [
-            f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}: verl fills up with empty rows, which "
-            "makes updates smaller."
-        ]
-    return []
+    if s.prompts % s.minibatch == 0:
+        return []
+    return [
+        f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}: verl fills up with empty rows, which "
+        "makes updates smaller."
+    ]

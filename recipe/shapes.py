@@ -45,7 +45,12 @@ class Shape:
     @property
     def layer(self) -> int:
         """Parameters of one decoder layer."""
-        return self._outside_experts + max(self.experts, 1) * self._expert
+        return self.layer_with(max(self.experts, 1))
+
+    def layer_with(self, experts: int) -> int:
+        """Parameters of a decoder layer of which ``experts`` MLPs count, with attention, norms and router."""
+        attention = 2 * self.hidden * (self.query + self.key_value) + 2 * self.head_dim
+        return attention + 2 * self.hidden + self.hidden * self.experts + experts * 3 * self.hidden * self.inner
 
     @property
     def parameters(self) -> int:
@@ -55,21 +60,12 @@ class Shape:
     @property
     def active(self) -> int:
         """Parameters that take part in a matrix product for one token: chosen experts, LM head, no embedding."""
-        return self.layers * (self._outside_experts + self.chosen * self._expert) + self.embedding
+        return self.layers * self.layer_with(self.chosen) + self.embedding
 
     @property
     def cache_bytes(self) -> int:
         """KV cache of one token in bf16."""
         return 2 * 2 * self.layers * self.key_value
-
-    @property
-    def _expert(self) -> int:
-        return 3 * self.hidden * self.inner
-
-    @property
-    def _outside_experts(self) -> int:
-        attention = 2 * self.hidden * self.query + 2 * self.hidden * self.key_value + 2 * self.head_dim
-        return attention + 2 * self.hidden + self.hidden * self.experts
 
 
 SHAPES = {
@@ -78,12 +74,7 @@ SHAPES = {
     "qwen3_8b_base": Shape(4096, 36, 32, 8, 12288, tied=False),
     "qwen3_30b_a3b_base": Shape(2048, 48, 32, 4, 768, tied=False, experts=128, chosen=8),
 }
-PAPER_NAMES = {
-    "qwen3_1p7b": "Qwen3-1.7B",
-    "qwen3_1p7b_base": "Qwen3-1.7B-Base",
-    "qwen3_8b_base": "Qwen3-8B-Base",
-    "qwen3_30b_a3b_base": "Qwen3-30B-A3B-Base",
-}
+PAPER_NAMES = dict(zip(SHAPES, ("Qwen3-1.7B", "Qwen3-1.7B-Base", "Qwen3-8B-Base", "Qwen3-30B-A3B-Base"), strict=True))
 
 
 def shape_of(name: str, model_path: str) -> Shape:

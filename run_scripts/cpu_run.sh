@@ -21,24 +21,25 @@ venv=$(CPPO_EXTRA=${EXTRA:-} "$root/run_scripts/setup_env.sh")
 python=$venv/bin/python
 export VERL_PLATFORM=cpu OMP_NUM_THREADS=${THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RAY_DEDUP_LOGS=0
 cd "$root"
+source "$root/run_scripts/quote.sh"
 
 [[ -z ${MODE:-} ]] || set -- "trainer.v1.trust_region.mode=$MODE" "$@"
-"$venv/bin/cppo-verl" run --check "$RUN" "+trust_region=$METHOD" "$@"
+"$venv/bin/cppo-verl" run --glance "$RUN" "+trust_region=$METHOD" "$@"
 prepare
 
 DATA_ARGS=(
-  data.train_files="$DATA/train.parquet"
-  data.val_files="$DATA/val.parquet"
+  data.train_files="$(quote "$DATA/train.parquet")"
+  data.val_files="$(quote "$DATA/val.parquet")"
   data.train_batch_size="$PROMPTS"
   data.max_prompt_length="$PROMPT_TOKENS"
   data.max_response_length="$RESPONSE_TOKENS"
   data.filter_overlong_prompts=false
   data.seed="$SEED"
-  reward.custom_reward_function.path="$REWARD"
+  reward.custom_reward_function.path="$(quote "$REWARD")"
   reward.custom_reward_function.name=compute_score
 )
 ACTOR_ARGS=(
-  actor_rollout_ref.model.path="$MODEL"
+  actor_rollout_ref.model.path="$(quote "$MODEL")"
   actor_rollout_ref.actor.optim.lr="$LR"
   actor_rollout_ref.actor.ppo_mini_batch_size="$MINIBATCH" # prompts an update
   actor_rollout_ref.actor.use_dynamic_bsz=true
@@ -63,7 +64,7 @@ TRAINER_ARGS=(
   trainer.max_actor_ckpt_to_keep=2
   trainer.v1.trust_region.record=8 # responses a step, with every token's numbers: docs/inspecting.md
   trainer.logger='["console","file"]'
-  trainer.validation_data_dir="$RUN/validations" # every response of every validation, as text
+  trainer.validation_data_dir="$(quote "$RUN/validations")" # every response of every validation, as text
   trainer.project_name="$NAME"
   trainer.experiment_name="$METHOD"
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes (or updates) a virtual environment and prints its folder: setup_env.sh [cpu|gpu]
 #
-#   cpu   the real stack without a GPU, for quickstart and tests: about 4 GB, in .venv
+#   cpu   the real stack without a GPU, for quickstart and tests: about 3 GB, in .venv
 #   gpu   verl, vLLM and torch for CUDA 13 in the versions of requirements/gpu-constraints.txt: about 11 GB, in .venv-gpu;
 #         then flash attention (run_scripts/flash_attention.sh has its variables). Needs neither GPU nor CUDA toolkit.
 #
@@ -16,13 +16,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { echo "setup_env.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 case ${1:-cpu} in
-  cpu) stack=cpu folder=.venv size="4 GB" ;;
+  cpu) stack=cpu folder=.venv size="3 GB" ;;
   gpu) stack=gpu folder=.venv-gpu size="11 GB" ;;
   *) die "'$1' is not one of: cpu gpu" ;;
 esac
 venv=${CPPO_VENV:-$root/$folder}
 python=${PYTHON:-python3.11}
 stamp=$venv/.cppo_verl_installed
+unfinished=$venv/.cppo_verl_unfinished # while it is there, packages may lie half unpacked and pass for installed
 requirements=$root/requirements
 flash() { [[ $stack == cpu ]] || "$root/run_scripts/flash_attention.sh" "$venv/bin/python"; }
 
@@ -43,6 +44,7 @@ uv() { # uv's command and pip's settings, into "installer"
 }
 install() { # with a sign of life every five seconds
   local begun=$SECONDS
+  touch "$unfinished"
   "${installer[@]}" "$@" >&2 &
   local job=$!
   trap 'kill "$job" 2>/dev/null' EXIT
@@ -51,6 +53,7 @@ install() { # with a sign of life every five seconds
   done
   trap - EXIT
   wait "$job"
+  rm "$unfinished"
 }
 
 wanted=$(cat "$requirements"/*.txt "$root/setup.py" | sha256sum | sed "s/-/$stack/")
@@ -63,7 +66,7 @@ extra() {
   install -r "$requirements/$CPPO_EXTRA.txt"
   echo "$wanted" >"$has"
 }
-if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
+if [[ ! -e $unfinished && -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
   extra
   [[ -z ${FLASH_ATTN:-}${FLASH_ATTN_WHEEL:-} ]] || flash
   echo "$venv"
@@ -74,7 +77,10 @@ if [[ -f $stamp && $(sed "s/.* //; s/^-$/cpu/" "$stamp") != "$stack" ]]; then
 fi
 say "installing the ${stack^^} stack into $venv (about $size)"
 command -v "$python" >/dev/null || die "$python not found; set PYTHON to a Python 3.11"
-"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv" # none, or one half made
+if [[ -e $unfinished ]] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  clear=$([[ ! -f $venv/pyvenv.cfg ]] || echo --clear) # what an interrupted start left
+  "$python" -m venv $clear "$venv"
+fi
 uv
 if [[ $stack == gpu ]]; then
   install -e "$root[gpu,dev]" -c "$requirements/gpu-constraints.txt"

@@ -21,9 +21,10 @@ role=${1:-}
 NNODES=${NNODES:-1} NGPUS_PER_NODE=${NGPUS_PER_NODE:-8} RAY_PORT=${RAY_PORT:-6379} WAIT=${WAIT:-600}
 STATE=${STATE:-$root/runs/ray}
 pid_file=$STATE/pid log=$STATE/ray.log
-for PYTHON in ${PYTHON:-"${CPPO_VENV:-$root/.venv-gpu}/bin/python" "$root/.venv/bin/python" python3}; do
-  command -v "$PYTHON" >/dev/null && break
-done
+[[ -n ${PYTHON:-} ]] ||
+  for PYTHON in "${CPPO_VENV:-$root/.venv-gpu}/bin/python" "$root/.venv/bin/python" python3; do
+    command -v "$PYTHON" >/dev/null && break
+  done
 alive() { ps -eo pgid=,stat= | awk -v group="$1" '$1 == group && $2 !~ /^Z/ { found = 1 } END { exit !found }'; }
 gone() { # waits up to $2 seconds for process group $1 to end; a killed process holds its place for a moment
   local tries

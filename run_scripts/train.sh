@@ -21,14 +21,16 @@
 #   SP= TP= TOKENS_PER_GPU= GPU_SHARE= OFFLOAD=none|states|all   memory; GPU_MEMORY_GB=80 is what the plan compares with
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/run_scripts/quote.sh"
 die() { echo "train.sh: $*" >&2; exit 2; }
 [[ -n ${NAME:-} ]] || die "start one of run_scripts/qwen3_*.sh, which say what to train"
 
 mode=run
 case ${1:-} in plan | config | overrides | run) mode=$1; shift ;; esac
-for PYTHON in ${PYTHON:-"${CPPO_VENV:-$root/.venv-gpu}/bin/python" "$root/.venv/bin/python" python3}; do
-  command -v "$PYTHON" >/dev/null && break
-done
+[[ -n ${PYTHON:-} ]] ||
+  for PYTHON in "${CPPO_VENV:-$root/.venv-gpu}/bin/python" "$root/.venv/bin/python" python3; do
+    command -v "$PYTHON" >/dev/null && break
+  done
 recipe() { PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m "recipe.$1" "${@:2}"; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
@@ -44,7 +46,7 @@ PROMPT_TOKENS=${PROMPT_TOKENS:-1024} LR=${LR:-1e-6} TEST_FREQ=${TEST_FREQ:-10} S
 LOGGERS=${LOGGERS:-console,file} DATA=${DATA:-$root/data}
 REWARD_FILE=$(absolute "${REWARD_FILE:-$root/data_prep/math_reward.py}")
 TRAIN_FILE=$(absolute "${TRAIN_FILE:-$DATA/train.parquet}")
-[[ -d $MODEL_PATH ]] && MODEL_PATH=$(absolute "$MODEL_PATH")
+[[ ! -d $MODEL_PATH ]] || MODEL_PATH=$(quote "$(absolute "$MODEL_PATH")") # else a hub id
 RUN=${RUN:-${WORK:-$root/runs}/$NAME/$METHOD-seed$SEED}
 case ",$LOGGERS," in *,file,*) ;; *) LOGGERS=$LOGGERS,file ;; esac # the report reads it
 case $OFFLOAD in
@@ -56,17 +58,19 @@ esac
 val_files=()
 [[ -n ${VAL_FILES:-} ]] || for year in 24 25 26; do val_files+=("$(absolute "$DATA/aime$year.parquet")"); done
 for file in ${VAL_FILES:-}; do val_files+=("$(absolute "$file")"); done
+quoted=()
+for file in "${val_files[@]}"; do quoted+=("$(quote "$file")"); done
 
 DATA_ARGS=(
-  data.train_files="$TRAIN_FILE"
-  data.val_files="[$(IFS=,; echo "${val_files[*]}")]"
+  data.train_files="$(quote "$TRAIN_FILE")"
+  data.val_files="[$(IFS=,; echo "${quoted[*]}")]"
   data.train_batch_size="$PROMPTS"
   data.max_prompt_length="$PROMPT_TOKENS"
   data.max_response_length="$RESPONSE_TOKENS"
   data.filter_overlong_prompts=true
   data.filter_overlong_prompts_workers=null # in the trainer's own process
   data.seed="$SEED"
-  reward.custom_reward_function.path="$REWARD_FILE" # verl's math_dapo scorer, bounded in time and memory
+  reward.custom_reward_function.path="$(quote "$REWARD_FILE")" # verl's math_dapo scorer, bounded in time and memory
   reward.custom_reward_function.name=compute_score
 )
 attention=$(recipe environment "${ATTN:-auto}" "$SP")

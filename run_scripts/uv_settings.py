@@ -28,7 +28,7 @@ SEVERAL = {
 }
 # what changes neither what is installed nor from where
 QUIET = {
-    "break-system-packages", "disable-pip-version-check", "exists-action", "log", "no-color", "no-input",
+    "break-system-packages", "config-file", "disable-pip-version-check", "exists-action", "log", "no-color", "no-input",
     "no-warn-script-location", "prefer-binary", "progress-bar", "quiet", "require-virtualenv", "retries",
     "root-user-action", "use-deprecated", "use-feature", "verbose",
 }  # fmt: skip

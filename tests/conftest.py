@@ -28,10 +28,10 @@ LONGEST = (
     "resumed",
     "tests/e2e/test_start_ray.py",
     "tests/e2e/test_selftest.py",
-    "every_preset",
+    "walked_with_lora",
     "own_rule",
     "tests/e2e/test_recipes.py",
-    "tests/reporting/test_paper_report.py",
+    "tests/reporting/test_paper.py",
     "tests/recipe/test_recipes.py",
 )
 

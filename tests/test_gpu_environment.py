@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -33,41 +35,30 @@ def lines(name: str) -> list[Requirement]:
     return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def test_constraints_agree_with_the_requirements():
-    pins = {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in lines("gpu-constraints")}
-    for name in ("base", "gpu", "dev"):
-        for requirement in lines(name):
-            pin = pins.get(canonicalize_name(requirement.name))
-            if name != "dev":
-                assert pin is not None, f"{requirement} of {name}.txt has no pin"
-            assert pin is None or requirement.specifier.contains(pin), f"{name}.txt: {requirement}, pinned to {pin}"
-    assert all(re.fullmatch(r"==[^,*]+", str(r.specifier)) for r in lines("gpu-constraints"))
-
-
-def test_constraints_are_what_verl_pins_for_vllm():
-    """verl's own extra, read from its metadata, where it names a version."""
-    from importlib import metadata
-
-    pins = {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in lines("gpu-constraints")}
+def verls() -> list[Requirement]:
+    """What verl's own extra for vLLM asks for, read from its metadata."""
     asked = [Requirement(text) for text in metadata.requires("verl") or ()]
-    for extra in ("", "vllm", "verl-core", "math"):
-        for requirement in asked:
-            if requirement.name != "verl" and (
-                requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-            ):
-                pin = pins.get(canonicalize_name(requirement.name))
-                assert pin is not None and requirement.specifier.contains(pin), f"{requirement}, pinned to {pin}"
+    extras = ("", "vllm", "verl-core", "math")
+    asked = [r for r in asked if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
+    return [r for r in asked if r.name != "verl"]
+
+
+def test_constraints_agree_with_the_requirements_and_with_verl():
+    pins = {canonicalize_name(r.name): str(r.specifier) for r in lines("gpu-constraints")}
+    assert all(re.fullmatch(r"==[^,*]+", pin) for pin in pins.values())
+    for requirement in [*lines("base"), *lines("gpu"), *verls()]:
+        assert canonicalize_name(requirement.name) in pins, f"{requirement} has no pin"
+    for requirement in [*lines("base"), *lines("gpu"), *lines("dev"), *verls()]:
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is None or requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
 
 
 def test_the_container_is_made_of_what_is_here():
     text = (ROOT / "docker/Dockerfile").read_text()
-    assert (
-        "ARG BASE=verlai/verl:vllm024.dev2" in text and "verlai/verl:vllm024.dev2" in (ROOT / "docs/gpu.md").read_text()
-    )
-    for path in re.findall(r"-c (requirements\S+)", text):
-        assert (ROOT / path).is_file()
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".venv", ".venv-gpu", "runs"} <= set(ignored)
+    base = re.search(r"ARG BASE=(\S+)", text)
+    assert base is not None and base[1] in (ROOT / "docs/gpu.md").read_text()
+    assert all((ROOT / path).is_file() for path in re.findall(r"-c (requirements\S+)", text))
+    assert {".venv", ".venv-gpu", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
 
 
 # --- flash attention --------------------------------------------------------------------------------------------------
@@ -85,24 +76,10 @@ def wheel(folder: Path, source: str) -> Path:
     """A wheel of a flash-attn that is one line."""
     (folder / "flash_attn").mkdir(parents=True)
     (folder / "flash_attn/__init__.py").write_text(source)
-    (folder / "setup.py").write_text(
-        "from setuptools import setup\nsetup(name='flash-attn', version='2.8.3', packages=['flash_attn'])"
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            str(folder),
-            str(folder),
-        ],
-        check=True,
-    )
+    setup = "from setuptools import setup\nsetup(name='flash-attn', version='2.8.3', packages=['flash_attn'])"
+    (folder / "setup.py").write_text(setup)
+    options = ["-q", "--no-deps", "--no-build-isolation", "-w"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(folder), str(folder)], check=True)
     return next(folder.glob("*.whl"))
 
 
@@ -126,10 +103,8 @@ def test_ways_to_flash_attention(bare, tmp_path):
 
     broken = wheel(tmp_path / "broken", "import flash_attn_2_cuda")
     done = flash_attention(bare, FLASH_ATTN_WHEEL=str(broken))
-    assert done.returncode == 1
+    assert done.returncode == 1 and not has_flash_attention(bare)
     assert "No module named 'flash_attn_2_cuda'); taken out again" in done.stderr
-    assert "was built for another Python, torch or CUDA" in done.stderr
-    assert not has_flash_attention(bare)
 
     good = wheel(tmp_path / "good", "def flash_attn_varlen_func(): pass")
     assert f"flash-attn 2.8.3 from {good}" in flash_attention(bare, FLASH_ATTN_WHEEL=str(good)).stderr
@@ -138,20 +113,16 @@ def test_ways_to_flash_attention(bare, tmp_path):
 
     subprocess.run([str(bare), "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", str(broken)], check=True)
     done = flash_attention(bare, PIP_FIND_LINKS=str(good.parent))  # a wheel that pip finds by itself
-    assert "taken out again" in done.stderr and "a wheel of your index" in done.stderr
-    assert has_flash_attention(bare)
+    assert "taken out again" in done.stderr and has_flash_attention(bare)
 
 
 def test_what_compiling_needs_is_said(bare):
     assert "no torch in" in flash_attention(bare, FLASH_ATTN="build").stderr
     torch = next(bare.parent.parent.glob("lib/python*/site-packages")) / "torch.py"
     torch.write_text("class version: cuda = '13.0'")
-    try:
-        done = flash_attention(bare, FLASH_ATTN="build")
-        assert done.returncode == 1
-        assert "needs nvcc of CUDA 13.0" in done.stderr and "docs/gpu.md" in done.stderr
-    finally:
-        torch.unlink()
+    done = flash_attention(bare, FLASH_ATTN="build")
+    torch.unlink()
+    assert done.returncode == 1 and "needs nvcc of CUDA 13.0" in done.stderr and "docs/gpu.md" in done.stderr
     assert "'compile' is not one of: auto build none" in flash_attention(bare, FLASH_ATTN="compile").stderr
     assert flash_attention(bare, FLASH_ATTN="none").returncode == 0
 
@@ -169,29 +140,19 @@ def test_the_two_stacks_do_not_mix(tmp_path):
 
 @pytest.mark.skipif(not GPU_ENV, reason="CPPO_VERL_GPU_ENV is not set (the folder that setup_env.sh gpu makes)")
 def test_the_tests_pass_in_the_gpu_environment(tmp_path, capsys):
-    python = Path(str(GPU_ENV)).absolute() / "bin/python"
     report = tmp_path / "report.xml"
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += [f"tests/{room}" for room in CONTRACT]
+    command = [str(Path(str(GPU_ENV)).absolute() / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={report}", *(f"tests/{room}" for room in CONTRACT)]
     command += [f"--ignore=tests/{file}" for file in OF_THE_CPU_STACK]
-    environment = {
-        **os.environ,
-        "VERL_PLATFORM": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    values = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **values}, capture_output=True, text=True)
     cases = list(ElementTree.parse(report).iter("testcase"))
-    skipped: dict[str, int] = {}
-    for case in cases:
-        for skip in case.iter("skipped"):
-            skipped[skip.get("message", "")] = skipped.get(skip.get("message", ""), 0) + 1
+    skipped = Counter(skip.get("message", "") for case in cases for skip in case.iter("skipped"))
     with capsys.disabled():
-        print(f"\nin {GPU_ENV}: {len(cases)} tests, {sum(skipped.values())} could not run")
+        print(f"\nin {GPU_ENV}: {len(cases)} tests, {skipped.total()} could not run")
         for reason, count in skipped.items():
             print(f"  {count} skipped: {reason}")
         for file, reason in OF_THE_CPU_STACK.items():
             print(f"  tests/{file} left out: {reason}")
     assert done.returncode == 0, done.stdout[-8000:]
-    assert len(cases) - sum(skipped.values()) > 500
+    assert len(cases) - skipped.total() > 500

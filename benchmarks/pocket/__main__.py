@@ -1,4 +1,4 @@
-"""Run the grid and write its CSVs, figures and table of claims.
+"""Run a grid and write its table, the CSVs of claims and rules, and figures.
 
 python -m benchmarks.pocket            # the whole grid; continues where it was interrupted
 python -m benchmarks.pocket --quick    # a smoke test of a minute
@@ -10,40 +10,38 @@ python -m benchmarks.pocket --grid staleness  # the third: anchors and steered t
 import argparse
 from pathlib import Path
 
+import pandas
+
 from benchmarks.pocket.grid import execute, load, trial
 from cppo_verl import atomic
 
-RESULTS = {
-    "grid": Path(__file__).with_name("results"),
-    "beyond": Path(__file__).with_name("results_beyond"),
-    "staleness": Path(__file__).with_name("results_staleness"),
+GRIDS = ("grid", "beyond", "staleness")
+RESULTS = Path(__file__).with_name("results")
+DOCS = Path(__file__).parents[2] / "docs"
+DOC, TABLES = DOCS / "evidence.md", DOCS / "evidence"  # the page holds the claims, each table between two marks
+
+TRIED = {  # what --try prints
+    "contrasts": ["setting", "a", "b", "effect", "low", "high", "n", "wins"],
+    "rules": ["setting", "rule", "n", "masked_share", "best", "best_half", "final", "final_half", "kept", "tv_last"],
 }
-DOC = Path(__file__).parents[2] / "docs" / "evidence.md"  # holds the tables, each between two marks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket", description=__doc__.splitlines()[0])
-    parser.add_argument("--grid", choices=RESULTS, default="grid", help="which file of this folder")
+    parser.add_argument("--grid", choices=GRIDS, default="grid", help="which file of this folder")
     parser.add_argument("--quick", action="store_true", help="toy sizes; nothing to conclude from")
-    parser.add_argument(
-        "--try",
-        dest="tried",
-        action="append",
-        default=[],
-        metavar="PRESET",
-        help="compare this preset, by name or by file, with CPPO and DPPO; may be repeated",
-    )
+    tried = "compare this preset, by name or by file, with CPPO and DPPO; may be repeated"
+    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="PRESET", help=tried)
     parser.add_argument("--seeds", type=int, default=8, help="of --try (%(default)s)")
     parser.add_argument("--out", type=Path, help="default: the grid's results here, runs/pocket-quick or -try")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this long")
-    parser.add_argument("--report-only", action="store_true", help="figures and tables from the CSVs that are there")
+    parser.add_argument("--report-only", action="store_true", help="figures and tables from the runs that are there")
     args = parser.parse_args()
     grid = load(args.quick, Path(__file__).with_name(f"{args.grid}.yaml"))
     elsewhere = Path("runs/pocket-try" if args.tried else "runs/pocket-quick")
-    default = elsewhere if args.tried or args.quick else RESULTS[args.grid]
-    out = args.out or default
+    out = args.out or (elsewhere if args.tried or args.quick else RESULTS / args.grid)
     if args.tried:
         try:
             grid = trial(grid, args.tried, args.seeds)
@@ -53,14 +51,17 @@ def main() -> None:
         execute(grid, out, args.processes, args.device, args.minutes)
     from benchmarks.pocket.report import report
 
-    report(grid, out)
-    if args.tried:
-        print(*((out / f"{name}.md").read_text(encoding="utf-8") for name in ("claims", "rules")), sep="\n")
-    if out == RESULTS[args.grid]:
-        for name in ("claims", "rules"):
-            put_into_doc(
-                name if args.grid == "grid" else f"{args.grid} {name}", (out / f"{name}.md").read_text(encoding="utf-8")
-            )
+    committed = out == RESULTS / args.grid
+    claims = report(grid, out, TABLES if committed else out, f"{args.grid}_" if committed else "")
+    if committed:
+        put_into_doc(f"{args.grid} claims", claims)
+    elif args.tried:
+        print(claims, *(look(out / f"{name}.csv", columns) for name, columns in TRIED.items()), sep="\n")
+
+
+def look(file: Path, columns: list[str]) -> str:
+    """Some columns of a CSV for a terminal."""
+    return pandas.read_csv(file)[columns].to_string(index=False, float_format="{:.3f}".format) + "\n"
 
 
 def put_into_doc(name: str, table: str) -> None:

@@ -1,6 +1,6 @@
-"""The grid of runs: what grid.yaml asks for, in several processes, resumable, every run into the CSVs."""
+"""The grid of runs: what grid.yaml asks for, in several processes, resumable, every run into one table a study."""
 
-import csv
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas
 import torch
 import yaml
 
@@ -19,7 +20,9 @@ from benchmarks.pocket import Row
 from cppo_verl import atomic, presets
 
 GRID = Path(__file__).with_name("grid.yaml")
-SECONDS_BETWEEN_WRITES = 20.0  # the files grow to tens of MB; a killed grid repeats the runs since the last write
+TABLE = "results.csv.gz"
+RUN = "all"  # in the column ``step``: the line of a whole run, beside those of its evaluations
+SECONDS_BETWEEN_WRITES = 20.0  # a killed grid repeats the runs since the last write
 
 
 class Spec(NamedTuple):
@@ -79,18 +82,15 @@ def specs(grid: dict[str, Any]) -> Iterator[Spec]:
 
     Two seeds go side by side, so that two processes do not wait for the same warm start.
     """
-    order = [(part, pair) for part in grid["plan"] for pair in _pairs(grid["seeds"])]
-    order += [(part, pair) for pair in _pairs(grid["extra_seeds"]) for part in grid["plan"]]
+    pairs, extra = (
+        [seeds[i : i + 2] for i in range(0, len(seeds), 2)] for seeds in (grid["seeds"], grid["extra_seeds"])
+    )
+    order = [(part, pair) for part in grid["plan"] for pair in pairs]
+    order += [(part, pair) for pair in extra for part in grid["plan"]]
     for part, pair in order:
         for setting in part["settings"]:
             for rule in grid["rules"] if part["rules"] == "all" else part["rules"]:
-                for seed in pair:
-                    if seed in part.get("seeds", pair):
-                        yield Spec(setting, rule, seed)
-
-
-def _pairs(seeds: list[int]) -> list[list[int]]:
-    return [seeds[i : i + 2] for i in range(0, len(seeds), 2)]
+                yield from (Spec(setting, rule, seed) for seed in pair if seed in part.get("seeds", pair))
 
 
 def fingerprint(grid: dict[str, Any], spec: Spec) -> str:
@@ -104,29 +104,28 @@ def summary(curve: list[Row]) -> Row:
     scores = [row["score"] for row in curve[1:]]
     found: Row = {"start": curve[0]["score"], "best": max(scores), "final": scores[-1]}
     found |= {"mean": sum(scores) / len(scores), "kept": float(scores[-1] >= max(scores) / 2)}
-    names = dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score"))
-    for name in names:
+    for name in dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score")):
         values = [row[name] for row in curve[1:] if name in row]
         found[name] = sum(values) / len(values)
     return found
 
 
-def read(file: Path) -> list[Row]:
-    """Rows of a CSV as text; none when there is no file."""
+def read(out: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """A line a run, and a line an evaluation of one; both empty when there is no table."""
+    file = out / TABLE
     if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        return pandas.DataFrame(), pandas.DataFrame()
+    table = pandas.read_csv(file, dtype={"step": str, "spec": str}, low_memory=False)
+    whole = table.step == RUN
+    return tuple(
+        part.dropna(axis="columns", how="all").reset_index(drop=True) for part in (table[whole], table[~whole])
+    )
 
 
-def write(file: Path, rows: list[Row]) -> None:
-    """All rows at once, under the union of their columns; numbers with six digits."""
-    columns = dict.fromkeys(key for row in rows for key in row)
-    with atomic.replacing(file) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+def write(out: Path, runs: pandas.DataFrame, curves: pandas.DataFrame) -> None:
+    """Both in one table; numbers with six digits, and the same bytes for the same numbers."""
+    text = pandas.concat([runs, curves], ignore_index=True).to_csv(index=False, float_format="%.6g")
+    atomic.write(out / TABLE, gzip.compress(text.encode(), mtime=0))
 
 
 def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minutes: float) -> None:
@@ -136,14 +135,14 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
         ValueError: ``out`` holds runs of another grid.
     """
     out.mkdir(parents=True, exist_ok=True)
-    runs, curves = read(out / "runs.csv"), read(out / "curves.csv")
+    runs, curves = (part.to_dict("records") for part in read(out))
     done = {Spec(r["setting"], r["rule"], int(r["seed"])): r["spec"] for r in runs}
     changed = [s for s in specs(grid) if s in done and done[s] != fingerprint(grid, s)]
     if changed:
-        raise ValueError(
-            f"{out}/runs.csv has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out"
-        )
+        raise ValueError(f"{out} has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out")
     todo = [s for s in specs(grid) if s not in done]
+    if not todo:
+        return
     written = -SECONDS_BETWEEN_WRITES  # the first run at once
     start, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
@@ -155,20 +154,18 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
             if future.cancelled():
                 continue
             s, (curve, seconds) = futures[future], future.result()
-            head = {**s._asdict(), "spec": fingerprint(grid, s)}
-            runs.append({**head, "seconds": seconds, **summary(curve)})
+            whole = {"step": RUN, "spec": fingerprint(grid, s), "seconds": seconds}
+            runs.append({**s._asdict(), **whole, **summary(curve)})
             curves += [{**s._asdict(), **row} for row in curve]
             spent = time.monotonic() - start
             if spent - written > SECONDS_BETWEEN_WRITES:
-                write(out / "runs.csv", runs)
-                write(out / "curves.csv", curves)
+                write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
                 written = spent
             left = spent / count * (len(todo) - count) / 60
             print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
             if spent > 60 * minutes:
                 pool.shutdown(wait=False, cancel_futures=True)
-    write(out / "runs.csv", runs)
-    write(out / "curves.csv", curves)
+    write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
 
 
 def _begin_worker() -> None:

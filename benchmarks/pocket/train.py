@@ -3,6 +3,7 @@
 import fcntl
 from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -54,6 +55,16 @@ def imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, s
         optimizer.step()
 
 
+class Batch(NamedTuple):
+    """What an engine sampled: all (responses, ...), with the log-law mu of each token, and the mean reward."""
+
+    prompts: torch.Tensor
+    tokens: torch.Tensor
+    log_mu: torch.Tensor
+    advantages: torch.Tensor
+    reward: float
+
+
 def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") -> list[Row]:
     """Rows of the learning curve, one an evaluation; the first is before training and has scores alone.
 
@@ -70,33 +81,10 @@ def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") ->
     rows: list[Row] = [{"step": 0, "score": score(task, model)}]
     for step in range(1, setting["steps"] + 1):
         mu = engines[0]
-        prompts = task.prompts(setting["prompts"], order).repeat_interleave(setting["group"], 0).to(device)
-        tokens, log_mu = sample(mu, prompts, task.length, seed * 100_003 + step, setting.get("temperature_noise", 0.0))
-        rewards = task.reward(prompts.cpu(), tokens.cpu()).to(device)
-        groups = [i // setting["group"] for i in range(len(prompts))]
-        advantages = losses.advantages_of(rewards, groups, task.length)
-        active = advantages[:, 0].nonzero().flatten()
-        active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step)).to(device)]
-        sums, drift = [], []
-        anchor, weights = log_mu, None
-        if rule.get("anchor") == "proximal":
-            with torch.no_grad():
-                anchor = response_log_law(model, prompts, tokens)
-            weights = losses.carried(anchor, log_mu, tokens)
-        for rows_of in active.tensor_split(setting["updates"]):
-            if len(rows_of) == 0:
-                continue
-            log_pi = response_log_law(model, prompts[rows_of], tokens[rows_of])
-            carried = None if weights is None else weights[rows_of]
-            loss, found = loss_of(log_pi, anchor[rows_of], tokens[rows_of], advantages[rows_of], carried, scale)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            sums.append(found)
-            drift.append(full_tv(log_pi.detach(), log_mu[rows_of]))
+        batch = sampled(setting, task, mu, order, seed * 100_003 + step, device)
+        sums, drift = update(setting, rule, model, optimizer, batch, loss_of, step, scale)
         if step % setting["evaluate_every"] == 0 or step == setting["steps"]:
-            row = {"step": step, "score": score(task, model), "reward": float(rewards.mean())}
+            row = {"step": step, "score": score(task, model), "reward": batch.reward}
             if sums:
                 row |= {name: value for name, value in losses.means(sums).items() if name in LOGGED} | moved(drift)
                 row |= {} if target is None else {"threshold_scale": scale}
@@ -107,6 +95,45 @@ def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") ->
             scale = next_scale(scale, losses.means(sums)["masked_share"], target)
         engines.append(rollout_engine(model, engine_of))
     return rows
+
+
+def sampled(
+    setting: Row, task: Trace | Branch, mu: Transformer, order: torch.Generator, seed: int, device: str
+) -> Batch:
+    """Groups of responses to the next prompts."""
+    prompts = task.prompts(setting["prompts"], order).repeat_interleave(setting["group"], 0).to(device)
+    tokens, log_mu = sample(mu, prompts, task.length, seed, setting.get("temperature_noise", 0.0))
+    rewards = task.reward(prompts.cpu(), tokens.cpu()).to(device)
+    groups = [i // setting["group"] for i in range(len(prompts))]
+    return Batch(prompts, tokens, log_mu, losses.advantages_of(rewards, groups, task.length), float(rewards.mean()))
+
+
+def update(
+    setting: Row, rule: Row, model: Transformer, optimizer, batch: Batch, loss_of: losses.Loss, step: int, scale: float
+) -> tuple[list, list[torch.Tensor]]:
+    """The updates of a batch; of each the loss's sums and the TV of the policy from mu, both of what it trained on."""
+    prompts, tokens, log_mu, advantages, _ = batch
+    active = advantages[:, 0].nonzero().flatten()
+    active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step)).to(active.device)]
+    anchor, weights = log_mu, None
+    if rule.get("anchor") == "proximal":
+        with torch.no_grad():
+            anchor = response_log_law(model, prompts, tokens)
+        weights = losses.carried(anchor, log_mu, tokens)
+    sums, drift = [], []
+    for rows in active.tensor_split(setting["updates"]):
+        if len(rows) == 0:
+            continue
+        log_pi = response_log_law(model, prompts[rows], tokens[rows])
+        carried = None if weights is None else weights[rows]
+        loss, found = loss_of(log_pi, anchor[rows], tokens[rows], advantages[rows], carried, scale)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        sums.append(found)
+        drift.append(full_tv(log_pi.detach(), log_mu[rows]))
+    return sums, drift
 
 
 def moved(drift: list[torch.Tensor]) -> Row:

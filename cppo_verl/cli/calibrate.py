@@ -55,30 +55,30 @@ def _positive(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print thresholds and overrides; 0 when there are some, 1 with a sentence on stderr when there cannot be."""
+    """Print thresholds and overrides.
+
+    Raises:
+        RecordError: there cannot be any; says why.
+    """
     from cppo_verl.recording import calibrate, candidates  # torch and pyarrow: only when a calibration is asked for
     from cppo_verl.recording.masked import family_of
     from cppo_verl.recording.record import RecordError
     from cppo_verl.recording.selection import select
 
-    try:
-        selection = select(args.run_dir, args.steps)
-        if len(args.rule) + bool(args.preset) > 1:
-            raise RecordError("one rule at a time: give one --rule, or one --preset.")
-        candidate = candidates.recorded(selection.header)
-        if args.preset:
-            candidate = candidates.of_preset(args.preset, selection.header)
-        elif args.rule:
-            rule, assignments = args.rule[0]
-            candidate = candidates.of_rule(rule, assignments, selection.header)
-        family = family_of(selection.batches, candidates.fixed(candidate), args.hold, args.move)
-        if args.masked_share is not None:
-            found = calibrate.for_share(selection.batches, family, args.masked_share, args.seed)
-        else:
-            found = calibrate.above_gap(selection.batches, family, args.above_gap, args.seed)
-    except (RecordError, OSError) as error:
-        print(f"cppo-verl calibrate: {error}", file=sys.stderr)
-        return 1
+    selection = select(args.run_dir, args.steps)
+    if len(args.rule) + bool(args.preset) > 1:
+        raise RecordError("one rule at a time: give one --rule, or one --preset.")
+    candidate = candidates.recorded(selection.header)
+    if args.preset:
+        candidate = candidates.of_preset(args.preset, selection.header)
+    elif args.rule:
+        rule, assignments = args.rule[0]
+        candidate = candidates.of_rule(rule, assignments, selection.header)
+    family = family_of(selection.batches, candidates.fixed(candidate), args.hold, args.move)
+    if args.masked_share is not None:
+        found = calibrate.for_share(selection.batches, family, args.masked_share, args.seed)
+    else:
+        found = calibrate.above_gap(selection.batches, family, args.above_gap, args.seed)
     for note in [*selection.notes, *found.warnings]:
         print(f"note: {note}", file=sys.stderr)
     print("\n".join(calibrate.told(found, selection.scope)))

@@ -23,15 +23,9 @@ def run(args: argparse.Namespace) -> int:
     """Print one line a check; 0 unless one of them says that a run would not start."""
     findings = []
     for finding in examine(ask(args.model, args.recipe)):
-        first, *details = finding.text.splitlines() or [""]
-        print(f"{finding.verdict:>4}  {finding.title}: {first}", flush=True)
-        for line in details:
-            print(f"      {line}")
+        text = finding.text.replace("\n", "\n      ")
+        print(f"{finding.verdict:>4}  {finding.title}: {text}", flush=True)
         findings.append(finding)
     failed = sum(finding.verdict == FAIL for finding in findings)
-    print(
-        "A run would start here."
-        if not failed
-        else f"{failed} of {len(findings)} checks failed: a run would not start."
-    )
+    print(f"{failed} of {len(findings)} checks failed: a run would not start." if failed else "A run would start here.")
     return 1 if failed else 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from cppo_verl.inspection.page import summary, write_page  # torch: only when a page is asked for
     from cppo_verl.recording.files import steps as recorded
     from cppo_verl.recording.record import RecordError
-    from cppo_verl.reporting.names import INSPECTOR
+    from cppo_verl.reporting.page import INSPECTOR
 
     out = args.out or args.run_dir / "report" / INSPECTOR
     try:

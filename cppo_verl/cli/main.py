@@ -5,17 +5,26 @@ import sys
 
 from cppo_verl import __version__
 from cppo_verl.cli import calibrate, doctor, eval, inspect, replay, report, run, selftest
+from cppo_verl.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit status."""
     parser = argparse.ArgumentParser(prog="cppo-verl", description="Trust regions for verl.")
     parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in (run, eval, report, inspect, replay, calibrate, doctor, selftest):
         command.add_parser(subparsers)
-    args = parser.parse_args(argv)
-    return args.run(args)
+    args, later = parser.parse_known_args(argv)
+    if later and hasattr(args, "overrides") and not any(word.startswith("-") for word in later):
+        args.overrides += later  # argparse takes those before the first option only
+    elif later:
+        parser.error(f"unrecognized arguments: {' '.join(later)}")
+    try:
+        return args.run(args)
+    except (UserError, OSError) as error:  # a full disk, a folder without write rights: the message names the file
+        print(f"cppo-verl {args.command}: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "status", 1)
 
 
 if __name__ == "__main__":

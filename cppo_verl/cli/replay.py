@@ -59,20 +59,19 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table and write the files; 0 when they are written, 1 with a sentence on stderr when they cannot be."""
-    from cppo_verl.recording.record import RecordError  # torch and pyarrow: only when a replay is asked for
-    from cppo_verl.recording.replay import replayed
+    """Print the table and write the files.
+
+    Raises:
+        RecordError: there is nothing to replay, or a rule that cannot be; says why.
+    """
+    from cppo_verl.recording.replay import replayed  # torch and pyarrow: only when a replay is asked for
     from cppo_verl.recording.selection import select
     from cppo_verl.reporting import replay
 
-    try:
-        selection = select(args.run_dir, args.steps)
-        result, notes = replayed(selection, args.preset, args.rule)
-        told = replay.Told(result, args.run_dir.resolve().name, selection.scope, [*selection.notes, *notes])
-        paths = replay.write(told, args.out or args.run_dir / "report")
-    except (RecordError, OSError) as error:
-        print(f"cppo-verl replay: {error}", file=sys.stderr)
-        return 1
+    selection = select(args.run_dir, args.steps)
+    result, notes = replayed(selection, args.preset, args.rule)
+    told = replay.Told(result, args.run_dir.resolve().name, selection.scope, [*selection.notes, *notes])
+    paths = replay.write(told, args.out or args.run_dir / "report")
     for note in told.notes:
         print(f"note: {note}", file=sys.stderr)
     print(replay.text(told))

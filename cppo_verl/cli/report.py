@@ -51,21 +51,32 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 0 when it is written, 1 with a sentence on stderr when it cannot be."""
-    from cppo_verl.reporting.labels import LabelError  # matplotlib and pandas: only when a report is asked for
-    from cppo_verl.reporting.logs import LogError
-    from cppo_verl.reporting.study import expand
+    from cppo_verl.errors import UserError
+    from cppo_verl.reporting.study import expand  # matplotlib and pandas: only when a report is asked for
 
     try:
         one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
-        paths = _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args)
-    except (LogError, LabelError, OSError) as error:
-        print(f"cppo-verl report: {error}", file=sys.stderr)
+        paths, said = _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args)
+    except (UserError, OSError) as error:
+        tell(f"cppo-verl report: {error}", sys.stderr)
         return 1
-    print("\n".join(str(path) for path in paths))
+    for line in (*said, *paths):
+        tell(line)
     return 0
 
 
-def _one(args: argparse.Namespace) -> list[Path]:
+def tell(line: object, stream=None) -> None:
+    """Print a line; of a path that is no text, what cannot be written is a question mark."""
+    print(str(line).encode("utf-8", "replace").decode(), file=stream)
+
+
+def default_out(place: Path) -> Path:
+    """``report`` inside a directory; beside a file, a directory of the file's own, for there may be several."""
+    place = place.resolve()
+    return place.with_name(f"{place.stem}-report") if place.is_file() else place / "report"
+
+
+def _one(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     from cppo_verl.reporting.logs import read_run
     from cppo_verl.reporting.page import write_report
     from cppo_verl.reporting.summary import headline
@@ -75,14 +86,13 @@ def _one(args: argparse.Namespace) -> list[Path]:
     recorded = _inspector(args.runs[0], out, args.title)
     paths = write_report(found, out, args.title, recorded)
     for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(headline(found).sentence())
-    return paths
+        tell(f"note: {note}", sys.stderr)
+    return paths, [headline(found).sentence()]
 
 
 def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
     """Writes the page of single tokens beside the report; what it shows, empty without records that can be read."""
-    from cppo_verl.reporting.names import INSPECTOR
+    from cppo_verl.reporting.page import INSPECTOR
 
     if not (run_dir / "records").is_dir():
         return ""
@@ -90,38 +100,30 @@ def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
         from cppo_verl.inspection.page import summary, write_page
         from cppo_verl.recording.record import RecordError
     except ImportError as error:  # logs copied to a machine without torch
-        print(f"note: no page of single tokens ({error}).", file=sys.stderr)
+        tell(f"note: no page of single tokens ({error}).", sys.stderr)
         return ""
     try:
         index = write_page(run_dir, out / INSPECTOR, title=title)
     except RecordError as error:
-        print(f"note: no page of single tokens. {error}", file=sys.stderr)
+        tell(f"note: no page of single tokens. {error}", sys.stderr)
         return ""
     for note in index.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(out / INSPECTOR)
+        tell(f"note: {note}", sys.stderr)
+    tell(out / INSPECTOR)
     return summary(index, out / INSPECTOR)
 
 
-def _many(args: argparse.Namespace) -> list[Path]:
+def _many(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     from cppo_verl.reporting.labels import parse_label
     from cppo_verl.reporting.many import comparisons, summaries, write_many
     from cppo_verl.reporting.study import read_study
-    from cppo_verl.reporting.tables import remarks
 
     study = read_study(args.runs, dict(map(parse_label, args.label)), args.skip_bad_lines)
     out = args.out or (default_out(args.runs[0]) if len(args.runs) == 1 else Path("cppo-report"))
     compared = comparisons(study, args.baseline)
     paths = write_many(study, compared, out, args.title)
     for note in study.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}", sys.stderr)
     for entry in study.entries:
-        print(f"{entry.place}: {'; '.join([str(entry.label), *remarks(entry)])}", file=sys.stderr)
-    print("\n".join(summaries(study, compared)))
-    return paths
-
-
-def default_out(place: Path) -> Path:
-    """``report`` inside a directory; beside a file, a directory of the file's own, for there may be several."""
-    place = place.resolve()
-    return place.with_name(f"{place.stem}-report") if place.is_file() else place / "report"
+        tell(f"{entry.place}: {'; '.join([str(entry.label), *entry.remarks()])}", sys.stderr)
+    return paths, summaries(study, compared)

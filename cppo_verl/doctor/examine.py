@@ -4,8 +4,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from cppo_verl.doctor import inputs, machine, software
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import FAIL, OK, Finding, Verdict
+from cppo_verl.doctor.verdicts import FAIL, OK, Asked, Finding, Verdict
 
 CHECKS: dict[str, Callable[[Asked], str]] = {
     "versions": software.versions,

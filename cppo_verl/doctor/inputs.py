@@ -7,12 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cppo_verl.doctor.asked import GB, Asked, default_run_dir
-from cppo_verl.doctor.verdicts import Trouble
+from omegaconf import OmegaConf
+
+from cppo_verl.doctor.verdicts import GB, Asked, Trouble, default_run_dir
+from cppo_verl.errors import UserError
+from cppo_verl.launch import overrides, paths
 
 SCRIPTS = Path("run_scripts")
 BYTES_A_PARAMETER = 12  # of a checkpoint: float32 weights and AdamW's two moments
 HUB_TIMEOUT = 15  # seconds
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def ask(model: str | None, recipe: str | None) -> Asked:
@@ -20,71 +24,29 @@ def ask(model: str | None, recipe: str | None) -> Asked:
     if recipe is None:
         return Asked(model=model, checkpoint_bytes=_checkpoint_bytes("", model))
     script = Path(recipe) if Path(recipe).is_file() else SCRIPTS / f"{recipe}.sh"
+    name = script.stem
     if not script.is_file():
         known = ", ".join(sorted(path.stem for path in SCRIPTS.glob("qwen3_*.sh"))) or "none in this folder"
-        return Asked(model=model, recipe=recipe, problems=(f"no such recipe; there are: {known}",))
-    done = subprocess.run(
-        ["bash", str(script), "overrides"],
-        env={**os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})},
-        capture_output=True,
-        text=True,
-    )
+        return Asked(model, recipe, problems=(f"no such recipe; there are: {known}",))
+    environment = {**os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
+    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
     if done.returncode:
-        return Asked(model=model, recipe=script.stem, problems=(done.stderr.strip() or f"{script} failed",))
-    return _of_config(script.stem, done.stdout.splitlines())
-
-
-def model(asked: Asked) -> str:
-    """The model is a whole folder, or a hub id that is downloaded or can be."""
-    assert asked.model is not None
-    folder = Path(asked.model).expanduser()
-    if folder.is_dir():
-        return _whole(folder)
-    if "/" not in asked.model or asked.model.startswith(("/", ".", "~")) or asked.model.count("/") > 1:
-        raise Trouble(f"{asked.model}: no such folder, and no hub id of the form owner/name")
-    return _from_hub(asked.model)
-
-
-def recipe(asked: Asked) -> str:
-    """The recipe's own start checks pass, and its data is there."""
-    from omegaconf import OmegaConf
-
-    from cppo_verl.integration import checks
-
-    problems = list(asked.problems)
-    if asked.config is not None:
-        problems += [*checks.run_problems(asked.config), *_missing_data(asked)]
-    if problems:
-        raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
-    read = OmegaConf.select
-    return (
-        f"{asked.recipe}: {read(asked.config, 'trainer.nnodes')} x {asked.gpus_per_node} GPUs; all that a run checks "
-        "of its config holds, and its data is there"
-    )
-
-
-def _of_config(name: str, overrides: list[str]) -> Asked:
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    from recipe.compose import compose
-
+        return Asked(model, name, problems=(done.stderr.strip() or f"{script} failed",))
     try:
-        config = compose(overrides)
-    except HydraException as error:
-        return Asked(recipe=name, problems=(" ".join(str(error).split()),))
-    path = OmegaConf.select(config, "actor_rollout_ref.model.path")
-    keep = OmegaConf.select(config, "trainer.max_actor_ckpt_to_keep")
-    method = OmegaConf.select(config, "trainer.experiment_name")
+        config = overrides.compose(done.stdout.splitlines())
+    except UserError as error:
+        return Asked(model, name, problems=(" ".join(str(error).split()),))
+    path = OmegaConf.select(config, paths.MODEL)
+    run_dir = default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{config.trainer.experiment_name}")
     return Asked(
         model=path,
         recipe=name,
         config=config,
-        gpu_share=OmegaConf.select(config, "actor_rollout_ref.rollout.gpu_memory_utilization"),
-        gpus_per_node=OmegaConf.select(config, "trainer.n_gpus_per_node"),
-        checkpoints=keep or 2,
+        gpu_share=config.actor_rollout_ref.rollout.gpu_memory_utilization,
+        gpus_per_node=config.trainer.n_gpus_per_node,
+        checkpoints=config.trainer.max_actor_ckpt_to_keep or 2,
         checkpoint_bytes=_checkpoint_bytes(name, path),
-        run_dir=default_run_dir() if os.environ.get("RUN") else default_run_dir() / name / str(method),
+        run_dir=run_dir,
     )
 
 
@@ -93,16 +55,41 @@ def _checkpoint_bytes(name: str, path: str | None) -> float | None:
 
     try:
         return BYTES_A_PARAMETER * shape_of(name, path or "").parameters
-    except (ValueError, KeyError, OSError):  # a model of another kind
+    except (ValueError, KeyError, OSError, RuntimeError):  # a model of another kind, or below a home that is not there
         return None
 
 
-def _missing_data(asked: Asked) -> Iterator[str]:
-    from omegaconf import OmegaConf
+def model(asked: Asked) -> str:
+    """The model is a whole folder, or a hub id that is downloaded or can be."""
+    name = str(asked.model)
+    folder = paths.expanded(name)
+    if folder is None:
+        raise Trouble(f"{name}: this user has no home folder to put for '~'; write the path out, or set HOME")
+    if folder.is_dir():
+        return _whole(folder)
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise Trouble(f"{name}: no such folder, and no hub id of the form owner/name")
+    return _from_hub(name)
 
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(asked.config, key)
-        for file in [files] if isinstance(files, str) else files:
+
+def recipe(asked: Asked) -> str:
+    """The recipe's own start checks pass, and its data is there."""
+    from cppo_verl.integration import checks
+
+    problems = list(asked.problems)
+    if asked.config is not None:
+        problems += [*checks.run_problems(asked.config), *_missing_data(asked.config)]
+    if problems:
+        raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
+    return (
+        f"{asked.recipe}: {asked.config.trainer.nnodes} x {asked.gpus_per_node} GPUs; all that a run checks of its "
+        "config holds, and its data is there"
+    )
+
+
+def _missing_data(config) -> Iterator[str]:
+    for key in paths.DATA:
+        for file in paths.files(config, key):
             if not Path(file).is_file():
                 yield f"no data at {file}; run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
 
@@ -111,8 +98,8 @@ def _whole(folder: Path) -> str:
     """What transformers and vLLM read of a model's folder."""
     if not (folder / "config.json").is_file():
         raise Trouble(f"{folder} has no config.json: not a model in Hugging Face's format")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise Trouble(f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise Trouble(f"{folder} has no tokenizer ({', '.join(TOKENIZERS)})")
     index = folder / "model.safetensors.index.json"
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     missing = [name for name in files if not (folder / name).is_file()]
@@ -126,13 +113,11 @@ def _whole(folder: Path) -> str:
 
 def _from_hub(name: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, local_files_only=True)
-        return f"{name}, downloaded: {_whole(Path(folder))}"
-    except Trouble:
-        raise
-    except Exception:  # noqa: BLE001 - not in the cache, in one of many ways
+        return f"{name}, downloaded: {_whole(Path(snapshot_download(name, local_files_only=True)))}"
+    except LocalEntryNotFoundError:
         pass
     try:
         found = HfApi().model_info(name, timeout=HUB_TIMEOUT)

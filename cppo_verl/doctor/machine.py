@@ -1,4 +1,7 @@
-"""The machine: verl's device, driver against torch, GPUs and their free memory, NCCL, shared memory, disk."""
+"""The machine: verl's device, driver against torch, GPUs and their free memory, NCCL, shared memory, disk.
+
+A function ``..._line`` says what there is to say of numbers that its check has read.
+"""
 
 import ctypes
 import shutil
@@ -6,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cppo_verl.doctor.asked import GB, Asked
 from cppo_verl.doctor.software import on_cpu
-from cppo_verl.doctor.verdicts import Note, Skip, Trouble
+from cppo_verl.doctor.verdicts import GB, Asked, Note, Skip, Trouble
 
 # First drivers of a CUDA major version (NVIDIA's CUDA compatibility guide); within it, newer and older fit together.
 FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
@@ -51,17 +53,14 @@ def driver(asked: Asked) -> str:
 
 
 def driver_line(known: tuple[int, int] | None, built: str) -> str:
-    """What to say of a driver that knows CUDA ``known`` beside a torch that was built for CUDA ``built``."""
+    """Of a driver that knows CUDA ``known`` beside a torch that was built for CUDA ``built``."""
     if known is None:
         raise Skip(f"no NVIDIA driver here (libcuda.so.1); torch is built for CUDA {built}")
     major = int(built.split(".")[0])
-    text = f"{known[0]}.{known[1]}"
+    said = f"the driver knows CUDA {known[0]}.{known[1]}, torch is built for {built}"
     if known[0] < major:
-        raise Trouble(
-            f"the driver knows CUDA {text}, torch is built for {built}: install driver {FIRST_DRIVER[major]} or newer "
-            "on the host"
-        )
-    return f"the driver knows CUDA {text}, torch is built for {built}"
+        raise Trouble(f"{said}: install driver {FIRST_DRIVER[major]} or newer on the host")
+    return said
 
 
 def gpus(asked: Asked) -> str:
@@ -71,15 +70,13 @@ def gpus(asked: Asked) -> str:
     _cuda_of_torch()
     if not torch.cuda.is_available():
         raise Skip("no GPU visible")
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), free, total))
+    name, capability, memory = torch.cuda.get_device_name, torch.cuda.get_device_capability, torch.cuda.mem_get_info
+    found = [Gpu(name(index), capability(index), *memory(index)) for index in range(torch.cuda.device_count())]
     return gpu_line(found, asked.gpu_share, asked.gpus_per_node)
 
 
 def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
-    """What to say of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
+    """Of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
     if wanted is not None and len(found) < wanted:
         raise Trouble(
             f"{len(found)} GPUs visible, trainer.n_gpus_per_node={wanted}: lower it, or see CUDA_VISIBLE_DEVICES"
@@ -117,7 +114,7 @@ def shared_memory(asked: Asked) -> str:
 
 
 def shared_memory_line(free: float) -> str:
-    """What to say of ``free`` bytes of shared memory."""
+    """Of ``free`` bytes of shared memory."""
     remedy = "start the container with --shm-size=16g or --ipc=host, or mount -o remount,size=16g /dev/shm"
     if free < LEAST_SHARED:
         raise Trouble(f"{free / GB:.2f} GB free in {SHARED_MEMORY}: NCCL, Ray and vLLM need more; {remedy}")
@@ -134,19 +131,16 @@ def disk(asked: Asked) -> str:
 
 
 def disk_line(free: float, there: float, each: float | None, kept: int, folder: Path) -> str:
-    """What to say of ``free`` bytes for ``kept`` checkpoints of ``each`` bytes; ``there`` bytes of them are written."""
+    """Of ``free`` bytes for ``kept`` checkpoints of ``each`` bytes, of which ``there`` bytes are written."""
+    said = f"{free / GB:.0f} GB free at {folder}"
     if each is None:
         if free < LEAST_DISK:
-            raise Note(f"{free / GB:.0f} GB free at {folder}; --recipe or --model says what the checkpoints take")
-        return f"{free / GB:.0f} GB free at {folder}"
-    needed = kept * each - there
-    plan = f"{kept} checkpoints of {each / GB:.0f} GB"
+            raise Note(f"{said}; --recipe or --model says what the checkpoints take")
+        return said
+    needed, plan = kept * each - there, f"{kept} checkpoints of {each / GB:.0f} GB"
     if free < needed:
-        raise Trouble(
-            f"{free / GB:.0f} GB free at {folder}, {plan} need {needed / GB:.0f} more: make room, or put the run on "
-            "another disk (RUN=)"
-        )
-    return f"{free / GB:.0f} GB free at {folder}, enough for {plan}"
+        raise Trouble(f"{said}, {plan} need {needed / GB:.0f} more: make room, or put the run on another disk (RUN=)")
+    return f"{said}, enough for {plan}"
 
 
 def _cuda_of_torch() -> str:
@@ -162,11 +156,9 @@ def _cuda_of_torch() -> str:
 
 def _driver_cuda() -> tuple[int, int] | None:
     """The newest CUDA that the installed driver knows; needs no device."""
+    version = ctypes.c_int()
     try:
-        library = ctypes.CDLL("libcuda.so.1")
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except OSError:
         return None
-    version = ctypes.c_int()
-    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)

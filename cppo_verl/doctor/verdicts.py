@@ -1,8 +1,12 @@
-"""How a check ends: with a line, or by raising one of three verdicts whose message is the line."""
+"""What a check is asked about, and how it ends: with a line, or by raising one of three verdicts."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 OK, NOTE, SKIP, FAIL = "ok", "note", "--", "FAIL"
+GB = 1e9
 
 
 class Verdict(Exception):
@@ -34,3 +38,30 @@ class Finding:
     title: str
     verdict: str
     text: str
+
+
+def default_run_dir() -> Path:
+    """Where a run started here would write."""
+    return Path(os.environ.get("RUN") or os.environ.get("WORK") or "runs").absolute()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The run that is meant; without ``--recipe`` verl's defaults.
+
+    Attributes:
+        model: folder or hub id.
+        recipe: the recipe's name.  config: verl's composed config of it.  problems: what was said instead of a config.
+        gpu_share: of a GPU's memory, for vLLM.  gpus_per_node: that the run wants.
+        checkpoints: that lie on disk at most.  checkpoint_bytes: of one.  run_dir: where they lie.
+    """
+
+    model: str | None = None
+    recipe: str | None = None
+    config: Any = None
+    problems: tuple[str, ...] = ()
+    gpu_share: float = 0.5
+    gpus_per_node: int | None = None
+    checkpoints: int = 2
+    checkpoint_bytes: float | None = None
+    run_dir: Path = field(default_factory=default_run_dir)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cppo_verl.evaluation import EvaluationError
 LATEST = "latest_checkpointed_iteration.txt"
 SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
 WEIGHTS = (".safetensors", ".bin")
 STAMP = "merged_from.json"
 BLOCKS, BLOCK_BYTES = 16, 1 << 16
@@ -23,19 +23,16 @@ BLOCKS, BLOCK_BYTES = 16, 1 << 16
 
 @dataclass(frozen=True)
 class Source:
-    """A model before merging.
-
-    ``files`` are what its weights and tokenizer consist of. ``actor`` is the folder of FSDP shards, None where
-    ``folder`` can be loaded as it is. ``run_dir`` is the run it belongs to, if any.
-    """
+    """A model before merging: ``folder`` of the model, or ``actor`` with its FSDP shards; ``run_dir`` if it has one."""
 
     name: str
     folder: Path
-    actor: Path | None
-    run_dir: Path | None
+    actor: Path | None = None
+    run_dir: Path | None = None
 
     @property
     def files(self) -> list[Path]:
+        """What weights and tokenizer consist of."""
         if self.actor is None:
             return [p for p in self.folder.iterdir() if p.suffix in (*WEIGHTS, ".json", ".jinja", ".model", ".txt")]
         shards = [p for p in self.actor.iterdir() if SHARD.fullmatch(p.name)]
@@ -43,7 +40,18 @@ class Source:
 
     def fingerprint(self) -> str:
         """Equal for equal content: a hash of names, sizes and evenly spaced blocks (all of a file up to 1 MiB)."""
-        return _fingerprint(self.files)
+        digest = hashlib.sha256()
+        for file in sorted(self.files, key=lambda p: p.name):
+            size = file.stat().st_size
+            digest.update(f"{file.name}\0{size}\0".encode())
+            with file.open("rb") as stream:
+                if size <= BLOCKS * BLOCK_BYTES:
+                    digest.update(stream.read())
+                    continue
+                for block in range(BLOCKS):
+                    stream.seek(block * (size - BLOCK_BYTES) // (BLOCKS - 1))
+                    digest.update(stream.read(BLOCK_BYTES))
+        return digest.hexdigest()
 
 
 def locate(model: str) -> Source:
@@ -63,15 +71,15 @@ def locate(model: str) -> Source:
         raise EvaluationError(f"{path} is a file: give the folder of a run, a checkpoint or a model")
     for place in (path, path / "checkpoints"):
         if (place / LATEST).is_file():
-            return _from_step(_latest(place))
+            return _from_actor(_latest(place) / "actor")
     if path.name == "actor" or (path / "fsdp_config.json").is_file():
         return _from_actor(path)
     if (path / "actor").is_dir():
-        return _from_step(path)
+        return _from_actor(path / "actor")
     if (path / "config.json").is_file():
         if not _has_weights(path):
             raise EvaluationError(f"{path} has a config.json but no weights ({' or '.join(WEIGHTS)} files)")
-        return Source(path.name, path, None, None)
+        return Source(path.name, path)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise EvaluationError(
         f"{path} is neither a run ({LATEST}), a verl checkpoint (global_step_N with actor/) nor a Hugging Face model "
@@ -120,44 +128,6 @@ def _merge(actor: Path, target: Path, dtype: str, trust_remote_code: bool) -> No
         raise EvaluationError(f"merging {actor} failed (exit status {done.returncode}):\n{last}")
 
 
-def _from_step(step: Path) -> Source:
-    if not (step / "actor").is_dir():
-        raise EvaluationError(f"{step} has no folder actor/: give a checkpoint that verl wrote")
-    return _from_actor(step / "actor")
-
-
-def _from_actor(actor: Path) -> Source:
-    step = actor.parent
-    checkpoints = step.parent
-    run_dir = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
-    config = actor / "huggingface"
-    if not (config / "config.json").is_file():
-        raise EvaluationError(
-            f"{actor} has no huggingface/config.json, so it is no FSDP checkpoint of verl; a Megatron checkpoint has "
-            "to be merged first with python -m verl.model_merger merge --backend megatron"
-        )
-    if _has_weights(config):
-        return Source(step.name, config, None, run_dir)
-    shards = [match for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
-    if not shards:
-        raise EvaluationError(f"{actor} has no shards (model_world_size_*_rank_*.pt): was the checkpoint saved whole?")
-    size = _world_size(actor, shards)
-    present = {int(match[2]) for match in shards if int(match[1]) == size}
-    missing = sorted(set(range(size)) - present)
-    if missing:
-        raise EvaluationError(
-            f"{actor} lacks the shards of rank {', '.join(map(str, missing))} of {size}: copy them in"
-        )
-    return Source(step.name, actor, actor, run_dir)
-
-
-def _world_size(actor: Path, shards: Iterable[re.Match]) -> int:
-    file = actor / "fsdp_config.json"
-    if not file.is_file():
-        raise EvaluationError(f"{actor} has no fsdp_config.json, which verl's merger reads: copy it in")
-    return json.loads(file.read_text()).get("world_size") or max(int(match[1]) for match in shards)
-
-
 def _latest(checkpoints: Path) -> Path:
     step = (checkpoints / LATEST).read_text().strip()
     folder = checkpoints / f"global_step_{step}"
@@ -166,37 +136,50 @@ def _latest(checkpoints: Path) -> Path:
     return folder
 
 
+def _from_actor(actor: Path) -> Source:
+    if not actor.is_dir():
+        raise EvaluationError(f"{actor.parent} has no folder actor/: give a checkpoint that verl wrote")
+    step, checkpoints, config = actor.parent, actor.parents[1], actor / "huggingface"
+    run_dir = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+    if not (config / "config.json").is_file():
+        raise EvaluationError(
+            f"{actor} has no huggingface/config.json, so it is no FSDP checkpoint of verl; a Megatron checkpoint has "
+            "to be merged first with python -m verl.model_merger merge --backend megatron"
+        )
+    if _has_weights(config):
+        return Source(step.name, config, None, run_dir)
+    _require_shards(actor)
+    return Source(step.name, actor, actor, run_dir)
+
+
+def _require_shards(actor: Path) -> None:
+    shards = [match for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
+    if not shards:
+        raise EvaluationError(f"{actor} has no shards (model_world_size_*_rank_*.pt): was the checkpoint saved whole?")
+    file = actor / "fsdp_config.json"
+    if not file.is_file():
+        raise EvaluationError(f"{actor} has no fsdp_config.json, which verl's merger reads: copy it in")
+    size = json.loads(file.read_text()).get("world_size") or max(int(match[1]) for match in shards)
+    if missing := sorted(set(range(size)) - {int(match[2]) for match in shards if int(match[1]) == size}):
+        raise EvaluationError(
+            f"{actor} lacks the shards of rank {', '.join(map(str, missing))} of {size}: copy them in"
+        )
+
+
 def _from_hub(model: str) -> Source:
     if not HUB_ID.fullmatch(model):
         raise EvaluationError(f"model {model} does not exist: give a folder, or a hub id such as Qwen/Qwen3-1.7B")
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
-        folder = snapshot_download(model, allow_patterns=patterns)
+        return Source(model.replace("/", "--"), Path(snapshot_download(model, allow_patterns=HUB_FILES)))
     except Exception as error:  # network, authentication, unknown name: one remedy
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EvaluationError(
             f"model {model} is neither a folder here nor reachable on the hub ({reason}): check the name, the network "
             "and HF_HUB_OFFLINE, or give a local folder"
         ) from None
-    return Source(model.replace("/", "--"), Path(folder), None, None)
 
 
 def _has_weights(folder: Path) -> bool:
     return any(p.suffix in WEIGHTS and p.stat().st_size for p in folder.iterdir())
-
-
-def _fingerprint(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda p: p.name):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= BLOCKS * BLOCK_BYTES:
-                digest.update(stream.read())
-                continue
-            for block in range(BLOCKS):
-                stream.seek(block * (size - BLOCK_BYTES) // (BLOCKS - 1))
-                digest.update(stream.read(BLOCK_BYTES))
-    return digest.hexdigest()

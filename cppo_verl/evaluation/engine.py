@@ -10,7 +10,7 @@ from typing import Any
 from cppo_verl.evaluation import EvaluationError
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.settings import Sampling
-from cppo_verl.evaluation.store import Response
+from cppo_verl.evaluation.store import Response, writable
 from cppo_verl.integration import cpu
 
 
@@ -49,18 +49,17 @@ def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trus
     builder = create_continuous_token_builder(
         tokenizer, hf_model_type=config.model_type, chat_template_kwargs=sampling.chat_template_kwargs
     )
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = min(length for length in (own, sampling.max_model_len, 1 << 30) if length)
     ids = {}
     for problem in problems:
         try:
             ids[problem.row] = list(builder.build_initial_tokens(problem.messages))
         except Exception as error:  # whatever the template raises
-            raise EvaluationError(f"{_name(problem)}: the chat template of {folder} rejects it: {error}") from error
-    own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limit = min(length for length in (own, sampling.max_model_len, 1 << 30) if length)
-    for problem in problems:
+            raise EvaluationError(f"{problem.place}: the chat template of {folder} rejects it: {error}") from error
         if len(ids[problem.row]) >= limit:
             raise EvaluationError(
-                f"{_name(problem)}: the prompt has {len(ids[problem.row])} tokens, the model takes {limit} with the "
+                f"{problem.place}: the prompt has {len(ids[problem.row])} tokens, the model takes {limit} with the "
                 "response: drop the problem, or raise --max-model-len if the model allows it"
             )
     return Prompts(ids, limit, tokenizer)
@@ -111,15 +110,11 @@ def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list
         for output in engine.step():
             if output.finished:
                 row = int(output.request_id)
+                outputs = sorted(output.outputs, key=lambda sample: sample.index)
+                texts = [prompts.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in outputs]
                 yield [
-                    Response(
-                        row=row,
-                        sample=sample.index,
-                        text=prompts.tokenizer.decode(list(sample.token_ids), skip_special_tokens=True),
-                        tokens=len(sample.token_ids),
-                        finish_reason=str(sample.finish_reason),
-                    )
-                    for sample in sorted(output.outputs, key=lambda sample: sample.index)
+                    Response(row, one.index, writable(text), len(one.token_ids), str(one.finish_reason))
+                    for one, text in zip(outputs, texts, strict=True)
                 ]
 
 
@@ -142,7 +137,3 @@ def _parameters(row: int, prompt_length: int, prompts: Prompts, sampling: Sampli
 def _seed(seed: int, row: int) -> int:
     """31 bits; vLLM adds the number of the sample."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:4], "big") >> 1
-
-
-def _name(problem: Problem) -> str:
-    return f"row {problem.row} ({problem.data_source} {problem.number})"

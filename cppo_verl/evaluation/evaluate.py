@@ -52,12 +52,11 @@ def evaluate(request: Request, say: Say = print) -> dict[str, Any]:
     }
     with store.Store(out, depends, request.fresh) as saved:
         _generate_missing(source, rows, sampling, options, saved, request.part_size, say)
-        scores: dict[int, list[scoring.Score]] = {}
-        for response in saved.responses():
-            scores.setdefault(response.row, []).append(scoring.score(scorer, rows[response.row], response))
+        scores = [scoring.score(scorer, rows[response.row], response) for response in saved.responses()]
+        samples = tables.samples_of(rows, scores)
         summary = {"model": request.model, "folder": str(source.folder), "settings": depends}
-        summary |= tables.summarise(rows, scores)
-        paths = tables.write(out, summary, rows, scores)
+        summary |= tables.summarise(samples)
+        paths = tables.write(out, summary, rows, samples)
     say(tables.console(summary))
     say("\n".join(map(str, paths)))
     return summary
@@ -96,27 +95,14 @@ def _generate_missing(
     folder = checkpoint.prepare(source, saved.out, sampling.dtype, options.trust_remote_code)
     say(f"starting vLLM for {len(missing)} problems, {sampling.n} samples each")
     running = engine.start(folder, prompts, sampling, options)
-    progress = _Progress(len(missing), say)
-    waiting: list[store.Response] = []
+    began, tokens, waiting = time.monotonic(), 0, list[store.Response]()
     for count, responses in enumerate(engine.generate(running, prompts, sampling), start=1):
         waiting += responses
         if count % part_size == 0 or count == len(missing):
             saved.append(waiting)
-            progress.show(count, waiting)
-            waiting = []
-
-
-class _Progress:
-    """A line a saved part: problems done, tokens a second, time to go."""
-
-    def __init__(self, total: int, say: Say):
-        self.total, self.say, self.began, self.tokens = total, say, time.monotonic(), 0
-
-    def show(self, done: int, part: Sequence[store.Response]) -> None:
-        self.tokens += sum(response.tokens for response in part)
-        seconds = time.monotonic() - self.began
-        left = seconds / done * (self.total - done)
-        self.say(
-            f"[{seconds:6.0f} s] {done}/{self.total} problems saved, {self.tokens / seconds:.0f} tokens a second, "
-            f"{left:.0f} s to go"
-        )
+            tokens += sum(response.tokens for response in waiting)
+            waiting, seconds = [], time.monotonic() - began
+            say(
+                f"[{seconds:6.0f} s] {count}/{len(missing)} problems saved, {tokens / seconds:.0f} tokens a second, "
+                f"{seconds / count * (len(missing) - count):.0f} s to go"
+            )

@@ -1,7 +1,11 @@
 """Responses to scores: the function that verl's validation calls, called as it calls it."""
 
 import asyncio
+import dataclasses
 import inspect
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +13,17 @@ from typing import Any
 from cppo_verl.evaluation import EvaluationError
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.settings import Reward
-from cppo_verl.evaluation.store import Response
+from cppo_verl.evaluation.store import Response, writable
 
-Scorer = Callable[[Problem, str], Any]
+DAPO = re.compile(r"math(_dapo(_reasoning)?)?|aime.*")  # sources that verl's own scorer gives to math_dapo
+PROBES = ("Answer: {}", "\\boxed{{{}}}", "#### {}", "<answer>{}</answer>")
 
 
 @dataclass(frozen=True)
 class Score:
     """The verdict on a response; ``acc`` is None where the scorer gives none, ``error`` what it raised.
 
-    A response whose scoring failed counts as wrong (acc 0), as in verl's validation, and has no reward.
+    A response whose scoring failed, or gave no finite number, counts as wrong (acc 0) and has no reward.
     """
 
     response: Response
@@ -26,6 +31,30 @@ class Score:
     acc: float | None
     pred: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scoring function of verl's kind.
+
+    Attributes:
+        function: what verl calls. own: whether it is verl's ``default_compute_score``.
+        unreadable: why no response can be right for a ground truth, "" where one can; from the file of ``function``.
+    """
+
+    function: Callable[..., Any]
+    own: bool = False
+    unreadable: Callable[[Any], str] = lambda truth: ""
+
+    def __call__(self, problem: Problem, text: str) -> Any:
+        """The verdict on a response, as the function gives it."""
+        verdict = self.function(
+            data_source=problem.data_source,
+            solution_str=text,
+            ground_truth=problem.ground_truth,
+            extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
+        )
+        return asyncio.run(verdict) if inspect.iscoroutine(verdict) else verdict
 
 
 def load(reward: Reward) -> Scorer:
@@ -38,31 +67,22 @@ def load(reward: Reward) -> Scorer:
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import default_compute_score
 
-    function: Any = default_compute_score
-    if reward.path:
-        named = {"path": reward.path, "name": reward.name, "reward_kwargs": reward.kwargs}
-        try:
-            function = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": named}}))
-        except (OSError, RuntimeError, AttributeError, ValueError) as error:
-            raise EvaluationError(f"--reward-file {reward.path}, --reward-name {reward.name}: {error}") from error
-
-    def score(problem: Problem, text: str) -> Any:
-        verdict = function(
-            data_source=problem.data_source,
-            solution_str=text,
-            ground_truth=problem.ground_truth,
-            extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
-        )
-        return asyncio.run(verdict) if inspect.iscoroutine(verdict) else verdict
-
-    return score
+    if not reward.path:
+        return Scorer(default_compute_score, own=True)
+    named = {"path": reward.path, "name": reward.name, "reward_kwargs": reward.kwargs}
+    try:
+        function: Any = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": named}}))
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        raise EvaluationError(f"--reward-file {reward.path}, --reward-name {reward.name}: {error}") from error
+    beside = getattr(function.args[0], "__globals__", {}).get("unreadable")
+    return Scorer(function, unreadable=beside) if callable(beside) else Scorer(function)
 
 
 def check(scorer: Scorer, problems: Sequence[Problem]) -> None:
-    """Fail before any generation where a benchmark has no scorer.
+    """Fail before any generation where no response could be right.
 
     Raises:
-        EvaluationError: the scorer does not know a data source.
+        EvaluationError: the scorer does not know a data source, or cannot read a ground truth.
     """
     for problem in {p.data_source: p for p in problems}.values():
         try:
@@ -73,20 +93,57 @@ def check(scorer: Scorer, problems: Sequence[Problem]) -> None:
             ) from None
         except Exception:  # an empty response may be more than a scorer can take; real ones are counted
             continue
+    for problem in problems:
+        if why := scorer.unreadable(problem.ground_truth) or _unreadable(scorer, problem):
+            raise EvaluationError(f"{problem.place}: ground_truth {why}; mend the file")
 
 
-def score(scorer: Scorer, problem: Problem, response: Response) -> Score:
+def _unreadable(scorer: Scorer, problem: Problem) -> str:
+    """Why nothing can be right: a truth that is none, or that the scorer reads only when it is written plainly."""
+    truth = problem.ground_truth
+    if truth is None or truth == "" or truth != truth:
+        return f"is {truth!r}"
+    text = plain(truth)
+    if problem.data_source.startswith("aime") and text.isdecimal():
+        text = str(int(text))  # 073 is how AIME's answer sheets have it, and models write 73
+    if text == truth and not (scorer.own and DAPO.fullmatch(problem.data_source)):
+        return ""  # in which form an answer has to stand is not known
+    if _is_right(scorer, problem, text):
+        return ""
+    if text == truth:
+        return f"is {truth!r}, which math_dapo does not even find in 'Answer: {truth}'"
+    plainly = _is_right(scorer, dataclasses.replace(problem, ground_truth=text), text)
+    return f"is {truth!r}, for which right answers count as wrong: write the text {text!r}" if plainly else ""
+
+
+def plain(truth: Any) -> str:
+    """A ground truth as right answers are written: 34, 34.0, "34.0", ["34"] and the text of that list are "34"."""
+    if isinstance(truth, str) and re.fullmatch(r'\s*\["[^"]*"\]\s*', truth):
+        try:
+            truth = json.loads(truth)
+        except ValueError:
+            return truth
+    if isinstance(truth, (list, tuple)) and len(truth) == 1:
+        return plain(truth[0])
+    return re.sub(r"^\s*([-+]?\d+)\.0+\s*$", r"\1", str(truth))
+
+
+def _is_right(scorer: Scorer, problem: Problem, answer: str) -> bool:
+    """Whether the scorer finds ``answer`` right in any of the forms that prompts ask for."""
+    found = (score(scorer, problem, Response(problem.row, 0, probe.format(answer), 0, "stop")) for probe in PROBES)
+    return any((one.reward or 0.0 if one.acc is None else one.acc) > 0 for one in found)
+
+
+def score(scorer: Callable[[Problem, str], Any], problem: Problem, response: Response) -> Score:
     """Score one response; what the scorer raises is kept in ``error``."""
     try:
         verdict = scorer(problem, response.text)
         if not isinstance(verdict, dict):
-            return Score(response, float(verdict), float(verdict))
-        acc, pred = verdict.get("acc"), verdict.get("pred")
-        return Score(
-            response,
-            float(verdict["score"]),
-            None if acc is None else float(acc),
-            None if pred is None else str(pred),
-        )
+            verdict = {"score": verdict, "acc": verdict}
+        reward, acc, pred = float(verdict["score"]), verdict.get("acc"), verdict.get("pred")
+        acc = None if acc is None else float(acc)
+        if not math.isfinite(reward) or not math.isfinite(acc or 0.0):
+            raise ValueError(f"score {reward:g}, acc {acc}")
+        return Score(response, reward, acc, None if pred is None else writable(str(pred)))
     except Exception as error:
-        return Score(response, None, 0.0, error=f"{type(error).__name__}: {error}"[:200])
+        return Score(response, None, 0.0, error=writable(f"{type(error).__name__}: {error}"[:200]))

@@ -33,14 +33,18 @@ class Sampling:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(self.n >= 1, "--n", self.n, "give 1 or more samples a problem")
-        _require(self.temperature >= 0, "--temperature", self.temperature, "give 0 (greedy) or more")
-        _require(0 < self.top_p <= 1, "--top-p", self.top_p, "give a number in (0, 1]")
-        _require(self.top_k == -1 or self.top_k >= 1, "--top-k", self.top_k, "give -1 (all tokens) or 1 and more")
-        _require(self.max_response_length >= 1, "--max-response-length", self.max_response_length, "give 1 or more")
-        _require(self.dtype in DTYPES, "--dtype", self.dtype, f"give one of {', '.join(DTYPES)}")
         greedy = self.temperature == 0
-        _require(not (greedy and self.n > 1), "--n", self.n, "temperature 0 gives equal samples, so give --n 1")
+        for holds, option, value, remedy in (
+            (self.n >= 1, "--n", self.n, "give 1 or more samples a problem"),
+            (self.temperature >= 0, "--temperature", self.temperature, "give 0 (greedy) or more"),
+            (0 < self.top_p <= 1, "--top-p", self.top_p, "give a number in (0, 1]"),
+            (self.top_k == -1 or self.top_k >= 1, "--top-k", self.top_k, "give -1 (all tokens) or 1 and more"),
+            (self.max_response_length >= 1, "--max-response-length", self.max_response_length, "give 1 or more"),
+            (self.dtype in DTYPES, "--dtype", self.dtype, f"give one of {', '.join(DTYPES)}"),
+            (not greedy or self.n == 1, "--n", self.n, "temperature 0 gives equal samples, so give --n 1"),
+        ):
+            if not holds:
+                raise EvaluationError(f"{option} {value}: {remedy}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -90,8 +94,3 @@ def read_run_config(path: Path | None) -> RunConfig:
         reward=Reward(reward.get("path"), reward.get("name") or "compute_score", reward.get("reward_kwargs") or {}),
         trust_remote_code=bool(value("actor_rollout_ref.model.trust_remote_code")),
     )
-
-
-def _require(holds: bool, option: str, value: object, remedy: str) -> None:
-    if not holds:
-        raise EvaluationError(f"{option} {value}: {remedy}")

@@ -28,6 +28,11 @@ class Response:
     finish_reason: str
 
 
+def writable(text: str) -> str:
+    """Text that files can hold: half of a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class Store:
     """The responses of one evaluation; a context manager that keeps a second one out of the folder.
 
@@ -103,7 +108,3 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)

@@ -1,105 +1,126 @@
 """Scores to tables: one row a sample, one a problem, one a benchmark."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from cppo_verl import atomic
-from cppo_verl.evaluation import estimates
+from cppo_verl import atomic, estimates
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.scoring import Score
+from cppo_verl.evaluation.store import writable
 
 MEAN = "mean"
+KEYS = ["row", "cluster"]  # of the samples, for grouping; not written
 
 
-def summarise(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]) -> dict[str, Any]:
+def samples_of(problems: Sequence[Problem], scores: Iterable[Score]) -> pandas.DataFrame:
+    """One row a sample, by problem row and sample, with the response itself.
+
+    ``cluster`` is equal for samples of one problem, also where the data files repeat it.
+    """
+    rows = []
+    for score in sorted(scores, key=lambda score: (score.response.row, score.response.sample)):
+        problem, response = problems[score.response.row], score.response
+        rows.append(
+            {
+                "row": problem.row,
+                "cluster": problem.identity,
+                "data_source": problem.data_source,
+                "number": problem.number,
+                "sample": response.sample,
+                "response": response.text,
+                "tokens": response.tokens,
+                "finish_reason": response.finish_reason,
+                "reward": score.reward,
+                "acc": score.acc,
+                "pred": score.pred,
+                "error": score.error,
+            }
+        )
+    return pandas.DataFrame(rows).astype({"reward": float, "acc": float})
+
+
+def summarise(samples: pandas.DataFrame) -> dict[str, Any]:
     """Per benchmark and over benchmarks.
-
-    Args:
-        problems: rows of the data files.
-        scores: per row, the scores of its samples.
 
     Returns:
         ``benchmarks`` (by data source: metric, problems, rows, samples, mean, standard_error, sampling_error,
         reward, response_length, truncated, scoring_errors), ``mean`` (unweighted over benchmarks: the three numbers)
         and ``verl_metrics`` (the same means under the names of verl's logger).
     """
-    sources = list(dict.fromkeys(p.data_source for p in problems))
     benchmarks, estimated, names = {}, [], {}
-    for source in sources:
-        own = [p for p in problems if p.data_source == source]
-        metric = _metric(own, scores)
-        estimate = estimates.clustered(_clusters(own, scores, metric))
+    for source, own in samples.groupby("data_source", sort=False):
+        # verl's choice: accuracy where the scorer gives it for any sample, the reward elsewhere. And as verl counts: a
+        # missing accuracy is a wrong answer, a missing reward is left out.
+        metric = "reward" if own["acc"][own["error"].isna()].isna().all() and own["reward"].notna().any() else "acc"
+        values = own["acc"].fillna(0.0) if metric == "acc" else own["reward"].dropna()
+        clusters = values.groupby(own["cluster"], sort=False)
+        estimate = estimates.clustered([list(cluster) for _, cluster in clusters])
+        counts = {"problems": own["cluster"].nunique(), "rows": own["row"].nunique(), "samples": len(own)}
+        benchmarks[source] = {"metric": metric, **asdict(estimate), **counts, **_facts(own)}
+        first = int((own["row"] == own["row"].iloc[0]).sum())
+        names[f"val-core/{source}/{metric}/mean@{first}"] = estimate.mean
         estimated.append(estimate)
-        benchmarks[source] = {"metric": metric, **asdict(estimate), **_counts(own, scores)}
-        names[f"val-core/{source}/{metric}/mean@{len(scores[own[0].row])}"] = estimate.mean
+    return {"benchmarks": benchmarks, MEAN: asdict(estimates.unweighted_mean(estimated)), "verl_metrics": names}
+
+
+def problem_table(problems: Sequence[Problem], samples: pandas.DataFrame) -> pandas.DataFrame:
+    """One row a problem row: mean accuracy and reward over its samples, lengths in tokens, share cut off."""
+    rows, index = [], _of_one_kind([problem.extra_info.get("index") for problem in problems])
+    for row, own in samples.groupby("row"):
+        problem = problems[row]
+        rows.append(
+            {
+                "data_source": problem.data_source,
+                "number": problem.number,
+                "index": index[row],
+                "problem": writable(str(problem.messages[-1].get("content"))),
+                "ground_truth": writable(str(problem.ground_truth)),
+                "samples": len(own),
+                "acc": _mean(own["acc"]),
+                **_facts(own),
+            }
+        )
+    kinds = {"acc": float, "reward": float} | ({} if any(type(i) is str for i in index) else {"index": "Int64"})
+    return pandas.DataFrame(rows).astype(kinds)
+
+
+def _facts(samples: pandas.DataFrame) -> dict[str, Any]:
+    """Numbers over some samples."""
     return {
-        "benchmarks": benchmarks,
-        MEAN: asdict(estimates.unweighted_mean(estimated)),
-        "verl_metrics": names,
+        "reward": _mean(samples["reward"]),
+        "response_length": _mean(samples["tokens"]),
+        "truncated": _mean(samples["finish_reason"] == "length"),
+        "scoring_errors": int(samples["error"].notna().sum()),
     }
 
 
-def problem_table(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]) -> pandas.DataFrame:
-    """One row a problem row: mean accuracy and reward over its samples, lengths in tokens, share cut off."""
-    return pandas.DataFrame(
-        [
-            {
-                "data_source": problem.data_source,
-                "number": problem.number,
-                "index": problem.extra_info.get("index"),
-                "problem": str(problem.messages[-1].get("content")),
-                "ground_truth": str(problem.ground_truth),
-                "samples": len(own),
-                "acc": _mean([s.acc for s in own]),
-                "reward": _mean([s.reward for s in own]),
-                "response_length": _mean([s.response.tokens for s in own]),
-                "truncated": _mean([s.response.finish_reason == "length" for s in own]),
-                "scoring_errors": sum(s.error is not None for s in own),
-            }
-            for problem in problems
-            for own in [scores[problem.row]]
-        ]
-    )
+def _mean(values: pandas.Series) -> float | None:
+    """None where no value is known, for JSON."""
+    mean = values.mean()
+    return None if pandas.isna(mean) else float(mean)
 
 
-def sample_table(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]) -> pandas.DataFrame:
-    """One row a sample, with the response itself."""
-    return pandas.DataFrame(
-        [
-            {
-                "data_source": problem.data_source,
-                "number": problem.number,
-                "sample": score.response.sample,
-                "response": score.response.text,
-                "tokens": score.response.tokens,
-                "finish_reason": score.response.finish_reason,
-                "reward": score.reward,
-                "acc": score.acc,
-                "pred": score.pred,
-                "error": score.error,
-            }
-            for problem in problems
-            for score in scores[problem.row]
-        ]
-    )
+def _of_one_kind(values: Sequence[Any]) -> list[Any]:
+    """Whole numbers, or else texts: a column has one type, and data files need not agree on theirs."""
+    if all(value is None or (type(value) is int and abs(value) < 2**63) for value in values):
+        return list(values)
+    return [None if value is None else writable(str(value)) for value in values]
 
 
-def write(
-    out: Path, summary: Mapping[str, Any], problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]
-) -> list[Path]:
+def write(out: Path, summary: Mapping[str, Any], problems: Sequence[Problem], samples: pandas.DataFrame) -> list[Path]:
     """Write summary.json, problems.csv, problems.parquet and samples.parquet into ``out``, each atomically."""
-    table, samples = problem_table(problems, scores), sample_table(problems, scores)
-    text = json.dumps(summary, indent=2) + "\n"
+    table, kept = problem_table(problems, samples), samples.drop(columns=KEYS)
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     writers: dict[str, Any] = {
         "problems.csv": lambda path: table.to_csv(path, index=False),
         "problems.parquet": lambda path: table.to_parquet(path, index=False),
-        "samples.parquet": lambda path: samples.to_parquet(path, index=False),
-        "summary.json": lambda path: path.write_text(text),
+        "samples.parquet": lambda path: kept.to_parquet(path, index=False),
+        "summary.json": lambda path: path.write_text(text, encoding="utf-8"),
     }
     for name, fill in writers.items():
         with atomic.replacing(out / name) as path:
@@ -109,57 +130,19 @@ def write(
 
 def console(summary: Mapping[str, Any]) -> str:
     """The benchmarks and their mean, in percent for accuracies, as text."""
-    rows: list[tuple[str, ...]] = [
-        ("benchmark", "problems", "samples", "score", "std error", "sampling only", "cut off")
-    ]
+    rows = [("benchmark", "problems", "samples", "score", "std error", "sampling only", "cut off", "scoring errors")]
     for name, found in summary["benchmarks"].items():
         counts = (str(found["problems"]), str(found["samples"]))
-        numbers = _numbers(found, 100 if found["metric"] == "acc" else 1)
-        rows.append((name, *counts, *numbers, f"{100 * found['truncated']:.1f}%"))
+        ends = (f"{100 * found['truncated']:.1f}%", str(found["scoring_errors"]))
+        rows.append((name, *counts, *_numbers(found, 100 if found["metric"] == "acc" else 1), *ends))
     metrics = {found["metric"] for found in summary["benchmarks"].values()}
-    rows.append((MEAN, "", "", *_numbers(summary[MEAN], 100 if metrics == {"acc"} else 1), ""))
+    rows.append((MEAN, "", "", *_numbers(summary[MEAN], 100 if metrics == {"acc"} else 1), "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _numbers(found: Mapping[str, Any], scale: int) -> tuple[str, ...]:
-    values = [found[key] for key in ("mean", "standard_error", "sampling_error")]
-    return tuple("-" if value is None else f"{scale * value:.2f}" for value in values)
-
-
-def _metric(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]) -> str:
-    """verl's choice: accuracy where the scorer gives it for any sample, the reward elsewhere."""
-    given = any(s.acc is not None and s.error is None for p in problems for s in scores[p.row])
-    rewarded = any(s.reward is not None for p in problems for s in scores[p.row])
-    return "acc" if given or not rewarded else "reward"
-
-
-def _clusters(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]], metric: str) -> list[list[float]]:
-    """As verl counts: a missing accuracy is a wrong answer, a missing reward is left out."""
-    found: dict[str, list[float]] = {}
-    for problem in problems:
-        values = [s.acc or 0.0 if metric == "acc" else s.reward for s in scores[problem.row]]
-        found.setdefault(problem.identity, []).extend(value for value in values if value is not None)
-    return [values for values in found.values() if values]
-
-
-def _counts(problems: Sequence[Problem], scores: Mapping[int, Sequence[Score]]) -> dict[str, Any]:
-    own = [score for problem in problems for score in scores[problem.row]]
-    return {
-        "problems": len({p.identity for p in problems}),
-        "rows": len(problems),
-        "samples": len(own),
-        "reward": _mean([s.reward for s in own]),
-        "response_length": _mean([s.response.tokens for s in own]),
-        "truncated": _mean([s.response.finish_reason == "length" for s in own]),
-        "scoring_errors": sum(s.error is not None for s in own),
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(sum(known) / len(known)) if known else None
+def _numbers(found: Mapping[str, Any], scale: int) -> tuple[str, str, str]:
+    values = (found[key] for key in ("mean", "standard_error", "sampling_error"))
+    one, two, three = ("-" if value is None else f"{scale * value:.2f}" for value in values)
+    return one, two, three

@@ -1,4 +1,4 @@
-"""Writes the page of a run's records: one file, nothing loaded, a step at a time in memory.
+"""Writes the page of single tokens: one self-contained file, a step at a time in memory.
 
 The page holds an index (steps, and what the list shows of each response), style and scripts, and after them a chunk a
 response, deflated and in base64, which the browser unpacks when the response is opened.
@@ -7,7 +7,7 @@ response, deflated and in base64, which the browser unpacks when the response is
 import base64
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -41,6 +41,7 @@ class Index:
     layouts: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=lambda: [0])  # of the chunks, where they were put down
 
     @property
     def responses(self) -> int:
@@ -84,16 +85,16 @@ def write_page(run_dir: Path, out: Path, steps: Sequence[int] | None = None, tit
 
 def summary(index: Index, out: Path) -> str:
     """One line on what was written."""
-    tokens = sum(index.columns.get("length", ()))
-    size = out.stat().st_size
-    steps = f"{len(index.steps)} step{'s' * (len(index.steps) != 1)}"
-    return f"{steps}, {index.responses} responses, {tokens} tokens; {size / 1e6:.1f} MB"
+    tokens, steps = sum(index.columns.get("length", ())), len(index.steps)
+    size = out.stat().st_size / 1e6
+    return f"{steps} step{'s' * (steps != 1)}, {index.responses} responses, {tokens} tokens; {size:.1f} MB"
 
 
 def token_count(path: Path) -> int:
     """Tokens of a step's record from the file's metadata, an empty response as one; 0 where the file is damaged."""
     try:
-        metadata = pyarrow.parquet.read_metadata(path)
+        with path.open("rb") as stream:
+            metadata = pyarrow.parquet.read_metadata(stream)
     except (pyarrow.ArrowException, OSError):
         return 0
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
@@ -105,23 +106,22 @@ def _fitting(found: Mapping[int, Path], notes: list[str]) -> list[int]:
     """All steps, or as many of them as fit, evenly spaced; a note says what was left out and how to have it."""
     total = sum(map(token_count, found.values())) * TOKEN_BYTES
     every = -(-total // LIMIT) or 1
-    chosen = list(found)[::every]
     if every > 1:
         notes.append(
             f"The page would have about {total / 1e6:.0f} MB, so it holds one recorded step in {every}. "
             f"--steps FIRST:LAST[:EVERY] chooses others."
         )
-    return chosen
+    return list(found)[::every]
 
 
 def _add_step(index: Index, record: StepRecord, chunks: IO[bytes]) -> None:
-    number = len(index.steps)
-    looks = _numbers_of(record)
+    number, looks = len(index.steps), _numbers_of(record)
     index.steps.append(_step(record.header, looks))
     for response, derived in zip(record.responses, looks, strict=True):
         chunk = pack(response, derived)
         chunks.write(b'<script type="text/plain" id="r%d">' % index.responses)
         chunks.write(base64.b64encode(chunk.data) + b"</script>\n")
+        index.ends.append(chunks.tell())
         index.add(number, chunk)
 
 
@@ -129,25 +129,22 @@ def _numbers_of(record: StepRecord) -> list[list[numbers.Numbers]]:
     """The derived numbers of every look of every response."""
     derived = [[found] for found in numbers.of(record.header, record.responses)]
     again = [i for i, response in enumerate(record.responses) if response.last is not None]
-    if again:
-        later = numbers.of(record.header, [record.responses[i] for i in again], last=True)
-        for i, found in zip(again, later, strict=True):
-            derived[i].append(found)
+    later = numbers.of(record.header, [record.responses[i] for i in again], last=True) if again else ()
+    for i, found in zip(again, later, strict=True):
+        derived[i].append(found)
     return derived
 
 
 def _step(header: Header, derived: Sequence[Sequence[numbers.Numbers]]) -> dict[str, Any]:
-    knobs = header.knobs
-    delta = float(knobs["delta"]) if header.rule in THRESHOLD_RULES and "delta" in knobs else None
+    delta = float(header.knobs["delta"]) if header.rule in THRESHOLD_RULES and "delta" in header.knobs else None
     values = np.concatenate([looks[0].divergence for looks in derived] or [np.zeros(0)])
     values = values[np.isfinite(values)]
-    scale = delta or (float(np.quantile(values, SCALE_QUANTILE)) if len(values) else 0.0)
     return {
         "step": header.step,
         "rule": header.rule,
         "says": knob_words(header),
         "delta": delta,
-        "scale": scale,
+        "scale": delta or (float(np.quantile(values, SCALE_QUANTILE)) if len(values) else 0.0),
         "updates": header.updates,
         "trained": header.responses,
     }
@@ -163,9 +160,8 @@ def knob_words(header: Header) -> list[str]:
     if rule in THRESHOLD_RULES or rule.startswith("trm") or rule == "gbpo":
         words.append(f"δ {knobs.get('delta'):g}")
     if rule == "cppo":
-        budget = knobs.get("budget")
+        budget, weights = knobs.get("budget"), knobs.get("weights")
         words.append("no prefix budget" if budget == "none" else f"δ_b {knobs.get('delta_b'):g} ({budget})")
-        weights = knobs.get("weights")
         words.append(f"w_min {knobs.get('w_min'):g}" if weights == "linear" else f"{weights} weights")
     if rule in ("cppo", "dppo"):
         words.append(f"{knobs.get('gate')} gate")
@@ -182,12 +178,15 @@ def _write(index: Index, chunks: IO[bytes], out: Path) -> None:
         footer=escape(f"Written by cppo-verl {__version__}."),
         chunks="\0",
     )
-    head, tail = page.split("\0")
-    chunks.seek(0)
+    head, tail = page.encode("utf-8", "replace").split(b"\0")
     with atomic.replacing(out) as beside, beside.open("wb") as stream:
-        stream.write(head.encode())
-        stream.writelines(_blocks(chunks))
-        stream.write(tail.encode())
+        stream.write(head)
+        masked = [masked or 0 for masked in index.columns.get("masked", ())]
+        first = masked.index(max(masked)) if masked else 0  # the one that the page opens on need not wait for others
+        before, after = index.ends[first], index.ends[min(first + 1, len(masked))]
+        for start, end in ((before, after), (0, before), (after, index.ends[-1])):
+            stream.writelines(_blocks(chunks, start, end))
+        stream.write(tail)
 
 
 def _json(index: Index) -> str:
@@ -200,6 +199,7 @@ def _asset(name: str) -> str:
     return (files("cppo_verl.inspection") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _blocks(stream: IO[bytes]) -> Iterable[bytes]:
-    while block := stream.read(1 << 20):
+def _blocks(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
+    stream.seek(start)
+    while block := stream.read(min(1 << 20, end - stream.tell())):
         yield block

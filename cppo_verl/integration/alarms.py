@@ -1,6 +1,5 @@
 """What a run is told once, loudly, because it would otherwise be wrong in silence. Each returns a sentence or None."""
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ def raise_alarm(sentence: str | None) -> bool:
 
 
 def shared_prompts(train_dataset: Any, val_dataset: Any, prompt_key: str) -> str | None:
-    """Validation prompts that are also trained on; verl's datasets, others are not looked into."""
+    """Validation prompts that are also trained on; a dataset that does not show its prompts is not looked into."""
     train, val = (_prompts(dataset, prompt_key) for dataset in (train_dataset, val_dataset))
     shared = train & val
     if not shared:
@@ -34,42 +33,35 @@ def shared_prompts(train_dataset: Any, val_dataset: Any, prompt_key: str) -> str
 
 
 def _prompts(dataset: Any, key: str) -> set[str]:
-    frame = getattr(dataset, "dataframe", None)
-    if frame is None or key not in frame.column_names:
+    """Every prompt as a text; of ``datasets``, pandas or anything else that is read like a mapping of columns."""
+    try:
+        return {repr(prompt) for prompt in dataset.dataframe[key]}
+    except Exception as error:  # noqa: BLE001 - somebody else's dataset; an alarm is not worth a run
+        logger.info("prompts of %s are not compared (%s)", type(dataset).__name__, error)
         return set()
-    return {json.dumps(prompt, sort_keys=True) for prompt in frame[key]}
 
 
-def spent_by_staleness(reported: Mapping[str, Any], delta_b: float) -> str | None:
-    """In an asynchronous mode: the distance from the anchor before any update is more than the budget a token.
-
-    Args:
-        reported: metrics of one step.
-        delta_b: prefix budget a unit of weight, or the threshold that stands for it.
-    """
-    gap = reported.get(GAP, 0.0)
-    if not gap > delta_b:
-        return None
-    behind = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
-    return (
-        f"{GAP}={gap:.3g} is above {delta_b:g}: old responses spend the trust region before any update is made (those "
-        f"of the newest weights stand at {behind:.3g}). Set actor_rollout_ref.actor.policy_loss.anchor=proximal, or "
-        "budget_target=0.08 there, or let fewer versions pass (trainer.v1.sampler.max_off_policy_threshold)."
-    )
-
-
-def engine_gap(reported: Mapping[str, Any], delta_b: float) -> str | None:
-    """Rollout engine and trainer disagree at equal weights by more than the prefix budget allows a token.
+def spent(reported: Mapping[str, Any], delta_b: float, stale: bool) -> str | None:
+    """Before any update of a step, policy and anchor are further apart than the prefix budget allows a token.
 
     Args:
         reported: metrics of one step.
         delta_b: prefix budget a unit of weight, or the threshold that stands for it.
+        stale: responses may be older than the weights that train on them (an asynchronous mode).
     """
     gap = reported.get(GAP, 0.0)
     if not gap > delta_b:
         return None
-    return (
-        f"{GAP}={gap:.3g} is above {delta_b:g}: before any update, the trainer's probabilities are that far from the "
-        "rollout's, and the trust region is spent on it. Look for: a temperature or logprobs_mode that only one of the "
-        "two applies; response_mask counting tool output; log-probs of older weights; a rollout in lower precision."
+    said = f"{GAP}={gap:.3g} is above {delta_b:g}: "
+    if not stale:
+        return said + (
+            "before any update, the trainer's probabilities are that far from the rollout's, and the trust region is "
+            "spent on it. Look for: a temperature or logprobs_mode that only one of the two applies; response_mask "
+            "counting tool output; log-probs of older weights; a rollout in lower precision."
+        )
+    fresh = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
+    return said + (
+        "old responses spend the trust region before any update is made (those of the newest weights stand at "
+        f"{fresh:.3g}). Set actor_rollout_ref.actor.policy_loss.anchor=proximal, or budget_target=0.08 there, or let "
+        "fewer versions pass (trainer.v1.sampler.max_off_policy_threshold)."
     )

@@ -1,17 +1,17 @@
-"""Which attention the actor runs with, and whether this environment has it.
+"""Which attention a run's models take, and whether this environment has it.
 
-verl 0.9 asks transformers for ``flash_attention_2`` unless ``override_config.attn_implementation`` says otherwise. Its
-Ulysses sequence parallelism patches the function that transformers calls for every flash attention, and no other
-(verl/models/transformers/monkey_patch.py); ``launch.sizes`` refuses the rest.
+verl 0.9 asks transformers for ``flash_attention_2`` unless ``override_config.attn_implementation`` says otherwise; a
+critic gets flash attention whatever that says (verl/utils/model.py). Its Ulysses sequence parallelism patches the
+function that transformers calls for every flash attention, and no other; ``launch.sizes`` refuses the rest.
 """
 
 import importlib
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
+from cppo_verl.integration import cpu
 from cppo_verl.launch import sizes
 
 BUILT_IN = ("sdpa", "eager", "flex_attention")
@@ -37,7 +37,7 @@ def missing(name: str) -> str | None:
         return None
     if name in FLASH:
         reason = _import_error(FLASH[name])
-        if reason is None or _is_there(FLASH[name].partition(".")[0]):
+        if reason is None or find_spec(FLASH[name].partition(".")[0]):
             return reason  # transformers goes by the package's name, and looks no further
         in_hub = _hub_error(name)
         return in_hub and f"{reason}; the hub's kernel: {in_hub}"
@@ -49,7 +49,7 @@ def missing(name: str) -> str | None:
 
 
 def here_problems(config: DictConfig) -> Iterator[str]:
-    """One sentence when this environment lacks the attention that ``config`` asks for."""
+    """One sentence for each attention that ``config`` asks for and this environment lacks."""
     name = in_force(config)
     reason = missing(name) if name is not None else None
     if reason:
@@ -57,6 +57,20 @@ def here_problems(config: DictConfig) -> Iterator[str]:
             f"{sizes.ATTENTION}={name} cannot be used in this environment ({reason}): install it (docs/gpu.md has the "
             f"ways), or set ++{sizes.ATTENTION}=sdpa, which is right without sequence parallelism, though slower."
         )
+    reason = missing(sizes.VERLS_ATTENTION) if _has_critic(config) and not cpu.enabled() else None
+    if reason:
+        yield (
+            "a critic (algorithm.adv_estimator=gae, critic.enable=True) is loaded by verl with "
+            f"{sizes.VERLS_ATTENTION}, whatever attn_implementation says, and this environment has none ({reason}): "
+            "install it (docs/gpu.md has the ways), or take an estimator without a critic, such as group_relative."
+        )
+
+
+def _has_critic(config: DictConfig) -> bool:
+    """By verl's rule, and under an engine that loads it with transformers."""
+    wanted = OmegaConf.select(config, "critic.enable")
+    wanted = OmegaConf.select(config, "algorithm.adv_estimator") == "gae" if wanted is None else wanted
+    return bool(wanted) and OmegaConf.select(config, "critic.strategy") in sizes.FSDP
 
 
 def _import_error(module: str) -> str | None:
@@ -65,13 +79,6 @@ def _import_error(module: str) -> str | None:
     except Exception as error:  # noqa: BLE001 - an extension built for another torch fails in many ways
         return _first_line(error)
     return None
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # a module that came without a spec, or None in its place
-        return sys.modules.get(package) is not None
 
 
 def _hub_error(name: str) -> str | None:

@@ -1,22 +1,18 @@
 """The group-relative advantage estimator in verl's registry, as ``algorithm.adv_estimator=group_relative``."""
 
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cppo_verl.trust_region.advantage import GroupAdvantage, group_relative
-
-NAME = "group_relative"
-
-# While set, the estimator leaves its per-response findings here for the trainer.
-findings: ContextVar[list[GroupAdvantage] | None] = ContextVar("group_advantages", default=None)
+from cppo_verl.integration import skip
+from cppo_verl.trust_region.advantage import group_relative
 
 
 def register(core_algos) -> None:
     """Put the estimator into verl's registry."""
-    core_algos.register_adv_est(NAME)(compute_group_relative_advantage)
+    core_algos.register_adv_est(skip.OURS)(compute_group_relative_advantage)
 
 
 def compute_group_relative_advantage(
@@ -33,11 +29,32 @@ def compute_group_relative_advantage(
     Raises:
         ValueError: when a reward is not finite (names the rows).
     """
-    normalise = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
     with torch.no_grad():
-        groups = group_relative(token_level_rewards.sum(-1), list(index), normalise)
+        groups = group_relative(token_level_rewards.sum(-1), list(index), normalised(config))
         advantages = groups.advantage.unsqueeze(-1) * response_mask
-    found = findings.get()
-    if found is not None:
-        found.append(groups)
     return advantages, advantages
+
+
+def normalised(config) -> bool:
+    """Whether verl's ``algorithm`` config asks for the division by the deviation."""
+    return True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
+
+
+def session_advantages(keys: Sequence[str], rewards: Tensor, normalise: bool) -> Tensor | None:
+    """Advantages, (batch,), of a batch in which sessions have several outputs; None where none has.
+
+    verl hands an estimator rows, not sessions, and an output is no member of the group: the last one's reward counts
+    once, and all outputs of its session get its advantage, as with verl's own ``grpo``.
+
+    Args:
+        keys: verl's ``{uid}_{session}_{output}``, one a row.
+        rewards: (batch,).
+    """
+    last = skip.last_outputs(keys)
+    members = sorted(set(last))
+    if len(members) == len(keys):
+        return None
+    uids = [skip.split(keys[row])[0] for row in members]
+    advantages = torch.zeros(len(keys))
+    advantages[members] = group_relative(rewards[members], uids, normalise).advantage
+    return advantages[last]

@@ -11,44 +11,50 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+Action = Callable[[ModuleType], None]
 
-def on_import(name: str, action: Callable[[ModuleType], None]) -> None:
+
+def on_import(name: str, action: Action) -> None:
     """Call ``action(module)`` once module ``name`` has been imported; at once if it already has.
 
-    An exception in ``action`` fails that import, loudly.
+    Actions on one module run in the order in which they were given. An exception in one fails that import, loudly, and
+    the next attempt runs them all again.
     """
     module = sys.modules.get(name)
     if module is not None:
         action(module)
-    else:
-        sys.meta_path.insert(0, _Watcher(name, action))
+        return
+    FINDER.actions.setdefault(name, []).append(action)
+    if FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, FINDER)
 
 
-class _Watcher(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, action: Callable[[ModuleType], None]):
-        self.name = name
-        self.action = action
-        self.asking = False  # other finders are being asked for the real spec
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules that are waited for, by asking the other finders."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[Action]] = {}
+        self.asking: set[str] = set()  # modules that the others are being asked for
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
-        if fullname != self.name or self.asking:
+        if fullname not in self.actions or fullname in self.asking:
             return None
-        self.asking = True
+        self.asking.add(fullname)
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
-            self.asking = False
+            self.asking.discard(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)
+            spec.loader = _Loader(spec.loader, fullname)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    """The module's own loader, with the watcher's action behind it; the watcher goes once both have succeeded."""
+    """The module's own loader, with the actions behind it; they are forgotten once all have succeeded."""
 
-    def __init__(self, loader: importlib.abc.Loader, watcher: _Watcher):
+    def __init__(self, loader: importlib.abc.Loader, name: str):
         self.loader = loader
-        self.watcher = watcher
+        self.name = name
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -58,9 +64,12 @@ class _Loader(importlib.abc.Loader):
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        self.watcher.action(module)
-        if self.watcher in sys.meta_path:
-            sys.meta_path.remove(self.watcher)
+        for action in FINDER.actions.get(self.name, ()):
+            action(module)
+        FINDER.actions.pop(self.name, None)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.loader, name)
+
+
+FINDER = _Finder()

@@ -3,7 +3,7 @@
 In the trainer's process: draws whole groups before the update, marks their rows, and afterwards writes what the workers
 saw of them beside text and reward (``integration.looks``, ``recording.files``). The step's file is whole before its
 checkpoint is, so that a run that is killed and resumed has each step once. Nothing here may harm the training: an
-error is logged, and that step has no record.
+error is told, and that step has no record; one in a single response costs that response alone.
 """
 
 import dataclasses
@@ -12,20 +12,19 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
-from verl.workers.config import PolicyLossConfig
 
 from cppo_verl import __version__
 from cppo_verl.integration import looks, topk
+from cppo_verl.integration.alarms import raise_alarm
 from cppo_verl.integration.pieces import pieces
 from cppo_verl.recording import draw, files
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
-from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, names_from_outside
 from cppo_verl.trust_region.thresholds import scaled
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,10 @@ class Recorder:
         self.run_dir = run_dir_of(config)
         self.every = 1
         self.complained = False
-        self._careful(self._resume)
+        try:
+            self.every = draw.distance(self.run_dir)
+        except (RecordError, OSError) as error:
+            logger.warning("%s", error)
 
     def mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
         """The batch with the drawn rows marked, and the draw; the batch itself where nothing is recorded.
@@ -93,7 +95,11 @@ class Recorder:
         chosen = draw.drawn([1] * call.calls, 1, self.seed, call.step)
         if call.step % self.every or call.index not in chosen:
             return batch, None
-        return self._careful(self._mark, batch, call) or (batch, None)
+        try:
+            return self._mark(batch, call)
+        except Exception as error:  # noqa: BLE001 - a record is not worth a run
+            self._complain("no record of this step", error)
+            return batch, None
 
     def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
         """Write the step's record.
@@ -101,25 +107,18 @@ class Recorder:
         Args:
             drawn: from ``mark``. seen: of each micro-batch what the workers saw, in the order of the updates.
         """
-        self._careful(self._write, drawn, seen, partition)
-
-    def _careful(self, function, *arguments):
-        """What ``function`` returns; None after an error, which is logged once for each run of them."""
         try:
-            result = function(*arguments)
+            self.complained = not self._write(drawn, seen, partition)
         except Exception as error:  # noqa: BLE001 - a record is not worth a run
-            if not self.complained:
-                logger.exception("no record of this step (%s); the training goes on", error)
-            self.complained = True
-            return None
-        self.complained = False
-        return result
+            self._complain("no record of this step", error)
 
-    def _resume(self) -> None:
-        try:
-            self.every = draw.distance(self.run_dir)
-        except RecordError as error:
-            logger.warning("%s", error)
+    def _complain(self, what: str, error: Exception) -> None:
+        """One alarm until a record is whole again."""
+        if not self.complained:
+            raise_alarm(f"{what} ({error}); the training goes on")
+            if not isinstance(error, OSError):  # of a disk nothing else is to be said
+                logger.error("while recording", exc_info=error)
+        self.complained = True
 
     def _mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
         groups: dict[str, list[int]] = {}
@@ -139,12 +138,8 @@ class Recorder:
         if marked.fields is not None:
             marked.fields = [*marked.fields, looks.FIELD]
         header = self._header(call, batch)
-        return marked, Draw(
-            [batch.keys[row] for row in rows],
-            [batch.tags[row] for row in rows],
-            self._updates(rows, len(batch), header.updates, call),
-            header,
-        )
+        keys, tags = ([column[row] for row in rows] for column in (batch.keys, batch.tags))
+        return marked, Draw(keys, tags, self._updates(rows, len(batch), header.updates, call), header)
 
     def _updates(self, rows: Sequence[int], batch: int, updates: int, call: Call) -> list[int | None]:
         """Which update of the step sees each row first: verl gives each rank, and each update in it, an equal part."""
@@ -157,8 +152,8 @@ class Recorder:
         actor = self.config.actor_rollout_ref.actor
         knobs: Any = OmegaConf.to_container(OmegaConf.select(self.config, KEY_PREFIX), resolve=True)
         rule = knobs.pop("loss_mode")
-        for name in {"_target_", *(each.name for each in dataclasses.fields(PolicyLossConfig))} - set(knob_names()):
-            knobs.pop(name, None)
+        kept = {*knob_names(), *names_from_outside(knobs), "rule_module"}
+        knobs = {name: value for name, value in knobs.items() if name in kept}
         in_force = scaled(TrustRegionKnobs(**{name: knobs[name] for name in knob_names() if name in knobs}), call.scale)
         return Header(
             step=call.step,
@@ -178,21 +173,31 @@ class Recorder:
             version=__version__,
         )
 
-    def _write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
+    def _write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> bool:
+        """Whether every response is in the record."""
         found: list[list[Mapping[str, Any]]] = [[] for _ in drawn.keys]
         for part in seen:
             for number, values in part.items():
                 found[number].append(values)
         fields = ["prompts", "responses", "rm_scores"]
-        fields += [topk.FIELD] if "divergence" in found[0][0] else []
+        fields += [topk.FIELD] if any("divergence" in look for looks_of in found for look in looks_of) else []
         fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
         data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
-        columns = {name: data[name].unbind() for name in fields}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        known = zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True)
-        responses = tuple(self._response(drawn.header, *row) for row in known)
-        files.write(self.run_dir, StepRecord(drawn.header, responses))
+        columns = [data[name].unbind() for name in fields]
+        rows = [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
+        responses, failed = [], []
+        for known in zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True):
+            try:
+                responses.append(self._response(drawn.header, *known))
+            except Exception as error:  # noqa: BLE001 - the others are worth a record
+                failed.append(error)
+        if not responses:
+            raise failed[0]
+        files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
         self.every = draw.make_room(self.run_dir, self.limit, self.every)
+        if failed:
+            self._complain(f"{len(failed)} of {len(rows)} responses are missing in this step's record", failed[0])
+        return not failed
 
     def _response(self, header: Header, key: str, tag: dict, update: int | None, found: list, row: dict) -> Response:
         uid, sample, output = split(key)
@@ -201,6 +206,12 @@ class Recorder:
         oldest = tag.get("min_global_steps")
         prompt_ids, token_ids = (row[name].to(torch.int32).numpy() for name in ("prompts", "responses"))
         packed, rollout = row.get(topk.FIELD), row.get("rollout_log_probs")
+        names = {each.name for each in dataclasses.fields(Look)} - {"update"}
+
+        def look(values: Mapping[str, Any], number: int | None) -> Look:
+            columns: Any = {name: values.get(name) for name in names}
+            return Look(**columns, update=number)
+
         return Response(
             uid=uid,
             sample=sample,
@@ -228,15 +239,3 @@ def split(key: str) -> tuple[str, int, int]:
     if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
         return parts[0], int(parts[1]), int(parts[2])
     return key, 0, 0
-
-
-def look(values: Mapping[str, Any], update: int | None) -> Look:
-    """A look from what the workers sent home."""
-    return Look(
-        log_pi=values["log_pi"],
-        gate=values["gate"].astype(np.float32, copy=False),
-        cause=values["cause"],
-        update=update,
-        divergence=values.get("divergence"),
-        top_k_log_pi=values.get("top_k_log_pi"),
-    )

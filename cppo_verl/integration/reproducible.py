@@ -1,33 +1,35 @@
 """``trainer.v1.trust_region.reproducible``: the same responses and mini-batches again, and after every resume.
 
 verl's sampled tokens come from one random stream of the engine, which starts anew with the process, and its batch is
-ordered by which response was finished first. Here each response has a seed of its own, made of what is asked and when,
-and the batch has the order of the data loader. Not for filtered groups, which fetch prompts by need.
+ordered by which response was finished first. Here each response has a seed of its own, made of what is asked and when
+(``seeded``), and the batch has the order of the data loader. Not for filtered groups, which fetch prompts by need.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from cppo_verl.integration import skip
+
 MANAGER = "cppo_verl.integration.seeded.SeededAgentLoopManager"
 KEY = "trainer.v1.trust_region.reproducible"
 
 
-def seed_of(seed: int, step: int, prompt: object, sample: int) -> int:
-    """A seed for one response, 0 to 2^31 - 1, the same in every process."""
-    return zlib.crc32(repr((seed, step, prompt, sample)).encode()) >> 1
+def seed_of(seed: int, step: int, prompt: object, place: int, sample: int) -> int:
+    """A seed for one response, 0 to 2^31 - 1, the same in every process; ``place`` tells equal prompts apart."""
+    return zlib.crc32(repr((seed, step, prompt, place, sample)).encode()) >> 1
 
 
 def loader_order(keys: Sequence[str], fetched: Sequence[str]) -> list[int]:
     """Row numbers by prompt as ``fetched``, then by sample; keys are verl's ``{uid}_{sample}_{part}``."""
     positions = {uid: position for position, uid in enumerate(fetched)}
 
-    def place(row: int) -> tuple[int, ...]:
-        uid, sample, part = keys[row].split("_")
-        return positions[uid], int(sample), int(part)
+    def place(row: int) -> tuple[int, int, int]:
+        uid, sample, part = skip.split(keys[row])
+        return positions[uid], int(sample), part
 
     return sorted(range(len(keys)), key=place)
 
@@ -42,8 +44,7 @@ class LoaderOrder:
     config: Any
     loader_places: Mapping[str, int] = MappingProxyType({})
     trainer_mode: str
-    _fetched: tuple[str, ...] = ()  # uids of the prompts of the step at hand
-    _waiting: tuple[str, ...] = ()  # and of those fetched before that no batch has had yet
+    _fetched: tuple[str, ...] = ()  # uids of the prompts that no batch has had yet, in the loader's order
 
     def _fetch_one_gen_batch(self):
         batch = super()._fetch_one_gen_batch()  # type: ignore[misc]
@@ -53,9 +54,13 @@ class LoaderOrder:
     def _balance_batch(self, batch, *args, **kwargs):
         if OmegaConf.select(self.config, KEY):
             batch.reorder(loader_order(batch.keys, self._fetched))
-        places = (*self._waiting, *self._fetched)
-        self.loader_places = {uid: place for place, uid in enumerate(places)}
-        here = {key.rsplit("_", 2)[0] for key in batch.keys}
-        self._waiting = () if self.trainer_mode == "sync" else tuple(uid for uid in places if uid not in here)
-        self._fetched = ()
+        self.loader_places = {uid: place for place, uid in enumerate(self._fetched)}
+        waiting = () if self.trainer_mode == "sync" else self._waiting()
+        self._fetched = tuple(uid for uid in self._fetched if uid in waiting)
         return super()._balance_batch(batch, *args, **kwargs)  # type: ignore[misc]
+
+    def _waiting(self) -> Collection[str]:
+        """Prompts that were asked and may still be trained on; sampling takes out what it chose or evicted."""
+        import transfer_queue
+
+        return (transfer_queue.kv_list("train") or {}).get("train", {})

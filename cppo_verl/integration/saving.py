@@ -4,6 +4,7 @@ verl logs a step only after its checkpoint (and the validation that follows): a 
 resume behind a step that no log has. ``cppo_verl.launch.checkpoints.recover_record`` puts it there.
 """
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ import orjson
 
 from cppo_verl import atomic
 from cppo_verl.launch import checkpoints
+
+COUNTING = "_rollout_moe_lb_metrics_accumulator"  # verl's metrics of a step count the load of experts in it
 
 
 class SealedCheckpoints:
@@ -47,11 +50,16 @@ class SealedCheckpoints:
             self.scale = float(json.loads((folder / checkpoints.STATE).read_text())["threshold_scale"])
 
     def _record(self) -> bytes:
-        """The line of verl's file logger for this step, as far as it is known by now."""
+        """The line of verl's file logger for this step, as far as it is known by now; verl makes its own later."""
         batch, metrics, timing, began = self._unlogged
         data, timing = dict(metrics), {**timing, "step": time.perf_counter() - began}
         epoch = (self.global_steps - 1) // self.steps_per_epoch
-        self._compute_metrics(  # type: ignore[attr-defined]
-            batch, data, timing, global_steps=self.global_steps, epoch=epoch
-        )
+        counted = getattr(self, COUNTING, None)
+        setattr(self, COUNTING, copy.deepcopy(counted))
+        try:
+            self._compute_metrics(  # type: ignore[attr-defined]
+                batch, data, timing, global_steps=self.global_steps, epoch=epoch
+            )
+        finally:
+            setattr(self, COUNTING, counted)
         return orjson.dumps({"step": self.global_steps, "data": data}, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"

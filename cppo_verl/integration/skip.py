@@ -1,11 +1,73 @@
 """Which responses of a batch can be left out of the actor's update without changing the update.
 
+Where all responses to a prompt have the same reward, a group estimator has no preference to teach: the advantages are
+zero (verl's GRPO leaves up to 0.06 there by rounding). It is a property of the rewards, whichever estimator reads them.
+
 verl cuts a batch into one contiguous part a data-parallel rank, and each part into the mini-batches of its updates.
-Every (rank, update) cell must keep the same number of rows. Rows whose advantages are all zero add nothing to the
-gradient, so each cell drops as many of them as the fullest cell allows; the shortest stay as filling.
+Every (rank, update) cell must keep the same number of rows. So each cell drops as many rows as the fullest cell allows;
+the shortest stay as filling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+OURS = "group_relative"
+SESSIONS = (OURS, "grpo")  # estimators to which the last output of a session stands for all of it
+GROUPED = (*SESSIONS, "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg")
+TOKEN_DENOMINATORS = ("token-mean", "token-sum")  # aggregations whose scale depends on the rows that are present
+ACTOR = "actor_rollout_ref.actor"
+SWITCH = "trainer.v1.trust_region.skip_zero_variance"
+
+
+def obstacles(config: DictConfig) -> Iterator[str]:
+    """Each ``key=value`` of a composed verl config for which every response must be trained on."""
+    skipped_with = {
+        SWITCH: lambda value: value is not False,
+        "algorithm.adv_estimator": lambda value: str(value) in GROUPED,
+        "algorithm.use_kl_in_reward": lambda value: not value,
+        "distillation.enabled": lambda value: not value,
+        f"{ACTOR}.use_kl_loss": lambda value: not value,
+        f"{ACTOR}.entropy_coeff": lambda value: not value,
+        f"{ACTOR}.loss_agg_mode": lambda value: value not in TOKEN_DENOMINATORS,
+        f"{ACTOR}.shuffle": lambda value: not value,
+    }
+    for key, allows in skipped_with.items():
+        value = OmegaConf.select(config, key)
+        if not allows(value):
+            yield f"{key}={value}"
+
+
+def split(key: str) -> tuple[str, str, int]:
+    """Prompt, session and output of verl's key ``{uid}_{session}_{output}``; a key of another form is a prompt."""
+    parts = key.rsplit("_", 2)
+    return (parts[0], parts[1], int(parts[2])) if len(parts) == 3 and parts[2].isdecimal() else (key, "0", 0)
+
+
+def last_outputs(keys: Sequence[str]) -> list[int]:
+    """For each row, the row that holds the last output of its session: an agent loop may return several."""
+    last: dict[tuple[str, str], tuple[int, int]] = {}
+    for row, (uid, session, output) in enumerate(map(split, keys)):
+        last[uid, session] = max(last.get((uid, session), (-1, row)), (output, row))
+    return [last[split(key)[:2]][1] for key in keys]
+
+
+def zero_variance(keys: Sequence[str], rewards: Sequence[float], estimator: str) -> list[bool]:
+    """For each response, whether all that count in its prompt's group have the same reward.
+
+    Args:
+        keys: verl's, one a row.
+        rewards: of each row.
+        estimator: one of ``GROUPED``. A response that is alone has no advantage under ``OURS``, and its whole reward
+            as advantage under verl's.
+    """
+    rows = last_outputs(keys) if estimator in SESSIONS else list(range(len(keys)))
+    groups: dict[str, dict[int, float]] = {}
+    for key, row in zip(keys, rows, strict=True):
+        groups.setdefault(split(key)[0], {})[row] = rewards[row]
+    least = 1 if estimator == OURS else 2
+    idle = {uid for uid, group in groups.items() if len(group) >= least and len(set(group.values())) == 1}
+    return [split(key)[0] in idle for key in keys]
 
 
 def rows_to_keep(

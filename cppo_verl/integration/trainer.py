@@ -5,9 +5,7 @@ of verl's trainers it goes over. All but the hooks below is verl's.
 """
 
 import functools
-import logging
-import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import transfer_queue
@@ -24,28 +22,18 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from cppo_verl.integration import alarms, anchor, bootstrap, checks, looks, losses, topk
-from cppo_verl.integration.estimator import findings
+from cppo_verl.integration import alarms, anchor, checks, estimator, looks, losses, skip, topk
+from cppo_verl.integration.config import TrustRegionLossConfig, knobs_of
 from cppo_verl.integration.recorder import Call, Draw, Recorder
 from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
 from cppo_verl.integration.saving import SealedCheckpoints
-from cppo_verl.integration.skip import rows_to_keep
 from cppo_verl.trust_region.thresholds import next_scale
 
-logger = logging.getLogger(__name__)
-
 NAME = "trust_region"
-MODES: dict[str, type[PPOTrainer]] = {
-    "sync": PPOTrainerSync,
-    "colocate_async": PPOTrainerColocateAsync,
-    "separate_async": PPOTrainerSeparateAsync,
-}
-TOKEN_DENOMINATORS = ("token-mean", "token-sum")  # aggregations whose scale depends on the rows that are present
 
 
-@register_trainer(NAME)
-class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
-    """What a trust region adds to verl's trainer of ``trainer.v1.trust_region.mode``; options beside that key.
+class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
+    """What a trust region adds to each of verl's trainers; options under ``trainer.v1.trust_region``.
 
     Args:
         config: the composed verl config.
@@ -53,11 +41,6 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
     Raises:
         RunConfigError: when the config cannot give a correct trust-region run.
     """
-
-    def __new__(cls, config: DictConfig):
-        """An instance of this class over the trainer that the mode names; an unknown mode is left to the checks."""
-        over = MODES.get(checks.mode_of(config), PPOTrainerSync)
-        return super().__new__(types.new_class(cls.__name__, (cls, over)))  # type: ignore[type-var]
 
     def __init__(self, config: DictConfig):
         checks.require(config)
@@ -74,6 +57,7 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
         self.zero_variance: set[str] = set()  # keys of responses whose group has zero reward variance
         self.skipped = 0
         self.reported: list[Mapping[str, list]] = []  # the workers' sums of each call of ``update_actor`` in a step
+        self.knobs: TrustRegionLossConfig
         self.alarmed = False
         self.recorder: Recorder | None = None
         super().__init__(config)
@@ -89,32 +73,48 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
 
     def _setup(self) -> None:
         super()._setup()
-        if not is_distillation_enabled(self.config.get("distillation")):
-            actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            self.actor_rollout_wg.set_loss_fn(functools.partial(losses.trust_region_loss, config=actor_config))
+        self._set_loss()
         self.actor_rollout_wg.update_actor = functools.partial(self._dispatch, self.actor_rollout_wg.update_actor)
         if self.options.get("record", 0):
             self.recorder = Recorder(self.config, self.tokenizer)
 
-    def _val_metrics_update(self, *arguments, **named) -> dict[str, float]:
-        with bootstrap.quick():
-            return super()._val_metrics_update(*arguments, **named)
+    def _set_loss(self) -> None:
+        actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        self.knobs = knobs_of(actor)
+        if not is_distillation_enabled(self.config.get("distillation")):
+            self.actor_rollout_wg.set_loss_fn(functools.partial(losses.trust_region_loss, config=actor))
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        token = findings.set([])
-        keys, real = list(batch.keys), [not tag.get("is_padding", False) for tag in batch.tags]
-        try:
-            batch = super()._compute_advantage(batch, metrics)
-            found = findings.get() or []
-        finally:
-            findings.reset(token)
+        batch = super()._compute_advantage(batch, metrics)
+        name = str(self.config.algorithm.adv_estimator)
         self.zero_variance = set()
-        for groups in found:
-            flags = groups.zero_variance.tolist()
-            self.zero_variance = {key for key, flag in zip(keys, flags, strict=True) if flag}
-            shares = [flag for flag, is_real in zip(flags, real, strict=True) if is_real]
-            metrics["trust_region/zero_variance_share"] = sum(shares) / max(len(shares), 1)
+        if name not in skip.GROUPED:
+            return batch
+        field = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
+        rewards = torch.stack([row.sum() for row in self._stored(batch, field)])
+        if name == skip.OURS:
+            batch = self._with_session_advantages(batch, rewards)
+        flags = skip.zero_variance(batch.keys, rewards.tolist(), name)
+        self.zero_variance = {key for key, flag in zip(batch.keys, flags, strict=True) if flag}
+        real = [flag for flag, tag in zip(flags, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        metrics["trust_region/zero_variance_share"] = sum(real) / max(len(real), 1)
         return batch
+
+    def _with_session_advantages(self, batch: KVBatchMeta, rewards: torch.Tensor) -> KVBatchMeta:
+        advantages = estimator.session_advantages(batch.keys, rewards, estimator.normalised(self.config.algorithm))
+        if advantages is None:
+            return batch
+        masks = self._stored(batch, "response_mask")
+        rows = [advantage * mask for advantage, mask in zip(advantages, masks, strict=True)]
+        nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        fields = TensorDict({"advantages": nested, "returns": nested}, batch_size=len(batch))
+        return transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    @staticmethod
+    def _stored(batch: KVBatchMeta, field: str) -> Sequence[torch.Tensor]:
+        """A field of the batch in TransferQueue, a tensor a response."""
+        where = {"keys": batch.keys, "partition_id": batch.partition_id}
+        return transfer_queue.kv_batch_get(**where, select_fields=[field])[field].unbind()
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.use_topk and anchor.is_proximal(self.config):
@@ -138,14 +138,13 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
             metrics.update(reduce_metrics(losses.fold(losses.joined(self.reported))))
         self._steer(metrics)
         if not self.alarmed:
-            delta_b = scale * self.config.actor_rollout_ref.actor.policy_loss.get("delta_b", 0.02)
-            look = alarms.engine_gap if self.trainer_mode == "sync" else alarms.spent_by_staleness
-            self.alarmed = alarms.raise_alarm(look(metrics, delta_b))
+            stale = self.trainer_mode != "sync"
+            self.alarmed = alarms.raise_alarm(alarms.spent(metrics, scale * self.knobs.delta_b, stale))
         return batch
 
     def _steer(self, metrics: dict) -> None:
         """``budget_target``: the thresholds of the next step, from the exact masked share of this one."""
-        target = self.config.actor_rollout_ref.actor.policy_loss.get("budget_target")
+        target = self.knobs.budget_target
         if target is None:
             return
         metrics["trust_region/threshold_scale"] = self.scale
@@ -173,11 +172,9 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
     def _mark_recorded(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, Draw | None]:
         if self.recorder is None:
             return batch, None
-        index, calls = self.local_trigger_step, self.parameter_sync_step
+        places, index, calls = self.loader_places, self.local_trigger_step, self.parameter_sync_step
         with marked_timer("record", self.timing_raw):
-            call = Call(
-                self.global_steps, self.loader_places, self.zero_variance, self._ranks(), self.scale, index, calls
-            )
+            call = Call(self.global_steps, places, self.zero_variance, self._ranks(), self.scale, index, calls)
             return self.recorder.mark(batch, call)
 
     def _ranks(self) -> int:
@@ -186,21 +183,41 @@ class TrustRegionTrainer(LoaderOrder, SealedCheckpoints, PPOTrainer):
 
     def _without_zero_variance(self, batch: KVBatchMeta) -> KVBatchMeta:
         """The batch less the responses of zero-variance groups, with the same updates and denominators."""
-        actor = self.config.actor_rollout_ref.actor
-        droppable = [key in self.zero_variance for key in batch.keys]
-        unaffected = (
-            self.options.get("skip_zero_variance", True)
-            and any(droppable)
-            and actor.loss_agg_mode not in TOKEN_DENOMINATORS
-            and not actor.use_kl_loss
-            and actor.entropy_coeff == 0
-            and not actor.shuffle
-        )
-        if not unaffected:
+        padding = [tag.get("is_padding", False) for tag in batch.tags]  # its mask is empty
+        droppable = [key in self.zero_variance or pad for key, pad in zip(batch.keys, padding, strict=True)]
+        if not any(droppable) or any(skip.obstacles(self.config)):
             return batch
+        actor = self.config.actor_rollout_ref.actor
         updates = len(batch) // batch.extra_info["mini_batch_size"]
         multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        rows = rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], self._ranks(), updates, multiple)
+        rows = skip.rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], self._ranks(), updates, multiple)
         kept = batch.select_keys([batch.keys[row] for row in rows])
         kept.extra_info = {**batch.extra_info, "mini_batch_size": len(kept) // updates}
         return kept
+
+
+class SyncTrainer(TrustRegion, PPOTrainerSync):
+    """``mode=sync``."""
+
+
+class ColocateAsyncTrainer(TrustRegion, PPOTrainerColocateAsync):
+    """``mode=colocate_async``."""
+
+
+class SeparateAsyncTrainer(TrustRegion, PPOTrainerSeparateAsync):
+    """``mode=separate_async``."""
+
+
+MODES: dict[str, type[TrustRegion]] = {
+    "sync": SyncTrainer,
+    "colocate_async": ColocateAsyncTrainer,
+    "separate_async": SeparateAsyncTrainer,
+}
+
+
+@register_trainer(NAME)
+class TrustRegionTrainer(PPOTrainer):
+    """What verl finds under the name: calling it makes the trainer of the mode, whose checks know an unknown one."""
+
+    def __new__(cls, config: DictConfig):
+        return MODES.get(checks.mode_of(config), SyncTrainer)(config)

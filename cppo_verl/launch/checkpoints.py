@@ -11,34 +11,40 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cppo_verl import atomic
+from cppo_verl.errors import UserError
 
 POINTER = "latest_checkpointed_iteration.txt"
 SEAL = "data.pt"  # written last: with it, all ranks have written their shards
 STATE = "trust_region.json"  # of our trainer: its mode, and the scale of the thresholds
 QUEUE = "transfer_queue"  # of asynchronous modes: responses that wait, prompts under way; renamed into place by verl
 RECORD = "unlogged.json"  # metrics of the checkpoint's step, which verl logs only after it
+KINDS = ("model", "optim", "extra_state")  # of shards, as verl saves them where nobody chose others
 FOLDER = re.compile(r"global_step_([0-9]+)")
 SHARD = re.compile(r"(\w+?)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
 
 
-class CheckpointError(RuntimeError):
-    """The run had checkpoints and none of them can be resumed from; the message says what is wrong with each."""
+class CheckpointError(UserError):
+    """The run had checkpoints and cannot be resumed from them; the message says why."""
 
 
-def fault(folder: Path) -> str | None:
+def fault(folder: Path, kinds: Collection[str] = KINDS) -> str | None:
     """Why a ``global_step_N`` folder cannot be resumed from; None for a whole one.
 
     Archives are opened, not read through: a write that was cut off is found, a flipped bit is not.
+
+    Args:
+        kinds: of shards that the run reads when it resumes.
     """
     sharded = [part for part in ("actor", "critic") if (folder / part).is_dir()]
     if "actor" not in sharded:
         return "has no folder actor"
     for part in sharded:
-        problem = next(_shard_faults(folder / part), None)
+        problem = next(_shard_faults(folder / part, kinds), None)
         if problem:
             return f"{part}/{problem}"
     return _archive_fault(folder / SEAL) or _queue_fault(folder)
@@ -46,28 +52,37 @@ def fault(folder: Path) -> str | None:
 
 def _queue_fault(folder: Path) -> str | None:
     """An asynchronous run writes its queue after the seal."""
-    try:
-        mode = json.loads((folder / STATE).read_text(encoding="utf-8"))["mode"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # verl's own, or from before there were modes
+    mode = (_read(folder / STATE) or {}).get("mode", "sync")  # without: verl's own, or from before there were modes
     return f"{QUEUE} is missing" if mode != "sync" and not (folder / QUEUE).is_dir() else None
 
 
-def _shard_faults(folder: Path) -> Iterator[str]:
-    try:
-        ranks = int(json.loads((folder / "fsdp_config.json").read_text())["world_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+def _shard_faults(folder: Path, kinds: Collection[str]) -> Iterator[str]:
+    ranks = ranks_of(folder)
+    if ranks is None:
         yield "fsdp_config.json is missing or cut off"
         return
-    shards = [match for match in map(SHARD.fullmatch, os.listdir(folder)) if match and int(match[2]) == ranks]
-    kinds = {"model"} | {match[1] for match in shards}
-    for kind in sorted(kinds):
+    for kind in kinds:
         for rank in range(ranks):
             problem = _archive_fault(folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
             if problem:
                 yield problem
-    if not (folder / "huggingface" / "config.json").is_file():
-        yield "huggingface/config.json is missing"
+    if _read(folder / "huggingface" / "config.json") is None:
+        yield "huggingface/config.json is missing or cut off"
+
+
+def ranks_of(part: Path) -> int | None:
+    """How many ranks wrote a folder ``actor`` or ``critic``; None where that cannot be read."""
+    ranks = (_read(part / "fsdp_config.json") or {}).get("world_size")
+    return ranks if isinstance(ranks, int) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _archive_fault(path: Path) -> str | None:
@@ -82,11 +97,15 @@ def _archive_fault(path: Path) -> str | None:
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether the folder holds something that is no FSDP checkpoint, whole or not (Megatron's, say)."""
+    """Whether the folder holds something that is no FSDP checkpoint, whole or not (Megatron's, say).
+
+    Names that nobody knows count only where none of FSDP's is: a file browser or NFS leaves some anywhere.
+    """
     actor = folder / "actor"
-    names = os.listdir(actor) if actor.is_dir() else []
-    ours = {"fsdp_config.json", "huggingface", "lora_train_meta.json"}
-    return any(name not in ours and not SHARD.fullmatch(name) for name in names)
+    names = [name for name in os.listdir(actor) if not name.startswith(".")] if actor.is_dir() else []
+    if any(name == "fsdp_config.json" or SHARD.fullmatch(name) for name in names):
+        return False
+    return bool(set(names) - {"huggingface", "lora_train_meta.json"})
 
 
 def steps(root: Path) -> dict[int, Path]:
@@ -103,23 +122,27 @@ def pointed_at(root: Path) -> int | None:
         return None
 
 
-def settle(root: Path) -> tuple[int | None, list[str]]:
+def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS) -> tuple[int | None, list[str]]:
     """Make verl's pointer name a whole checkpoint, before verl follows it.
 
     The pointer stands if its checkpoint is whole and none was finished after it was written, so that pointing at an
     older checkpoint by hand works. Else it is moved to the newest whole one.
+
+    Args:
+        ranks: of the run; None where they are not known.
+        kinds: of shards that the run reads.
 
     Returns:
         The step that verl will resume from, None for a start from step 0 or where the checkpoints are not FSDP's; and
         a sentence for each thing that was found amiss.
 
     Raises:
-        CheckpointError: there is a pointer, and no whole checkpoint.
+        CheckpointError: there is a pointer, and no whole checkpoint; or the chosen one is of another number of ranks.
     """
     folders = steps(root)
     if any(is_foreign(folder) for folder in folders.values()):
         return None, []
-    faults = {step: why for step, folder in folders.items() if (why := fault(folder))}
+    faults = {step: why for step, folder in folders.items() if (why := fault(folder, kinds))}
     whole = [step for step in folders if step not in faults]
     pointed, has_pointer = pointed_at(root), (root / POINTER).exists()
     if not whole and has_pointer:
@@ -129,6 +152,8 @@ def settle(root: Path) -> tuple[int | None, list[str]]:
             "Put one back, or start over with --fresh."
         )
     chosen = _choose(root, folders, whole, pointed) if whole else None
+    if chosen is not None:
+        _require_ranks(folders[chosen], ranks)
     origin = chosen or 0
     notes = [f"{folders[step].name} is not whole ({why}), left aside" for step, why in faults.items() if step > origin]
     for step in faults:
@@ -138,6 +163,37 @@ def settle(root: Path) -> tuple[int | None, list[str]]:
         notes.append(f"{POINTER} {named}; resuming from step {chosen}, the newest whole checkpoint")
         point_at(root, chosen)
     return chosen, notes
+
+
+def require(named: str, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
+    """For a checkpoint that the user names.
+
+    Raises:
+        CheckpointError: it is not whole, other ranks wrote it, or verl would not find the step in its name.
+    """
+    if not FOLDER.fullmatch(named.rpartition("/")[2]):
+        raise CheckpointError(f"trainer.resume_from_path={named} has to end in global_step_N, which verl takes N from.")
+    folder = Path(named)
+    if is_foreign(folder):
+        return
+    problem = fault(folder, kinds)
+    if problem:
+        raise CheckpointError(f"trainer.resume_from_path={named} is not whole: {problem}. Name another.")
+    _require_ranks(folder, ranks)
+
+
+def _require_ranks(folder: Path, ranks: int | None) -> None:
+    """verl reads a shard for each rank of the run.
+
+    Raises:
+        CheckpointError: other ranks wrote the checkpoint.
+    """
+    wrote = ranks_of(folder / "actor")
+    if ranks is not None and wrote != ranks:
+        raise CheckpointError(
+            f"{folder} was written by {wrote} ranks, and this run has {ranks} (trainer.nnodes x trainer.n_gpus_per_node"
+            f"): verl resumes with as many only. Set them to {wrote} in all, or start over with --fresh."
+        )
 
 
 def _choose(root: Path, folders: Mapping[int, Path], whole: list[int], pointed: int | None) -> int:
@@ -177,7 +233,7 @@ def _logs_training_of(step: int, path: Path) -> bool:
     with path.open("rb") as log:
         for line in log:
             if line.startswith(head):
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # torn, or of somebody else
                     if any(not name.startswith("val-") for name in json.loads(line)["data"]):
                         return True
     return False

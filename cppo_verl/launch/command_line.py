@@ -3,21 +3,19 @@
 ``integration.checks`` looks at the whole composed config afterwards; this only says the same earlier.
 """
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cppo_verl import presets
+from cppo_verl.launch import overrides as hydra_overrides
 from cppo_verl.launch import sizes
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names, knob_problems
 
 SEARCH_PATH = "hydra.searchpath"
-WORDS = {"true": True, "false": False, "null": None, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def problems(overrides: Sequence[str], heads: sizes.Heads | None = None) -> list[str]:
+def problems(overrides: Sequence[str], heads: sizes.Heads | None = None, own_config: bool = False) -> list[str]:
     """One sentence for an unknown preset, each knob out of range and each size that no run survives.
 
     A run without a preset is none of our business. A rule from outside is imported for it, and torch with it.
@@ -25,27 +23,20 @@ def problems(overrides: Sequence[str], heads: sizes.Heads | None = None) -> list
     Args:
         overrides: as for Hydra; the last one of a key counts.
         heads: of the model, where they are known.
+        own_config: whether the config that they change is another than verl's, and may name a preset itself.
     """
-    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    if presets.GROUP not in given:
+    try:
+        given = hydra_overrides.parse(overrides)
+    except hydra_overrides.OverrideError as error:
+        return [str(error)]
+    preset = given.values.get(presets.GROUP)
+    if not isinstance(preset, str):
         return []
-    values = {key: value(text) for key, text in given.items() if "${" not in text}  # interpolations are Hydra's
-    search_path = re.findall(r"[^][,\s'\"]+", given.get(SEARCH_PATH, ""))
-    return [*_knob_problems(given[presets.GROUP], values, search_path), *sizes.problems(values, heads)]
-
-
-def value(text: str) -> Any:
-    """The number, truth value, null or string that Hydra reads in ``text``; lists and the like stay text."""
-    text = text.strip()
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    quoted = re.fullmatch(r"(['\"])(.*)\1", text, re.DOTALL)
-    return quoted[2] if quoted else text
+    if presets.GROUP in given.bare and not own_config:
+        return [f"{presets.GROUP}={preset}: verl's config has no such group; write +{presets.GROUP}={preset}."]
+    values = {key: value for key, value in given.values.items() if "${" not in str(value)}  # which is Hydra's to fill
+    search_path = given.values.get(SEARCH_PATH) or []
+    return [*_knob_problems(preset, values, search_path), *sizes.problems(values, heads)]
 
 
 def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence[str]) -> Iterator[str]:
@@ -58,12 +49,11 @@ def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence
     if wrong:
         yield from wrong
         return
-    outside = presets.is_from_outside(preset, folders)
-    chosen = presets.section(preset, folders, KEY_PREFIX) if outside else _knobs(preset)
+    chosen = presets.section(preset, folders, KEY_PREFIX)
     prefix = KEY_PREFIX + "."
     chosen |= {key.removeprefix(prefix): values[key] for key in values if key.startswith(prefix)}
     kind: type[TrustRegionKnobs] = TrustRegionKnobs
-    if outside or chosen.get("rule_module"):
+    if presets.is_from_outside(preset, folders) or chosen.get("rule_module"):
         try:
             kind = _bring(chosen, folders)
         except KnobError as error:
@@ -91,15 +81,3 @@ def _bring(chosen: Mapping[str, Any], folders: Sequence[Path]) -> type[TrustRegi
     if mode not in RULES and mode not in VERL_LOSSES:
         raise KnobError(extensions.unknown_rule(mode, module))
     return knobs_of_rule(mode)
-
-
-def _knobs(preset: str) -> dict[str, Any]:
-    """The knobs that a preset sets, over those of the presets it builds on: scalars, one a line of its file."""
-    text = (presets.FOLDER / f"{preset}.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = {}
-    for parent in re.findall(r"^  - (\w+)", text, re.MULTILINE):  # under ``defaults``
-        found |= _knobs(parent) if parent != "_self_" else {}
-    for name, scalar in re.findall(r"^      (\w+): ([^#\n]*)", text, re.MULTILINE):
-        if name in knob_names() and "${" not in scalar:
-            found[name] = value(scalar)
-    return found

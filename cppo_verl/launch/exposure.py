@@ -1,29 +1,90 @@
-"""A run on one machine listens on loopback only, as far as Ray, TransferQueue, vLLM, verl and torch let it."""
+"""Which Ray a run joins, and how one with a Ray of its own listens on loopback only, as far as its parts let it."""
 
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # ray.init joins the cluster it names
+from cppo_verl.errors import UserError
+
 LOOPBACK = {
     # Ray's name for it: the node's address is 127.0.0.1, which TransferQueue, vLLM's server and verl then take too
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+# What Ray puts below its folder, and the longest path of a socket in bytes
+SOCKET, LONGEST = "session_2026-01-01_00-00-00_000000_1000000/sockets/plasma_store", 107
 
 
-def loopback(overrides: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables to add to the run's environment; none for several machines, or for a Ray cluster that is up already.
+def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
+    """Address of the Ray cluster that ``ray.init`` would join; None where it starts a Ray of its own.
+
+    As Ray does: the address of the config, RAY_ADDRESS, then the file that ``ray start`` leaves in Ray's folder.
+
+    Args:
+        ray_init: the config's ``ray_kwargs.ray_init``.
+
+    Raises:
+        UserError: the file cannot be read: somebody else's.
+    """
+    address = ray_init.get("address")
+    if address in (None, "", "auto"):
+        address = environment.get("RAY_ADDRESS") or address
+    if address in (None, "", "auto"):
+        address = _noted(ray_init, environment) or address
+    return None if address in (None, "", "local") else address
+
+
+def require_answer(address: str) -> None:
+    """For a cluster that would be joined.
+
+    Raises:
+        UserError: nobody listens there, as where a cluster ended and its note stayed.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
+                "own, or start the cluster (run_scripts/start_ray.sh)."
+            ) from None
+
+
+def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
+    temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    return Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray"))
+
+
+def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    file = _folder(ray_init, environment) / "ray_current_cluster"
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}), and Ray reads it to find a cluster: set RAY_ADDRESS=local for "
+            "a Ray of this run's own, with RAY_TMPDIR= a folder of yours."
+        ) from None
+
+
+def require_short_folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """For a Ray of the run's own, whose sockets lie in its folder.
+
+    Raises:
+        UserError: their paths would be longer than a socket's may be.
+    """
+    folder = _folder(ray_init, environment)
+    if len(os.fsencode(folder / SOCKET)) > LONGEST:
+        raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp, or another short folder.")
+
+
+def loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables to add to a run that starts its own Ray on one machine.
 
     A variable that ``environment`` sets keeps its value, so that RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 turns this off.
     """
-    if not alone(overrides, environment):
-        return {}
     return {name: value for name, value in LOOPBACK.items() if name not in environment}
-
-
-def alone(overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the run starts a Ray of its own, on one machine."""
-    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    address = given.get("ray_kwargs.ray_init.address", environment.get("RAY_ADDRESS", ""))
-    joins = address not in ("", "local") or (not address and CURRENT_CLUSTER.exists())
-    return not joins and given.get("trainer.nnodes", "1") == "1"

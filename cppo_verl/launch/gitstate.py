@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cppo_verl import __version__, atomic
+from cppo_verl.errors import UserError
 
 NAME = "git.json"
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,10 +42,16 @@ def save(run_dir: Path, started: str, root: Path = ROOT) -> Path:
 
     Args:
         started: time of the start, as in the names of the logs.
+
+    Raises:
+        UserError: the file holds something else.
     """
     path = run_dir / NAME
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    entries.append({"started": started, **state(root)})
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        entries.append({"started": started, **state(root)})
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is no list of starts: move it away.") from None
     atomic.write(path, json.dumps(entries, indent=1) + "\n")
     return path
 

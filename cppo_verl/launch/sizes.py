@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cppo_verl.launch import paths
+
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
 PROMPTS, MINIBATCH, N = "data.train_batch_size", ACTOR + "ppo_mini_batch_size", ROLLOUT + "n"
@@ -31,7 +33,19 @@ COUNTS = (
     *(ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n"),
     *("trainer.total_training_steps", "trainer.total_epochs"),
 )
-KEYS = (*COUNTS, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+KEYS = (
+    *COUNTS,
+    paths.MODEL,
+    *paths.DATA,
+    OWN_NODES,
+    OWN_GPUS,
+    DYNAMIC,
+    STRATEGY,
+    ATTENTION,
+    PACKED,
+    SHARE,
+    LEARNING_RATE,
+)
 FSDP = ("fsdp", "fsdp2")
 MOST = 4096  # GPUs that a remedy lists
 VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
@@ -76,8 +90,8 @@ def model_config(model_path: Any) -> Path | None:
     """The config.json of a local folder, or of a hub id that has been downloaded; None where there is neither."""
     if not isinstance(model_path, str):
         return None
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
+    folder = paths.expanded(model_path)
+    if folder is not None and folder.is_dir():
         return folder / "config.json"
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -4,6 +4,7 @@ verl hangs when a rollout or training worker dies; here that becomes an error wi
 process of a run carries the run directory in its environment, by which leftovers are found, whoever their parent is.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from cppo_verl.errors import UserError
 
 MARKER = "CPPO_VERL_RUN_DIR"
 # Without one of these a run cannot go on; Ray names its processes after the actor class.
@@ -35,11 +38,11 @@ GRACE = 20.0  # seconds between the loss of an essential process and the verdict
 FAREWELL = 300.0  # the same after the last step, when processes go one by one; long on a busy machine
 
 
-class RunFailed(RuntimeError):
+class RunFailed(UserError):
     """The training run ended without reaching its last step; the message says what is known of the cause."""
 
 
-class AlreadyRunning(RuntimeError):
+class AlreadyRunning(UserError):
     """Another launcher holds this run directory."""
 
 
@@ -57,17 +60,21 @@ class Watch:
     segments: set[str] = field(default_factory=set)
     lost_since: float | None = None
 
-    def look(self, run_dir: Path) -> list[str]:
-        """Update from the live processes; names of essential processes that are gone."""
+    def look(self, run_dir: Path) -> str:
+        """Update from the live processes; names of essential processes that are gone, "" for none."""
         alive = {process.pid: process for process in processes_of(run_dir)}
         for pid, process in alive.items():
-            name = _title(process)
+            name = title(process)
             if name.startswith(ESSENTIAL) and not _is_fork(process, name):
                 self.essential[pid] = name
             self.segments |= _shared_memory(pid)
         lost = [f"{name} (pid {pid})" for pid, name in self.essential.items() if pid not in alive]
         self.lost_since = (self.lost_since or time.monotonic()) if lost else None
-        return lost
+        return ", ".join(lost)
+
+    def missing(self) -> float:
+        """Seconds since an essential process was first missing; 0 when all are there."""
+        return 0.0 if self.lost_since is None else time.monotonic() - self.lost_since
 
 
 def run(
@@ -114,34 +121,26 @@ def run(
                     start_new_session=True,
                     env={**os.environ, **environment, MARKER: str(run_dir)},
                 )
-            _wait(child, watch, run_dir, console, on_tick, stall_timeout, tick, what, ended)
+                size, grown = -1, time.monotonic()
+                while child.poll() is None:
+                    time.sleep(tick)
+                    on_tick()
+                    lost = watch.look(run_dir)
+                    if watch.missing() > (FAREWELL if ended() else GRACE) and child.poll() is None:
+                        raise RunFailed(f"{lost} died and the trainer waits for it forever.\n{last_words(console)}")
+                    if size != (size := os.fstat(output.fileno()).st_size):  # also of a log that somebody deleted
+                        grown = time.monotonic()
+                    elif time.monotonic() - grown > stall_timeout:
+                        raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
+            on_tick()
+            if status := child.returncode:
+                how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
         finally:
             watch.look(run_dir)
             end_processes(run_dir, patience)
             for segment in watch.segments:
                 Path(segment).unlink(missing_ok=True)
-
-
-def _wait(
-    child, watch: Watch, run_dir: Path, console: Path, on_tick, stall_timeout: float, tick: float, what: str, ended
-) -> None:
-    last_size, last_growth = -1, time.monotonic()
-    while child.poll() is None:
-        time.sleep(tick)
-        on_tick()
-        lost = watch.look(run_dir)
-        missing = 0.0 if watch.lost_since is None else time.monotonic() - watch.lost_since
-        if missing > (FAREWELL if ended() else GRACE) and child.poll() is None:
-            raise RunFailed(f"{', '.join(lost)} died and the trainer waits for it forever.\n{last_words(console)}")
-        size = console.stat().st_size
-        if size != last_size:
-            last_size, last_growth = size, time.monotonic()
-        elif time.monotonic() - last_growth > stall_timeout:
-            raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
-    on_tick()
-    if child.returncode:
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
-        raise RunFailed(f"{what} ended with {how}.\n{last_words(console)}")
 
 
 def processes_of(run_dir: Path) -> Iterator[psutil.Process]:
@@ -167,25 +166,24 @@ def end_processes(run_dir: Path, patience: float = 5.0) -> None:
         psutil.wait_procs(remaining, timeout=patience)
 
 
-def tail(console: Path) -> list[str]:
-    """The lines at the end of the console log."""
-    with console.open("rb") as log:
-        log.seek(max(0, console.stat().st_size - 200_000))
-        return log.read().decode("utf-8", "replace").splitlines()
-
-
-def last_error(text: Sequence[str]) -> int | None:
-    """Number of the line with the last error."""
-    found = (i for i, line in enumerate(text) if "Error" in line and "Warning" not in line or line[:10] == "Exception:")
-    return max(found, default=None)
-
-
 def last_words(console: Path, lines: int = 25) -> str:
     """The last error in the console log, or its last lines, and where the whole of it lies."""
-    text = tail(console)
-    error = last_error(text)
-    end = len(text) if error is None else error + 1
+    text = _end(console)
+    errors = (
+        i for i, line in enumerate(text) if ("Error" in line and "Warning" not in line) or line[:10] == "Exception:"
+    )
+    end = max(errors, default=len(text)) + 1
     return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
+
+
+def _end(console: Path) -> list[str]:
+    """The last lines of the console log; none where it is gone."""
+    try:
+        with console.open("rb") as log:
+            log.seek(max(0, console.stat().st_size - 200_000))
+            return log.read().decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def raise_on_terminate() -> None:
@@ -199,45 +197,42 @@ def raise_on_terminate() -> None:
             signal.signal(number, interrupt)
 
 
-class lock:
-    """Holds a run directory against other launchers; raises ``AlreadyRunning``."""
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Holds a run directory against other launchers.
 
-    def __init__(self, run_dir: Path):
-        self.path = run_dir / ".lock"
-
-    def __enter__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w")
+    Raises:
+        AlreadyRunning: another one holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.file.close()
-            raise AlreadyRunning(
-                f"{self.path.parent} is in use by another run; wait for it or choose another"
-            ) from None
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
+            raise AlreadyRunning(f"{run_dir} is in use by another run; wait for it or choose another") from None
+        yield
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process | None) -> str:
+    """A process's command line, or the title it gave itself; empty when it is gone."""
     try:
-        return " ".join(" ".join(process.cmdline()).split())  # a title that was set is padded with blanks
+        return " ".join(" ".join(process.cmdline()).split()) if process else ""  # titles are padded with blanks
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 
 
-def _is_fork(process: psutil.Process, title: str) -> bool:
+def _is_fork(process: psutil.Process, name: str) -> bool:
     """A helper that an essential process forked and that kept its title, such as those of ``datasets``' map."""
     try:
-        return _title(process.parent()) == title if process.parent() else False
+        return title(process.parent()) == name
     except psutil.NoSuchProcess:
         return True
 
 
 def _shared_memory(pid: int) -> set[str]:
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text() if sys.platform == "linux" else ""
+        maps = Path(f"/proc/{pid}/maps").read_bytes() if sys.platform == "linux" else b""
     except OSError:
         return set()
-    return {line.split()[-1] for line in maps.splitlines() if " /dev/shm/" in line and "(deleted)" not in line}
+    names = {line[line.index(b"/dev/shm/") :] for line in maps.splitlines() if b" /dev/shm/" in line}
+    return {os.fsdecode(name) for name in names if not name.endswith(b"(deleted)")}

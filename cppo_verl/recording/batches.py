@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl.recording.candidates import CLIPS, Candidate, recorded
-from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad
+from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad, padded
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
 from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
@@ -24,19 +24,25 @@ class Batch:
 
     Attributes:
         header: of the steps that the rows come from; steps of one setting share it.
-        tokens: (rows, width) float32. responses, looks, steps: by row.
-        groups: by row, a number for the group (prompt of a step), counted over the whole record.
+        responses, looks: by row. groups: by row, a number for the group (prompt of a step), over the whole record.
+        tokens: (rows, width) float32.
         counted: (rows, width) bool: tokens that metrics count, the policy's own in responses with an advantage and
             without a NaN.
     """
 
     header: Header
-    tokens: Tokens
     responses: list[Response]
     looks: list[Look]
     groups: list[int]
-    counted: Tensor
-    _divergence: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Tokens = field(init=False)
+    counted: Tensor = field(init=False)
+    _divergence: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = pad(self.responses, self.looks, 0)
+        counts = torch.where(self.tokens.mask, self.tokens.advantages, 0.0).ne(0).any(-1, keepdim=True)
+        bad = torch.stack(list(metrics.nonfinite(self.tokens).values())).any(0).any(-1, keepdim=True)
+        self.counted = self.tokens.mask & counts & ~bad
 
     def decide(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """Gate (float32) and cause (int8) of every token, (rows, width).
@@ -46,32 +52,25 @@ class Batch:
         """
         if candidate.ran:
             candidate = recorded(self.header)
-        if depends_on_width(candidate.knobs):
-            return self._decide_by_width(candidate)
-        return self._decide(self.tokens, slice(None), candidate)
+        if not depends_on_width(candidate.knobs):
+            return self._decide(slice(None), candidate)
+        gate, cause = torch.ones_like(self.tokens.log_prob), torch.zeros_like(self.tokens.mask, dtype=torch.int8)
+        widths = np.array([max(response.width, response.length, 1) for response in self.responses])
+        for width in np.unique(widths).tolist():
+            rows = np.flatnonzero(widths == width).tolist()
+            gate[rows], cause[rows] = self._decide(rows, candidate.changed({"max_response_length": width}))
+        return gate, cause
 
-    def _decide(self, tokens: Tokens, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
+    def _decide(self, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
+        own = self.tokens
+        tokens = Tokens.of(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
         with torch.no_grad():
             if candidate.rule not in RULES:
                 low, high, cap = (candidate.clips[name] for name in CLIPS)
                 return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
-            divergence = None
-            if candidate.knobs.estimator == "topk":
-                divergence = self.divergence(candidate)[rows, : tokens.mask.shape[1]]
+            divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
             verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
             return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
-
-    def _decide_by_width(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
-        """For weights that depend on the width of the tensors: rows of one width at a time, as wide as they were."""
-        gate, cause = torch.ones_like(self.tokens.log_prob), torch.zeros_like(self.tokens.mask, dtype=torch.int8)
-        widths = np.array([max(response.width, response.length) for response in self.responses])
-        for width in np.unique(widths):
-            rows = np.flatnonzero(widths == width).tolist()
-            own = pad([self.responses[row] for row in rows], [self.looks[row] for row in rows], int(width))
-            common = min(int(width), gate.shape[1])
-            decided = self._decide(own, rows, candidate)
-            gate[rows, :common], cause[rows, :common] = (x[:, :common] for x in decided)
-        return gate, cause
 
     def divergence(self, candidate: Candidate) -> Tensor:
         """D_t as the candidate measures it, (rows, width) float32.
@@ -94,12 +93,12 @@ class Batch:
                 "(anchor=proximal), of which only D_t of the kind that ran was recorded."
             )
         if kind not in self._divergence:
-            found = torch.zeros_like(self.tokens.log_prob)
-            for row, (response, look) in enumerate(zip(self.responses, self.looks, strict=True)):
-                stored = look.divergence if same else None
-                values = top_k_divergence(response, look, kind) if stored is None else torch.from_numpy(stored.copy())
-                found[row, : len(values)] = values
-            self._divergence[kind] = found
+            pairs = zip(self.responses, self.looks, strict=True)
+            found = [
+                look.divergence if same and look.divergence is not None else top_k_divergence(response, look, kind)
+                for response, look in pairs
+            ]
+            self._divergence[kind] = padded(found, self.tokens.mask.shape[1])
         return self._divergence[kind]
 
 
@@ -108,21 +107,16 @@ def taken(gate: Tensor) -> Tensor:
     return (1 - gate).double().clamp_max_(1.0)
 
 
-def top_k_divergence(response: Response, look: Look, kind: str) -> Tensor:
+def top_k_divergence(response: Response, look: Look, kind: str) -> np.ndarray:
     """D_t over {top-K, sampled, rest} of one response, (T,) float32."""
     assert response.top_k_mu is not None and look.top_k_log_pi is not None
     packed = torch.from_numpy(np.array(response.top_k_mu))
-    _, log_mu, rest = unpack(packed, _entries(packed))
+    count = int(packed[0]) & 0xFFFF | int(packed[1]) << 16
+    _, log_mu, rest = unpack(packed, max([1, *packed[2 : 2 + count].tolist()]))
     log_pi = torch.full_like(log_mu, -torch.inf)
     log_pi[log_mu > -torch.inf] = torch.from_numpy(np.array(look.top_k_log_pi))
     log_prob, old_log_prob = (torch.from_numpy(np.array(x)) for x in (look.log_pi, response.log_mu))
-    return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest)
-
-
-def _entries(packed: Tensor) -> int:
-    """Most entries that a token of a packed top-K lists; at least 1."""
-    tokens = int(packed[0]) & 0xFFFF | int(packed[1]) << 16
-    return max([1, *packed[2 : 2 + tokens].tolist()])
+    return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest).numpy()
 
 
 def batches(records: Iterable[StepRecord]) -> list[Batch]:
@@ -136,25 +130,16 @@ def batches(records: Iterable[StepRecord]) -> list[Batch]:
         for response in record.responses:
             group = groups.setdefault((header.step, response.uid), len(groups))
             rows += [(response, look, group) for look in response.looks]
-    found = []
-    for header, rows in settings.values():
-        rows.sort(key=lambda row: row[0].length)
-        found += [_batch(header, part) for part in _parts(rows)]
-    return found
+    return [
+        Batch(header, *map(list, zip(*part, strict=True)))
+        for header, rows in settings.values()
+        for part in _parts(rows)
+    ]
 
 
 def _parts(rows: Sequence[tuple[Response, Look, int]]) -> Iterator[Sequence[tuple[Response, Look, int]]]:
-    start = 0
+    rows, start = sorted(rows, key=lambda row: row[0].length), 0
     for stop in range(1, len(rows) + 1):
         if stop == len(rows) or (stop + 1 - start) * rows[stop][0].length > CELLS:
             yield rows[start:stop]
             start = stop
-
-
-def _batch(header: Header, rows: Sequence[tuple[Response, Look, int]]) -> Batch:
-    responses, looks, groups = [list(column) for column in zip(*rows, strict=True)]
-    tokens = pad(responses, looks, 0)
-    advantages = torch.where(tokens.mask, tokens.advantages, 0.0)
-    bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
-    counted = tokens.mask & (advantages != 0).any(-1, keepdim=True) & ~bad.any(-1, keepdim=True)
-    return Batch(header, tokens, responses, looks, groups, counted)

@@ -5,8 +5,7 @@ factor, or one held and the other times a factor. Intervals (95%) come from a bo
 one prompt depend on each other.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +36,11 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float, samples: np.ndarray) -> "Interval":
+        """With the ends of the middle ``LEVEL`` of bootstrap samples."""
+        return cls(float(value), *map(float, np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])))
+
     def holds(self, value: float) -> bool:
         """Whether the interval contains ``value``."""
         return self.low <= value <= self.high
@@ -49,29 +53,25 @@ class Calibration:
     Attributes:
         candidate: the rule with the thresholds found, rounded as they are printed.
         thresholds: by knob, with intervals. share: of the counted tokens, what they mask.
+        tokens, groups: counted ones. warnings: sentences.
         wanted: the share that was asked for; None for a multiple of the gap.
         held_back: what thresholds found on one half of the groups mask on the other half, with an interval that covers
             the chance in both; None for a multiple of the gap, and for fewer than four groups.
-        tokens, groups: counted ones. warnings: sentences.
     """
 
     candidate: Candidate
     thresholds: dict[str, Interval]
     share: Interval
-    wanted: float | None
-    held_back: Interval | None
     tokens: int
     groups: int
     warnings: tuple[str, ...] = ()
+    wanted: float | None = None
+    held_back: Interval | None = None
 
     def overrides(self) -> list[str]:
         """For the command line."""
-        return [f"{key_of(name)}={found.value:g}" for name, found in self.thresholds.items()]
-
-
-def key_of(name: str) -> str:
-    """The config key of a threshold."""
-    return f"actor_rollout_ref.actor.{name}" if name in CLIPS else f"{KEY_PREFIX}.{name}"
+        keys = {name: "actor_rollout_ref.actor" if name in CLIPS else KEY_PREFIX for name in self.thresholds}
+        return [f"{keys[name]}.{name}={found.value:g}" for name, found in self.thresholds.items()]
 
 
 def for_share(parts: Sequence[Batch], family: Family, wanted: float, seed: int = 0) -> Calibration:
@@ -81,39 +81,33 @@ def for_share(parts: Sequence[Batch], family: Family, wanted: float, seed: int =
         RecordError: no factor masks that share.
     """
     masked = Masked(parts, family)
-    most, least = (masked.share(factor) for factor in FACTORS)
+    most, least = map(masked.share, FACTORS)
     if not least < wanted < most:
         raise RecordError(
             f"no {' and '.join(family.moving)} of {family.base.rule} masks {wanted:.3g} of these tokens: the share is "
             f"between {least:.3g} and {most:.3g}. Tokens that move back toward the rollout policy are never masked."
         )
-    factor = masked.factor_of(wanted)
-    curves = Curves.around(masked, factor, wanted, seed)
-    spread = percentiles(curves.factors(curves.weights, wanted))
-    thresholds = {
-        name: Interval(*(significant(family.threshold(name, x)) for x in (factor, *spread))) for name in family.moving
-    }
+    curves = Curves.around(masked, masked.factor_of(wanted), wanted, seed)
+    factor = Interval.of(masked.factor_of(wanted), curves.factors(curves.weights, wanted))
+    thresholds = {name: _threshold(factor, lambda x, name=name: family.threshold(name, x)) for name in family.moving}
     chosen = family.base.changed({name: found.value for name, found in thresholds.items()})
-    share = share_of(parts, chosen, family.moving, curves.weights)
-    counting = int((masked.tokens > 0).sum())
-    return Calibration(
-        candidate=chosen,
-        thresholds=thresholds,
-        share=share,
-        wanted=wanted,
-        held_back=curves.held_back(wanted, seed),
-        tokens=int(masked.tokens.sum()),
-        groups=counting,
-        warnings=tuple(_cautions(wanted, share, counting, masked.tokens.sum() * wanted, spread)),
-    )
+    share, groups = share_of(parts, chosen, seed), int((masked.tokens > 0).sum())
+    warnings = tuple(_cautions(wanted, share, groups, masked.tokens.sum() * wanted, factor))
+    held_back = curves.held_back(wanted, seed)
+    return Calibration(chosen, thresholds, share, int(masked.tokens.sum()), groups, warnings, wanted, held_back)
 
 
-def _cautions(wanted: float, share: Interval, groups: int, expected: float, spread: tuple[float, float]):
-    if groups < FEW_GROUPS or expected < FEW_MASKED or spread[1] / spread[0] > WIDE:
+def _threshold(factor: Interval, value) -> Interval:
+    """Rounded to four significant digits, as the overrides are printed."""
+    return Interval(*(float(f"{value(x):.4g}") for x in (factor.value, factor.low, factor.high)))
+
+
+def _cautions(wanted: float, share: Interval, groups: int, expected: float, factor: Interval) -> Iterator[str]:
+    wide = factor.high / factor.low
+    if groups < FEW_GROUPS or expected < FEW_MASKED or wide > WIDE:
         yield (
             f"the record is too small for this share: {groups} groups, {expected:.0f} masked tokens, thresholds known "
-            f"to a factor of {spread[1] / spread[0]:.2g}. Record more responses (trainer.v1.trust_region.record) or "
-            "more steps."
+            f"to a factor of {wide:.2g}. Record more responses (trainer.v1.trust_region.record) or more steps."
         )
     if abs(share.value - wanted) > 0.1 * wanted:
         yield (
@@ -130,9 +124,8 @@ class Curves:
     """
 
     def __init__(self, masked: Masked, grid: np.ndarray, seed: int):
-        self.log_factors = np.log(grid)
+        self.log_factors, self.tokens = np.log(grid), masked.tokens
         self.counts = np.stack([masked.at(factor) for factor in grid])  # (GRID, groups)
-        self.tokens = masked.tokens
         self.weights = resamples(self.tokens, seed)
 
     @classmethod
@@ -140,8 +133,8 @@ class Curves:
         """A grid that holds what the bootstrap finds."""
         for span in SPANS:
             curves = cls(masked, factor * np.geomspace(1 / span, span, GRID), seed)
-            ends = curves.shares(curves.weights)[:, [0, -1]]
-            if ((ends[:, 0] > wanted) & (wanted >= ends[:, 1])).mean() > LEVEL + (1 - LEVEL) / 2:
+            shares = curves.shares(curves.weights)
+            if ((shares[:, 0] > wanted) & (wanted >= shares[:, -1])).mean() > LEVEL + (1 - LEVEL) / 2:
                 break
         return curves
 
@@ -151,8 +144,8 @@ class Curves:
 
     def factors(self, weights: np.ndarray, wanted: float) -> np.ndarray:
         """(samples,) where the share passes ``wanted``, at the grid's end where it does not."""
-        rows = self.shares(weights)
-        return np.exp([np.interp(-wanted, -np.maximum.accumulate(row[::-1])[::-1], self.log_factors) for row in rows])
+        falling = np.maximum.accumulate(self.shares(weights)[:, ::-1], axis=1)[:, ::-1]
+        return np.exp([np.interp(-wanted, -row, self.log_factors) for row in falling])
 
     def held_back(self, wanted: float, seed: int) -> Interval | None:
         """Factor from one half of the groups, share on the other half."""
@@ -162,12 +155,12 @@ class Curves:
         half = np.zeros(len(self.tokens))
         half[np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]] = 1
         known, held = (resamples(self.tokens * part, seed + n) for n, part in enumerate((half, 1 - half), 1))
-        value = self._share_at(self.factors(half[None], wanted), (1 - half)[None])
-        return Interval(float(value[0]), *percentiles(self._share_at(self.factors(known, wanted), held)))
+        (value,) = self._share_at(self.factors(half[None], wanted), (1 - half)[None])
+        return Interval.of(value, self._share_at(self.factors(known, wanted), held))
 
     def _share_at(self, factors: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        rows = self.shares(weights)
-        return np.array([np.interp(x, self.log_factors, row) for x, row in zip(np.log(factors), rows, strict=True)])
+        rows = zip(np.log(factors), self.shares(weights), strict=True)
+        return np.array([np.interp(x, self.log_factors, row) for x, row in rows])
 
 
 def above_gap(parts: Sequence[Batch], family: Family, multiple: float, seed: int = 0) -> Calibration:
@@ -182,63 +175,50 @@ def above_gap(parts: Sequence[Batch], family: Family, multiple: float, seed: int
     """
     if any(name in CLIPS for name in family.moving):
         raise RecordError(f"{family.base.rule} compares ratios, not a divergence: use --masked-share.")
-    gap = Gap.of(parts, family.base, seed)
+    mean, peak, seen = engine_gap(parts, family.base, seed)
     thresholds = {}
     for name in family.moving:
-        found = gap.mean if name == "delta_b" or family.base.rule == "trm_avg" else gap.peak
-        thresholds[name] = Interval(*(significant(multiple * x) for x in (found.value, found.low, found.high)))
+        gap = mean if name == "delta_b" or family.base.rule == "trm_avg" else peak
+        thresholds[name] = _threshold(gap, lambda x: multiple * x)
         if thresholds[name].value <= 0:
             raise RecordError(f"the engine gap is 0, and so is every multiple of it: no {name} follows from it.")
     try:
         chosen = family.base.changed({name: found.value for name, found in thresholds.items()})
     except RecordError as error:
         raise RecordError(f"{multiple:g} times the engine gap gives no threshold: {error}") from error
-    masked = Masked(parts, Family(chosen, family.moving))
-    share = share_of(parts, chosen, family.moving, resamples(masked.tokens, seed))
-    warnings = []
-    if gap.groups < FEW_GROUPS:
-        warnings.append(f"only {gap.groups} groups were recorded at a first update: the gap is not known well.")
+    share, warnings = share_of(parts, chosen, seed), []
+    if seen < FEW_GROUPS:
+        warnings.append(f"only {seen} groups were recorded at a first update: the gap is not known well.")
     if share.value > LARGE_SHARE:
         warnings.append(
             f"these thresholds mask {share.value:.3g} of the recorded tokens: the gap is far below what the updates "
             "move, so it gives no useful threshold here."
         )
-    counting = int((masked.tokens > 0).sum())
-    return Calibration(chosen, thresholds, share, None, None, int(masked.tokens.sum()), counting, tuple(warnings))
+    tokens = Masked(parts, family).tokens
+    return Calibration(chosen, thresholds, share, int(tokens.sum()), int((tokens > 0).sum()), tuple(warnings))
 
 
-@dataclass(frozen=True)
-class Gap:
-    """The engine gap, weighted: its mean and its 99th percentile over tokens, from so many groups."""
+def engine_gap(parts: Sequence[Batch], candidate: Candidate, seed: int) -> tuple[Interval, Interval, int]:
+    """Mean and 99th percentile of w_t D_t over the tokens that a step's first update saw, and of how many groups.
 
-    mean: Interval
-    peak: Interval
-    groups: int
-
-    @classmethod
-    def of(cls, parts: Sequence[Batch], candidate: Candidate, seed: int) -> "Gap":
-        """Over the responses that a step's first update saw.
-
-        Raises:
-            RecordError: there are none.
-        """
-        found = [_gaps(part, candidate) for part in parts]
-        values, groups = (np.concatenate(column) for column in zip(*found, strict=True))
-        if not len(values):
-            raise RecordError(
-                "no recorded response was seen by the first update of a step, so the engine gap is not known: record "
-                "more responses a step (trainer.v1.trust_region.record)."
-            )
-        order = np.argsort(values, kind="stable")
-        values, groups = values[order], groups[order]
-        present, groups = np.unique(groups, return_inverse=True)
-        sums, counts = np.bincount(groups, values), np.bincount(groups).astype(float)
-        weights = resamples(counts, seed)
-        means = weights @ sums / np.maximum(weights @ counts, 1)
-        peaks = [_quantile(values, row[groups]) for row in weights[:: RESAMPLES // 200]]
-        mean = Interval(float(values.mean()), *percentiles(means))
-        peak = Interval(_quantile(values, np.ones(len(values))), *percentiles(np.array(peaks)))
-        return cls(mean, peak, len(present))
+    Raises:
+        RecordError: there are none.
+    """
+    found = [_gaps(part, candidate) for part in parts]
+    values, groups = (np.concatenate(column) for column in zip(*found, strict=True))
+    if not len(values):
+        raise RecordError(
+            "no recorded response was seen by the first update of a step, so the engine gap is not known: record "
+            "more responses a step (trainer.v1.trust_region.record)."
+        )
+    order = np.argsort(values, kind="stable")
+    values, (present, groups) = values[order], np.unique(groups[order], return_inverse=True)
+    sums, counts = np.bincount(groups, values), np.bincount(groups).astype(float)
+    weights = resamples(counts, seed)
+    means = weights @ sums / np.maximum(weights @ counts, 1)
+    peaks = np.array([_quantile(values, row[groups]) for row in weights[:: RESAMPLES // 200]])
+    peak = Interval.of(_quantile(values, np.ones(len(values))), peaks)
+    return Interval.of(values.mean(), means), peak, len(present)
 
 
 def _gaps(part: Batch, candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
@@ -258,30 +238,19 @@ def _quantile(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[min(int(np.searchsorted(total, GAP_QUANTILE * total[-1])), len(values) - 1)])
 
 
-def share_of(parts: Sequence[Batch], candidate: Candidate, moving: tuple[str, ...], weights: np.ndarray) -> Interval:
-    """Share that a candidate masks, with the spread over weightings of the groups."""
-    masked = Masked(parts, Family(candidate, moving))
-    counts = masked.at(1.0)
-    return Interval(masked.share(1.0), *percentiles(weights @ counts / np.maximum(weights @ masked.tokens, 1)))
+def share_of(parts: Sequence[Batch], candidate: Candidate, seed: int) -> Interval:
+    """Share that a candidate masks, with the spread over resampled groups."""
+    masked = Masked(parts, Family(candidate, ()))
+    weights = resamples(masked.tokens, seed)
+    return Interval.of(masked.share(1.0), weights @ masked.at(1.0) / np.maximum(weights @ masked.tokens, 1))
 
 
 def resamples(tokens: np.ndarray, seed: int) -> np.ndarray:
     """(RESAMPLES, groups): how often each group is drawn, as many draws as groups that have tokens."""
     has = (tokens > 0).astype(float)
-    if not has.any():
-        return np.zeros((RESAMPLES, len(tokens)))
-    return np.random.default_rng(seed).multinomial(int(has.sum()), has / has.sum(), RESAMPLES).astype(float)
-
-
-def percentiles(values: np.ndarray) -> tuple[float, float]:
-    """The ends of the middle ``LEVEL`` of the values."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def significant(value: float) -> float:
-    """Rounded to four significant digits, as the overrides are printed."""
-    return float(f"{value:.4g}") if math.isfinite(value) else value
+    draws = int(has.sum())
+    chances = has / draws if draws else np.ones(len(has)) / len(has)
+    return np.random.default_rng(seed).multinomial(draws, chances, RESAMPLES).astype(float)
 
 
 def told(found: Calibration, scope: str) -> list[str]:
@@ -291,13 +260,11 @@ def told(found: Calibration, scope: str) -> list[str]:
         return f"{100 * interval.value:.3g}% ({100 * interval.low:.3g} to {100 * interval.high:.3g}%)"
 
     lines = [f"{found.candidate.rule}, {scope}: {found.tokens:,} counted tokens of {found.groups:,} groups", ""]
-    for name, interval in found.thresholds.items():
-        lines.append(f"  {name:<16}{interval.value:<12g}({interval.low:g} to {interval.high:g})")
+    lines += [f"  {name:<16}{x.value:<12g}({x.low:g} to {x.high:g})" for name, x in found.thresholds.items()]
     lines.append(f"  masked          {percents(found.share)}")
     if found.wanted is not None and found.held_back is not None:
         verdict = "holds" if found.held_back.holds(found.wanted) else "does NOT hold"
-        lines.append(
-            f"  held back       {percents(found.held_back)}, which {verdict} the {100 * found.wanted:.3g}% asked"
-        )
+        asked = f"{100 * found.wanted:.3g}% asked"
+        lines.append(f"  held back       {percents(found.held_back)}, which {verdict} the {asked}")
         lines.append("                  (thresholds from one half of the groups, share on the other half)")
     return [*lines, "", " ".join(found.overrides())]

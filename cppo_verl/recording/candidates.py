@@ -15,6 +15,7 @@ from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.rules import BUILT_IN, RULES, VERL_LOSSES, knobs_of_rule
 
 CLIPS = ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c")  # knobs of verl's losses, under actor
+CLIP_DEFAULTS = (0.2, 0.2, 3.0)
 
 
 @dataclass(frozen=True)
@@ -38,48 +39,36 @@ class Candidate:
         Raises:
             RecordError: for a knob that is not there or out of range.
         """
-        own = {key: value for key, value in values.items() if key not in CLIPS}
-        return build(
-            name or self.name,
-            self.rule,
-            {**dataclasses.asdict(self.knobs), **own},
-            {**self.clips, **{key: values[key] for key in values if key in CLIPS}},
-            known=own,
-        )
+        names = knob_names(type(self.knobs))
+        if unknown := [key for key in values if key not in (*names, *CLIPS)]:
+            raise RecordError(f"{unknown[0]!r} is no knob of {self.rule}; there are {', '.join([*names, *CLIPS])}.")
+        knobs = {**dataclasses.asdict(self.knobs), **values}
+        return build(name or self.name, self.rule, knobs, {key: values.get(key, self.clips[key]) for key in CLIPS})
 
 
-def build(
-    name: str, rule: str, knobs: Mapping[str, Any], clips: Mapping[str, float], known: Mapping[str, Any] = {}
-) -> Candidate:
-    """A candidate of plain values; those of ``knobs`` that the rule does not have are left out, unless ``known``.
+def build(name: str, rule: str, knobs: Mapping[str, Any], clips: Mapping[str, float]) -> Candidate:
+    """A candidate of plain values; those of ``knobs`` that the rule does not have are left out.
 
     A rule from outside is imported: an installed one by its entry point, another one by ``rule_module`` in ``knobs``.
 
     Raises:
-        RecordError: no such rule, a knob out of range, or one of ``known`` that is no knob of the rule.
+        RecordError: no such rule, or a knob out of range.
     """
-    if rule not in BUILT_IN and rule not in VERL_LOSSES:
-        try:
-            extensions.bring(rule, knobs.get("rule_module"))
-        except KnobError as error:
-            raise RecordError(str(error)) from error
-    if rule not in RULES and rule not in VERL_LOSSES:
-        raise RecordError(f"{rule!r} is no rule; there are {', '.join([*RULES, *VERL_LOSSES])}.")
-    names = knob_names(knobs_of_rule(rule))
-    unknown = [key for key in known if key not in names]
-    if unknown:
-        raise RecordError(f"{unknown[0]!r} is no knob of {rule}; there are {', '.join([*names, *CLIPS])}.")
     try:
-        chosen = knobs_of_rule(rule)(**{key: knobs[key] for key in names if key in knobs})
+        if rule not in BUILT_IN and rule not in VERL_LOSSES:
+            extensions.bring(rule, knobs.get("rule_module"))
+        if rule not in RULES and rule not in VERL_LOSSES:
+            raise RecordError(f"{rule!r} is no rule; there are {', '.join([*RULES, *VERL_LOSSES])}.")
+        kind = knobs_of_rule(rule)
+        return Candidate(name, rule, kind(**{key: knobs[key] for key in knob_names(kind) if key in knobs}), dict(clips))
     except KnobError as error:
         raise RecordError(str(error)) from error
-    return Candidate(name, rule, chosen, dict(clips))
 
 
 def recorded(header: Header) -> Candidate:
     """The rule that ran."""
-    clips = dict(zip(CLIPS, (header.clip_low, header.clip_high, header.clip_cap), strict=True))
-    return dataclasses.replace(build(f"{header.rule}, as it ran", header.rule, header.knobs, clips), ran=True)
+    made = build(f"{header.rule}, as it ran", header.rule, header.knobs, _clips(header))
+    return dataclasses.replace(made, ran=True)
 
 
 def fixed(candidate: Candidate) -> Candidate:
@@ -101,7 +90,7 @@ def of_preset(preset: str, header: Header) -> Candidate:
         if "${" in str(value):  # Hydra's interpolations: of the run
             knobs[name] = header.knobs.get(name)
     knobs["topk"] = header.knobs.get("topk", knobs.get("topk"))  # the K that was recorded
-    clips = {name: float(actor.get(name, default)) for name, default in zip(CLIPS, (0.2, 0.2, 3.0), strict=True)}
+    clips = {name: float(actor.get(name, default)) for name, default in zip(CLIPS, CLIP_DEFAULTS, strict=True)}
     return build(preset, str(knobs["loss_mode"]), knobs, clips)
 
 
@@ -123,8 +112,11 @@ def of_rule(rule: str, assignments: Sequence[str], header: Header) -> Candidate:
     if "rule_module" in values:
         knobs["rule_module"] = extensions.resolve(str(values.pop("rule_module")), [Path.cwd()])
     name = " ".join([rule, *(f"{key}={value}" for key, value in values.items())])
-    clips = dict(zip(CLIPS, (header.clip_low, header.clip_high, header.clip_cap), strict=True))
-    return build(rule, rule, knobs, clips).changed(values, name)
+    return build(rule, rule, knobs, _clips(header)).changed(values, name)
+
+
+def _clips(header: Header) -> dict[str, float]:
+    return dict(zip(CLIPS, (header.clip_low, header.clip_high, header.clip_cap), strict=True))
 
 
 def _value(text: str) -> Any:

@@ -15,16 +15,15 @@ def drawn(sizes: Sequence[int], wanted: int, seed: int, step: int) -> list[int]:
     Args:
         sizes: responses of each group, in an order that repeats from run to run (the data loader's).
     """
-    order = sorted(range(len(sizes)), key=lambda group: _hash(seed, step, group))
+
+    def place(group: int) -> bytes:
+        return hashlib.blake2b(repr((seed, step, group)).encode(), digest_size=8).digest()
+
     chosen: list[int] = []
-    for group in order:
+    for group in sorted(range(len(sizes)), key=place):
         if not chosen or sum(sizes[one] for one in chosen) + sizes[group] <= wanted:
             chosen.append(group)
     return sorted(chosen)
-
-
-def _hash(*numbers: int) -> bytes:
-    return hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
 
 
 def make_room(run_dir: Path, limit: int, every: int) -> int:

@@ -55,29 +55,29 @@ def of(header: Header, responses: Sequence[Response], last: bool = False) -> lis
 
     Responses are padded to one width: give a step's at a time.
     """
-    if depends_on_width(knobs_of(header)) and len(responses) > 1:
+    knobs = knobs_of(header)
+    if depends_on_width(knobs) and len(responses) > 1:
         return [one for response in responses for one in of(header, [response], last)]
     looks = [response.looks[-1 if last else 0] for response in responses]
-    knobs = knobs_of(header)
     tokens = pad(responses, looks, max((r.width for r in responses), default=0))
     with torch.no_grad():
         divergence = divergence_of(tokens, looks, knobs)
-        columns = {"divergence": divergence, "ratio": tokens.ratio.masked_fill(~tokens.mask, 0.0)}
-        delta_b: list[float] | None = None
+        columns = {"divergence": divergence, "ratio": tokens.ratio}
+        budgets: list[float | None] = [None] * len(responses)
         if header.rule in PREFIX_RULES:
-            weight = position_weights(tokens, knobs)
-            columns["weight"] = weight
+            columns["weight"] = weight = position_weights(tokens, knobs)
             if knobs.budget != "none":
                 budget = prefix_budget(tokens, divergence, knobs)
                 before = torch.nn.functional.pad(weight.cumsum(-1)[:, :-1], (1, 0))  # W_{t-1}
-                columns["spent"] = (weight * divergence).cumsum(-1)
-                columns["allowance"] = (before * budget + knobs.delta).masked_fill(~tokens.mask, 0.0)
-                delta_b = budget.squeeze(-1).tolist()
-    found = []
-    for row, response in enumerate(responses):
-        values = {name: column[row, : response.length].numpy() for name, column in columns.items()}
-        found.append(Numbers(**values, delta_b=None if delta_b is None else delta_b[row]))
-    return found
+                columns |= {"spent": (weight * divergence).cumsum(-1), "allowance": before * budget + knobs.delta}
+                budgets = budget.squeeze(-1).tolist()
+        for name in ("ratio", "allowance"):
+            if name in columns:
+                columns[name] = columns[name].masked_fill(~tokens.mask, 0.0)
+    return [
+        Numbers(**{name: column[row, : response.length].numpy() for name, column in columns.items()}, delta_b=delta_b)
+        for row, (response, delta_b) in enumerate(zip(responses, budgets, strict=True))
+    ]
 
 
 def gate_and_cause(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> tuple[Tensor, Tensor]:
@@ -91,27 +91,27 @@ def gate_and_cause(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> tuple[
 def pad(responses: Sequence[Response], looks: Sequence[Look], width: int) -> Tokens:
     """The responses as a rule sees them, right-padded to at least ``width``; (responses, width) float32."""
     width = max([width, *(response.length for response in responses)])
-
-    def padded(rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        out = torch.zeros(len(rows), width, dtype=dtype)
-        for row, values in enumerate(rows):
-            out[row, : len(values)] = torch.from_numpy(np.array(values))
-        return out
-
     return Tokens.of(
-        log_prob=padded([look.log_pi for look in looks], torch.float32),
-        old_log_prob=padded([response.log_mu for response in responses], torch.float32),
-        advantages=padded([response.advantages for response in responses], torch.float32),
-        mask=padded([response.mask for response in responses], torch.bool),
+        log_prob=padded([look.log_pi for look in looks], width),
+        old_log_prob=padded([response.log_mu for response in responses], width),
+        advantages=padded([response.advantages for response in responses], width),
+        mask=padded([response.mask for response in responses], width).bool(),
     )
+
+
+def padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
+    """(rows, width) float32, 0 after the end of a row."""
+    out = torch.zeros(len(rows), width)
+    for row, values in enumerate(rows):
+        out[row, : len(values)] = torch.from_numpy(np.array(values))
+    return out
 
 
 def divergence_of(tokens: Tokens, looks: Sequence[Look], knobs: TrustRegionKnobs) -> Tensor:
     """D_t as the rule that ran saw it, (responses, width) float32, 0 at tokens that are not the policy's own."""
     if knobs.estimator == "binary":
         return tokens.divergence(knobs.divergence)
-    out = torch.zeros_like(tokens.log_prob)
-    for row, look in enumerate(looks):
-        if look.divergence is not None:
-            out[row, : len(look.divergence)] = torch.from_numpy(np.array(look.divergence))
-    return out.masked_fill(~tokens.mask, 0.0)
+    found = padded(
+        [np.zeros(0) if look.divergence is None else look.divergence for look in looks], tokens.mask.shape[1]
+    )
+    return found.masked_fill(~tokens.mask, 0.0)

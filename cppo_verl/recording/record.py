@@ -3,14 +3,18 @@
 T is the number of a response's tokens, tool output included; ``mask`` says which of them are the policy's own. All
 log-probs are float32 in nats, as the loss saw them, at the sampling temperature. Nothing that follows exactly from
 these is kept: ``numbers.of`` derives D_t, w_t, S_t and the allowance.
+
+Each field of a response says how it lies in a file (``files``), so that a new one is declared here and nowhere else.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from cppo_verl.errors import UserError
 
 # Causes, a number a token
 KEPT = 0  # the whole update counts
@@ -20,8 +24,28 @@ CAPPED = 3  # the update counts with an importance weight that was cut
 CAUSES = {KEPT: "kept", TOKEN: "token threshold", PREFIX: "prefix budget", CAPPED: "weight capped"}
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record is missing, damaged or not what is asked of it; the message names the file and a remedy."""
+
+
+def value(kind: str, **default: Any) -> Any:
+    """A field that is one value, of Arrow's type ``kind``."""
+    return field(metadata={"kind": kind, "list": False}, **default)
+
+
+def tokens(kind: str, **default: Any) -> Any:
+    """A field that has an entry a token."""
+    return field(metadata={"kind": kind, "list": True, "tokens": True}, **default)
+
+
+def entries(kind: str, **default: Any) -> Any:
+    """A field that has as many entries as it likes."""
+    return field(metadata={"kind": kind, "list": True}, **default)
+
+
+def part() -> Any:
+    """A field whose own fields are columns."""
+    return field()
 
 
 @dataclass(frozen=True)
@@ -63,22 +87,21 @@ class Look:
     """A response as one update saw it.
 
     Attributes:
-        log_pi: (T,) float32, log-probs of the policy being trained.
-        gate: (T,) float32, what the rule multiplied the update with: 0 or 1, between them for a soft gate, below 0
-            where it was turned round (``gate=restore``, GBPO). Arbitrary where ``mask`` is false.
-        cause: (T,) int8, one of ``CAUSES``.
+        log_pi: log-probs of the policy being trained.
+        gate: what the rule multiplied the update with: 0 or 1, between them for a soft gate, below 0 where it was
+            turned round (``gate=restore``, GBPO). Arbitrary where ``mask`` is false.
+        cause: one of ``CAUSES``.
         update: number of the update within the step, from 0; None where the order is not known (``actor.shuffle``).
-        divergence: (T,) float32, D_t of the top-K estimator; None for the binary one, whose D_t follows from the
-            log-probs.
-        top_k_log_pi: (entries,) float32, log-probs of the entries of ``Response.top_k_mu`` in their order.
+        divergence: D_t of the top-K estimator; None for the binary one, whose D_t follows from the log-probs.
+        top_k_log_pi: log-probs of the entries of ``Response.top_k_mu`` in their order; None without a top-K.
     """
 
-    log_pi: np.ndarray
-    gate: np.ndarray
-    cause: np.ndarray
-    update: int | None = None
-    divergence: np.ndarray | None = None
-    top_k_log_pi: np.ndarray | None = None
+    log_pi: np.ndarray = tokens("float32")
+    gate: np.ndarray = tokens("float32")
+    cause: np.ndarray = tokens("int8")
+    update: int | None = value("int32", default=None)
+    divergence: np.ndarray | None = tokens("float32", default=None)
+    top_k_log_pi: np.ndarray | None = entries("float32", default=None)
 
 
 @dataclass(frozen=True)
@@ -88,37 +111,48 @@ class Response:
     Attributes:
         uid: of the prompt; responses that share it form a group. sample, output: which response to the prompt, and
             which output of its agent loop.
-        prompt: text. prompt_ids: (P,) int32.
-        pieces: T strings that put together are the response's text; "" where a token ends inside a character.
-        token_ids: (T,) int32. mask: (T,) bool. log_mu: (T,) float32, log-probs of the policy that D_t is measured from:
-            the one that sampled, or with ``anchor=proximal`` the trained one at the start of the step.
-        log_rollout: (T,) float32, with ``anchor=proximal`` the log-probs of the policy that sampled; None where that is
-            ``log_mu``.
-        advantages: (T,) float32. reward: of the response, the sum over its tokens.
+        prompt: text. prompt_ids: its tokens.
+        pieces: strings that put together are the response's text; "" where a token ends inside a character.
+        token_ids: T of them. mask: which are the policy's own. log_mu: log-probs of the policy that D_t is measured
+            from: the one that sampled, or with ``anchor=proximal`` the trained one at the start of the step.
+        log_rollout: with ``anchor=proximal`` the log-probs of the policy that sampled; None where that is ``log_mu``.
+        advantages: arbitrary at tokens that are not the policy's own. reward: of the response, the sum over its tokens.
         first, last: the first and the last update that saw the response; ``last`` is None when that is the same one.
         versions_behind: how many versions of the weights lie between the oldest that sampled a token of the response
             and the one being trained when the step began; None where the rollout does not say.
         width: of the padded tensors that the rule saw.
-        top_k_mu: (words,) int16, mu's top-K as ``trust_region.topk.pack`` codes it; None without one.
+        top_k_mu: int16 words, mu's top-K as ``trust_region.topk.pack`` codes it; None without one.
+
+    Raises:
+        ValueError: one of the arrays does not have its length.
     """
 
-    uid: str
-    sample: int
-    prompt: str
-    prompt_ids: np.ndarray
-    pieces: list[str]
-    token_ids: np.ndarray
-    mask: np.ndarray
-    log_mu: np.ndarray
-    advantages: np.ndarray
-    reward: float
-    first: Look
+    uid: str = value("string")
+    sample: int = value("int32")
+    prompt: str = value("string")
+    prompt_ids: np.ndarray = entries("int32")
+    pieces: list[str] = tokens("string")
+    token_ids: np.ndarray = tokens("int32")
+    mask: np.ndarray = tokens("bool")
+    log_mu: np.ndarray = tokens("float32")
+    advantages: np.ndarray = tokens("float32")
+    reward: float = value("float64")
+    first: Look = part()
     last: Look | None = None
-    output: int = 0
-    versions_behind: int | None = None
-    width: int = 0
-    log_rollout: np.ndarray | None = None
-    top_k_mu: np.ndarray | None = None
+    output: int = value("int32", default=0)
+    versions_behind: int | None = value("int32", default=None)
+    width: int = value("int32", default=0)
+    log_rollout: np.ndarray | None = tokens("float32", default=None)
+    top_k_mu: np.ndarray | None = value("binary", default=None)
+
+    def __post_init__(self) -> None:
+        parts: tuple[Response | Look, ...] = (self, *self.looks)
+        for holder, each in [(part, each) for part in parts for each in fields(part)]:
+            column = getattr(holder, each.name)
+            if not each.metadata.get("tokens") or (column is None and each.default is None):
+                continue
+            if len(column) != self.length:
+                raise ValueError(f"{self.uid}: {each.name} has {len(column)} entries for {self.length} tokens")
 
     @property
     def looks(self) -> tuple[Look, ...]:

@@ -15,6 +15,7 @@ from cppo_verl import presets
 from cppo_verl.recording import candidates
 from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import Candidate
+from cppo_verl.recording.numbers import padded
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, RecordError
 from cppo_verl.recording.selection import Selection
 
@@ -82,16 +83,46 @@ def replay(parts: Sequence[Batch], tried: Sequence[Candidate]) -> Replay:
         RecordError: a candidate needs a top-K that was not recorded.
     """
     result = Replay([Tally(candidate) for candidate in tried], np.zeros((len(tried),) * 2, dtype=np.int64))
-    groups: set[int] = set()
-    responses: set[int] = set()
     for part in parts:
-        groups.update(part.groups)
-        responses.update(map(id, part.responses))
-        result.looks += len(part.responses)
-        result.recorded_tokens += int(part.tokens.mask.sum())
         _count(result, part)
-    result.groups, result.responses = len(groups), len(responses)
+    result.looks = sum(len(part.looks) for part in parts)
+    result.responses = len({id(response) for part in parts for response in part.responses})
+    result.groups = len({group for part in parts for group in part.groups})
     return result
+
+
+def _count(result: Replay, part: Batch) -> None:
+    counted, own = part.counted, part.tokens.mask
+    position, advantages = positions(part)[counted], part.tokens.advantages[counted]
+    positive, negative = advantages > 0, advantages < 0
+    result.tokens += len(position)
+    result.recorded_tokens += int(own.sum())
+    result.positive += int(positive.sum())
+    result.negative += int(negative.sum())
+    result.by_position += torch.bincount(position, minlength=POSITIONS).numpy()
+    ran, touched = padded([look.gate for look in part.looks], own.shape[1]), []
+    for tally in result.tallies:
+        gate, cause = part.decide(tally.candidate)
+        tally.differs += int((own & ~torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)).sum())
+        removed, cause = taken(gate[counted]), cause[counted]
+        tally.removed += float(removed.sum())
+        tally.positive += float(removed[positive].sum())
+        tally.negative += float(removed[negative].sum())
+        tally.token += float(removed[cause == TOKEN].sum())
+        tally.prefix += float(removed[cause == PREFIX].sum())
+        tally.capped += int((cause == CAPPED).sum())
+        tally.touched += int((removed > 0).sum())
+        tally.by_position += torch.bincount(position, removed, POSITIONS).numpy()
+        touched.append(removed > 0)
+    table = torch.stack(touched).double()
+    result.both += (table @ table.T).long().numpy()
+
+
+def positions(part: Batch) -> Tensor:
+    """Which tenth of its response a token lies in, 0 to 9, (rows, width) int64; as the metrics count them."""
+    ordinal = part.tokens.mask.long().cumsum(-1)
+    length = ordinal[:, -1:].clamp_min(1) if ordinal.shape[1] else ordinal
+    return (-(-ordinal * POSITIONS // length) - 1).clamp(0, POSITIONS - 1)
 
 
 def replayed(
@@ -107,14 +138,13 @@ def replayed(
         RecordError: no such preset, rule or knob, or one was named that needs a top-K that was not recorded.
     """
     header, notes = selection.header, []
-    names = list(chosen) or ([] if rules else presets.names())
-    tried = [candidates.of_preset(name, header) for name in names]
-    tried += [candidates.of_rule(rule, assignments, header) for rule, assignments in rules]
+    tried = [candidates.of_preset(name, header) for name in chosen or ([] if rules else presets.names())]
     if not chosen and not selection.has_top_k:
-        needy = [one.name for one in tried if one.knobs.estimator == "topk" and one.name in names]
+        needy = [one.name for one in tried if one.knobs.estimator == "topk"]
         tried = [one for one in tried if one.name not in needy]
         if needy:
             notes.append(f"left out, for the record has no top-K of the rollout policy: {', '.join(needy)}")
+    tried += [candidates.of_rule(rule, assignments, header) for rule, assignments in rules]
     try:
         tried.insert(0, candidates.recorded(header))
     except RecordError as error:  # a rule of one's own that is not here
@@ -125,46 +155,3 @@ def replayed(
     if result.tallies[0].differs and header.device != "cpu" and tried[0].ran:
         notes.append(f"the rule ran on {header.device}, which sums in another order: gates at a threshold can differ")
     return result, notes
-
-
-def _count(result: Replay, part: Batch) -> None:
-    counted = part.counted
-    position = positions(part)[counted]
-    advantages = part.tokens.advantages[counted]
-    positive, negative = advantages > 0, advantages < 0
-    result.tokens += len(position)
-    result.positive += int(positive.sum())
-    result.negative += int(negative.sum())
-    result.by_position += torch.bincount(position, minlength=POSITIONS).numpy()
-    ran = _recorded_gates(part)
-    touched = []
-    for tally in result.tallies:
-        gate, cause = part.decide(tally.candidate)
-        same = torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)
-        tally.differs += int((part.tokens.mask & ~same).sum())
-        removed, cause = taken(gate[counted]), cause[counted]
-        tally.removed += float(removed.sum())
-        tally.positive += float(removed[positive].sum())
-        tally.negative += float(removed[negative].sum())
-        tally.token += float(removed[cause == TOKEN].sum())
-        tally.prefix += float(removed[cause == PREFIX].sum())
-        tally.capped += int((cause == CAPPED).sum())
-        tally.by_position += torch.bincount(position, removed, POSITIONS).numpy()
-        touched.append(removed > 0)
-        tally.touched += int(touched[-1].sum())
-    table = torch.stack(touched).float()
-    result.both += (table @ table.T).round().long().numpy()
-
-
-def positions(part: Batch) -> Tensor:
-    """Which tenth of its response a token lies in, 0 to 9, (rows, width) int64; as the metrics count them."""
-    ordinal = part.tokens.mask.long().cumsum(-1)
-    length = ordinal[:, -1:].clamp_min(1) if ordinal.shape[1] else ordinal
-    return (-(-ordinal * POSITIONS // length) - 1).clamp(0, POSITIONS - 1)
-
-
-def _recorded_gates(part: Batch) -> Tensor:
-    gates = torch.ones_like(part.tokens.log_prob)
-    for row, look in enumerate(part.looks):
-        gates[row, : len(look.gate)] = torch.from_numpy(np.array(look.gate))
-    return gates

@@ -1,8 +1,9 @@
 """The steps of a run that a question is put to, with what has to be said about them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cppo_verl.recording import batches, files
 from cppo_verl.recording.batches import Batch
@@ -56,7 +57,7 @@ def select(run_dir: Path, span: tuple[int, int] | None = None) -> Selection:
     return Selection(batches.batches(records), headers[0], scope, notes)
 
 
-def _changes(what: str, headers: Sequence[Header], key) -> list[str]:
+def _changes(what: str, headers: Sequence[Header], key: Callable[[Header], Any]) -> list[str]:
     changed = [b.step for a, b in zip(headers[:-1], headers[1:], strict=True) if key(a) != key(b)]
     if len(changed) > SEVERAL:
         return [f"the {what} changed {len(changed)} times"]

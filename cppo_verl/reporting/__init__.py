@@ -1,10 +1,9 @@
 """Reading runs' logs and showing them; nothing here imports torch or verl, so any machine that holds the logs will do.
 
-One run: ``logs`` (with ``columns``) and ``settings`` read, ``summary`` picks the numbers, ``figures`` draws (with
-``marks`` and ``style``; ``svg`` for the page), ``page`` writes (with ``template``).
-
-Many runs: ``study`` reads, ``labels`` says which run is what, ``scores`` counts as the paper does. ``outcomes`` puts a
-model's methods side by side, ``findings`` and ``comparison`` say it in words and tables, with ``intervals``. ``tables``
-and ``curves`` (with ``ablations`` and ``rollouts``) are the paper's tables and figures as data, ``pictures`` draws and
-``many`` writes. Left out on purpose: p-values, and smoothing of anything but training metrics.
+``metrics`` is the one table of what is shown. One run: ``logs`` and ``settings`` read, ``summary`` and ``answers`` pick
+the numbers, ``panels`` what is drawn, ``page`` writes. Many runs: ``study`` reads, ``labels`` says which run is what,
+``scores`` counts as the paper does, ``outcomes`` puts methods side by side and ``comparison`` says it, ``tables`` and
+``curves`` (with ``ablations``) are the paper's tables and figures, ``many`` writes. Both draw by ``plots`` and
+``pictures`` and write by ``template``, whose files lie in ``assets``. Left out on purpose: p-values, and smoothing of
+anything but training metrics.
 """

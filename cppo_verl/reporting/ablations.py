@@ -1,10 +1,9 @@
 """Groups the ablations of the paper's Figures 5 and 6 into panels, by the knobs in which a run differs from CPPO."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cppo_verl import paper
-from cppo_verl.reporting.labels import KNOBS
+from cppo_verl.reporting.labels import KNOBS, knobs_of
 from cppo_verl.reporting.scores import Entry
 
 Knobs = Mapping[str, object]
@@ -21,51 +20,45 @@ TITLES = {
     "estimator": "Binary or top-K divergence",
     OTHER: "Other variants",
 }
-_SEQUENCE_RULES = ("trm_max", "trm_avg", "trm_max_avg")
 _SAYS_NOTHING = {  # a knob and value that leave others without effect, or replace them
     ("budget", "none"): ("delta_b",),
     ("weights", "constant"): ("w_min",),
     ("divergence", "kl"): ("delta", "delta_b"),
 }
-_NAMES = {"kl": "KL", "tv": "TV", "topk": "top-K"}
+_NAMES = {("budget", "none"): "no prefix budget", ("weights", "constant"): "no position weights",
+          ("divergence", "kl"): "KL", ("divergence", "tv"): "TV", ("estimator", "topk"): "top-K",
+          ("estimator", "binary"): "binary"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Group:
-    """A panel: (name in the panel, the runs of it), CPPO first."""
-
-    key: str
-    members: tuple[tuple[str, tuple[Entry, ...]], ...]
-
-    @property
-    def title(self) -> str:
-        return TITLES[self.key]
-
-
-def groups(entries: Sequence[Entry], model: str) -> list[Group]:
-    """The panels of a model that hold at least one run that is not of Table 1; every such run is in one or more."""
+def groups(entries: Sequence[Entry], model: str) -> dict[str, dict[str, list[Entry]]]:
+    """Panel -> name in it -> runs, CPPO first: the panels of a model that hold a run that is not of Table 1, and every
+    such run is in one or more."""
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
     reference = reference_knobs(own, model)
     found: dict[str, dict[str, list[Entry]]] = {key: {} for key in TITLES}
     for entry in sorted(own, key=lambda entry: (entry.label.method != "CPPO", entry.label.method)):
-        for key in panels_of(entry, reference):
+        for key in panels_of(knobs(entry), entry.label.method, reference):
             found[key].setdefault(_member_name(entry, reference), []).append(entry)
-    return [
-        Group(key, tuple((name, tuple(runs)) for name, runs in members.items()))
+    return {
+        key: members
         for key, members in found.items()
         if any(entry.label.method not in paper.METHODS for runs in members.values() for entry in runs)
-    ]
+    }
 
 
-def reference_knobs(entries: Sequence[Entry], model: str) -> dict[str, object]:
+def knobs(entry: Entry) -> Knobs:
+    return knobs_of(entry.run.settings if entry.run is not None else {}, entry.label)
+
+
+def reference_knobs(entries: Sequence[Entry], model: str) -> Knobs:
     """The knobs of the model's CPPO run over those of the paper's Table 3."""
-    knobs: dict[str, object] = {"divergence": "tv", "estimator": "topk", "weights": "linear", "gate": "hard"}
+    known: dict[str, object] = {"divergence": "tv", "estimator": "topk", "weights": "linear", "gate": "hard"}
     setting = paper.settings().get(model)
     if setting is not None:
-        knobs |= {"delta": setting.delta, "delta_b": setting.delta_b_min, "w_min": setting.w_min}
-        knobs["budget"] = setting.budget
+        known |= {"delta": setting.delta, "delta_b": setting.delta_b_min, "w_min": setting.w_min}
+        known["budget"] = setting.budget
     run = next((entry for entry in entries if entry.label.method == "CPPO"), None)
-    return knobs | (dict(run.knobs) if run else {}) | {"rule": "cppo"}
+    return known | (dict(knobs(run)) if run else {}) | {"rule": "cppo"}
 
 
 def differences(knobs: Knobs, reference: Knobs) -> dict[str, object]:
@@ -75,22 +68,21 @@ def differences(knobs: Knobs, reference: Knobs) -> dict[str, object]:
     return {knob: value for knob, value in found.items() if knob not in idle}
 
 
-def panels_of(entry: Entry, reference: Knobs) -> tuple[str, ...]:
+def panels_of(knobs: Knobs, method: str, reference: Knobs) -> tuple[str, ...]:
     """Keys of the panels that a run belongs to."""
-    changed = differences(entry.knobs, reference)
-    rule = entry.knobs.get("rule")
+    changed, rule = differences(knobs, reference), str(knobs["rule"])
     if rule == "cppo" and not changed:
         return tuple(TITLES)
-    if rule in _SEQUENCE_RULES:
+    if rule.startswith("trm_"):
         return ("sequence", "divergence") if rule == "trm_max_avg" else ("sequence",)
-    if entry.knobs.get("trace", 1) != 1:
+    if knobs.get("trace", 1) != 1:
         return (OTHER,)  # NFPO stands on DPPO's mask and is no variant of the paper's
     if rule == "dppo":
         changed = {knob: value for knob, value in changed.items() if knob in ("divergence", "estimator")}
         if not changed:
             return ("mechanisms", "divergence", "estimator")
     if rule not in ("cppo", "dppo") or len(changed) != 1:
-        return () if entry.label.method in paper.METHODS else (OTHER,)
+        return () if method in paper.METHODS else (OTHER,)
     (knob, value), *_ = changed.items()
     if (knob, value) in (("budget", "none"), ("weights", "constant")):
         return ("mechanisms",)
@@ -100,23 +92,19 @@ def panels_of(entry: Entry, reference: Knobs) -> tuple[str, ...]:
 
 def _member_name(entry: Entry, reference: Knobs) -> str:
     """What a run is called in a panel: what sets it apart."""
-    changed, rule = differences(entry.knobs, reference), entry.knobs.get("rule")
+    changed, rule = differences(knobs(entry), reference), knobs(entry)["rule"]
     if entry.label.method in paper.METHODS:
         return entry.label.method
     if rule == "dppo":
         return ", ".join(["DPPO", *(_words(k, v) for k, v in changed.items() if k in ("divergence", "estimator"))])
     if rule == "cppo" and changed:
         return ", ".join(_words(knob, value) for knob, value in changed.items())
-    return {"trm_max_avg": "TRM Max&Avg"}.get(str(rule), entry.label.method)
+    return "TRM Max&Avg" if rule == "trm_max_avg" else entry.label.method
 
 
 def _words(knob: str, value: object) -> str:
-    if (knob, value) == ("budget", "none"):
-        return "no prefix budget"
-    if (knob, value) == ("weights", "constant"):
-        return "no position weights"
+    if (knob, value) in _NAMES:
+        return _NAMES[knob, str(value)]
     if knob in ("weights", "gate", "budget"):
         return f"{value} {knob}"
-    if knob in ("divergence", "estimator"):
-        return _NAMES.get(str(value), str(value))
     return f"{knob} {value:g}" if isinstance(value, float) else f"{knob} {value}"

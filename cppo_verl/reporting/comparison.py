@@ -1,174 +1,183 @@
-"""Runs side by side (``outcomes``) as the tables of a page: methods, paired differences, seed by seed."""
+"""What runs side by side (``outcomes``) say: sentences, CSV, and the rows of the tables in page and Markdown."""
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
-from cppo_verl.reporting import findings
+import pandas as pd
+
 from cppo_verl.reporting.intervals import interval
-from cppo_verl.reporting.outcomes import MEASURES, Comparison, Difference, Outcome, known, seed_count
+from cppo_verl.reporting.outcomes import MEASURES, Comparison
 from cppo_verl.reporting.scores import ACCURACY
+from cppo_verl.reporting.text import ABSENT, csv_text, duration, minus, number, plain
 
-PAIRING = (
-    "A run is compared with the baseline's run of the same seed, up to the last step that both validated, so what the "
-    "seeds have in common drops out. Higher or lower is said where the interval lies on one side of 0."
+NO_INTERVAL = "one seed: no interval"
+NO_PAIR = "no seed in common"
+INTERVALS = "Intervals are Student's t, 95%, over the seeds; each stands alone, none is corrected for their number."
+COUNTING = (
+    "Best and final are over the validated steps after 0. The best of many noisy validations is above what the model "
+    "would score again, the more so the more there are; the final is not."
 )
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """The tables of one model: methods, paired differences, seed by seed."""
-    parts = [_methods_html(comparison)]
-    if len(comparison.methods) > 1:
-        parts.append(_differences_html(comparison))
-    if len(comparison.seeds) > 1 or any(len(outcomes) > 1 for outcomes in comparison.methods.values()):
-        parts.append(_seeds_html(comparison))
-    return "\n".join(parts)
+@dataclass(frozen=True)
+class Shown:
+    """A mean with its interval as text: of scores (``signed`` False), or of differences."""
+
+    values: Sequence[float]
+    kind: str
+    signed: bool = False
+
+    def text(self, value: float) -> str:
+        """One decimal of a percentage, three digits of a reward."""
+        text = minus(f"{round(value, 1) + 0.0:.1f}" if self.kind == ACCURACY else plain(value))
+        return f"+{text}" if self.signed and not text.startswith("−") else text
+
+    @property
+    def mean(self) -> str:
+        return self.text(interval(self.values)[0])
+
+    @property
+    def ends(self) -> tuple[str, str] | None:
+        """The interval's; None where there is none."""
+        _, low, high = interval(self.values)
+        return (self.text(low), self.text(high)) if isfinite(low) else None
+
+    @property
+    def verdict(self) -> str:
+        """Of a difference: ``higher``, ``lower``, ``undecided``, or why there is no interval."""
+        _, low, high = interval(self.values)
+        if self.ends is None:
+            return "one pair: no interval" if self.values else NO_PAIR
+        return "higher" if low > 0 else "lower" if high < 0 else "undecided"
+
+    def __str__(self) -> str:
+        if not self.values:
+            return NO_PAIR if self.signed else "no score"
+        span = f" [{', '.join(self.ends)}]" if self.ends else "" if self.signed else f" ({NO_INTERVAL})"
+        return f"{self.mean}{span}" + (f", {self.verdict}" if self.signed else "")
 
 
-def _methods_html(comparison: Comparison) -> str:
-    heads = ("Method", "Seeds", "Best", "Final", "Masked", "Time a step", "Run")
+def score(c: Comparison, method: str, measure: str) -> Shown:
+    return Shown(c.values(method, measure), c.kind)
+
+
+def difference(c: Comparison, method: str, measure: str) -> Shown:
+    return Shown(list(c.differences[method, measure].values()), c.kind, signed=True)
+
+
+def kind_name(c: Comparison) -> str:
+    return f"validation {c.kind}" if c.kind == ACCURACY else c.kind
+
+
+def sentence(c: Comparison) -> str:
+    """The result in words: the final scores, and what the pairs say."""
+    finals = [f"{name} {score(c, name, 'final')}" for name in c.methods if c.values(name, "final")]
+    if not finals:
+        return f"{c.model}: no run has a score."
+    pairs = [(name, difference(c, name, "final")) for name in c.others]
+    said = [f"{name} less {c.baseline}: {found}." for name, found in pairs if found.values]
+    return " ".join([f"{c.model}, {kind_name(c)} at the end: {'; '.join(finals)}.", *said])
+
+
+def method_rows(c: Comparison) -> list[dict[str, Any]]:
+    """A row a method: name, runs, seeds, scores with the steps they are from, masked share, time."""
+    means = {(name, m): interval(c.values(name, m))[0] for name in c.methods for m in MEASURES if c.values(name, m)}
     rows = []
-    top = _top(comparison)
-    for name, outcomes in comparison.methods.items():
-        scores = "".join(_score_td(outcomes, measure, comparison, name == top[measure]) for measure in MEASURES)
-        fell = sum(outcome.collapsed for outcome in outcomes)
-        flag = f"<small>{fell} of {len(outcomes)} collapsed</small>" if fell else ""
-        hours = findings.mean_of(known(outcomes, "hours"))
-        run = findings.ABSENT if hours is None else findings.duration(hours)
-        shown = [findings.masked_text(outcomes), findings.seconds_text(outcomes), run]
-        rest = "".join(f"<td><span>{escape(text)}</span></td>" for text in shown)
-        again = f"<small>{len(outcomes)} runs</small>" if len(outcomes) > seed_count(outcomes) else ""
-        seeds = f"<td><span>{seed_count(outcomes)}</span>{again}</td>"
-        rows.append(f'<tr><th scope="row">{escape(name)}{flag}</th>{seeds}{scores}{rest}</tr>')
-    percent = ", percent" * (comparison.kind == ACCURACY)
-    caption = (
-        f"{findings.kind_name(comparison).capitalize()}{percent}: mean over the seeds, with its interval. "
-        f"{findings.COUNTING} {findings.INTERVALS} Masked: mean share of the response tokens over the steps (of GRPO "
-        "and CISPO, what their losses report as clipped). Time a step: median; run: sum over the logged steps."
-    )
-    return _table("Methods", caption, heads, rows)
-
-
-def _score_td(outcomes: Sequence[Outcome], measure: str, comparison: Comparison, best: bool) -> str:
-    values = known(outcomes, measure)
-    if not values:
-        return '<td class="unscored"><span>no score</span></td>'
-    mean, low, high = interval(values)
-    text = escape(findings.score_text(mean, comparison))
-    shown = f"<strong>{text}</strong>" if best else text
-    low_to_high = f"{findings.score_text(low, comparison)} to {findings.score_text(high, comparison)}"
-    span = low_to_high if isfinite(low) else findings.NO_INTERVAL
-    steps = sorted({o.steps[MEASURES.index(measure)] for o in outcomes if o.steps is not None})
-    at = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]}–{steps[-1]}"
-    return f"<td><span>{shown}</span><small>{escape(span)}</small><small>{at}</small></td>"
-
-
-def _differences_html(comparison: Comparison) -> str:
-    each = [value for d in comparison.differences for value in _extent(d)]
-    reach = max(map(abs, each), default=0.0) or 1.0
-    heads = ("Method", "Pairs", "Best", "Final", "Final, drawn")
-    rows = []
-    for name in [name for name in comparison.methods if name != comparison.baseline]:
-        best, final = (comparison.difference(name, measure) for measure in MEASURES)
-        assert best is not None and final is not None
-        tds = "".join(_difference_td(d, comparison) for d in (best, final))
+    for name in c.methods:
+        runs, cells = c.by_method[name], []
+        for measure in MEASURES:
+            steps = sorted(runs[f"{measure}_step"].dropna().astype(int))
+            others = [mean for (_, m), mean in means.items() if m == measure]
+            top = len(others) > 1 and means.get((name, measure)) == max(others)
+            at = "" if not steps else f"step {steps[0]}" if len({*steps}) == 1 else f"steps {steps[0]}–{steps[-1]}"
+            cells.append({"score": score(c, name, measure), "at": at, "top": top})
+        masked, seconds, hours = (_mean(c.values(name, part)) for part in ("masked", "seconds", "hours"))
         rows.append(
-            f'<tr><th scope="row">{escape(name)}</th><td><span>{len(final.by_seed)}</span></td>{tds}'
-            f'<td class="drawn">{_whiskers(final, reach, comparison)}</td></tr>'
+            {
+                "name": name,
+                "runs": len(runs),
+                "seeds": runs["key"].nunique(),
+                "collapsed": int(runs["collapsed"].sum()),
+                "cells": cells,
+                "masked": ABSENT if masked is None else f"{masked:.2f}%",
+                "seconds": ABSENT if seconds is None else number(seconds, "s"),
+                "hours": ABSENT if hours is None else duration(hours),
+            }
         )
-    points = " in points" if comparison.kind == ACCURACY else ""
-    caption = (
-        f"Each method less {comparison.baseline}{points}. {PAIRING} Drawn: the interval, its mean, and each pair as a "
-        f"dot, from {findings.score_text(-reach, comparison)} to {findings.score_text(reach, comparison)} around 0."
-    )
-    return _table("Paired differences", caption, heads, rows)
+    return rows
 
 
-def _difference_td(difference: Difference, comparison: Comparison) -> str:
-    values = list(difference.by_seed.values())
-    if not values:
-        return f'<td class="unscored"><span>{findings.NO_PAIR}</span></td>'
-    mean, low, high = interval(values)
-    span = f"{findings.signed(low, comparison)} to {findings.signed(high, comparison)}" if isfinite(low) else ""
-    small = "".join(f"<small>{escape(text)}</small>" for text in (span, findings.verdict(difference)) if text)
-    return f"<td><span>{escape(findings.signed(mean, comparison))}</span>{small}</td>"
-
-
-def _whiskers(difference: Difference, reach: float, comparison: Comparison) -> str:
-    """Interval, mean and pairs on a line around 0, 120 units wide."""
-    values = list(difference.by_seed.values())
-    if not values:
-        return ""
-    mean, low, high = interval(values)
-
-    def at(value: float) -> str:
-        return f"{60 + 56 * max(-1.0, min(1.0, value / reach)):.1f}"
-
-    parts = ['<line x1="60" y1="1" x2="60" y2="21" class="zero"></line>']
-    if isfinite(low):
-        parts.append(f'<line x1="{at(low)}" y1="8" x2="{at(high)}" y2="8" class="span"></line>')
-    parts += [f'<circle cx="{at(value)}" cy="16" r="1.8" class="pair"></circle>' for value in values]
-    parts.append(f'<circle cx="{at(mean)}" cy="8" r="3.2" class="mean"></circle>')
-    words = f"{difference.method} less {difference.baseline}: {findings.difference_text(difference, comparison)}"
-    return f'<svg viewBox="0 0 120 22" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
-
-
-def _extent(difference: Difference) -> list[float]:
-    """What of a difference is drawn, less the far ends of wide intervals."""
-    values = list(difference.by_seed.values()) if difference.measure == "final" else []
-    if not values:
-        return []
-    mean, low, high = interval(values)
-    return [*values, *([low, high] if isfinite(low) and len(values) > 2 else []), mean]
-
-
-def _seeds_html(comparison: Comparison) -> str:
-    seeds = comparison.seeds
-    unnamed = max((sum(not o.seed for o in outcomes) for outcomes in comparison.methods.values()), default=0)
-    heads = ("Method", *(f"seed {seed}" for seed in seeds), *["seed unknown"] * bool(unnamed))
+def difference_rows(c: Comparison) -> tuple[list[dict[str, Any]], float]:
+    """A row a method that is not the baseline, and the reach of its drawing: the largest value drawn."""
+    finals = {name: difference(c, name, "final") for name in c.others}
+    drawn = [x for found in finals.values() for x in _extent(found.values)]
+    reach = max(map(abs, drawn), default=0.0) or 1.0
     rows = []
-    for name, outcomes in comparison.methods.items():
-        tds = [_runs_td([o for o in outcomes if o.seed == seed], comparison) for seed in seeds]
-        tds += [_runs_td([o for o in outcomes if not o.seed], comparison)] * bool(unnamed)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(tds)}</tr>')
-    caption = "Final score of every run, and its best in small print. What several runs of one seed scored is listed."
-    return _table("Seed by seed", caption, heads, rows)
+    for name, found in finals.items():
+        spots = [_spot(x, reach) for x in found.values]
+        mean, *ends = (_spot(x, reach) if isfinite(x) else None for x in interval(found.values))
+        cells = [difference(c, name, "best"), found]
+        words = f"{name} less {c.baseline}: {found}"
+        rows.append({"name": name, "cells": cells, "spots": spots, "mean": mean, "ends": ends, "words": words})
+    return rows, reach
 
 
-def _runs_td(outcomes: Sequence[Outcome], comparison: Comparison) -> str:
-    if not outcomes:
-        return f'<td class="missing"><span>{findings.ABSENT}</span></td>'
-    parts = []
-    for outcome in outcomes:
-        if outcome.final is None or outcome.best is None:
-            parts.append("<span>no score</span>")
-            continue
-        cross = " (collapsed)" * outcome.collapsed
-        best = f"best {findings.score_text(outcome.best, comparison)}{cross}"
-        parts.append(
-            f"<span>{escape(findings.score_text(outcome.final, comparison))}</span><small>{escape(best)}</small>"
-        )
-    return f"<td>{''.join(parts)}</td>"
+def seed_rows(c: Comparison) -> tuple[list[str], list[tuple[str, list[pd.DataFrame]]]]:
+    """Heads and, a row a method, the runs of each seed; those without one last. No rows where there is one a method."""
+    if len(c.seeds) < 2 and not c.runs["method"].duplicated().any():
+        return [], []
+    keys = [*c.seeds, *[""] * bool((c.runs["seed"] == "").any())]
+    heads = [f"seed {seed or 'unknown'}" for seed in keys]
+    return heads, [(name, [runs[runs["seed"] == seed] for seed in keys]) for name, runs in c.by_method.items()]
 
 
-def _table(name: str, caption: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "\n".join(rows)
-    wide = " many" if len(heads) > 5 else ""
-    return (
-        f'<h3>{name}</h3>\n<p class="caption">{escape(caption)}</p>\n'
-        f'<div class="wide" role="region" tabindex="0" aria-label="{name}">\n<table class="scores own{wide}">\n'
-        f'<caption class="aside">{name}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
+def _extent(values: Sequence[float]) -> list[float]:
+    """What of a difference is drawn, less the far ends of wide intervals."""
+    ends = list(interval(values))[1:] if len(values) > 2 else []
+    return [*values, *ends]
 
 
-def _top(comparison: Comparison) -> dict[str, str | None]:
-    """The method with the highest mean in each measure, where there is more than one to choose from."""
-    found: dict[str, str | None] = {}
-    for measure in MEASURES:
-        each = {name: known(outcomes, measure) for name, outcomes in comparison.methods.items()}
-        means = {name: findings.mean_of(values) for name, values in each.items()}
-        scored = {name: mean for name, mean in means.items() if mean is not None}
-        found[measure] = max(scored, key=lambda name: scored[name]) if len(scored) > 1 else None
-    return found
+def _spot(value: float, reach: float) -> float:
+    """Where it lies on a line of 120 units around 0."""
+    return round(60 + 56 * max(-1.0, min(1.0, value / reach)), 1)
+
+
+def comparison_csv(comparisons: Sequence[Comparison]) -> str:
+    """A row a model and method: seeds, best and final with their intervals, masked share, time."""
+    heads = ["model", "method", "measure", "runs", "seeds", "collapsed"]
+    heads += [f"{name}_{part}" for name in MEASURES for part in ("mean", "low", "high", "n")]
+    heads += ["masked_percent", "seconds_a_step", "hours_a_run"]
+    rows = []
+    for c in comparisons:
+        for row in method_rows(c):
+            scores = [x for measure in MEASURES for x in _four(c.values(row["name"], measure))]
+            more = [_six(_mean(c.values(row["name"], part))) for part in ("masked", "seconds", "hours")]
+            counts = [row["runs"], row["seeds"], row["collapsed"]]
+            rows.append([c.model, row["name"], c.kind, *counts, *scores, *more])
+    return csv_text(heads, rows)
+
+
+def differences_csv(comparisons: Sequence[Comparison]) -> str:
+    """A row a model, method and measure: mean paired difference to the baseline, interval, pairs, each seed's own."""
+    heads = ["model", "method", "baseline", "measure", "mean", "low", "high", "n", "by_seed"]
+    rows = []
+    for c in comparisons:
+        for (method, measure), found in c.differences.items():
+            each = " ".join(f"{seed}:{value:+.6g}" for seed, value in found.items())
+            rows.append([c.model, method, c.baseline, measure, *_four(list(found.values())), each])
+    return csv_text(heads, rows)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return interval(values)[0] if values else None
+
+
+def _four(values: Sequence[float]) -> list[str]:
+    """mean, low, high, n; empty where there is none."""
+    return [*(_six(x) for x in interval(values)), str(len(values))]
+
+
+def _six(value: float | None) -> str:
+    return "" if value is None or not isfinite(value) else f"{value:.6g}"

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cppo_verl import paper
+from cppo_verl.errors import UserError
+from cppo_verl.reporting.text import clean
 
 Settings = Mapping[str, object]
-
-UNKNOWN_MODEL = "model unknown"
-UNKNOWN_METHOD = "method unknown"
 
 # Knobs by which variants of a rule differ; what a run does not say is taken to be the reference's.
 KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta_b", "w_min", "trace")
@@ -23,20 +22,10 @@ _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
 _SEED = re.compile(r"[-_/](?:seed|s)[-_]?([0-9]+)$")
 _SEED_INSIDE = re.compile(r"(?:^|[-_.])seed[-_]?([0-9]+)(?=$|[-_.])")
 _ALIASES = {"clip_higher": "GRPO", "ppo": "GRPO", "vanilla": "GRPO", "dppo_tv": "DPPO", "cppo_tv": "CPPO"}
-_WORDS = (  # what a method's name says about a knob, where no config does
-    (r"(^|_)kl(_|$)", "divergence", "kl"),
-    (r"top_?k", "estimator", "topk"),
-    (r"binary", "estimator", "binary"),
-    (r"soft", "gate", "soft"),
-    (r"restor", "gate", "restore"),
-    (r"shuffle", "weights", "shuffled"),
-    (r"(wo|without|no)_?(position_)?weights?|constant_weights?|budget_only", "weights", "constant"),
-    (r"(wo|without|no)_?(prefix_)?budget|weights?_only", "budget", "none"),
-)
 
 
-class LabelError(ValueError):
-    """A label on the command line is not PATH=MODEL/METHOD[/SEED]."""
+class LabelError(UserError, ValueError):
+    """A label on the command line is not PATH=MODEL/METHOD[/SEED], or is of no run of the report."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +47,13 @@ def model_key(name: str) -> str:
 
 def model_name(name: str) -> str:
     """The paper's spelling of a model it trains; any other name as it is."""
-    known = {model_key(model): model for model in paper.settings()}
-    return known.get(model_key(name), name)
+    return {model_key(model): model for model in paper.settings()}.get(model_key(name), name)
 
 
 def method_name(name: str) -> str:
     """The paper's spelling of a method of its Table 1; any other name as it is."""
-    key = _normal(name)
     known = {_normal(method): method for method in paper.METHODS}
-    return _ALIASES.get(key) or known.get(key, name)
+    return _ALIASES.get(_normal(name)) or known.get(_normal(name), name)
 
 
 def parse_label(text: str) -> tuple[str, Label]:
@@ -91,32 +78,22 @@ def label_of(settings: Settings, place: Path) -> Label:
 
     The experiment's name is preferred to the knobs, since it says what the run was meant to be.
     """
-    experiment = str(settings.get("experiment", ""))
-    if experiment in _SAYS_NOTHING:
-        experiment = place.stem if place.suffix == ".jsonl" else place.name
-    seed = _SEED.search(experiment)
-    base = experiment[: seed.start()] if seed else experiment
-    method = method_name(base)
-    if method not in paper.METHODS and str(settings.get("experiment", "")) in _SAYS_NOTHING:
+    own_name = clean(place.stem if place.suffix == ".jsonl" else place.name)
+    named = str(settings.get("experiment", ""))
+    experiment = own_name if named in _SAYS_NOTHING else named
+    found = _SEED.search(experiment)
+    method = method_name(experiment[: found.start()] if found else experiment)
+    if method not in paper.METHODS and named in _SAYS_NOTHING:
         method = _method_of_knobs(settings) or method
-    return Label(_model_of(settings, place), method or UNKNOWN_METHOD, seed[1] if seed else _seed_of(settings, place))
+    inside = _SEED_INSIDE.search(own_name)
+    seed = found[1] if found else inside[1] if inside else str(settings.get("data_seed", ""))
+    return Label(_model_of(settings, place), method or "method unknown", seed)
 
 
-def knobs_of(label: Label, settings: Settings) -> dict[str, object]:
-    """The rule and its knobs as far as known: from the config, else from the words of the method's name."""
-    mode = settings.get("loss_mode")
-    if mode:
-        found = {knob: settings[knob] for knob in KNOBS if knob in settings}
-        return {"rule": "grpo" if mode == "vanilla" else str(mode), **found}
-    name = _normal(label.method)
-    rule = next((rule for rule in ("trm_max_avg", *map(_normal, paper.METHODS)) if name.startswith(rule)), name)
-    knobs: dict[str, object] = {"rule": rule}
-    knobs |= {knob: value for pattern, knob, value in _WORDS if re.search(pattern, name)}
-    for knob in ("delta_b", "w_min"):
-        value = re.search(rf"{knob}_?([0-9]+[.p]?[0-9]*)", name)
-        if value:
-            knobs[knob] = float(value[1].replace("p", "."))
-    return knobs
+def knobs_of(settings: Settings, label: Label) -> dict[str, object]:
+    """The rule and its knobs as far as the config says them; without one the rule is what the method is called."""
+    mode = settings.get("loss_mode", _normal(label.method))
+    return {"rule": "grpo" if mode == "vanilla" else str(mode)} | {k: settings[k] for k in KNOBS if k in settings}
 
 
 def deviations(label: Label, settings: Settings) -> list[str]:
@@ -135,37 +112,24 @@ def deviations(label: Label, settings: Settings) -> list[str]:
         wanted["delta"] = setting.delta
     if label.method == "CPPO":
         wanted |= {"delta_b": setting.delta_b_min, "w_min": setting.w_min, "budget": setting.budget}
-    return [
-        f"{name} is {settings[name]}, the paper's {value}"
-        for name, value in wanted.items()
-        if name in settings and settings[name] != value
-    ]
+    said = {name: settings[name] for name in wanted if name in settings}
+    return [f"{name} is {x}, the paper's {wanted[name]}" for name, x in said.items() if x != wanted[name]]
 
 
 def _model_of(settings: Settings, place: Path) -> str:
     project, path = str(settings.get("project", "")), str(settings.get("model", ""))
-    for candidate in (project, path, place.parent.name):
-        if model_name(candidate) in paper.settings():
-            return model_name(candidate)
-    return _SEED.sub("", Path(path.rstrip("/")).name) or project or UNKNOWN_MODEL
-
-
-def _seed_of(settings: Settings, place: Path) -> str:
-    """The seed that the run's directory is named after, else that of its data."""
-    inside = _SEED_INSIDE.search(place.stem if place.suffix == ".jsonl" else place.name)
-    return inside[1] if inside else str(settings.get("data_seed", ""))
+    known = [model_name(name) for name in (project, path, place.parent.name) if model_name(name) in paper.settings()]
+    return known[0] if known else _SEED.sub("", Path(path.rstrip("/")).name) or project or "model unknown"
 
 
 def _method_of_knobs(settings: Settings) -> str:
     """The method of Table 1 that the loss is, or its rule with what sets it apart; empty without a rule."""
     mode = str(settings.get("loss_mode", ""))
-    if not mode:
-        return ""
     usual = {"weights": "linear", "gate": "hard"} if mode == "cppo" else {}
     usual |= {"divergence": "tv"} if mode in ("cppo", "dppo") else {}
     parts = [str(settings[knob]) for knob, value in usual.items() if settings.get(knob, value) != value]
     parts += ["no budget"] if mode == "cppo" and settings.get("budget") == "none" else []
-    return method_name(" ".join([mode, *parts]))
+    return method_name(" ".join([mode, *parts])) if mode else ""
 
 
 def _normal(name: str) -> str:

@@ -6,28 +6,30 @@ logged there is validation, which it adds to the step. Lines are read one at a t
 numbers stay in memory, eight bytes each (``cppo_verl.reporting.columns``).
 """
 
-import json
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cppo_verl.reporting.columns import Columns, Row
-from cppo_verl.reporting.names import VALIDATION
-from cppo_verl.reporting.settings import CONFIG_FILE, SettingsError, read_settings
+from cppo_verl import jsonlines
+from cppo_verl.errors import UserError
+from cppo_verl.reporting.columns import Columns
+from cppo_verl.reporting.metrics import VALIDATION
+from cppo_verl.reporting.settings import settings_beside
+from cppo_verl.reporting.text import clean
 
 LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
-LONGEST_LINE = 16 * 2**20  # bytes; a record of verl's logger has some thousand
+REMEDY = "--skip-bad-lines leaves such lines out."
 
 
-class LogError(ValueError):
+class LogError(UserError, ValueError):
     """A log is missing, empty or damaged; the message names the file, what was found and the remedy."""
 
 
@@ -35,17 +37,17 @@ class NoStepsError(LogError):
     """There is a run's directory or log, and no step in it: a run that was not started, or died before its first."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LogFile:
-    """What one file held: ``records`` good lines over steps ``first``..``last`` (None without any), whether its last
-    line was ``torn`` by a killed process, and how many damaged lines were ``skipped`` on request."""
+    """What one file held: ``records`` good lines, ``steps``, whether its last line was ``torn`` by a killed process,
+    how many damaged lines were ``skipped`` on request, where its steps began ``again``: (the step, the one before)."""
 
     path: Path
-    records: int
-    first: int | None
-    last: int | None
-    torn: bool
-    skipped: int
+    records: int = 0
+    steps: set[int] = field(default_factory=set)
+    torn: bool = False
+    skipped: int = 0
+    again: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,110 @@ class Run:
         files: the files it was merged from, by start.
         notes: sentences for the reader about what is odd in the log.
         nonfinite: metric -> ascending steps at which it was logged as NaN or infinite.
+        place: the directory or file it was read from.
     """
 
     name: str
     settings: Mapping[str, object]
     frame: pd.DataFrame
-    files: tuple[LogFile, ...]
-    notes: tuple[str, ...]
+    files: tuple[LogFile, ...] = ()
+    notes: tuple[str, ...] = ()
     nonfinite: Mapping[str, np.ndarray] = field(default_factory=dict)
+    place: Path | None = None
+
+
+class Merge:
+    """The starts of a run laid over each other, in the order in which they are read."""
+
+    def __init__(self, skip_bad_lines: bool = False) -> None:
+        self.skip_bad_lines = skip_bad_lines
+        self.columns = Columns()
+        self.files: list[LogFile] = []
+        self.texts: Counter[str] = Counter()  # values that are no numbers, by metric
+        self.origin: dict[int, int] = {}  # which start trained a step
+
+    def read(self, path: Path) -> None:
+        """Add a start.
+
+        Raises:
+            LogError: a damaged line before the end of the file, or one that is no record; names file and line.
+        """
+        tally, before = LogFile(path), -LARGEST_STEP
+        self.files.append(tally)
+        validated: dict[int, dict[str, float]] = {}  # what this start logged at a step that it did not train (yet)
+        torn: jsonlines.Line | None = None  # judged once it is known whether a line follows
+        for line in jsonlines.lines(path):
+            if torn is not None:
+                self._skip(tally, torn.number, torn.fault)
+            torn = line if line.fault else None
+            if line.fault:
+                continue
+            try:
+                step, data = step_and_data(line.value)
+            except ValueError as error:
+                self._skip(tally, line.number, str(error))
+                continue
+            tally.records += 1
+            tally.steps.add(step)
+            tally.again = tally.again or ((step, before) if step < before else None)
+            before = step
+            self._add(step, self._numbers(data), validated)
+        tally.torn = torn is not None
+
+    def _add(self, step: int, row: dict[str, float], validated: dict[int, dict[str, float]]) -> None:
+        start = len(self.files) - 1
+        if self.origin.setdefault(step, start) != start:
+            if row and all(name.startswith(VALIDATION) for name in row):
+                validated.setdefault(step, {}).update(row)
+            else:
+                self.columns.forget(step)
+                row = {**validated.pop(step, {}), **row}
+                self.origin[step] = start
+        self.columns.update(step, row)
+
+    def _skip(self, tally: LogFile, line: int, why: str) -> None:
+        if not self.skip_bad_lines:
+            raise LogError(f"{tally.path}, line {line}: {why}. {REMEDY}")
+        tally.skipped += 1
+
+    def _numbers(self, data: Mapping[str, object]) -> dict[str, float]:
+        """The numeric metrics of a record as floats; null, which is how verl's logger writes NaN, is NaN."""
+        row = {}
+        for name, value in data.items():
+            if value is None or isinstance(value, (int, float)):
+                row[sys.intern(name)] = to_float(value)
+            else:
+                self.texts[name] += 1
+        return row
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know of how the log came about."""
+        stems = {re.sub(r"[-_.0-9]+$", "", file.path.stem) for file in self.files}
+        if len(stems) > 1:
+            yield f"These logs lie together and are merged as one run's, by name: {listing(self.files)}."
+        for start, file in enumerate(self.files):
+            name = file.path.name
+            if file.torn:
+                yield f"{name}: the last line was torn, as a killed process leaves it, and is left out."
+            if file.skipped:
+                yield f"{name}: {file.skipped} damaged line{'s were' if file.skipped > 1 else ' was'} skipped."
+            if not file.records:
+                yield f"{name}: holds no step."
+            if file.again:
+                yield (
+                    f"{name}: after step {file.again[1]} comes step {file.again[0]} again; of steps that were "
+                    "logged twice the later numbers count."
+                )
+            yield from self._leftovers(start)
+
+    def _leftovers(self, start: int) -> Iterator[str]:
+        """Steps of a start beyond the point from which a later one took over, and not logged again since."""
+        resumed = min((min(later.steps) for later in self.files[start + 1 :] if later.steps), default=LARGEST_STEP)
+        left = sorted(step for step, trained in self.origin.items() if trained == start and step > resumed)
+        if left:
+            span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
+            name = self.files[start].path.name
+            yield f"{span} from {name}, before the run went back to step {resumed}, and not logged again."
 
 
 def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
@@ -81,22 +179,21 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
         LogError: nothing to read, no steps, or a damaged line that is not the last of its file.
     """
     place = Path(run_dir).resolve()
-    paths = find_logs(place)
-    merged = Columns()
-    origin: dict[int, int] = {}
-    files: list[LogFile] = []
-    texts: Counter[str] = Counter()
-    for start, path in enumerate(paths):
-        fresh, tally = read_file(path, skip_bad_lines, texts)
-        files.append(tally)
-        merged = merge_start(merged, origin, fresh, start)
-    if not len(merged):
-        raise NoStepsError(f"no steps in {_listing(paths)}: {_tally_sentence(files)}. Is the run past its first step?")
-    settings, settings_notes = _settings_of(place)
-    odd = merged.nonfinite()
-    notes = (*settings_notes, *_file_notes(files), *_leftover_notes(origin, files), *_value_notes(odd, texts))
-    name = place.stem if place.is_file() else place.name
-    return Run(name, settings, merged.take_frame(), tuple(files), notes, odd)
+    merge = Merge(skip_bad_lines)
+    for path in find_logs(place):
+        merge.read(path)
+    if not len(merge.columns):
+        torn, skipped = sum(file.torn for file in merge.files), sum(file.skipped for file in merge.files)
+        raise NoStepsError(
+            f"no steps in {listing(merge.files, whole=True)}: {len(merge.files)} files, 0 records, {torn} torn last "
+            f"lines, {skipped} skipped lines. Is the run past its first step?"
+        )
+    settings, notes = settings_beside(place)
+    odd = {name: np.array(sorted(steps)) for name, steps in sorted(merge.columns.odd.items()) if steps}
+    frame = merge.columns.take_frame()
+    notes += (*merge.notes(), *_value_notes(odd, merge.texts))
+    name = clean(place.stem if place.is_file() else place.name)
+    return Run(name, settings, frame, tuple(merge.files), notes, odd, place)
 
 
 def find_logs(place: Path) -> list[Path]:
@@ -109,97 +206,28 @@ def find_logs(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise LogError(f"{place} does not exist. Give a run directory, or the .jsonl file of verl's file logger.")
-    starts = sorted((place / "logs").glob("*.jsonl"), key=_natural)
-    if starts:
-        return starts
-    direct = sorted(place.glob("*.jsonl"), key=_natural)
-    if len(direct) > 1 and not all(path.name.startswith("metrics-") for path in direct):
-        raise LogError(
-            f"{place} holds {len(direct)} logs, which look like several runs ({_listing(direct)}). "
-            "Give one of these files; starts of one run are named metrics-<start>.jsonl."
-        )
-    if not direct:
-        found = sorted(path.name + "/" * path.is_dir() for path in place.iterdir())
-        shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    found = sorted((place / "logs").glob("*.jsonl"), key=_natural) or sorted(place.glob("*.jsonl"), key=_natural)
+    if not found:
+        there = sorted(path.name + "/" * path.is_dir() for path in place.iterdir())
+        shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
         raise NoStepsError(
             f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found {shown or 'an empty directory'}. "
             "Was the run started with 'file' in trainer.logger?"
         )
-    return direct
+    if found[0].parent == place and not starts_of_one(found):
+        raise LogError(
+            f"{place} holds {len(found)} logs, which look like several runs ({listing(map(LogFile, found))}). "
+            "Give one of these files; starts of one run are named metrics-<start>.jsonl."
+        )
+    return found
 
 
-def read_file(path: Path, skip_bad_lines: bool, texts: Counter[str]) -> tuple[Columns, LogFile]:
-    """Rows by step of one start, later records of a step over earlier ones; counts values that are text in ``texts``.
-
-    Raises:
-        LogError: a damaged line before the end of the file; names file and line.
-    """
-    rows = Columns()
-    records = skipped = 0
-    damaged: LogError | None = None  # judged once it is known whether a line follows
-    for number, raw in lines(path):
-        if damaged is not None:
-            skipped += _skip_or_raise(damaged, skip_bad_lines)
-            damaged = None
-        if len(raw) > LONGEST_LINE:
-            damaged = LogError(
-                f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB. --skip-bad-lines leaves such lines out."
-            )
-            continue
-        try:
-            record = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            damaged = LogError(f"{path}, line {number}: not JSON ({error}). --skip-bad-lines leaves such lines out.")
-            continue
-        try:
-            step, data = _step_and_data(record)
-        except ValueError as error:
-            where = f"{path}, line {number}: {error}. --skip-bad-lines leaves such lines out."
-            skipped += _skip_or_raise(LogError(where), skip_bad_lines)
-            continue
-        records += 1
-        rows.update(step, _numbers(data, texts))
-    steps = rows.steps()
-    first, last = (steps[0], steps[-1]) if steps else (None, None)
-    tally = LogFile(path, records, first, last, damaged is not None, skipped)
-    return rows, tally
+def starts_of_one(paths: list[Path]) -> bool:
+    """Whether logs that lie directly in a directory are of one run."""
+    return len(paths) == 1 or all(path.name.startswith("metrics-") for path in paths)
 
 
-def merge_start(merged: Columns, origin: dict[int, int], fresh: Columns, start: int) -> Columns:
-    """``merged`` with a later start laid over it; ``origin`` remembers which start trained a step."""
-    if not len(merged):
-        origin.update(dict.fromkeys(fresh.steps(), start))
-        return fresh
-    for step, row in fresh.rows():
-        if step in merged and row and all(name.startswith(VALIDATION) for name in row):
-            merged.update(step, row)
-        else:
-            merged.replace(step, row)
-            origin[step] = start
-    return merged
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that hold something, with their numbers from 1; one longer than ``LONGEST_LINE`` is cut a byte after it."""
-    with path.open("rb") as stream:
-        for number in count(1):
-            raw = stream.readline(LONGEST_LINE + 1)
-            if not raw:
-                return
-            rest = raw
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = stream.readline(LONGEST_LINE + 1)
-            if raw.strip():
-                yield number, raw
-
-
-def _skip_or_raise(error: LogError, skip_bad_lines: bool) -> int:
-    if not skip_bad_lines:
-        raise error
-    return 1
-
-
-def _step_and_data(record: object) -> tuple[int, Mapping[str, object]]:
+def step_and_data(record: Any) -> tuple[int, Mapping[str, object]]:
     """The two parts of a record.
 
     Raises:
@@ -213,75 +241,26 @@ def _step_and_data(record: object) -> tuple[int, Mapping[str, object]]:
     return int(step), record["data"]
 
 
-def _numbers(data: Mapping[str, object], texts: Counter[str]) -> Row:
-    """The numeric metrics of a record as floats; null, which is how verl's logger writes NaN, is NaN."""
-    row: Row = {}
-    for name, value in data.items():
-        if value is None:
-            row[sys.intern(name)] = math.nan
-        elif isinstance(value, (int, float)):
-            row[sys.intern(name)] = _to_float(value)
-        else:
-            texts[name] += 1
-    return row
-
-
-def _to_float(value: float) -> float:
+def to_float(value: float | None) -> float:
+    """A number of JSON as float64."""
     try:
-        return float(value)
+        return math.nan if value is None else float(value)
     except OverflowError:  # an integer beyond float64
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value is not None and value > 0 else -math.inf
+
+
+def listing(files: Any, whole: bool = False) -> str:
+    """The first few names (with ``whole`` the paths)."""
+    names = [str(file.path) if whole else file.path.name for file in files]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _natural(path: Path) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)]
-
-
-def _listing(paths: list[Path]) -> str:
-    shown = ", ".join(str(path) for path in paths[:4])
-    return shown + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
-
-
-def _tally_sentence(files: list[LogFile]) -> str:
-    torn, skipped = sum(file.torn for file in files), sum(file.skipped for file in files)
-    return f"{len(files)} files, 0 records, {torn} torn last lines, {skipped} skipped lines"
-
-
-def _settings_of(place: Path) -> tuple[Mapping[str, object], list[str]]:
-    config = (place.parent if place.is_file() else place) / CONFIG_FILE
-    if not config.is_file():
-        return {}, []
-    try:
-        return read_settings(config), []
-    except SettingsError as error:
-        return {}, [f"{error} The settings are missing from this report."]
-
-
-def _file_notes(files: list[LogFile]) -> Iterator[str]:
-    for file in files:
-        if file.torn:
-            yield f"{file.path.name}: the last line was torn, as a killed process leaves it, and is left out."
-        if file.skipped:
-            lines = "1 damaged line was" if file.skipped == 1 else f"{file.skipped} damaged lines were"
-            yield f"{file.path.name}: {lines} skipped."
-        if not file.records:
-            yield f"{file.path.name}: holds no step."
-
-
-def _leftover_notes(origin: Mapping[int, int], files: list[LogFile]) -> Iterator[str]:
-    """Steps of a start beyond the point from which a later one took over, and not logged again since."""
-    for start, file in enumerate(files):
-        resumed_at = min((later.first for later in files[start + 1 :] if later.first is not None), default=None)
-        if resumed_at is None:
-            continue
-        left = sorted(step for step, trained in origin.items() if trained == start and step > resumed_at)
-        if left:
-            span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
-            yield f"{span} from {file.path.name}, before the run went back to step {resumed_at}, and not logged again."
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name)]
 
 
 def _value_notes(odd: Mapping[str, np.ndarray], texts: Mapping[str, int]) -> Iterator[str]:
-    for name, steps in sorted(odd.items()):
+    for name, steps in odd.items():
         yield f"{name}: {len(steps)} logged value{'s are' if len(steps) > 1 else ' is'} NaN or infinite and not drawn."
     if texts:
         yield f"Not numbers, and left out: {', '.join(sorted(texts))}."

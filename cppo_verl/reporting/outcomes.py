@@ -4,19 +4,19 @@ Every run counts with what it scored, collapsed ones too: to leave them out woul
 of one method and seed count as one, with their mean: run again, a seed says nothing new of other seeds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import TypeVar
+from functools import cached_property
+from itertools import product
+from math import nan
 
 import pandas as pd
 
 from cppo_verl import paper
-from cppo_verl.reporting import names
 from cppo_verl.reporting.labels import KNOBS, LabelError
+from cppo_verl.reporting.metrics import MASKED_OR_CLIPPED, STEP_TIME
 from cppo_verl.reporting.scores import Entry, kind_of
 from cppo_verl.reporting.settings import ASYNC_LABELS, OWN, own_knobs, unused_knobs
-from cppo_verl.reporting.summary import first_logged, series
 
 MEASURES = ("best", "final")
 
@@ -24,73 +24,54 @@ MEASURES = ("best", "final")
 _TRAINING = ("advantage", "prompts", "responses", "mini_batch", "learning_rate", "max_response_length")
 _TOLD_APART = (*KNOBS, "topk", "restore_strength", *ASYNC_LABELS, *_TRAINING)
 
-Interval = tuple[float, float, float]  # mean, low, high
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run; numbers are None where nothing was logged to count them from.
-
-    Attributes:
-        curve: score by validated step, the steps after 0; empty when the run was scored by something else than others.
-        masked: mean share of the response tokens over the steps, in percent. seconds: median of a step's.
-        hours: of all logged steps.
-    """
-
-    place: str
-    seed: str
-    curve: pd.Series
-    collapsed: bool
-    masked: float | None
-    seconds: float | None
-    hours: float | None
-
-    @property
-    def best(self) -> float | None:
-        return float(self.curve.max()) if len(self.curve) else None
-
-    @property
-    def final(self) -> float | None:
-        """The score at the last validated step."""
-        return float(self.curve.iloc[-1]) if len(self.curve) else None
-
-    @property
-    def steps(self) -> tuple[int, int] | None:
-        """Where ``best`` and ``final`` are from."""
-        return (int(self.curve.idxmax()), int(self.curve.index[-1])) if len(self.curve) else None
-
-    def upto(self, step: int) -> pd.Series:
-        return self.curve[self.curve.index <= step]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """``method`` less ``baseline`` by seed, in ``measure``: each pair up to the last step that both of it validated."""
-
-    method: str
-    baseline: str
-    measure: str
-    by_seed: Mapping[str, float]
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods of a model. ``kind`` is what is scored, ``methods`` outcomes by method, by seed within."""
+    """Methods of a model.
+
+    Attributes:
+        kind: what is scored.
+        runs: a row a run, by method and seed: ``method``, ``seed`` (empty when unknown), ``key`` (the seed, one of its
+            own when unknown), ``best`` and ``final`` score after step 0 with ``best_step`` and ``final_step``,
+            ``collapsed``, ``masked`` (mean share of the tokens over the steps, percent), ``seconds`` (median of a
+            step's) and ``hours`` (of all logged steps); NaN where nothing was logged to count them from.
+        baseline: the method that others are compared with.
+        differences: (method, measure) -> seed -> method less baseline, up to the last step that both validated.
+    """
 
     model: str
     kind: str
-    methods: Mapping[str, tuple[Outcome, ...]]
+    runs: pd.DataFrame
     baseline: str
-    differences: tuple[Difference, ...]
+    differences: Mapping[tuple[str, str], dict[str, float]]
+
+    @cached_property
+    def by_method(self) -> dict[str, pd.DataFrame]:
+        return {str(name): runs for name, runs in self.runs.groupby("method", sort=False)}
+
+    @cached_property
+    def by_seed(self) -> dict[str, pd.DataFrame]:
+        """By method: a row a seed, the means of its runs."""
+        numbers = ["best", "final", "masked", "seconds", "hours"]
+        means = self.runs.groupby(["method", "key"], sort=False)[numbers].mean()
+        return {str(name): rows for name, rows in means.groupby(level="method", sort=False)}
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.by_method)
+
+    @property
+    def others(self) -> list[str]:
+        return [method for method in self.methods if method != self.baseline]
 
     @property
     def seeds(self) -> list[str]:
         """The seeds that are known, in numeric order."""
-        found = {outcome.seed for outcomes in self.methods.values() for outcome in outcomes if outcome.seed}
-        return sorted(found, key=_seed_rank)
+        return sorted({seed for seed in self.runs["seed"] if seed}, key=seed_rank)
 
-    def difference(self, method: str, measure: str) -> Difference | None:
-        return next((d for d in self.differences if (d.method, d.measure) == (method, measure)), None)
+    def values(self, method: str, part: str) -> list[float]:
+        """This column of the method's runs that have it, a number a seed."""
+        return self.by_seed[method][part].dropna().tolist()
 
 
 def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -> Comparison:
@@ -101,16 +82,22 @@ def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -
             in the paper's order, else by name.
     """
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
-    kind = kind_of(own)
-    methods = {
-        name: tuple(sorted((_outcome(entry, kind) for entry in runs), key=lambda outcome: _seed_rank(outcome.seed)))
-        for name, runs in grouped(own).items()
-    }
+    kind, methods = kind_of(own), grouped(own)
+    rows: list[dict[str, object]] = []
+    curves: list[pd.Series] = []
+    for method, runs in methods.items():
+        for entry in sorted(runs, key=lambda entry: seed_rank(entry.label.seed)):
+            curve = entry.score.curve if entry.score.kind == kind else pd.Series(dtype=float)
+            curves.append(curve[curve.index > 0])
+            key = entry.label.seed or f"unknown {len(rows)}"
+            rows.append({"method": method, "seed": entry.label.seed, "key": key} | _numbers(entry, curves[-1]))
     base = baseline if baseline in methods else next(iter(methods), "")
-    differences = [
-        _difference(methods, name, base, measure) for name in methods if name != base for measure in MEASURES
-    ]
-    return Comparison(model, kind, methods, base, tuple(differences))
+    differences = {
+        (name, measure): _difference(rows, curves, name, base, measure)
+        for name, measure in product(methods, MEASURES)
+        if name != base
+    }
+    return Comparison(model, kind, pd.DataFrame(rows), base, differences)
 
 
 def check_baseline(comparisons: Sequence[Comparison], baseline: str | None) -> None:
@@ -130,100 +117,67 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     Runs of one name whose settings differ are methods of their own, named by what differs, unless the name is the
     user's (``--label``).
     """
-    by_label: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: _rank(entry.label.method)):
-        by_label.setdefault(entry.label.method, []).append(entry)
+    named: dict[str, list[Entry]] = {}
+    for entry in entries:
+        named.setdefault(entry.label.method, []).append(entry)
     found: dict[str, list[Entry]] = {}
-    for method, runs in by_label.items():
-        varying = _varying([entry for entry in runs if not entry.named])
-        for entry in runs:
-            words = [] if entry.named else [_words(key, value) for key, value in _told(entry).items() if key in varying]
-            found.setdefault(", ".join([method, *words]), []).append(entry)
-    return dict(sorted(found.items(), key=lambda item: (_rank(item[1][0].label.method), item[0])))
+    for method in sorted(named, key=method_rank):
+        told = [{} if entry.named else _told(entry) for entry in named[method]]
+        varying = {k for k in set().union(*told) if len({str(of[k]) for of in told if k in of}) > 1}
+        names = [", ".join([method, *(_words(k, v) for k, v in of.items() if k in varying)]) for of in told]
+        for name, entry in sorted(zip(names, named[method], strict=True), key=lambda pair: pair[0]):
+            found.setdefault(name, []).append(entry)
+    return found
 
 
-def _rank(method: str) -> tuple[int, str]:
+def method_rank(method: str) -> tuple[int, str]:
     return paper.METHODS.index(method) if method in paper.METHODS else len(paper.METHODS), method
 
 
-def _seed_rank(seed: str) -> tuple[bool, int, str]:
-    return (False, int(seed), "") if seed.isdigit() else (True, 0, seed)
+def seed_rank(seed: str) -> tuple[bool, int, str]:
+    return (False, int(seed), "") if seed.isdecimal() else (True, 0, seed)
 
 
 def _told(entry: Entry) -> dict[str, object]:
     settings = entry.run.settings if entry.run is not None else {}
     idle = unused_knobs(settings) if "loss_mode" in settings else set()
     keys = (*_TOLD_APART, *own_knobs(settings))
-    found = {key: settings[key] for key in keys if key in settings and key not in idle}
     usual = {key: value or "off" for key, (_, value) in ASYNC_LABELS.items()} if settings else {}
-    return {**usual, **found}
-
-
-def _varying(entries: Sequence[Entry]) -> set[str]:
-    told = [_told(entry) for entry in entries]
-    return {key for key in set().union(*told) if len({str(of[key]) for of in told if key in of}) > 1}
+    return usual | {key: settings[key] for key in keys if key in settings and key not in idle}
 
 
 def _words(key: str, value: object) -> str:
-    key = key.removeprefix(OWN)
-    return f"{key.replace('learning_rate', 'lr')} {value:g}" if isinstance(value, float) else f"{key} {value}"
+    key = key.removeprefix(OWN).replace("learning_rate", "lr")
+    return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
 
 
-T = TypeVar("T")
-
-
-def by_seed(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
-    """Values by their seed; a value whose seed is unknown is a seed of its own."""
-    found: dict[str, list[T]] = {}
-    for number, (seed, value) in enumerate(pairs):
-        found.setdefault(seed or f"unknown {number}", []).append(value)
-    return found
-
-
-def seed_count(outcomes: Sequence[Outcome]) -> int:
-    """How many seeds the runs are of."""
-    return len(by_seed((outcome.seed, outcome) for outcome in outcomes))
-
-
-def known(outcomes: Sequence[Outcome], part: str) -> list[float]:
-    """This attribute of the runs that have it, a number a seed."""
-    pairs = [(outcome.seed, value) for outcome in outcomes if (value := getattr(outcome, part)) is not None]
-    return [fmean(values) for values in by_seed(pairs).values()]
-
-
-def _outcome(entry: Entry, kind: str) -> Outcome:
+def _numbers(entry: Entry, curve: pd.Series) -> dict[str, object]:
     assert entry.run is not None
-    curve = entry.score.curve if entry.score.kind == kind else pd.Series(dtype=float)
-    masked = first_logged(entry.run, names.MASKED_OR_CLIPPED)
-    times = series(entry.run, names.TIME_STEP)
-    return Outcome(
-        entry.place,
-        entry.label.seed,
-        curve[curve.index > 0],
-        entry.score.collapsed_at is not None,
-        100 * float(series(entry.run, masked).mean()) if masked else None,
-        float(times.median()) if len(times) else None,
-        float(times.sum()) / 3600 if len(times) else None,
-    )
+    masked, times = MASKED_OR_CLIPPED.of(entry.run.frame), STEP_TIME.of(entry.run.frame)
+    scored = len(curve) > 0
+    return {
+        "best": curve.max() if scored else nan,
+        "final": curve.iloc[-1] if scored else nan,
+        "best_step": curve.idxmax() if scored else nan,
+        "final_step": curve.index[-1] if scored else nan,
+        "collapsed": entry.score.collapsed_at is not None,
+        "masked": 100 * masked.mean(),
+        "seconds": times.median(),
+        "hours": times.sum() / 3600 if len(times) else nan,
+    }
 
 
-def _difference(methods: Mapping[str, Sequence[Outcome]], name: str, base: str, measure: str) -> Difference:
+def _difference(
+    rows: Sequence[Mapping[str, object]], curves: Sequence[pd.Series], name: str, base: str, measure: str
+) -> dict[str, float]:
     """By the seeds that both have; where a seed has several runs of a method, the mean over all pairs of it."""
-    by_seed = {}
-    for seed in dict.fromkeys(outcome.seed for outcome in methods[name] if outcome.seed):
-        pairs = [(a, b) for a in methods[name] for b in methods[base] if a.seed == b.seed == seed]
-        values = [value for a, b in pairs if (value := paired(a, b, measure)) is not None]
-        if values:
-            by_seed[seed] = fmean(values)
-    return Difference(name, base, measure, by_seed)
-
-
-def paired(a: Outcome, b: Outcome, measure: str) -> float | None:
-    """``a`` less ``b`` up to the last step that both validated, ``final`` at it; None when there is no such step."""
-    common = a.curve.index.intersection(b.curve.index)
-    if common.empty:
-        return None
-    last = int(common[-1])
-    if measure == "final":
-        return float(a.curve.loc[last] - b.curve.loc[last])
-    return float(a.upto(last).max() - b.upto(last).max())
+    ours, theirs = ([i for i, row in enumerate(rows) if row["method"] == method] for method in (name, base))
+    pairs: dict[str, list[float]] = {}
+    for i, j in product(ours, theirs):
+        seed = str(rows[i]["seed"])
+        common = curves[i].index.intersection(curves[j].index)
+        if seed and seed == rows[j]["seed"] and len(common):
+            one, other = curves[i].loc[: common[-1]], curves[j].loc[: common[-1]]
+            gap = one.iloc[-1] - other.iloc[-1] if measure == "final" else one.max() - other.max()
+            pairs.setdefault(seed, []).append(float(gap))
+    return {seed: sum(values) / len(values) for seed, values in pairs.items()}

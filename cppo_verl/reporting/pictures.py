@@ -1,135 +1,156 @@
-"""Draws the pictures of ``curves``: whole ones as PNG and PDF, single panels as SVG for the page."""
+"""Panels as files and for pages: several as one PNG or PDF, one as an ``<svg>`` element; same input, same bytes."""
 
-from io import BytesIO
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from io import BytesIO, StringIO
 from math import ceil
-from textwrap import fill
+from textwrap import fill, shorten
+from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
+import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from cppo_verl.reporting import marks
-from cppo_verl.reporting.curves import Line, Panel, Picture, Style
-from cppo_verl.reporting.style import PALETTE, PNG_STYLE, drawing_style
-from cppo_verl.reporting.svg import drawing_svg
+from cppo_verl.reporting.plots import PALETTE, Panel, draw, handles
 
 DPI = 150
-PANEL_INCHES = (4.2, 3.0)
-SINGLE_INCHES = (7.0, 4.0)
-HEAD_INCHES = 0.95
-LEGEND_INCHES = 0.25
-FOOT_INCHES = 0.22  # a line of the caption
-DOTTED_POINTS = 15  # more are drawn as a line alone
-HOLE = 4  # times the usual distance of steps, beyond which a line breaks
+SVG_INCHES = (3.7, 2.9)  # at phone width a point is then about a CSS pixel and a quarter
+LARGER = {"font.size": 10, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
+             "Droid Sans Fallback", "Arial Unicode MS", "Noto Sans Arabic", "Unifont")  # fmt: skip
 
 
-def picture_files(picture: Picture) -> dict[str, bytes]:
-    """The picture as ``png`` and ``pdf``; the same runs give the same bytes."""
-    with drawing_style(PNG_STYLE | {"pdf.fonttype": 42}):
-        figure = _compose(picture)
-        png, pdf = BytesIO(), BytesIO()
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None, "Description": picture.title})
-        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Title": _heading(picture)})
-    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
+@contextmanager
+def drawing_style(**more: Any) -> Iterator[None]:
+    """The report's own matplotlib settings, whatever the user's are; restored on leaving."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.style.use(str(files("cppo_verl.reporting") / "assets/figures.mplstyle"))
+        matplotlib.rcParams.update({"font.family": families()} | more)  # type: ignore[arg-type]
+        yield
 
 
-def panel_drawing(panel: Panel, key: str) -> str:
-    """One panel as an ``<svg>`` element."""
-    return drawing_svg(key, lambda figure: draw_panel(figure.subplots(), panel), panel.words())
+def compose(
+    panels: Sequence[Panel], title: str, subtitle: str = "", caption: str = "", columns: int = 2,
+    inches: tuple[float, float] = (6.0, 4.2), legend: bool = False, kinds: Sequence[str] = ("png", "pdf"),
+) -> dict[str, bytes]:  # fmt: skip
+    """All panels on one page, ``columns`` in a row of ``inches`` each; the file by its kind.
+
+    Args:
+        subtitle, legend: what stands below the title: a sentence, or the names of all lines.
+        caption: what stands below the panels.
+    """
+    with drawing_style(**LARGER):
+        columns = min(columns, len(panels))
+        rows, width = ceil(len(panels) / columns), columns * inches[0]
+        said = fill(drawable(caption), round(width * 14)).splitlines()
+        head, foot, body = 0.95, 0.2 * len(said) + 0.15 * bool(said), rows * inches[1]
+        height = head + body + foot
+        engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, rect=(0, foot / height, 1, body / height))
+        figure, left = Figure((width, height), DPI, layout=engine), 0.2 / width
+        large = 16 if columns > 1 else 11.5
+        figure.text(left, 1 - 0.3 / height, shorten(drawable(title), 100), fontsize=large, va="center")
+        below = fill(drawable(subtitle), round(width * 12.5), max_lines=2)
+        figure.text(left, 1 - 0.6 / height, below, fontsize=10, va="top", color=PALETTE["soft"])
+        figure.text(left, (foot - 0.03) / height, "\n".join(said), fontsize=9, va="top", color=PALETTE["soft"])
+        if legend:
+            shown = handles([line for panel in panels for line in panel.lines])
+            fit = max(1, round(width * 11 / max(len(str(handle.get_label())) + 6 for handle in shown)))
+            figure.legend(handles=shown, loc="center left", bbox_to_anchor=(left, 1 - 0.68 / height), ncols=fit,
+                          borderaxespad=0, handlelength=2.2, fontsize=9 if columns > 1 else 7.5)  # fmt: skip
+        rooms = np.asarray(figure.subfigures(rows, columns)).ravel() if len(panels) > 1 else [figure]
+        for panel, room in zip(panels, rooms, strict=False):
+            if room is not figure:  # the title of a page of one is its own
+                room.suptitle(panel.title, x=0.03, ha="left", fontsize=11, fontweight="bold")
+            draw(room, panel)
+        return {kind: _printed(figure, kind, title) for kind in kinds}
 
 
-def draw_panel(axes: Axes, panel: Panel) -> None:
-    """Lines, bands, marks and axes; no legend and no title."""
-    for line in panel.lines:
-        _draw_line(axes, line, panel)
-    if panel.log:
-        marks.log_axis(axes, panel.unit)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+def _printed(figure: Figure, kind: str, title: str) -> bytes:
+    buffer = BytesIO()
+    if kind == "png":
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None, "Description": title})
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axes.set_ylabel(panel.unit)
-        marks.from_zero(axes)
-    if panel.x == "position":
-        axes.set_xlim(0, 1)
-        axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("start", "25%", "50%", "75%", "end"))
-        axes.set_xlabel("position in the response")
-        return
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.set_xlabel("step")
-    if panel.stop is not None and axes.dataLim.x1 >= panel.stop:
-        axes.axvline(panel.stop, color=PALETTE["soft"], linewidth=0.8, zorder=0)
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf  # brings fontTools, which takes a while
+
+        FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None, "Title": title})
+    return buffer.getvalue()
 
 
-def _draw_line(axes: Axes, line: Line, panel: Panel) -> None:
-    color, dash, width = line.style.color, line.style.dash, 2.0 if line.style.bold else 1.4
-    front = 4 if line.style.bold else 3
-    for seed in line.seeds:
-        axes.plot(seed.index, _shown(seed, panel), color=color, linewidth=0.6, alpha=0.4, zorder=2)
-    if len(line.error):
-        low, high = line.mean - line.error, line.mean + line.error
-        axes.fill_between(line.mean.index, low, high, color=color, alpha=0.15, linewidth=0, zorder=1)
-    x, y = (line.mean.index, line.mean) if panel.dots else marks.with_gaps(line.mean, HOLE)
-    dots = "o" if panel.dots and len(line.mean) <= DOTTED_POINTS else ""
-    y = _shown(y, panel)
-    axes.plot(x, y, color=color, linestyle=dash, linewidth=width, marker=dots, markersize=2.2, zorder=front)
-    for step, value in line.best:
-        axes.plot(step, value, marker="o", markersize=7, color=color, fillstyle="none", linestyle="none", zorder=5)
-    for step, value in line.collapsed:
-        axes.plot(step, value, marker="x", markersize=7, markeredgewidth=2, color=color, linestyle="none", zorder=5)
+def svg(panel: Panel, key: str) -> str:
+    """One panel as an ``<svg>`` element without references to anything outside it; ``key`` makes its ids unique."""
+    with drawing_style(**{"svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has the letters
+        figure = Figure(SVG_INCHES, layout="constrained", facecolor="none")
+        draw(figure, panel)
+        buffer = StringIO()
+        nothing: dict[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    root = ElementTree.fromstring(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", buffer.getvalue()))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):  # the page has its own style, and no links
+                parent.remove(child)
+    for element in root.iter():
+        _plain_element(element, f"{key}-")
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size, None)
+    root.attrib.update({"class": "plot", "role": "img", "focusable": "false", "aria-label": panel.words})
+    text = ElementTree.tostring(root, encoding="unicode")
+    for name, color in PALETTE.items():
+        text = text.replace(color, f"var(--{name})")
+    return text
 
 
-def _shown(values, panel: Panel) -> np.ndarray:
-    """What a log scale cannot show is left out."""
-    data = np.asarray(values, dtype=float)
-    return np.where(data > 0, data, np.nan) if panel.log else data
+def _plain_element(element: ElementTree.Element, prefix: str) -> None:
+    """No namespaces (HTML needs none), ids that are unique on the page, short numbers, no font of its own."""
+    element.tag = element.tag.rpartition("}")[2]
+    for name, value in list(element.attrib.items()):
+        del element.attrib[name]
+        name = name.rpartition("}")[2]
+        if name == "id":
+            value = prefix + value
+        elif name in ("d", "points"):
+            value = re.sub(r"-?[0-9]*\.[0-9]+", lambda number: f"{float(number[0]):.2f}", " ".join(value.split()))
+        elif name == "style":  # keeps a font's size and drops its family: the page's own applies
+            value = re.sub(r"font: (?:[a-z0-9]+ )*?([0-9.]+px)[^;]*", r"font-size: \1", value)
+            value = re.sub(r"font-family:[^;]*;?\s*", "", value)
+        value = re.sub(r"url\(#", f"url(#{prefix}", value)
+        element.set(name, f"#{prefix}{value[1:]}" if name == "href" and value.startswith("#") else value)
 
 
-def _compose(picture: Picture) -> Figure:
-    count = len(picture.panels)
-    columns = min(3, count)
-    rows = ceil(count / columns)
-    one = PANEL_INCHES if count > 1 else SINGLE_INCHES
-    caption = fill(picture.caption, round(columns * one[0] * 14.5)).splitlines()
-    foot = FOOT_INCHES * (len(caption) + 0.5)
-    head = HEAD_INCHES if picture.legend else HEAD_INCHES - LEGEND_INCHES
-    width, height = columns * one[0], rows * one[1] + head + foot
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=0.62 / width, right=1 - 0.2 / width, top=1 - (head + 0.1 if count > 1 else head) / height,
-        bottom=(foot + 0.55) / height, wspace=0.24, hspace=0.5,
-    )  # fmt: skip
-    figure.text(
-        0.2 / width, 1 - 0.32 / height, _heading(picture), fontsize=14 if columns > 1 else 11.5, ha="left", va="center"
-    )
-    figure.text(0.2 / width, (foot - 0.06) / height, "\n".join(caption), fontsize=9, va="top", color=PALETTE["soft"])
-    for axes, panel in zip(grid.flat, picture.panels, strict=False):
-        draw_panel(axes, panel)
-        if count > 1:
-            axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold")
-        if not picture.legend:
-            own = [(line.name, line.style) for line in panel.lines]
-            _legend(axes, own, 1, loc="lower right", fontsize=7.5, labelspacing=0.3)
-    for axes in list(grid.flat)[count:]:
-        axes.set_visible(False)
-    if picture.legend:
-        place = {"loc": "center left", "bbox_to_anchor": (0.2 / width, 1 - 0.62 / height), "columnspacing": 1.2}
-        _legend(figure, picture.styles, len(picture.styles), fontsize=9.5 if columns > 1 else 7.5, **place)
-    return figure
+@cache
+def families() -> list[str]:
+    """The fonts that pictures are written in: ours, and for letters that it lacks those that this machine has."""
+    there = {entry.name for entry in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in there)]
 
 
-def _legend(room: Axes | Figure, styles: list[tuple[str, Style]], columns: int, **more) -> None:
-    handles = [
-        Line2D([], [], color=style.color, linestyle=style.dash, linewidth=2.0 if style.bold else 1.4, label=name)
-        for name, style in styles
-    ]
-    room.legend(handles=handles, ncols=columns, borderaxespad=0, handlelength=2.2, handletextpad=0.5, **more)
+@cache
+def _fonts() -> list[Any]:
+    return [font_manager.get_font(font_manager.findfont(name)) for name in families()]
 
 
-def _heading(picture: Picture) -> str:
-    return f"{picture.model}: {picture.heading}"
+def drawable(text: str) -> str:
+    """``text`` with a box for each letter that no font here has."""
+    return "".join(x if x.isspace() or any(f.get_char_index(ord(x)) for f in _fonts()) else "□" for x in text)
+
+
+def stand_ins(names: Sequence[str]) -> dict[str, str]:
+    """Name -> what a picture calls it: itself, or where it cannot be drawn a number before what can be."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        plain = drawable(name)
+        number = 1 + sum(x != shown for x, shown in found.items())
+        found[name] = name if plain == name else f"[{number}] {plain.replace('□', '')}".strip()
+    return found

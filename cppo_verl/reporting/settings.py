@@ -10,25 +10,13 @@ from omegaconf.errors import OmegaConfBaseException
 from cppo_verl.trust_region.knobs import names_from_outside
 
 CONFIG_FILE = "config.yaml"
+Settings = Mapping[str, object]
 
-_LOSS = "actor_rollout_ref.actor.policy_loss."
-OWN = "own/"
-KEYS = {
-    # short name: key in verl's config
-    "loss_mode": _LOSS + "loss_mode",
-    "rule_module": _LOSS + "rule_module",
-    "divergence": _LOSS + "divergence",
-    "estimator": _LOSS + "estimator",
-    "topk": _LOSS + "topk",
-    "delta": _LOSS + "delta",
-    "delta_b": _LOSS + "delta_b",
-    "budget": _LOSS + "budget",
-    "weights": _LOSS + "weights",
-    "w_min": _LOSS + "w_min",
-    "gate": _LOSS + "gate",
-    "restore_strength": _LOSS + "restore_strength",
-    "anchor": _LOSS + "anchor",
-    "budget_target": _LOSS + "budget_target",
+_LOSS = "actor_rollout_ref.actor.policy_loss"
+OWN = "own/"  # before the name of a knob of a rule from outside
+OF_LOSS = ("loss_mode", "rule_module", "divergence", "estimator", "topk", "delta", "delta_b", "budget", "weights",
+           "w_min", "gate", "restore_strength", "anchor", "budget_target")  # fmt: skip
+KEYS = {name: f"{_LOSS}.{name}" for name in OF_LOSS} | {  # short name: key in verl's config
     "mode": "trainer.v1.trust_region.mode",
     "advantage": "algorithm.adv_estimator",
     "model": "actor_rollout_ref.model.path",
@@ -57,11 +45,20 @@ ASYNC_LABELS = {  # told where they are not as usual
     "anchor": ("Anchor", "rollout"),
     "budget_target": ("Masked share asked for", None),
 }
-CPPO_ONLY = ("delta_b", "budget", "weights", "w_min", "gate")
+CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate"}
 
 
 class SettingsError(ValueError):
     """The config file cannot be read; the message names it and the cause."""
+
+
+def settings_beside(place: Path) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of the run in (or beside the log) ``place``, and a note where its config cannot be read."""
+    config = (place.parent if place.is_file() else place) / CONFIG_FILE
+    try:
+        return (read_settings(config) if config.is_file() else {}), ()
+    except SettingsError as error:
+        return {}, (f"{error} The settings are missing from this report.",)
 
 
 def read_settings(path: Path) -> dict[str, object]:
@@ -76,56 +73,59 @@ def read_settings(path: Path) -> dict[str, object]:
         config = OmegaConf.load(path)
         if not OmegaConf.is_dict(config):
             raise SettingsError(f"{path} is not a mapping of keys to values.")
-        found = {name: OmegaConf.select(config, key, throw_on_resolution_failure=False) for name, key in KEYS.items()}
-        loss = OmegaConf.select(config, _LOSS[:-1], throw_on_resolution_failure=False)
-        if OmegaConf.is_dict(loss):
-            for name in names_from_outside(map(str, loss)):
-                found[OWN + name] = OmegaConf.select(loss, name, throw_on_resolution_failure=False)
+        loss = OmegaConf.select(config, _LOSS, throw_on_resolution_failure=False)
+        own = names_from_outside(map(str, loss)) if OmegaConf.is_dict(loss) else []
+        keys = KEYS | {OWN + name: f"{_LOSS}.{name}" for name in own}
+        found = {name: OmegaConf.select(config, key, throw_on_resolution_failure=False) for name, key in keys.items()}
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} could not be read: {' '.join(str(error).split())}.") from error
     return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 
 
-def settings_table(settings: Mapping[str, object]) -> list[tuple[str, str]]:
+def settings_table(settings: Settings) -> list[tuple[str, str]]:
     """(label, text) rows for the page, in reading order, without what the config leaves unset or the rule unused."""
-    unused = unused_knobs(settings)
+
+    def text(name: str) -> str:
+        value = settings.get(name, "")
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    seeds = {"data": "data_seed", "rollout": "rollout_seed", "mini-batches": "mini_batch_seed"}
+    batch = [text("prompts"), text("responses")]
+    topk = settings.get("estimator") == "topk" and "topk" in settings
     rows = [
-        ("Rule", _text(settings, "loss_mode")),
-        ("Divergence", _text(settings, "divergence")),
-        ("Estimator", _estimator(settings)),
-        *((label, _text(settings, name)) for name, label in KNOB_LABELS.items() if name not in unused),
-        *(
-            (label, _text(settings, name))
-            for name, (label, usual) in ASYNC_LABELS.items()
-            if settings.get(name, usual) != usual
-        ),
-        *((name.removeprefix(OWN), _text(settings, name)) for name in own_knobs(settings)),
-        ("Advantage", _text(settings, "advantage")),
-        ("Model", Path(_text(settings, "model").rstrip("/")).name),
-        ("Prompts × responses", _product(settings, "prompts", "responses")),
-        ("Mini-batch (prompts)", _text(settings, "mini_batch")),
-        ("Learning rate", _text(settings, "learning_rate")),
-        ("Seeds", _seeds(settings)),
+        ("Rule", text("loss_mode")),
+        ("Divergence", text("divergence")),
+        ("Estimator", f"top-{settings['topk']}" if topk else text("estimator")),
+        *((label, text(name)) for name, label in KNOB_LABELS.items() if name not in unused_knobs(settings)),
+        *((label, text(name)) for name, (label, usual) in ASYNC_LABELS.items() if settings.get(name, usual) != usual),
+        *((name.removeprefix(OWN), text(name)) for name in own_knobs(settings)),
+        ("Advantage", text("advantage")),
+        ("Model", Path(text("model").rstrip("/")).name),
+        ("Prompts × responses", " × ".join(part or "?" for part in batch) if any(batch) else ""),
+        ("Mini-batch (prompts)", text("mini_batch")),
+        ("Learning rate", text("learning_rate")),
+        ("Seeds", ", ".join(f"{label} {settings[key]}" for label, key in seeds.items() if key in settings)),
     ]
-    return [(label, text) for label, text in rows if text]
+    return [(label, said) for label, said in rows if said]
 
 
-def method_name(settings: Mapping[str, object]) -> str:
+def method_name(settings: Settings) -> str:
     """What the method is called in a headline: the rule in capitals, with what sets it apart; empty if unknown."""
-    mode = _text(settings, "loss_mode")
+    mode = str(settings.get("loss_mode", ""))
     if mode == "cppo":
-        parts = [str(settings.get(name)) for name, usual in (("divergence", "tv"), ("gate", "hard"))
-                 if settings.get(name, usual) != usual]  # fmt: skip
-        return "CPPO" + (f" ({', '.join(parts)})" if parts else "")
+        odd = [
+            str(settings[k]) for k, usual in (("divergence", "tv"), ("gate", "hard")) if settings.get(k, usual) != usual
+        ]
+        return "CPPO" + (f" ({', '.join(odd)})" if odd else "")
     return {"dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
 
 
-def own_knobs(settings: Mapping[str, object]) -> list[str]:
+def own_knobs(settings: Settings) -> list[str]:
     """Names in ``settings`` of the knobs of a rule from outside."""
     return [name for name in settings if name.startswith(OWN)]
 
 
-def unused_knobs(settings: Mapping[str, object]) -> set[str]:
+def unused_knobs(settings: Settings) -> set[str]:
     """Knobs of which the rule takes no notice: CPPO's under another rule, and those that another knob turns off.
 
     What a rule from outside reads is not known; none is left out.
@@ -133,26 +133,6 @@ def unused_knobs(settings: Mapping[str, object]) -> set[str]:
     if "rule_module" in settings or own_knobs(settings):
         return set()
     if settings.get("loss_mode") != "cppo":
-        return set(CPPO_ONLY)
+        return CPPO_ONLY
     disabled = {"delta_b": settings.get("budget") == "none", "w_min": settings.get("weights") == "constant"}
     return {name for name, off in disabled.items() if off}
-
-
-def _text(settings: Mapping[str, object], name: str) -> str:
-    value = settings.get(name, "")
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _estimator(settings: Mapping[str, object]) -> str:
-    name = _text(settings, "estimator")
-    return f"top-{settings['topk']}" if name == "topk" and "topk" in settings else name
-
-
-def _product(settings: Mapping[str, object], left: str, right: str) -> str:
-    parts = [_text(settings, left), _text(settings, right)]
-    return " × ".join(part or "?" for part in parts) if any(parts) else ""
-
-
-def _seeds(settings: Mapping[str, object]) -> str:
-    named = {"data": "data_seed", "rollout": "rollout_seed", "mini-batches": "mini_batch_seed"}
-    return ", ".join(f"{label} {settings[key]}" for label, key in named.items() if key in settings)

@@ -1,14 +1,17 @@
 """What this machine is: for deciding which stages it can run, for the page, and for the key of a kept result.
 
-No environment variable is read but the two that choose verl's plug-ins and platform; no user, host or path is kept.
+No environment variable is read but those that choose verl's plug-ins and platform; no user, host or path is kept.
 """
 
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +19,16 @@ from pathlib import Path
 import psutil
 
 from cppo_verl.launch import gitstate
-from cppo_verl.selftest import gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("cppo_verl", "data_prep", "recipe", "hydra_plugins")
 PLUGINS = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES")
+# printed by a process of its own, for torch may open a CUDA context to say so
+SEEN_BY_TORCH = """
+import json, torch
+found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps([[each.name, each.total_memory] for each in found]))
+"""
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
 
 
@@ -51,17 +59,35 @@ class Machine:
 def look(out: Path) -> Machine:
     """This machine; ``out`` is where the results will go."""
     on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
-    seen = {"gpus": [], "facts": {}} if on_cpu else gpus.seen()
-    device = "cpu" if on_cpu else "cuda" if seen["gpus"] else ""
+    found = [] if on_cpu else gpus()
     place = next(folder for folder in (out, *out.parents) if folder.exists())
     return Machine(
-        device,
-        tuple(name for name, _ in seen["gpus"]),
-        min((size / 1e9 for _, size in seen["gpus"]), default=0.0),
+        "cpu" if on_cpu else "cuda" if found else "",
+        tuple(name for name, _ in found),
+        min((size for _, size in found), default=0.0),
         psutil.virtual_memory().available / 1e9,
         psutil.disk_usage(str(place)).free / 1e9,
-        {**_system(), **seen["facts"], **_software()},
+        {**_system(), "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none", **_software()},
     )
+
+
+def gpus() -> list[tuple[str, float]]:
+    """Name and GB of each GPU that torch sees; none where torch is missing or fails."""
+    done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
+    try:
+        return [(name, size / 1e9) for name, size in json.loads(done.stdout.splitlines()[-1])]
+    except (ValueError, IndexError):
+        return []
+
+
+def gpu_memory_in_use() -> list[float]:
+    """GB on each GPU, by whatever process; nothing without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return [float(mib) * 2**20 / 1e9 for mib in done.stdout.splitlines()]
+    except (OSError, subprocess.TimeoutExpired, ValueError):  # [N/A]
+        return []
 
 
 def has_package(name: str) -> bool:
@@ -83,11 +109,6 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def plugins() -> dict[str, str]:
-    """What chooses verl's platform and further modules, as it is set."""
-    return {name: os.environ[name] for name in PLUGINS if name in os.environ}
-
-
 def clean(text: str) -> str:
     """Text of a log without the home folder, and without the value of any variable that is named like a secret."""
     for name, value in os.environ.items():
@@ -98,28 +119,26 @@ def clean(text: str) -> str:
 
 
 def _system() -> dict[str, str]:
-    memory = psutil.virtual_memory().total / 1e9
-    return {
-        "system": f"{os.uname().sysname} {platform.release()}, {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB",
-    }
-
-
-def _processor() -> str:
     try:
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor() or "unknown"
+    processor = found[1].strip() if found else platform.processor() or "unknown"
+    memory = psutil.virtual_memory().total / 1e9
+    return {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{processor}, {os.cpu_count()} cores, {memory:.0f} GB",
+    }
 
 
 def _software() -> dict[str, str]:
+    """Python, versions, commit, and what chooses verl's platform and further modules, as it is set."""
     state = gitstate.state()
-    commit, dirty = state["commit"], state["dirty"]
-    versions = state["versions"]
+    dirty, versions = state["dirty"], state["versions"]
     assert isinstance(dirty, list) and isinstance(versions, dict)
-    source = "an installed copy" if commit is None else f"{str(commit)[:12]} on {state['branch']}"
-    if commit is not None:
-        source += f", {len(dirty)} files changed" if dirty else ", clean"
-    facts = {"Python": platform.python_version(), **versions, "source": f"{source}, code {code()}"}
-    return {**facts, **plugins()}
+    source = "an installed copy"
+    if state["commit"] is not None:
+        changed = f"{len(dirty)} files changed" if dirty else "clean"
+        source = f"{str(state['commit'])[:12]} on {state['branch']}, {changed}"
+    plugins = {name: os.environ[name] for name in PLUGINS if name in os.environ}
+    return {"Python": platform.python_version(), **versions, "source": f"{source}, code {code()}", **plugins}

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cppo_verl.errors import UserError
 
-class StageError(RuntimeError):
-    """A stage cannot go on; the message is what the page says."""
+
+class SelftestError(UserError):
+    """The selftest, or a stage of it, cannot go on; the message says why."""
+
+    status = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Setting:
     @property
     def run(self) -> Path:
         """Run directory of the stage at hand."""
-        return self.out / "runs" / self.stage
+        return self.out.resolve() / "runs" / self.stage
 
     def dumps(self) -> str:
         """As JSON, for another process."""

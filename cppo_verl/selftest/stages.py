@@ -1,9 +1,12 @@
-"""The stages of a selftest: what each shows, needs and takes."""
+"""What there is to measure, from stages.yaml: what each stage shows, needs and takes."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
 
 from cppo_verl.selftest import machine
 from cppo_verl.selftest.machine import Machine
@@ -29,21 +32,15 @@ class Needs:
 
     def said(self, on_cpu: bool) -> str:
         """In words."""
-        device = f"{self.ranks} rank" if on_cpu else f"{self.ranks} GPU"
-        parts = [device + "s" * (self.ranks > 1) if self.ranks else "no device", f"{self.host_gb:g} GB memory"]
-        if self.ranks and not on_cpu:
-            parts.append(f"{self.gpu_gb:g} GB a GPU")
-        return ", ".join([*parts, *self.packages, *(f"after {name}" for name in self.after)])
+        device = f"{self.ranks} {'rank' if on_cpu else 'GPU'}{'s' * (self.ranks > 1)}" if self.ranks else "no device"
+        memory = [f"{self.gpu_gb:g} GB a GPU"] if self.ranks and not on_cpu else []
+        after = [f"after {name}" for name in self.after]
+        return ", ".join([device, f"{self.host_gb:g} GB memory", *memory, *self.packages, *after])
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage; ``module``'s function ``measure(setting)`` yields its rows, in a process of its own.
-
-    Attributes:
-        name: as ``--stages`` takes it. title: what it shows. seconds: expected, by device. limit: seconds it may take.
-        options: what the module needs to know beside the setting.
-    """
+    """One stage: a pytest file, by its module's name, and what stages.yaml says of it."""
 
     name: str
     title: str
@@ -62,8 +59,7 @@ class Stage:
             return "this machine has no GPU (without one, VERL_PLATFORM=cpu runs everything in miniature)"
         if needs.ranks > here.ranks:
             return f"it needs {needs.ranks} GPUs and this machine has {here.ranks}"
-        missing = [name for name in needs.packages if not machine.has_package(name)]
-        if missing:
+        if missing := [name for name in needs.packages if not machine.has_package(name)]:
             return f"not installed: {', '.join(missing)}"
         room = {"GB of free memory": (needs.host_gb, here.host_gb), "GB of free disk": (needs.disk_gb, here.disk_gb)}
         if here.device == "cuda":
@@ -76,89 +72,28 @@ class Stage:
 
     def key(self, here: Machine, setting: Setting) -> str:
         """What its result depends on, as a hash: code, versions, machine, options."""
-        asked = {name: value for name, value in json.loads(setting.dumps()).items() if name != "out"}
-        if self.name != "recipe":
-            asked = {name: value for name, value in asked.items() if name not in ("recipe", "model", "overrides")}
+        of_recipe = () if self.name == "recipe" else ("recipe", "model", "overrides")
+        asked = {f.name: getattr(setting, f.name) for f in fields(setting) if f.name not in ("out", *of_recipe)}
         facts = {name: text for name, text in here.facts.items() if name != "source"}
         content = [self.name, self.module, dict(self.options), asked, facts, machine.code()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stack(name: str, title: str, seconds: tuple[float, float], ranks: int, packages=(), **options: object) -> Stage:
-    """A run of the tiny model through the whole stack; ``seconds`` on the CPU and on GPUs."""
-    needs = Needs(ranks, host_gb=6, gpu_gb=8, disk_gb=2, packages=packages, after=("doctor", "tiny"))
-    expected = {"cpu": seconds[0], "cuda": seconds[1]}
-    return Stage(name, title, "cppo_verl.selftest.stack", expected, 1800, needs, options)
+def _listed() -> tuple[Stage, ...]:
+    content = yaml.safe_load((Path(__file__).parent / "assets/stages.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Stage(
+            name,
+            given["title"],
+            f"cppo_verl.selftest.{given['file']}",
+            given["seconds"],
+            given["limit"],
+            Needs(**given.get("needs", {})),
+            given.get("options", {}),
+        )
+        for name, given in content.items()
+    )
 
 
-STAGES = (
-    Stage(
-        "doctor",
-        "A run would start here: versions, plug-in, presets, device, vLLM",
-        "cppo_verl.selftest.doctor",
-        {"cpu": 25, "cuda": 40},
-        300,
-        Needs(ranks=0),
-    ),
-    Stage(
-        "rules",
-        "Every rule on the device decides as its definition in float64 does",
-        "cppo_verl.selftest.rules",
-        {"cpu": 15, "cuda": 30},
-        600,
-    ),
-    Stage(
-        "losses",
-        "Gradients inside verl, and the top-K from logits to its divergence",
-        "cppo_verl.selftest.losses",
-        {"cpu": 20, "cuda": 60},
-        600,
-        Needs(packages=("verl",), gpu_gb=8),
-    ),
-    Stage(
-        "speed",
-        "What the losses and the top-K cost beside verl's own",
-        "cppo_verl.selftest.speed",
-        {"cpu": 30, "cuda": 40},
-        600,
-        Needs(packages=("verl",), gpu_gb=30),
-    ),
-    Stage(
-        "tiny",
-        "Data and a two-layer Qwen3, made on the spot",
-        "cppo_verl.selftest.tiny",
-        {"cpu": 60, "cuda": 60},
-        900,
-        Needs(ranks=0, host_gb=2, packages=("transformers", "pandas")),
-    ),
-    _stack("one-binary", "One rank, binary divergence", (110, 150), 1, preset="cppo", one=True),
-    _stack(
-        "one-topk",
-        "One rank, top-K divergence, killed and resumed",
-        (200, 260),
-        1,
-        preset="cppo_topk",
-        one=True,
-        kill=True,
-    ),
-    _stack("all-binary", "All ranks, binary divergence", (130, 180), 2, preset="cppo"),
-    _stack("all-topk", "All ranks, top-K divergence, killed and resumed", (230, 300), 2, preset="cppo_topk", kill=True),
-    _stack(
-        "all-sp2",
-        "All ranks, two to a sequence (Ulysses), top-K divergence",
-        (130, 180),
-        2,
-        ("flash_attn",),
-        preset="cppo_topk",
-        sequence_parallel=2,
-    ),
-    Stage(
-        "recipe",
-        "One step of the recipe at full lengths beside its plan",
-        "cppo_verl.selftest.recipe_step",
-        {"cpu": 130, "cuda": 1200},
-        7200,
-        Needs(host_gb=8, gpu_gb=20, disk_gb=2, packages=("verl",), after=("doctor", "tiny")),
-    ),
-)
+STAGES = _listed()
 NAMES = tuple(stage.name for stage in STAGES)

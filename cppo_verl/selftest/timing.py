@@ -18,29 +18,27 @@ def medians(
     warm_up: int = 2,
     clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each step. They take turns in every round, so that a drifting machine hits all alike.
+    """Median seconds of each step, its work on the device included. They take turns in every round, so that a drifting
+    machine hits all alike; the first ``warm_up`` rounds do not count.
 
     Args:
         clock: ``time.process_time`` counts what this process computes, whatever else the CPU does meanwhile.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(warm_up + rounds):
+    for _ in range(warm_up + rounds):
         for name, step in steps.items():
-            elapsed = timed(step, device, clock)
-            if round_ >= warm_up:
-                times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(timed(step, device, clock))
+    return {name: statistics.median(values[warm_up:]) for name, values in times.items()}
 
 
 def timed(step: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Seconds of one call, its work on the device included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = clock()
     step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
+    wait()
+    return clock() - began
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> float:
@@ -63,9 +61,8 @@ class _StorageWatch(TorchDispatchMode):
         self.live, self.peak = {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        }
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        known = {x.untyped_storage()._cdata for x in tensors}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in known:

@@ -1,93 +1,63 @@
-"""Starts ``cppo-verl run`` for a stage, watches its memory, and reads what it logged."""
+"""Starts ``cppo-verl run`` for a stage, watches the GPUs' memory, and reads what it logged."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import psutil
 
 from cppo_verl.launch import checkpoints, supervise
-from cppo_verl.selftest import gpus
-from cppo_verl.selftest.setting import Setting, StageError
+from cppo_verl.selftest import machine
+from cppo_verl.selftest.setting import SelftestError, Setting
 
 ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
-GPU_EVERY, HOST_EVERY = 1.0, 5.0  # seconds between two looks at the memory of GPUs, and of the host
 # as the quickstart sets them: trainer, rollout engine and Ray share few cores
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 ALWAYS = {"TOKENIZERS_PARALLELISM": "false"}
 
 
-@dataclass
-class Usage:
-    """Peaks of memory in GB: of all processes of a run, and of the fullest GPU (0 without one)."""
-
-    host: float = 0.0
-    gpu: float = 0.0
-    looked: dict[str, float] = field(default_factory=dict, repr=False)
-
-    def look(self, run: Path, on_cpu: bool) -> None:
-        """Take the peaks up to now; only now and then, for looking costs time."""
-        if not on_cpu and self._due("gpu", GPU_EVERY):
-            self.gpu = max([self.gpu, *gpus.used()])
-        if self._due("host", HOST_EVERY):
-            self.host = max(self.host, sum(map(_share, supervise.processes_of(run))) / 1e9)
-
-    def _due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        due = now - self.looked.get(what, -every) >= every
-        if due:
-            self.looked[what] = now
-        return due
-
-
 @dataclass(frozen=True)
 class Start:
-    """How a start of a run went: seconds to its end, its exit status, what it said, the peaks of memory."""
+    """How a start went: seconds to its end, exit status, what it said, GB of the fullest GPU (0 without one)."""
 
     seconds: float
     status: int
     output: str
-    usage: Usage
+    gpu_gb: float
 
 
 def start(setting: Setting, overrides: Sequence[str], fresh: bool, until: Callable[[], bool] = lambda: False) -> Start:
     """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed.
 
     Raises:
-        StageError: it ended before ``until`` said so.
+        SelftestError: it ended before ``until`` said so.
     """
-    run = setting.run.resolve()
-    command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(run), *overrides]
+    command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
     environment = {**os.environ, **ALWAYS, **(ON_CPU if setting.on_cpu else {})}
     output = setting.out / "stages" / setting.stage / f"run-{time.time_ns()}.log"
-    began, usage, killed = time.monotonic(), Usage(), False
+    began, gpu_gb, killed = time.monotonic(), 0.0, False
     with output.open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        looking = threading.Thread(target=_look_until_it_ends, args=(usage, child, run, setting.on_cpu), daemon=True)
-        looking.start()  # apart: on a busy machine a look takes seconds, and the moment to kill would pass
+        child = subprocess.Popen(
+            [*command, *overrides], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
         while child.poll() is None:
             time.sleep(0.05)
+            if not setting.on_cpu and not killed:
+                gpu_gb = max([gpu_gb, *machine.gpu_memory_in_use()])
             if not killed and until():
-                killed = kill_driver(run)
-        looking.join()
+                killed = kill_driver(setting.run)
     said = output.read_text(encoding="utf-8")
     print(said, flush=True)
-    done = Start(time.monotonic() - began, child.returncode, said, usage)
-    if not killed and done.status != 0:
-        raise StageError(f"the run ended with exit status {done.status}:\n{said[-3000:]}")
-    return done
-
-
-def _look_until_it_ends(usage: Usage, child: subprocess.Popen, run: Path, on_cpu: bool) -> None:
-    while child.returncode is None:  # set by the other thread's poll
-        usage.look(run, on_cpu)
-        time.sleep(0.2)
+    if not killed and child.returncode != 0:
+        raise SelftestError(f"the run ended with exit status {child.returncode}:\n{said[-3000:]}")
+    return Start(time.monotonic() - began, child.returncode, said, gpu_gb)
 
 
 def kill_driver(run: Path) -> bool:
@@ -109,16 +79,23 @@ def checkpoint_of(run: Path) -> int:
 
 def alarms(run: Path) -> int:
     """Alarms in the console logs of all starts."""
-    return sum(
-        ALARM in line
-        for path in run.glob("logs/console-*.log")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    )
+    logs = (path.read_text(encoding="utf-8", errors="replace") for path in run.glob("logs/console-*.log"))
+    return sum(ALARM in line for text in logs for line in text.splitlines())
 
 
-def _share(process: psutil.Process) -> float:
-    """Bytes of a process, what it shares with others divided among them."""
-    try:
-        return process.memory_full_info().pss
-    except (psutil.Error, AttributeError):
-        return 0.0
+def logged(run: Path) -> pandas.DataFrame:
+    """One row a step, one column a metric, as verl's file logger has the run over all its starts."""
+    from cppo_verl.reporting.logs import read_run
+
+    return read_run(run).frame
+
+
+def steps_of_last_start(run: Path) -> list[int]:
+    """Steps that the run's last start logged."""
+    newest = max(run.glob("logs/metrics-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return [json.loads(line)["step"] for line in newest.read_text(encoding="utf-8").splitlines()]
+
+
+def as_overrides(given: Mapping[str, object]) -> list[str]:
+    """Key and value as Hydra takes them."""
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]

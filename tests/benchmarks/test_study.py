@@ -1,37 +1,34 @@
-"""The studies' plans are whole, their reading says what the plan fixed; and what the comparison of engines counts."""
+"""The studies: their plans are whole, their reading says what the plan fixed; what is counted in answers."""
 
 import json
+import math
 from pathlib import Path
 
+import pandas
 import pytest
 
-from benchmarks import same_tokens, study
+from benchmarks import same_tokens, study, worked_sums
 from cppo_verl import presets
-from cppo_verl.reporting import names
+from data_prep import tiny_model
 from tests.data_prep.test_validations import write
 
 REAL = study.load("real_model")
+P = "actor/trust_region/"
 
 
 def finish(run: study.Run, accuracy: float, masked: float = 0.01) -> None:
     """A finished run with ``accuracy`` of ten questions right at its end and two at its start."""
-    course = {names.TIME_STEP: 3.0, names.BEHIND_MEAN: 1.5, names.DIVERGENCE_MEAN: 0.004}
-    course |= {names.TOKEN_GEN: 4.0, names.TOKEN_UPDATE: 2.0}
+    course = {"timing_s/step": 3.0, "training/off_policy/trajectory_staleness_worst/mean": 1.5}
+    course |= {P + "divergence_mean": 0.004, "timing_per_token_ms/gen": 4.0, "timing_per_token_ms/update_actor": 2.0}
     (run.folder / "logs").mkdir(parents=True)
     lines: list[dict] = [{"step": 0, "data": {"val-core/rg/acc/mean@2": 0.2}}]
-    lines += [{"step": step, "data": {names.MASKED: masked * (step % 2), **course}} for step in range(1, 61)]
+    lines += [{"step": step, "data": {P + "masked_share": masked * (step % 2), **course}} for step in range(1, 61)]
     (run.folder / "logs/metrics-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step, share in ((0, 0.2), (60, accuracy)):
         write(run.folder, step, {str(question): [question < 10 * share] for question in range(10)})
 
 
-READINGS = {
-    "real_model": {"learned", "rules", "binds", "topk", "texts", "stopping"},
-    "stale": {"learned", "pairs", "staleness", "time", "stopping"},
-}
-
-
-@pytest.mark.parametrize("name, arms, count, steps", [("real_model", 4, 13, "20"), ("stale", 10, 30, "60")])
+@pytest.mark.parametrize(("name", "arms", "count", "steps"), [("real_model", 4, 13, "20"), ("stale", 10, 30, "60")])
 def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, steps, tmp_path):
     plan = study.load(name)
     runs = study.runs(plan, tmp_path)
@@ -42,18 +39,13 @@ def test_a_plan_has_its_runs_and_every_method_is_a_preset(name, arms, count, ste
     assert (values["METHOD"], values["SEED"], values["STEPS"]) == ("cppo", "0", steps)
     assert (study.ROOT / plan["command"]).is_file()
     assert {arm for pair in plan.get("pairs", ()) for arm in pair} <= set(plan["arms"])
-    assert set(plan["reading"]) == READINGS[name]
-
-
-def test_another_name_is_answered_with_those_there_are():
     with pytest.raises(FileNotFoundError, match="no study 'quick': real_model, stale"):
         study.load("quick")
 
 
 def test_only_finished_runs_are_read(tmp_path):
-    runs = study.runs(REAL, tmp_path)
     assert study.read(REAL, tmp_path) == "0 of 13 runs are finished"
-    by_name = {(run.arm, run.seed): run for run in runs}
+    by_name = {(run.arm, run.seed): run for run in study.runs(REAL, tmp_path)}
     for seed, (cppo, grpo) in enumerate([(0.9, 0.6), (0.8, 0.5)]):
         finish(by_name["cppo", seed], cppo)
         finish(by_name["grpo", seed], grpo, masked=0.0)
@@ -64,18 +56,10 @@ def test_only_finished_runs_are_read(tmp_path):
         "steps, 0.50% of the tokens; mean divergence 0.00400; 1.50 versions behind; 3.00 s a step; "
         "rollout 250 tokens a second; update 500 tokens a second" in text
     )
-    assert (
-        "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise by more than 3 of them; masked in 0%"
-        in text
-    )
+    assert "grpo seed 1: 0.200 to 0.500, +0.300, standard error 0.153: does not rise" in text
     assert "cppo - grpo at the end: +0.300, 95% +0.300 to +0.300, 2 seeds" in text
-
-
-def test_a_plan_may_name_its_pairs(tmp_path):
-    for run in study.runs(REAL, tmp_path):
-        finish(run, {"cppo": 0.9, "grpo": 0.6}.get(run.arm, 0.5))
-    text = study.read(REAL | {"pairs": [["grpo", "cppo"]]}, tmp_path)
-    assert text.count("at the end") == 1 and "grpo - cppo at the end: -0.300" in text
+    own = study.read(REAL | {"pairs": [["grpo", "cppo"]]}, tmp_path)  # a plan may name its pairs
+    assert own.count("at the end") == 1 and "grpo - cppo at the end: -0.300" in own
 
 
 def test_a_run_that_fails_stops_the_study_and_finished_ones_are_not_started(tmp_path, monkeypatch):
@@ -89,20 +73,41 @@ def test_a_run_that_fails_stops_the_study_and_finished_ones_are_not_started(tmp_
     assert (tmp_path / "started").read_text().split("\n") == ["dppo_tv 0 20 trainer.x=1", "grpo 0 20 ", ""]
 
 
-def test_engines_are_compared_token_by_token():
+def test_engines_are_compared_token_by_token(tmp_path):
     one = [[(1, -0.5), (2, -1.0)], [(3, -0.25)]]
     other = [[(1, -0.5), (2, -1.25)], [(4, -0.25)]]
     found = same_tokens.compare(one, other)
     assert found == {"prompts": 2, "same_prompts": 1, "tokens": 3, "largest_gap": pytest.approx(0.25)}
+    tokenizer, path = tiny_model.build_tokenizer(), tmp_path / "val.parquet"
+    pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(path)
+    prompts = same_tokens.prompts_of(Path(path), tokenizer, 2)
+    assert [tokenizer.decode(prompt) for prompt in prompts] == [
+        "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
+    ] * 2
 
 
-def test_prompts_are_chats(tmp_path: Path):
-    import pandas
+def entry(asked: str, *lines: str) -> dict[str, str]:
+    return {"input": f"user\nState the final answer: {asked} =\nassistant\n", "output": "\n".join(lines)}
 
-    from data_prep import tiny_model
 
-    tokenizer = tiny_model.build_tokenizer()
-    pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(tmp_path / "val.parquet")
-    prompts = same_tokens.prompts_of(tmp_path / "val.parquet", tokenizer, 2)
-    assert len(prompts) == 2
-    assert tokenizer.decode(prompts[0]) == "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
+def test_lines_of_sums_are_counted_by_their_sign_and_long_answers_found():
+    found = worked_sums.count(
+        [
+            entry("3 - 3 + 6", "3-3=-0", "0+6=6"),  # -0 is 0
+            entry("5 - 9 + 1", "5-9=-4", "-4+1=-5"),
+            entry("8 + 9", "8+9=17", "17+2=19"),  # a line more than asked
+            entry("4 - 1", "what?"),
+        ]
+    )
+    assert found == {"too long": pytest.approx(1 / 4), "+": pytest.approx(3 / 4), "-": 1}
+    assert all(math.isnan(share) for share in worked_sums.count([]).values())
+
+
+def test_first_and_last_validation_are_counted(tmp_path, monkeypatch, capsys):
+    for step in (0, 10, 20):
+        write(tmp_path / "run", step, {"8 + 9": [True]})
+    monkeypatch.setattr("sys.argv", ["worked_sums", str(tmp_path / "run")])
+    worked_sums.main()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["run, step 0", "run, step 20"]
+    assert "too long 0%" in said[0] and "+ nan%" in said[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from data_prep import arithmetic, storage
+from data_prep import arithmetic, paper_scorer, storage
 from data_prep.arithmetic import Arguments, Expression
 from data_prep.arithmetic_reward import compute_score
 
@@ -85,41 +85,18 @@ def test_every_equation_of_a_solution_holds_and_starts_where_the_last_one_ended(
         assert answer == f"Answer: {value}"
 
 
-def test_verls_scorer_accepts_solutions_and_refuses_perturbed_ones(rows: list[dict]):
+def test_the_reward_agrees_with_the_papers_scorer_on_solutions_and_perturbed_ones(rows: list[dict]):
     for row in rows:
         truth, solution = row["reward_model"]["ground_truth"], row["extra_info"]["solution"]
-        assert compute_score("arithmetic", solution, truth) == {"score": 1.0, "acc": True, "pred": truth}
         wrong = solution[: solution.rindex(":")] + f": {int(truth) + 1}"
-        assert compute_score("arithmetic", wrong, truth) == {"score": -1.0, "acc": False, "pred": str(int(truth) + 1)}
-        assert compute_score("arithmetic", solution[: solution.index("Answer")], truth)["score"] == -1.0
-
-
-def test_verl_loads_the_reward_file_and_logs_its_accuracy(rows: list[dict]):
-    from verl.trainer.ppo.metric_utils import process_validation_metrics
-    from verl.utils.import_utils import load_extern_object
-
-    path = Path(arithmetic.__file__).with_name("arithmetic_reward.py")
-    loaded = load_extern_object(module_path=str(path), object_name="compute_score")
-    solution, truth = rows[0]["extra_info"]["solution"], rows[0]["reward_model"]["ground_truth"]
-    results = [
-        loaded(data_source="arithmetic", solution_str=text, ground_truth=truth, extra_info={"num_turns": None})
-        for text in (solution, "Answer: no", solution, "")
-    ]
-    infos = {key: [result[key] for result in results] for key in ("score", "acc", "pred")}
-    metrics = process_validation_metrics(["arithmetic"] * 4, ["a", "a", "b", "b"], infos)
-    assert metrics["arithmetic"]["acc"]["mean@2"] == 0.5
-    assert metrics["arithmetic"]["score"]["mean@2"] == 0.0
+        for response, right in ((solution, True), (wrong, False), (solution[: solution.index("Answer")], False)):
+            found = compute_score("arithmetic", response, truth)
+            assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": found["pred"]}
+            assert (found["acc"], found["pred"]) == paper_scorer.verdict(response, truth)
 
 
 def test_no_expression_occurs_twice(rows: list[dict]):
     assert len({row["extra_info"]["expression"] for row in rows}) == SMALL.train + SMALL.val
-
-
-def test_check_disjoint_names_a_shared_expression():
-    shared, other = Expression(1, (("+", 2),)), Expression(2, (("+", 2),))
-    arithmetic.check_disjoint([shared], [other])
-    with pytest.raises(ValueError, match=r"1\+2"):
-        arithmetic.check_disjoint([shared], [other, shared])
 
 
 def test_all_expressions_can_be_asked_for_and_not_one_more():

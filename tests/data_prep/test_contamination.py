@@ -113,7 +113,7 @@ def test_errors_are_one_sentence(files: dict[str, Path], tmp_path: Path, capsys:
         ("cut.parquet", "damaged or cut off"),
         ("bad.parquet", "row 1: column prompt: is empty"),
         ("other.parquet", "column prompt"),
-        ("absent.parquet", "no such file"),
+        ("absent.parquet", "no such parquet file"),
     ):
         with pytest.raises(SystemExit) as ended:
             run(files, val=tmp_path / name)

@@ -1,9 +1,13 @@
 """reasoning-gym's tasks as data and its scorers as a reward, with the package itself."""
 
-import inspect
 import json
+import random
 import re
+import subprocess
+import sys
 import time
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pandas
@@ -11,11 +15,13 @@ import pytest
 
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
-from reasoning_gym.factory import DATASETS  # noqa: E402
-
+from data_prep import gym_judge  # noqa: E402
 from data_prep import reasoning_gym_data as data  # noqa: E402
 from data_prep import reasoning_gym_reward as reward  # noqa: E402
 from data_prep.reasoning_gym_data import Arguments, Task, TaskError  # noqa: E402
+from data_prep.sandbox import Sandbox, SandboxError  # noqa: E402
+from tests import ROOT  # noqa: E402
+from tests.data_prep.test_answers import PAIRS, corrupted, value_by_python  # noqa: E402
 
 SUMS = "chain_sum(min_terms=2, max_terms=3, max_digits=2)"
 SMALL = Arguments(tasks=f"{SUMS}, gcd(max_value=60)", train=40, val=10, warm=20, prompt="Give the number.")
@@ -32,15 +38,20 @@ def rows(folder: Path, split: str) -> list[dict]:
     return pandas.read_parquet(folder / f"{split}.parquet").to_dict("records")
 
 
-# ---- tasks
+def number_item(truth: str) -> dict[str, str]:
+    """The extra_info of a question whose answer is a number."""
+    metadata = {"source_dataset": "chain_sum", "expression": truth}
+    return {"entry": json.dumps({"question": "?", "answer": truth, "metadata": metadata})}
+
+
+# Tasks
 
 
 def test_tasks_are_written_as_calls():
-    found = data.parse_tasks("chain_sum(max_terms=3, allow_negation=True), gcd")
-    assert found == [Task("chain_sum", {"max_terms": 3, "allow_negation": True}), Task("gcd")]
-    assert [str(task) for task in found] == ["chain_sum(max_terms=3, allow_negation=True)", "gcd"]
-    listed = data.parse_tasks("fraction_simplification(styles=('plain', 'latex_frac'))")
-    assert listed[0].options == {"styles": ("plain", "latex_frac")}
+    found = data.parse_tasks("chain_sum(max_terms=3, allow_negation=True), gcd, shapes(styles=('plain', 'frac'))")
+    assert found[:2] == [Task("chain_sum", {"max_terms": 3, "allow_negation": True}), Task("gcd")]
+    assert [str(task) for task in found[:2]] == ["chain_sum(max_terms=3, allow_negation=True)", "gcd"]
+    assert found[2].options == {"styles": ("plain", "frac")}
 
 
 @pytest.mark.parametrize(
@@ -75,25 +86,20 @@ def test_a_task_that_cannot_be_made_is_refused(task, words):
 
 
 def test_difficulty_is_an_option():
-    for digits in (1, 4):
-        (item,) = data.draw(Task("chain_sum", {"min_digits": digits, "max_digits": digits}), 0, 1, set())
-        terms = re.findall(r"\d+", item["metadata"]["expression"])
-        assert {len(term) for term in terms} == {digits}
+    (item,) = data.draw(Task("chain_sum", {"min_digits": 4, "max_digits": 4}), 0, 1, set())
+    assert {len(term) for term in re.findall(r"\d+", item["metadata"]["expression"])} == {4}
 
 
-def test_a_task_with_too_few_questions_says_so(tmp_path):
+def test_too_few_questions_and_scorers_that_deny_their_answers_are_refused(tmp_path):
     few = Arguments(tasks="chain_sum(min_terms=2, max_terms=2, max_digits=1)", train=500, val=4)
     with pytest.raises(TaskError, match=r"gave \d+ new questions in \d+ draws, of 500 wanted: ask for fewer rows"):
         data.prepare(tmp_path / "few", few)
     assert not (tmp_path / "few").exists()
-
-
-def test_a_scorer_that_denies_its_own_answer_is_refused():
     with pytest.raises(TaskError, match="cannot be a reward"):
         data.draw(Task("rearc"), 10**7, 1, set())
 
 
-# ---- splits
+# Splits
 
 
 def test_splits_have_what_was_asked_for_and_no_question_twice(folder):
@@ -102,52 +108,51 @@ def test_splits_have_what_was_asked_for_and_no_question_twice(folder):
         found = rows(folder, split)
         assert [row["extra_info"]["index"] for row in found] == list(range(size))
         assert {row["extra_info"]["split"] for row in found} == {split}
-        counts = pandas.Series([row["data_source"] for row in found]).value_counts()
-        assert dict(counts) == {"rg_chain_sum": size // 2, "rg_gcd": size // 2}
+        counts = Counter(row["data_source"] for row in found)
+        assert counts == {"rg_chain_sum": size // 2, "rg_gcd": size // 2}
         questions += [row["prompt"][-1]["content"] for row in found]
     assert len(set(questions)) == 70
 
 
 def test_neighbouring_seeds_would_share_items_and_the_splits_do_not():
     """The reason for the distance: item 1 of seed 0 is item 0 of seed 1."""
-    task = Task("chain_sum")
-    first, second = (data.open_task(task, seed, 2) for seed in (0, 1))
+    first, second = (data.open_task(Task("chain_sum"), seed, 2) for seed in (0, 1))
     assert first[1]["question"] == second[0]["question"]
     assert data.DISTANCE > data.MOST_DRAWS * 10**5
 
 
 def test_rows_have_verls_columns(folder):
     row = rows(folder, "train")[0]
-    assert list(row["prompt"]) == [
-        {"role": "system", "content": "Give the number."},
-        {"role": "user", "content": json.loads(row["extra_info"]["entry"])["question"]},
-    ]
-    assert row["reward_model"]["style"] == "rule"
-    assert row["reward_model"]["ground_truth"] == json.loads(row["extra_info"]["entry"])["answer"]
+    entry = json.loads(row["extra_info"]["entry"])
+    system = {"role": "system", "content": "Give the number."}
+    assert list(row["prompt"]) == [system, {"role": "user", "content": entry["question"]}]
+    assert row["reward_model"] == {"style": "rule", "ground_truth": entry["answer"]}
 
 
-def test_the_same_arguments_find_it_done_and_others_do_not(folder, tmp_path):
+def test_the_same_arguments_find_it_done_and_others_do_not(folder, tmp_path, capsys):
     before = (folder / "train.parquet").stat().st_mtime_ns
     assert not data.prepare(folder, SMALL)
     assert (folder / "train.parquet").stat().st_mtime_ns == before
-    other = Arguments(tasks=SUMS, train=5, val=5, seed=1, prompt="none")
-    assert data.prepare(tmp_path, other) and not (tmp_path / "warm.parquet").exists()
+    data.main(
+        ["--out", str(tmp_path), "--tasks", SUMS, "--train", "5", "--val", "5", "--seed", "1", "--prompt", "none"]
+    )
+    assert capsys.readouterr().out == f"{tmp_path}: written\n" and not (tmp_path / "warm.parquet").exists()
     mine, theirs = ({row["prompt"][-1]["content"] for row in rows(where, "val")} for where in (tmp_path, folder))
     assert not mine & theirs
     assert [message["role"] for message in rows(tmp_path, "val")[0]["prompt"]] == ["user"]
+    with pytest.raises(SystemExit) as stop:
+        data.main(["--out", str(tmp_path), "--tasks", "sums"])
+    assert stop.value.code == 1 and "sums is no task" in capsys.readouterr().err
 
 
 def test_the_commonest_answer_is_counted(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    gcd = manifest["commonest_answer"]["rg_gcd"]
-    train = pandas.Series(
-        [r["reward_model"]["ground_truth"] for r in rows(folder, "train") if r["data_source"] == "rg_gcd"]
+    gcd = json.loads((folder / "manifest.json").read_text())["commonest_answer"]["rg_gcd"]
+    train, val = (
+        [row["reward_model"]["ground_truth"] for row in rows(folder, split) if row["data_source"] == "rg_gcd"]
+        for split in ("train", "val")
     )
-    assert train.value_counts()[gcd["answer"]] == train.value_counts().max()
-    right = [
-        r["reward_model"]["ground_truth"] == gcd["answer"] for r in rows(folder, "val") if r["data_source"] == "rg_gcd"
-    ]
-    assert gcd["accuracy"] == sum(right) / 5
+    assert train.count(gcd["answer"]) == max(Counter(train).values())
+    assert gcd["accuracy"] == val.count(gcd["answer"]) / 5
 
 
 @pytest.mark.parametrize(
@@ -161,46 +166,11 @@ def test_a_chain_sum_is_worked_out_in_steps(expression, answer, lines):
 
 def test_worked_solutions_get_full_marks(folder):
     for row in rows(folder, "warm"):
-        info = row["extra_info"]
-        assert reward.compute_score(row["data_source"], info["solution"], row["reward_model"]["ground_truth"], info)[
-            "acc"
-        ]
+        info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
+        assert reward.compute_score(row["data_source"], info["solution"], truth, info)["acc"]
 
 
-def test_the_command_line(tmp_path, capsys):
-    data.main(["--out", str(tmp_path), "--tasks", SUMS, "--train", "4", "--val", "2"])
-    assert capsys.readouterr().out == f"{tmp_path}: written\n"
-    with pytest.raises(SystemExit) as stop:
-        data.main(["--out", str(tmp_path), "--tasks", "sums"])
-    assert stop.value.code == 1 and "sums is no task" in capsys.readouterr().err
-
-
-# ---- which answer is read
-
-
-@pytest.mark.parametrize(
-    ("response", "truth", "answer"),
-    [
-        ("It is 5. <answer>7</answer> or <answer> 12 </answer> then 9", "12", "12"),  # the last tag
-        ("Answer: 3\nno, wait.\nAnswer: 4\nthat is all", "cat", "4\nthat is all"),  # what follows the last mark
-        ("Answer: <answer>cat</answer>", "cat", "cat"),  # a tag before a mark
-        ("  tac \n", "tac", "tac"),  # the whole response
-        ("1 2\n3 4", "1 2\n3 4", "1 2\n3 4"),  # of several lines too
-        ("98+93=191\n191-77=114", "114", "114"),  # a number is wanted: the last one
-        ("7-12=-5", "-5", "-5"),
-        ("so 12-5", "5", "5"),  # a minus between two numbers is no sign
-        ("minus: -5", "-5", "-5"),
-        ("1,234,567 in all.", "1234567", "1234567"),
-        ("3,4", "4", "4"),  # no groups of three
-        ("0.5 or 1/2", "1/2", "1/2"),
-        ("12.50", "12.5", "12.50"),
-        ("no idea", "4", "no idea"),
-        ("<answer></answer>", "4", ""),
-        ("", "4", ""),
-    ],
-)
-def test_the_answer_that_is_read(response, truth, answer):
-    assert reward.read_answer(response, truth) == answer
+# The reward
 
 
 def test_only_full_marks_count(folder):
@@ -210,22 +180,43 @@ def test_only_full_marks_count(folder):
     assert right == {"score": 1.0, "acc": True, "partial": 1.0, "pred": truth, "timed_out": False}
     wrong = reward.compute_score("rg_gcd", str(int(truth) + 1), truth, info)
     assert (wrong["score"], wrong["acc"]) == (0.0, False) and wrong["partial"] < 1
-
-
-def test_partial_marks_are_reported_and_earn_nothing():
     for item in data.draw(Task("spell_backward"), 0, 20, set()):
-        info = {"entry": data.as_json(item)}
-        found = reward.compute_score("rg_spell_backward", item["answer"] + "x", item["answer"], info)
+        found = reward.compute_score("rg", item["answer"] + "x", item["answer"], {"entry": data.as_json(item)})
         assert found["score"] == 0.0 and 0 < found["partial"] <= 1  # 1: the scorer's sum of sevenths is above it
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [
+        *[(form, "3", False) for form in ("\u22123", "\u20133", "- 3", ".3", "3.5", "7_4", "-3")],
+        *[(form, "-3", True) for form in ("\u22123", "\u20133", "- 3", "minus 3", "$-3$", "\\boxed{-3}", "**-3**")],
+        *[(form, "1000", True) for form in ("1 000", "1,000", "1\u2009000", "$1,000$", "1000 apples", "1{,}000")],
+        *[("000", "1000", False), (".3", "0.3", True), ("0.3", "0.3", True), ("50%", "50", True), ("5°", "5", True)],
+    ],
+)
+def test_numbers_are_read_as_they_are_written(answer, truth, right):
+    for frame in ("{}", "<answer>{}</answer>", "Answer: {}"):
+        assert reward.compute_score("rg", frame.format(answer), truth, number_item(truth))["acc"] is right
 
 
 @pytest.mark.parametrize("response", [None, 7, "", "\0\ud800", "9" * 10**6, "<answer>" * 5000, "-" * 10**6])
 def test_hostile_responses_score_nothing_and_fast(folder, response):
-    row = rows(folder, "val")[0]
-    start = time.monotonic()
+    row, start = rows(folder, "val")[0], time.process_time()
     found = reward.compute_score("rg", response, row["reward_model"]["ground_truth"], row["extra_info"])
     assert found["score"] == 0.0 and found["pred"].isprintable()
-    assert time.monotonic() - start < 10  # what backtracks takes minutes
+    assert time.process_time() - start < 2  # what backtracks takes minutes
+
+
+def test_corrupted_answers_earn_nothing_unless_equal(count: int = 150):
+    """By hand with 10,000."""
+    rng = random.Random(4)
+    for _ in range(count):
+        form, value = rng.choice([pair for pair in PAIRS if pair[1].denominator == 1])
+        answer = corrupted(rng, form, "0123456789.-/+* ,")
+        found = reward.compute_score("rg", f"<answer>{answer}</answer>", str(value), number_item(str(value)))
+        plain = value_by_python(answer.strip().rstrip("."))
+        assert not found["acc"] or plain in (None, value), answer
+        assert not found["acc"] or Fraction(found["pred"]) == value
 
 
 def test_rows_of_another_making_are_refused():
@@ -233,33 +224,79 @@ def test_rows_of_another_making_are_refused():
         reward.compute_score("rg_gcd", "4", "4", {"index": 1})
 
 
-# ---- scorers that evaluate
+# Scorers that evaluate
+
+AUDIT = """
+import json, sys
+from data_prep import gym_judge, reasoning_gym_data as data
+items = {name: data.as_json(data.open_task(data.Task(name), 0, 1)[0]) for name in data.names()}
+if sys.argv[1] == "guarded":
+    gym_judge.prepare()
+found, task = set(), ""
+def watch(event, args):
+    where = args[1] if event == "compile" else ""
+    if where != "<unknown>" and "zqx" in repr(args[:2]) + repr(getattr(args[0] if args else 0, "co_names", "")):
+        found.add((task, event))
+sys.addaudithook(watch)  # <unknown>: ast.literal_eval, which compiles to a tree and runs nothing
+code = ["__import__('zqx').f()", "open('zqx','w')", "[open('zqx','w')]", "1+len('zqx')", "zqx(1)", "x + zqx", "x.zqx",
+        '{"a": open("zqx")}', "sin(open('zqx'))", "3 + 4 - zqx('1')", "[zqx for x in ()]"]
+for task, item in items.items():
+    gym_judge.marks([[task, text, item] for text in code])
+print("\\n" + json.dumps([len(items), sorted(found)]))
+"""
 
 
-def test_the_scorers_that_evaluate_are_known():
-    """Every task whose module evaluates text somewhere is in the list, or evaluates its own text only."""
-    own_text = {"basic_arithmetic", "bitwise_arithmetic", "gsm_symbolic", "number_sorting", "propositional_logic"}
-    calls = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
-    found = {name for name, (kind, _) in DATASETS.items() if calls.search(Path(inspect.getfile(kind)).read_text())}
-    assert found - own_text == reward.EVALUATING
-    assert "eval(answer" not in inspect.getsource(DATASETS["number_sorting"][0].score_answer)
+@pytest.mark.parametrize("how", ["guarded", "bare"])
+def test_no_task_evaluates_an_answer_that_is_code(how, tmp_path):
+    """Every task of the package, watched by Python's own audit, which catches them without the grammars."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{AUDIT}", how]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    tasks, found = json.loads(done.stdout.splitlines()[-1])
+    assert tasks > 100
+    if how == "guarded":
+        assert found == []
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert {"countdown", "puzzle24", "n_queens", "string_insertion", "simple_integration"} <= {t for t, _ in found}
 
 
-def test_an_answer_that_is_code_is_bounded_and_writes_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "text", ["3 + 4*(2 - 1)/5", "3 × (4 − 1) ÷ 2", "x**2 + sin(2*x)/3 - C", "exp(-x)*sqrt(2.5e-3)"]
+)
+def test_arithmetic_stays_arithmetic(text):
+    assert set(gym_judge.expression(text)) <= set("0123456789.+-*/() exsinCpqrt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os')", "open('x')", "x.real", "f'{x}'", "lambda: 0", "[1]", "x if y else z", "x;y", "1_0", "a=1"],
+)
+def test_what_is_no_arithmetic_is_refused(text):
+    with pytest.raises(gym_judge.RefusedText):
+        gym_judge.expression(text)
+
+
+def test_answers_that_are_code_or_never_end_earn_nothing(tmp_path):
     (item,) = data.draw(Task("countdown"), 0, 1, set())
-    entry = data.as_json(item)
+    entry, victim = data.as_json(item), tmp_path / "victim"
+    victim.write_text("whole")
     assert reward.score(item["answer"], entry) == (1.0, False)
+    assert reward.score(item["answer"].replace("*", "×").replace("-", "−"), entry) == (1.0, False)
     assert reward.score("9**9**9**9**9", entry, time_limit=0.5) == (0.0, True)
-    path = tmp_path / "written"
-    marks, _ = reward.score(f"open({str(path)!r}, 'w').write('x')", entry)
-    assert marks < 1 and (not path.exists() or not path.read_text())
-    assert reward.score(item["answer"], entry) == (1.0, False)  # the next one is scored again
+    for code in (f"__import__('os').remove({str(victim)!r})", f"open({str(victim)!r}, 'w')"):
+        marks, bounded = reward.score(code, entry)
+        assert marks < 1 and not bounded and victim.read_text() == "whole"
 
 
-@pytest.mark.parametrize("name", sorted({"chain_sum", "n_queens", "sokoban", "word_ladder", "time_intervals", "bf"}))
+def test_a_judge_that_cannot_start_is_an_error_and_no_verdict(monkeypatch):
+    monkeypatch.setattr(reward, "_judge", Sandbox("data_prep.no_such_module"))
+    with pytest.raises(SandboxError, match="No answer is judged"):
+        reward.compute_score("rg", "3", "3", number_item("3"))
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "n_queens", "sokoban", "word_ladder", "time_intervals", "bf", "codeio"])
 def test_tasks_of_every_kind_reward_their_own_answers(name):
     for item in data.draw(Task(name), 0, 2, set()):
-        found = reward.compute_score(
-            "rg_" + name, f"<answer>{item['answer']}</answer>", item["answer"], {"entry": data.as_json(item)}
-        )
-        assert found["acc"], item["answer"]
+        info = {"entry": data.as_json(item)}
+        for response in (f"<answer>{item['answer']}</answer>", str(item["answer"])):
+            assert reward.compute_score("rg_" + name, response, str(item["answer"]), info)["acc"], item["answer"]

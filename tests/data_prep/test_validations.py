@@ -29,8 +29,12 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_steps_come_in_their_order(run):
-    assert list(validations.read(run)) == [0, 9, 10]
+def test_steps_come_in_their_order_and_a_torn_line_is_named(run, capsys):
+    text = json.dumps({"input": "a\u2028\u0085b", "acc": True}, ensure_ascii=False)
+    (run / validations.FOLDER / "11.jsonl").write_text(text + '\n{"input": "c', encoding="utf-8")
+    found = validations.read(run)
+    assert list(found) == [0, 9, 10, 11] and list(found[11]) == ["a\u2028\u0085b"]
+    assert "11.jsonl, line 2: the last line is torn and left out" in capsys.readouterr().out
 
 
 def test_errors_are_over_questions(run):

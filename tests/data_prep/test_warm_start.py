@@ -1,6 +1,7 @@
 """The supervised start, with a real model small enough to learn sums of single digits in seconds."""
 
 import json
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
-from data_prep import model_folder, reasoning_gym_data, tiny_model, tiny_qwen3, warm_start  # noqa: E402
-from data_prep.warm_start import NO_TARGET, Example, Recipe, WarmStart, WarmStartError  # noqa: E402
+from data_prep import model_folder, reasoning_gym_data, supervised, tiny_model, tiny_qwen3, warm_start  # noqa: E402
+from data_prep.supervised import NO_TARGET, Example, Trainer, WarmStartError  # noqa: E402
+from data_prep.warm_start import DTYPES, Recipe  # noqa: E402
 
 TASKS = "chain_sum(min_terms=2, max_terms=2, max_digits=1)"  # 162 questions; answers -8..18
 DATA = reasoning_gym_data.Arguments(tasks=TASKS, train=10, val=10, warm=110, prompt="none")
@@ -19,7 +21,7 @@ SMALL = Recipe(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,58 +44,60 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[Path, 
     return base / "model", base / "data"
 
 
-def start(folders, tokenizer, recipe: Recipe = SMALL) -> WarmStart:
+def losses(folders, tokenizer, dtype: str = "float32") -> tuple[list[float], Trainer]:
     model, data = folders
-    torch.manual_seed(0)
+    examples = warm_start.read_examples(data / "warm.parquet", tokenizer)
     network = warm_start.AutoModelForCausalLM.from_pretrained(model)
-    return WarmStart(network, tokenizer, warm_start.read_examples(data / "warm.parquet", tokenizer), recipe)
+    trainer = Trainer(network, tokenizer, examples[:32], warm_start.is_right, 6, DTYPES[dtype], fused=True)
+    batches = warm_start.batches(examples[32:], 16, random.Random(0))
+    return [trainer.update(next(batches), SMALL.rate(step)) for step in range(1, 9)], trainer
 
 
-def test_targets_are_the_solution_and_its_end(tokenizer):
-    ids, mask, targets = warm_start.encode_batch([Example([5, 6, 7], [8, 9], {}), Example([5], [9], {})], pad=0)
+def test_targets_are_the_solution_and_its_end():
+    ids, targets = supervised.encode_batch([Example([5, 6, 7], [8, 9], {}), Example([5], [9], {})], pad=0)
     assert ids.tolist() == [[5, 6, 7, 8, 9], [5, 9, 0, 0, 0]]
-    assert mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert targets.tolist() == [[NO_TARGET, NO_TARGET, 8, 9, NO_TARGET], [9, *[NO_TARGET] * 4]]
+
+
+def test_padding_changes_no_loss(folders, tokenizer):
+    """Why there is no attention mask: what is padded on the right comes after what counts."""
+    model = warm_start.AutoModelForCausalLM.from_pretrained(folders[0])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    short, long = (model(input_ids=x).logits[:, :4] for x in (ids, torch.cat([ids, torch.zeros_like(ids)], 1)))
+    assert torch.allclose(short, long, atol=1e-6)
 
 
 def test_examples_end_with_the_end_of_the_turn(folders, tokenizer):
     examples = warm_start.read_examples(folders[1] / "warm.parquet", tokenizer)
     assert len(examples) == 110
-    for example in examples:
+    for example in examples[:20]:
         assert example.solution[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(example.solution[:-1])
-        assert warm_start.is_right(example, text) and not warm_start.is_right(example, text + "9")
+        assert warm_start.is_right(example.row, text) and not warm_start.is_right(example.row, text + "9")
 
 
 def test_measure_is_right_by_hand():
-    found = warm_start.measure([[True, False], [False, False], [True, True], [False, True]])
+    found = supervised.measure([[True, False], [False, False], [True, True], [False, True]])
     assert found["accuracy"] == 0.5 and found["pass@2"] == 0.75
     assert found["standard_error"] == pytest.approx((1 / 6) ** 0.5 / 2)  # means 0.5, 0, 1, 0.5
 
 
-def test_every_row_is_used_before_one_comes_again(folders, tokenizer):
-    warm = start(folders, tokenizer, replace(SMALL, batch=39))
-    seen = [id(example) for _ in range(2) for example in warm._next_batch()]
-    assert len(seen) == len(set(seen)) == len(warm.train) == 78
-    assert not {id(example) for example in warm.held_out} & set(seen)
+def test_every_row_is_used_before_one_comes_again():
+    examples = [Example([i], [i], {}) for i in range(78)]
+    drawn = warm_start.batches(examples, 39, random.Random(0))
+    assert sorted(e.prompt[0] for _ in range(2) for e in next(drawn)) == list(range(78))
 
 
-def test_updates_learn_and_the_same_seed_repeats_them(folders, tokenizer, one_thread):
-    losses = [[warm.update() for _ in range(8)] for warm in (start(folders, tokenizer) for _ in range(2))]
-    assert losses[0] == losses[1]
-    assert losses[0][-1] < losses[0][0] - 0.5
+def test_updates_learn_the_same_seed_repeats_them_and_bfloat16_keeps_float32_weights(folders, tokenizer):
+    (first, _), (again, _), (rounded, trainer) = (
+        losses(folders, tokenizer, dtype) for dtype in ("float32", "float32", "bfloat16")
+    )
+    assert first == again and first[-1] < first[0] - 0.5
+    assert rounded == pytest.approx(first, rel=0.02) and rounded != first
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
-def test_bfloat16_computes_with_the_weights_of_the_last_update(folders, tokenizer, one_thread):
-    exact, rounded = (start(folders, tokenizer, replace(SMALL, dtype=dtype)) for dtype in ("float32", "bfloat16"))
-    losses = [[warm.update() for _ in range(8)] for warm in (exact, rounded)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
-    assert {weight.dtype for weight in rounded.model.parameters()} == {torch.float32}
-    with pytest.raises(ValueError, match="--dtype half: give one of float32, bfloat16"):
-        start(folders, tokenizer, replace(SMALL, dtype="half"))
-
-
-def test_the_whole_start_is_kept_and_reused(folders, tmp_path, one_thread):
+def test_the_whole_start_is_kept_and_reused(folders, tmp_path):
     model, data = folders
     said: list[str] = []
     out = tmp_path / "out"
@@ -111,17 +115,20 @@ def test_the_whole_start_is_kept_and_reused(folders, tmp_path, one_thread):
     assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
-def test_an_accuracy_that_is_not_reached_or_passed_saves_nothing(folders, tmp_path, one_thread):
-    with pytest.raises(WarmStartError, match="after 5 steps of the warm start, wanted 0.9: easier tasks"):
-        warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, target=0.9, max_steps=5), lambda _: None)
-    with pytest.raises(WarmStartError, match=r"wanted 0.9 to 1: set --target"):
-        warm_start.prepare(
-            *folders, tmp_path / "out", replace(SMALL, target=0.0, lowest=0.9, highest=1), lambda _: None
-        )
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": 0.9, "max_steps": 5}, "after 5 steps of the warm start is not what was wanted"),
+        ({"target": 0.0, "lowest": 0.9}, "wanted 0.9 to 1.0: .*--target"),
+    ],
+)
+def test_an_accuracy_that_is_not_reached_or_passed_saves_nothing(folders, tmp_path, changes, words):
+    with pytest.raises(WarmStartError, match=words):
+        warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, **changes), lambda _: None)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_named(folders, tokenizer, tmp_path):
+def test_what_is_missing_is_named(folders, tokenizer, tmp_path, capsys):
     model, data = folders
     with pytest.raises(FileNotFoundError, match="warm.parquet does not exist: write it with"):
         warm_start.prepare(model, tmp_path, tmp_path / "out", SMALL)
@@ -130,14 +137,13 @@ def test_what_is_missing_is_named(folders, tokenizer, tmp_path):
     with pytest.raises(FileExistsError, match="files that are not of this command"):
         warm_start.prepare(model, data, model, SMALL)
     with pytest.raises(ValueError, match="warm has 110 rows: the warm start needs 112 or more"):
-        start(folders, tokenizer, replace(SMALL, held_out=56))
+        warm_start.prepare(model, data, tmp_path / "out", replace(SMALL, held_out=56))
+    with pytest.raises(ValueError, match="--dtype half: give one of float32, bfloat16"):
+        replace(SMALL, dtype="half")
     none = reasoning_gym_data.Arguments(tasks="graph_color", train=1, val=1, warm=2, prompt="none")
     reasoning_gym_data.prepare(tmp_path / "none", none)
     with pytest.raises(ValueError, match="rg_graph_color in .* has no worked answer"):
         warm_start.read_examples(tmp_path / "none/warm.parquet", tokenizer)
-
-
-def test_the_command_line_has_every_setting(capsys):
     with pytest.raises(SystemExit):
         warm_start.main(["--help"])
     text = capsys.readouterr().out

@@ -6,48 +6,41 @@ from pathlib import Path
 import pytest
 
 from cppo_verl.doctor import inputs
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import Trouble
+from cppo_verl.doctor.verdicts import Asked, Trouble
 from tests import ROOT
+
+WEIGHTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """As much of a model as is looked at: two weight files under an index."""
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    index = {"weight_map": {"embed": names[0], "head": names[1], "norm": names[1]}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    for name in names:
+    index = {"weight_map": {"embed": WEIGHTS[0], "head": WEIGHTS[1], "norm": WEIGHTS[1]}}
+    for name, text in {"config.json": {}, "tokenizer.json": {}, "model.safetensors.index.json": index}.items():
+        (tmp_path / name).write_text(json.dumps(text))
+    for name in WEIGHTS:
         (tmp_path / name).write_bytes(bytes(1000))
     return tmp_path
-
-
-def test_a_whole_model(folder):
-    assert inputs.model(Asked(model=str(folder))).endswith("0.0 GB of weights, whole")
-    (folder / "model.safetensors.index.json").unlink()
-    assert "whole" in inputs.model(Asked(model=str(folder)))
 
 
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("config.json", "has no config.json"),
-        ("tokenizer.json", "has no tokenizer"),
-        ("model-00002-of-00002.safetensors", "lacks 1 of 2 weight files, such as model-00002"),
+        ([], None),
+        (["model.safetensors.index.json"], None),
+        (["config.json"], "has no config.json"),
+        (["tokenizer.json"], "has no tokenizer"),
+        ([WEIGHTS[1]], "lacks 1 of 2 weight files, such as model-00002"),
+        (["model.safetensors.index.json", *WEIGHTS], "has no weights"),
     ],
 )
-def test_a_model_that_is_cut_off(folder, missing, words):
-    (folder / missing).unlink()
+def test_a_model_is_whole_or_not(folder, missing, words):
+    for name in missing:
+        (folder / name).unlink()
+    if words is None:
+        assert inputs.model(Asked(model=str(folder))).endswith("0.0 GB of weights, whole")
+        return
     with pytest.raises(Trouble, match=words):
-        inputs.model(Asked(model=str(folder)))
-
-
-def test_a_model_without_weights(folder):
-    for file in folder.glob("model*"):
-        file.unlink()
-    with pytest.raises(Trouble, match="has no weights"):
         inputs.model(Asked(model=str(folder)))
 
 
@@ -66,6 +59,14 @@ def test_a_model_from_the_hub(folder, tmp_path_factory, monkeypatch):
     assert "owner/tiny, downloaded: " in inputs.model(Asked(model="owner/tiny"))
     with pytest.raises(Trouble, match="no such folder, and no hub id"):
         inputs.model(Asked(model="./tiny"))
+
+
+def test_a_model_below_a_home_that_is_not_there(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
+    asked = inputs.ask("~/model", None)
+    with pytest.raises(Trouble, match="no home folder"):
+        inputs.model(asked)
 
 
 def test_a_recipe_is_what_its_script_says(monkeypatch, tmp_path):
@@ -88,10 +89,6 @@ def test_a_recipe_is_what_its_script_says(monkeypatch, tmp_path):
         inputs.recipe(inputs.ask(None, "run_scripts/qwen3_8b_base.sh"))
     assert "ulysses_sequence_parallel_size=3 does not divide the 8 GPUs" in str(refusal.value)
     assert f"no data at {tmp_path}/aime25.parquet" in str(refusal.value)
-
-
-def test_a_recipe_that_is_not_there(monkeypatch):
-    monkeypatch.chdir(ROOT)
     with pytest.raises(Trouble, match="no such recipe; there are: qwen3_1p7b, qwen3_1p7b_base, qwen3_30b"):
         inputs.recipe(inputs.ask(None, "qwen3_4b"))
     monkeypatch.setenv("METHOD", "ppo")

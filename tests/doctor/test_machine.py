@@ -6,33 +6,44 @@ from pathlib import Path
 import pytest
 
 from cppo_verl.doctor import machine
-from cppo_verl.doctor.asked import GB, Asked
 from cppo_verl.doctor.machine import Gpu
-from cppo_verl.doctor.verdicts import Note, Skip, Trouble
+from cppo_verl.doctor.verdicts import GB, Asked, Verdict
 
 H100 = Gpu("H100", (9, 0), free=int(79 * GB), total=int(80 * GB))
+BUSY, OLD = Gpu("H100", (9, 0), int(10 * GB), int(80 * GB)), Gpu("T4", (7, 5), int(15 * GB), int(16 * GB))
 
 
 def verdict(check, *numbers) -> tuple[str, str]:
     """How the check ends, and its words."""
     try:
         return "ok", check(*numbers)
-    except (Trouble, Note, Skip) as ended:
+    except Verdict as ended:
         return ended.verdict, str(ended)
 
 
 @pytest.mark.parametrize(
-    ("known", "built", "ends", "words"),
+    ("check", "numbers", "ends", "words"),
     [
-        ((13, 1), "13.0", "ok", "knows CUDA 13.1, torch is built for 13.0"),
-        ((13, 0), "13.2", "ok", "13.0"),  # minor versions of one major fit together
-        ((12, 8), "13.0", "FAIL", "install driver 580.65.06 or newer"),
-        ((12, 8), "12.9", "ok", "12.8"),
-        (None, "13.0", "--", "no NVIDIA driver here"),
+        (machine.driver_line, ((13, 1), "13.0"), "ok", "knows CUDA 13.1, torch is built for 13.0"),
+        (machine.driver_line, ((13, 0), "13.2"), "ok", "13.0"),  # minor versions of one major fit together
+        (machine.driver_line, ((12, 8), "13.0"), "FAIL", "install driver 580.65.06 or newer"),
+        (machine.driver_line, (None, "13.0"), "--", "no NVIDIA driver here"),
+        (machine.gpu_line, ([H100] * 8, 0.8, 8), "ok", "8 x H100, at least 79.0 GB free, of which vLLM wants 80%"),
+        (machine.gpu_line, ([H100] * 4, 0.8, 8), "FAIL", "4 GPUs visible, trainer.n_gpus_per_node=8"),
+        (machine.gpu_line, ([H100, BUSY], 0.5, None), "FAIL", "GPU 1 (H100) has 10.0 of 80.0 GB"),
+        (machine.gpu_line, ([OLD], 0.5, None), "FAIL", "compute capability 7.5"),
+        (machine.shared_memory_line, (0.064 * GB,), "FAIL", "0.06 GB free in /dev/shm"),  # a container's default
+        (machine.shared_memory_line, (2 * GB,), "note", "--shm-size=16g"),
+        (machine.shared_memory_line, (30 * GB,), "ok", "30 GB free"),
+        (machine.disk_line, (500 * GB, 0, 98 * GB, 2, Path("/d")), "ok", "enough for 2 checkpoints of 98 GB"),
+        (machine.disk_line, (150 * GB, 0, 98 * GB, 2, Path("/d")), "FAIL", "2 checkpoints of 98 GB need 196 more"),
+        (machine.disk_line, (150 * GB, 98 * GB, 98 * GB, 2, Path("/d")), "ok", "enough"),  # one lies there already
+        (machine.disk_line, (50 * GB, 0, None, 2, Path("/d")), "ok", "50 GB free"),
+        (machine.disk_line, (5 * GB, 0, None, 2, Path("/d")), "note", "--recipe or --model says"),
     ],
 )
-def test_driver(known, built, ends, words):
-    found, said = verdict(machine.driver_line, known, built)
+def test_lines(check, numbers, ends, words):
+    found, said = verdict(check, *numbers)
     assert found == ends and words in said
 
 
@@ -47,58 +58,9 @@ def test_the_drivers_cuda_is_asked_of_its_library(monkeypatch):
     assert machine._driver_cuda() == (13, 2)
 
 
-@pytest.mark.parametrize(
-    ("gpus", "share", "wanted", "ends", "words"),
-    [
-        ([H100] * 8, 0.8, 8, "ok", "8 x H100, at least 79.0 GB free, of which vLLM wants 80%"),
-        ([H100] * 4, 0.8, 8, "FAIL", "4 GPUs visible, trainer.n_gpus_per_node=8"),
-        (
-            [H100, Gpu("H100", (9, 0), int(10 * GB), int(80 * GB))],
-            0.5,
-            None,
-            "FAIL",
-            "GPU 1 (H100) has 10.0 of 80.0 GB",
-        ),
-        ([Gpu("T4", (7, 5), int(15 * GB), int(16 * GB))], 0.5, None, "FAIL", "compute capability 7.5"),
-    ],
-)
-def test_gpus(gpus, share, wanted, ends, words):
-    found, said = verdict(machine.gpu_line, gpus, share, wanted)
-    assert found == ends and words in said
-
-
-@pytest.mark.parametrize(
-    ("free", "ends", "words"),
-    [
-        (0.064 * GB, "FAIL", "0.06 GB free in /dev/shm"),  # a container's default
-        (2 * GB, "note", "--shm-size=16g"),
-        (30 * GB, "ok", "30 GB free"),
-    ],
-)
-def test_shared_memory(free, ends, words):
-    found, said = verdict(machine.shared_memory_line, free)
-    assert found == ends and words in said
-
-
-@pytest.mark.parametrize(
-    ("free", "there", "each", "ends", "words"),
-    [
-        (500 * GB, 0, 98 * GB, "ok", "enough for 2 checkpoints of 98 GB"),
-        (150 * GB, 0, 98 * GB, "FAIL", "2 checkpoints of 98 GB need 196 more"),
-        (150 * GB, 98 * GB, 98 * GB, "ok", "enough"),  # one of them lies there already
-        (50 * GB, 0, None, "ok", "50 GB free"),
-        (5 * GB, 0, None, "note", "--recipe or --model says"),
-    ],
-)
-def test_disk(free, there, each, ends, words):
-    found, said = verdict(machine.disk_line, free, there, each, 2, Path("/data"))
-    assert found == ends and words in said
-
-
 def test_disk_counts_what_the_run_has_written(tmp_path):
     run = tmp_path / "runs/qwen3_8b_base/cppo-seed0"
-    asked = Asked(checkpoint_bytes=1e15, run_dir=run)
-    assert f"free at {tmp_path}," in verdict(machine.disk, asked)[1]
+    assert f"free at {tmp_path}," in verdict(machine.disk, Asked(checkpoint_bytes=1e15, run_dir=run))[1]
     (run / "checkpoints/global_step_20").mkdir(parents=True)
     (run / "checkpoints/global_step_20/shard").write_bytes(bytes(10**6))
     found, said = verdict(machine.disk, Asked(checkpoint_bytes=5e5, run_dir=run))

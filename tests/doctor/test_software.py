@@ -8,8 +8,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.doctor import software
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import Note, Trouble
+from cppo_verl.doctor.verdicts import Asked, Note, Trouble
 from cppo_verl.launch import sizes
 
 
@@ -32,7 +31,7 @@ def test_versions(monkeypatch):
     with pytest.raises(Trouble, match=r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"):
         software.versions(Asked())
     pretend(monkeypatch, math_verify=None)
-    with pytest.raises(Trouble, match="not installed: math-verify. Run: pip install math-verify"):
+    with pytest.raises(Trouble, match="not installed: math-verify. Run: pip install math-verify,"):
         software.versions(Asked())
     pretend(monkeypatch, verl="0.10.0", math_verify="0.8.0")
     with pytest.raises(Trouble, match="verl 0.10.0 is outside"):

@@ -14,9 +14,10 @@ import pytest
 
 from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import supervise
-from tests import ROOT, pages, stand_in
+from tests import ROOT, stand_in
 
-from .runs import QUICKSTART, SAMPLED, SHARED_SEQUENCES, STATES_ON_THE_HOST, Work, ended_well, environment
+from . import walk
+from .runs import QUICKSTART, SHARED_SEQUENCES, STATES_ON_THE_HOST, Work, ended_well, environment
 
 
 @pytest.fixture(scope="session")
@@ -91,19 +92,5 @@ def _forked(run: Path) -> set[str]:
 
 @pytest.fixture(scope="session")
 def own_rule(work: Work, tmp_path_factory) -> Path:
-    """The run that a reader of docs/extending.md gets who copies its files and commands into an empty folder.
-
-    To its last command the test adds only what is sampled in validation, which is once.
-    """
-    folder = tmp_path_factory.mktemp("reader")
-    for language in ("python", "yaml"):
-        pages.write("extending.md", language, folder)
-    run = work.folder / "quickstart-cutoff-seed0-ranks1"
-    more = [f"actor_rollout_ref.rollout.val_kwargs.{key}={value}" for key, value in SAMPLED.items()]
-    more += ["trainer.test_freq=-1"]  # before the training all the same
-    commands = " ".join([pages.blocks("extending.md", "bash")[0].rstrip(), *more])
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    values = environment(work, CPPO_VERL=str(ROOT), PATH=path)
-    shell = ["bash", "-euo", "pipefail", "-c", commands]
-    ended_well(subprocess.run(shell, cwd=folder, env=values, capture_output=True, text=True, timeout=1500))
-    return run
+    """The run of docs/extending.md, which goes on with every preset and the runs that people have."""
+    return walk.own_rule(work, tmp_path_factory.mktemp("reader"))

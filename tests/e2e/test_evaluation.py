@@ -14,7 +14,7 @@ import pandas
 import psutil
 import pytest
 
-from cppo_verl.evaluation import estimates
+from cppo_verl import estimates
 from tests import ROOT, stand_in
 
 from .conftest import Resumed

@@ -1,83 +1,115 @@
 """The real stack on CPU: Ray, TransferQueue, FSDP2 over gloo and vLLM's CPU engine. Minutes, not seconds.
 
-CPPO_VERL_STEPS_EACH=N trains every preset for N steps instead of three.
+One start trains the rule of docs/extending.md, every preset, and the runs that people have, a few steps each.
+CPPO_VERL_STEPS_EACH=N trains each for N steps.
 """
 
 import json
 import math
-import os
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from cppo_verl import presets
+from cppo_verl.integration import start_table
 from cppo_verl.launch import supervise
-from tests import ROOT
+from cppo_verl.launch.overrides import compose
+from cppo_verl.recording import files
 from tests.recording.exact import replays_exactly
 
+from . import walk
 from .conftest import Resumed
-from .runs import P, Work, ended_well, quickstart, records
+from .families import FAMILIES, LORA_FAMILIES, SKIPS, Family
+from .runs import P, Work, records
+from .walk import STEPS_EACH
 
-STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "3"))
 PRESETS = presets.names()
 WHOLE_RESPONSES = ("gspo", "trm_avg", "trm_max")  # what they mask
 
 
 @pytest.fixture(scope="module")
-def every_preset(work: Work) -> dict[str, list[dict]]:
-    """``STEPS_EACH`` logged steps of each preset, from one run that changes its rule after as many."""
-    run = work.folder / "rotating"
-    done = quickstart(
-        work,
-        "trainer.v1.trainer_mode=rotating",
-        f"+trainer.v1.rotating.steps_each={STEPS_EACH}",
-        f"+trainer.v1.rotating.presets=[{','.join(PRESETS)}]",
-        "data.train_batch_size=8",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.temperature=1.3",  # at 1 the last presets find nearly every answer right
-        "actor_rollout_ref.model.use_fused_kernels=true",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
-        "trainer.save_freq=-1",
-        METHOD="cppo_topk",
-        RUN=str(run),
-        STEPS=str(STEPS_EACH * len(PRESETS)),
-        VERL_USE_EXTERNAL_MODULES="tests.e2e.rotating",
-        PYTHONPATH=str(ROOT),
-    )
-    ended_well(done)
-    steps = [record["data"] for record in records(run) if record["step"] > 0]
-    assert len(steps) == STEPS_EACH * len(PRESETS)
-    return {name: steps[i * STEPS_EACH : (i + 1) * STEPS_EACH] for i, name in enumerate(PRESETS)}
+def walked(own_rule: Path) -> dict[str, list[dict]]:
+    return walk.by_turn(own_rule, walk.turns())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_through_the_real_stack(every_preset, preset):
-    steps = every_preset[preset]
-    trained = [step for step in steps if step["trust_region/zero_variance_share"] < 1]
-    assert len(trained) >= max(2, STEPS_EACH // 2)
+@pytest.fixture(scope="module")
+def walked_with_lora(work: Work) -> dict[str, list[dict]]:
+    return walk.by_turn(walk.with_lora(work), LORA_FAMILIES)
+
+
+def check_step(step: dict, topk: bool, rule: str) -> None:
+    """What holds of any step that had something to learn from."""
+    assert all(math.isfinite(v) for v in step.values() if isinstance(v, int | float))
+    # float32 in both engines: at equal weights they agree (but for the coding of top-K log-probs in transport)
+    assert step[P + "first_update/divergence_mean"] < (1e-3 if topk else 1e-6)
+    assert (P + "topk_mass" in step) == topk
+    assert step[P + "divergence_mean"] >= step[P + "first_update/divergence_mean"]
+    parts = step[P + "masked_share_token_threshold"] + step[P + "masked_share_prefix_budget"]
+    assert step[P + "masked_share"] == pytest.approx(parts, abs=1e-6)
+    assert (P + "effective_delta_b" in step) == (rule == "cppo")
+    if rule != "cppo":
+        assert step[P + "masked_share_prefix_budget"] == 0
+
+
+@pytest.mark.parametrize("preset", ["cutoff", *PRESETS])
+def test_every_preset_trains_through_the_real_stack(walked, preset):
+    rule = preset.partition("_")[0]
+    trained = [step for step in walked[preset] if step["trust_region/zero_variance_share"] < 1]
+    assert len(trained) >= max(1, STEPS_EACH // 2)
     for step in trained:
-        assert all(math.isfinite(v) for v in step.values() if isinstance(v, int | float))
+        check_step(step, preset.endswith("_topk"), rule)
         # all there is to learn from may come after an update that Adam's momentum alone made, and be taken whole
         taken = preset in WHOLE_RESPONSES and step[P + "masked_share"] == 1
         assert step["actor/grad_norm"] > 0 or taken
-        # float32 in both engines: at equal weights they agree (but for the coding of top-K log-probs in transport)
-        topk = preset.endswith("_topk")
-        assert step[P + "first_update/divergence_mean"] < (1e-3 if topk else 1e-6)
-        assert (P + "topk_mass" in step) == topk
-        assert step[P + "divergence_mean"] >= step[P + "first_update/divergence_mean"]
-        parts = step[P + "masked_share_token_threshold"] + step[P + "masked_share_prefix_budget"]
-        assert step[P + "masked_share"] == pytest.approx(parts, abs=1e-6)
-        cppo = preset.startswith("cppo")
-        assert (P + "effective_delta_b" in step) == cppo
-        if not cppo:
-            assert step[P + "masked_share_prefix_budget"] == 0
         if preset in ("minpro", "cispo"):
             assert step[P + "masked_share"] == 0
     assert any(step["actor/grad_norm"] > 0 for step in trained)
     # updates after a step's first one have moved away from the rollout
     assert any(step[P + "divergence_mean"] > 2 * step[P + "first_update/divergence_mean"] for step in trained)
-    if preset == "cispo":  # the first turn, while probabilities still move much
+    if preset == "cispo":  # an early turn, while probabilities still move much
         assert any(step[P + "ratio_capped_share"] > 0 for step in trained)
+
+
+def test_it_was_the_pages_rule_with_the_pages_knobs(own_rule: Path):
+    knobs = OmegaConf.load(own_rule / "config.yaml").actor_rollout_ref.actor.policy_loss
+    assert (knobs.loss_mode, knobs.delta, knobs.grace) == ("cutoff", 0.1, 2)
+    assert Path(knobs.rule_module).is_file() and Path(knobs.rule_module).name == "cutoff.py"
+    assert "rule          cutoff, of the preset cutoff" in (own_rule / start_table.FILE).read_text()
+    report = (own_rule / "report/report.md").read_text()
+    assert "cutoff" in report and "grace" in report
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_runs_people_have(walked, name):
+    check_family(FAMILIES[name], walked[name])
+
+
+@pytest.mark.parametrize("name", LORA_FAMILIES)
+def test_adapters(walked_with_lora, name):
+    check_family(LORA_FAMILIES[name], walked_with_lora[name])
+
+
+def check_family(family: Family, steps: list[dict]) -> None:
+    """The table of its start is right, and its own metrics say that it trained what was asked for."""
+    given = walk.arguments(family)
+    said = " ".join(" ".join(start_table.lines(compose(given), given)).split())
+    assert [words for words in family.said if words not in said] == []
+    trained = [step for step in steps if step["actor/grad_norm"] > 0]
+    assert trained
+    for step in trained:
+        check_step(step, family.preset.endswith("_topk"), family.preset.partition("_")[0])
+        assert [metric for metric in family.there if metric not in step] == []
+        assert [metric for metric in family.absent if metric in step] == []
+        assert family.holds(step)
+        assert not family.all_taught or step[SKIPS] == 0
+
+
+def test_a_tools_answer_is_no_token_of_the_policy(walked, own_rule: Path):
+    step = STEPS_EACH * list(walk.turns()).index("tools") + 1
+    masks = [response.mask.tolist() for response in next(files.read_run(own_rule, [step])).responses]
+    inner = ["".join(str(int(valid)) for valid in mask).strip("0") for mask in masks]
+    assert any("1" + "0" * 4 + "1" in mask for mask in inner)
 
 
 def test_the_processes_of_a_run_are_forked(resumed: Resumed):

@@ -33,7 +33,7 @@ def _define(trainer_module) -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
     @register_trainer(NAME)
-    class PoisonedTrainer(trainer_module.TrustRegionTrainer):
+    class PoisonedTrainer(trainer_module.SyncTrainer):
         def on_step_begin(self) -> None:
             super().on_step_begin()
             self.kind, _, on_nonfinite = self.config.trainer.v1[NAME].plan[self.global_steps - 1].partition("-")

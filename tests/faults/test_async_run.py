@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cppo_verl.launch import checkpoints, supervise
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics as names
 from tests.e2e.runs import QUICKSTART, Work, environment, records
 from tests.recording.exact import replays_exactly
 

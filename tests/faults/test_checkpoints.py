@@ -45,11 +45,34 @@ def parts() -> list[str]:
     return ["data.pt", *(f"actor/{name}" for name in names), "actor/fsdp_config.json", "actor/huggingface/config.json"]
 
 
-# verl does not read the model's config when it resumes: it only has to be there
-DAMAGES = [(part, damage) for part in parts() for damage in (cut, Path.unlink) if "huggingface" not in part]
+@pytest.mark.parametrize("kind", ["optim", "extra_state"])
+def test_shards_that_are_gone_for_all_ranks_are_missed(root, kind):
+    for shard in (root / "global_step_4/actor").glob(f"{kind}_*"):
+        shard.unlink()
+    assert checkpoints.settle(root, kinds=("model",)) == (4, [])  # unless the run reads the weights alone
+    step, notes = checkpoints.settle(root)
+    assert step == 2 and f"{kind}_world_size_2_rank_0.pt is missing" in notes[0]
 
 
-@pytest.mark.parametrize(("part", "damage"), [*DAMAGES, ("actor/huggingface/config.json", Path.unlink)])
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs000012", "hf", "notes.txt"])
+def test_names_that_nobody_knows_do_not_hide_a_torn_checkpoint(root, name):
+    for step in (2, 4):
+        (root / f"global_step_{step}/actor/{name}").touch()
+    cut(root / "global_step_4/actor/optim_world_size_2_rank_1.pt")
+    assert checkpoints.settle(root)[0] == 2
+    shutil.rmtree(root / "global_step_4/actor/huggingface")
+    assert checkpoints.settle(root)[0] == 2
+
+
+def test_other_ranks_are_refused_before_verl_looks_for_their_shards(root):
+    before = (root / POINTER).read_text()
+    with pytest.raises(checkpoints.CheckpointError, match=r"written by 2 ranks, and this run has 1 .*--fresh"):
+        checkpoints.settle(root, ranks=1)
+    assert (root / POINTER).read_text() == before and (root / "global_step_4/data.pt").exists()
+    assert checkpoints.settle(root, ranks=2) == (4, [])
+
+
+@pytest.mark.parametrize(("part", "damage"), [(part, damage) for part in parts() for damage in (cut, Path.unlink)])
 def test_a_damaged_part_sends_the_run_to_the_checkpoint_before(root, part, damage):
     damage(root / "global_step_4" / part)
     step, notes = checkpoints.settle(root)
@@ -139,13 +162,48 @@ def test_a_logged_step_is_not_logged_again(tmp_path):
     assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
 
 
-def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd):
+PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
+COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1", *PATHS]
+
+
+@pytest.mark.parametrize("more", [[], ["trainer.resume_mode=auto"], ["++trainer.resume_mode=auto"]])
+def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd, more):
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
     cut(save(run / "checkpoints", 2) / "data.pt")
-    assert command.main(["run", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+    assert command.main(["run", str(run), *COMMAND, *more]) == 1
     errors = capfd.readouterr().err
     assert "data.pt is cut off" in errors and "--fresh" in errors and "Traceback" not in errors
+    resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={run}/checkpoints/global_step_2"]
+    assert command.main(["run", str(run), *COMMAND, *resume]) == 1
+    assert "resume_from_path" in (errors := capfd.readouterr().err) and "data.pt is cut off" in errors
+    for end in ("/", "/actor", "0"):  # verl would raise a ValueError of int(), or start anew
+        assert command.main(["run", str(run), *COMMAND, resume[0], resume[1] + end]) == 1
+        assert "resume_from_path" in capfd.readouterr().err
+    assert command.main(["run", str(run), *COMMAND, "trainer.resume_mode=Auto"]) == 1
+    assert "is not one of auto, disable, resume_path" in capfd.readouterr().err
+
+
+def test_the_launcher_knows_its_ranks(tmp_path, capfd):
+    save(tmp_path / "run/checkpoints", 2, ranks=2)
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND]) == 1
+    assert "written by 2 ranks, and this run has 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "++"])
+def test_a_user_who_does_not_resume_is_believed(tmp_path, monkeypatch, prefix):
+    cut(save(tmp_path / "run/checkpoints", 2) / "data.pt")
+    monkeypatch.setattr("sys.executable", shutil.which("true"))  # what verl does then is verl's
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, f"{prefix}trainer.resume_mode=disable"]) == 0
+    assert (tmp_path / "run/checkpoints" / POINTER).read_text() == "2"
+
+
+def test_checkpoints_that_verl_will_not_delete_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+    for step in (2, 4, 6):
+        save(tmp_path / "run/checkpoints", step)
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.max_actor_ckpt_to_keep=2"]) == 0
+    assert "3 lie there; verl deletes only what the same start wrote" in capsys.readouterr().out
 
 
 def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
@@ -153,7 +211,7 @@ def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
     save(run / "checkpoints", 2)
     (run / "logs").mkdir()
     with supervise.lock(run):
-        assert command.main(["run", "--fresh", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+        assert command.main(["run", "--fresh", str(run), *COMMAND]) == 1
     assert "in use by another run" in capfd.readouterr().err
     assert (run / "checkpoints" / POINTER).exists()
 
@@ -163,7 +221,7 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path, capfd, monkeypatch):
     save(run / "checkpoints", 2, pointer=False)
     monkeypatch.setattr("secrets.token_hex", lambda _: "full")
     os.symlink("/dev/full", run / "checkpoints" / f".{POINTER}.full.tmp")
-    assert command.main(["run", str(run), "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"]) == 1
+    assert command.main(["run", str(run), *COMMAND]) == 1
     assert "No space left on device" in capfd.readouterr().err
 
 

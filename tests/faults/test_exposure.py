@@ -1,10 +1,12 @@
 """Nothing is unpickled that somebody else wrote, no secret reaches a log, and one machine keeps to itself."""
 
 import ast
+import socket
 
 import pytest
 
 from cppo_verl import presets
+from cppo_verl.errors import UserError
 from cppo_verl.integration import checks
 from cppo_verl.launch import exposure
 from tests import ROOT
@@ -72,27 +74,62 @@ def test_other_variables_are_not_secrets():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "alone"),
+    ("ray_init", "environment", "joined"),
     [
-        ([], {}, True),
-        (["trainer.nnodes=1"], {"RAY_ADDRESS": "local"}, True),
-        (["trainer.nnodes=2"], {}, False),
-        ([], {"RAY_ADDRESS": "192.0.2.1:6379"}, False),
-        (["+ray_kwargs.ray_init.address=auto"], {}, False),
+        ({}, {}, None),
+        ({}, {"RAY_ADDRESS": "local"}, None),
+        ({}, {"RAY_ADDRESS": "192.0.2.1:6379"}, "192.0.2.1:6379"),
+        ({"address": "192.0.2.2:1"}, {"RAY_ADDRESS": "local"}, "192.0.2.2:1"),
+        ({"address": "auto"}, {}, "auto"),  # whatever Ray finds
+        ({}, {"RAY_TMPDIR": "UP"}, "192.0.2.3:7"),
+        ({}, {"TMPDIR": "UP"}, "192.0.2.3:7"),
+        ({}, {"TMPDIR": "UP", "RAY_TMPDIR": "DOWN"}, None),
+        ({"_temp_dir": "UP/ray"}, {}, "192.0.2.3:7"),
+        ({}, {"RAY_TMPDIR": "UP", "RAY_ADDRESS": "local"}, None),
     ],
 )
-def test_only_a_run_on_one_machine_is_kept_to_loopback(monkeypatch, tmp_path, overrides, environment, alone):
-    monkeypatch.setattr(exposure, "CURRENT_CLUSTER", tmp_path / "none")
-    assert bool(exposure.loopback(overrides, environment)) == alone
+def test_a_cluster_is_found_as_ray_finds_it(tmp_path, monkeypatch, ray_init, environment, joined):
+    from ray._private import services
+
+    (tmp_path / "up/ray").mkdir(parents=True)
+    (tmp_path / "up/ray/ray_current_cluster").write_text("192.0.2.3:7\n")
+    put = {"UP": str(tmp_path / "up"), "UP/ray": str(tmp_path / "up/ray"), "DOWN": str(tmp_path / "down")}
+    ray_init, environment = ({key: put.get(v, v) for key, v in given.items()} for given in (ray_init, environment))
+    environment = {"TMPDIR": str(tmp_path / "none"), **environment}
+    assert exposure.cluster(ray_init, environment) == joined
+    if joined != "auto":  # else Ray looks at the processes of this machine
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert services.canonicalize_bootstrap_address(ray_init.get("address"), ray_init.get("_temp_dir")) == joined
 
 
-def test_a_cluster_that_is_up_is_joined_at_its_own_address(monkeypatch, tmp_path):
-    monkeypatch.setattr(exposure, "CURRENT_CLUSTER", tmp_path)
-    assert exposure.loopback([], {}) == {}
-    assert exposure.loopback([], {"RAY_ADDRESS": "local"}) != {}
+def test_somebody_elses_note_of_a_cluster_is_a_sentence(tmp_path):
+    (tmp_path / "ray/ray_current_cluster").mkdir(parents=True)  # unreadable for root as well
+    with pytest.raises(UserError, match="set RAY_ADDRESS=local"):
+        exposure.cluster({}, {"RAY_TMPDIR": str(tmp_path)})
 
 
-def test_the_user_has_the_last_word(monkeypatch, tmp_path):
-    monkeypatch.setattr(exposure, "CURRENT_CLUSTER", tmp_path / "none")
+def test_a_cluster_that_is_over_is_a_sentence():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.listen()
+        exposure.require_answer(address)
+    with pytest.raises(UserError, match=rf"{address} does not answer .*RAY_ADDRESS=local"):
+        exposure.require_answer(address)
+    exposure.require_answer("auto")  # which Ray will find
+
+
+def test_a_folder_that_is_too_long_for_rays_sockets_is_a_sentence():
+    exposure.require_short_folder({}, {"TMPDIR": "/tmp/" + "x" * 30})
+    for environment in ({"TMPDIR": "/tmp/" + "x" * 40}, {"RAY_TMPDIR": "/tmp/" + "ü" * 20}):
+        with pytest.raises(UserError, match="too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"):
+            exposure.require_short_folder({}, environment)
+    exposure.require_short_folder({}, {"TMPDIR": "/tmp/" + "x" * 40, "RAY_TMPDIR": "/tmp"})
+
+
+def test_the_user_has_the_last_word():
     chosen = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-    assert chosen.keys().isdisjoint(exposure.loopback([], chosen))
+    assert exposure.loopback({}).keys() > exposure.loopback(chosen).keys() == {"GLOO_SOCKET_IFNAME"}

@@ -16,21 +16,23 @@ def step_record(
     advantages: Sequence[float] | None = None,
     step: int = 1,
     rule: str = "cppo",
-    moved: float = 0.5,
+    moved: float | None = 0.5,
     tools: int = 0,
     epochs: int = 1,
     group: int = 2,
     sampled: bool = False,
     **knobs,
 ) -> StepRecord:
-    """A response a list of pieces. pi is ``moved`` (standard deviation, nats) away from mu; the first ``tools`` tokens
-    are not the policy's own; ``sampled`` has the sampling policy apart from mu."""
+    """A response a list of pieces. pi is ``moved`` (standard deviation, nats) away from mu, without it a little and one
+    token in fifty much; the first ``tools`` tokens are not the policy's own; ``sampled`` has the sampling policy apart
+    from mu."""
     rng, chosen = np.random.default_rng(step), TrustRegionKnobs(**knobs)
     made = []
     for row, pieces in enumerate(texts):
         n = len(pieces)
         mu = -rng.gamma(0.6, 1.5, size=n).astype(np.float32)
-        looks = [np.minimum(mu + rng.normal(0, moved, size=n), -1e-6).astype(np.float32) for _ in range(epochs)]
+        width = np.where(rng.random(n) < 0.02, 0.7, 0.03) * np.minimum(1, 0.05 - mu) if moved is None else moved
+        looks = [np.minimum(mu + rng.normal(0, width, size=n), -1e-6).astype(np.float32) for _ in range(epochs)]
         a = rng.normal() if advantages is None else advantages[row]
         first, *last = (Look(pi, np.ones(n, np.float32), np.zeros(n, np.int8), update=i) for i, pi in enumerate(looks))
         made.append(

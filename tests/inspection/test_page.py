@@ -18,7 +18,7 @@ from cppo_verl.inspection.chunks import pack, rounded
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import PREFIX, TOKEN, RecordError, Response
 from tests.inspection.records import sentence, step_record
-from tests.reporting.test_report import Page, command, realistic_run
+from tests.reporting.pages import Page, command, realistic_run
 
 WIDTHS = {"u1": 1, "u4": 4, "f4": 4}
 
@@ -128,7 +128,7 @@ def test_text_cannot_leave_its_place(tmp_path):
     assert inspected(str(tmp_path), "--title", evil) == 0
     text = (tmp_path / "report/inspect.html").read_text(encoding="utf-8")
     assert "alert(1)</script>" not in text and "<!--" not in text
-    found = Page(text)
+    found = Page(tmp_path / "report/inspect.html")
     assert sum(tag == "script" for tag, _ in found.tags) == 4 and found.references == []
     assert "http:" not in text and "https:" not in text and "@import" not in text
     assert content(tmp_path / "report/inspect.html")[0]["responses"]["uid"] == [evil]
@@ -190,9 +190,9 @@ def test_the_report_of_a_run_writes_the_page_and_links_it(run, tmp_path, capsys)
     folder = realistic_run(tmp_path / "whole", steps=6)
     shutil.copytree(run / "records", folder / "records")
     assert report.run(command(str(folder))) == 0
-    text = (folder / "report/report.html").read_text(encoding="utf-8")
-    assert [link for link in Page(text).references if link[0] != "#"] == ["inspect.html"]
-    assert "3 steps, 12 responses, 267 tokens" in Page(text).text
+    found = Page(folder / "report/report.html")
+    assert [link for link in found.references if link[0] != "#"] == ["inspect.html"]
+    assert "3 steps, 12 responses, 267 tokens" in found.text
     assert "[What the trust region did, token by token](inspect.html)" in (folder / "report/report.md").read_text()
     assert len(content(folder / "report/inspect.html")[1]) == 12
     capsys.readouterr()

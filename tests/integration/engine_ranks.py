@@ -11,10 +11,10 @@
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from verl.utils.ulysses import gather_outputs_and_unpad
+from verl.workers.engine.fsdp import transformer_impl
 
 from cppo_verl.integration import losses
 from cppo_verl.integration.topk.logits import PROXIMAL, divergence_of, top_k_of
-from tests.integration.test_topk import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
+from tests.integration.micro import TEMPERATURE, VOCABULARY, K, Micro, actor_config, assert_is_expected, jagged
 
 LENGTHS = ((3, 5), (2, 1), (4, 8), (5, 13), (3, 2), (6, 9))  # 61 tokens: two ranks need one of padding
 TOKENS_PER_RANK = 20  # a micro-batch holds a few responses
@@ -39,6 +40,7 @@ class Way:
     """A set of switches of verl's actor; ``sp`` ranks share a sequence, the others have responses of their own."""
 
     kind: str = "dense"
+    strategy: str = "fsdp2"
     attention: str = "sdpa"
     sp: int = 1
     packed: bool = True
@@ -52,8 +54,10 @@ FLASH = "flash_attention_2"
 CHECKPOINTING = {"enable_gradient_checkpointing": True}
 STATES = {"param_offload": True, "optimizer_offload": True}
 ALL = {"offload_policy": True}
+LORA = {"lora_rank": 8, "lora_alpha": 16, "target_modules": "all-linear"}  # adds nothing before the first step
 WAYS = {
     "padded": Way(packed=False),
+    "FSDP1": Way(strategy="fsdp", engine={"use_orig_params": True}),
     "packed": Way(),
     "packed, flash": Way(attention=FLASH),
     "packed, flash, bf16": Way(attention=FLASH, dtype="bf16"),
@@ -67,6 +71,7 @@ WAYS = {
     ),
     # the last ones: verl exchanges the forward of the model's class
     "packed, fused": Way(fused="torch"),
+    "LoRA, fused": Way(fused="torch", model=LORA),
     "SP, fused": Way(attention=FLASH, sp=2, fused="torch"),
     "SP, fused, bf16": Way(attention=FLASH, sp=2, fused="torch", dtype="bf16"),
     "SP, fused, checkpointing, all offloaded": Way(
@@ -128,11 +133,7 @@ class Reference:
         self.norm = torch.cat([g.flatten() for g in self.gradients.values()]).norm().item()
 
     def rows(self, rows: list[int]) -> Micro:
-        mine = copy(self.micro)
-        mine.lengths = [LENGTHS[row] for row in rows]
-        for name in ("input_ids", "log_mu", "log_pi"):
-            setattr(mine, name, [getattr(self.micro, name)[row] for row in rows])
-        return mine
+        return self.micro.of_rows(rows)
 
     def batch(self, rows: list[int], way: Way) -> TensorDict:
         """What the trainer hands to a rank that has these rows."""
@@ -154,7 +155,7 @@ def build(folder: Path, way: Way):
     precision = {"param_dtype": way.dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = EngineRegistry.new(
         model_type="language_model",
-        backend="fsdp2",
+        backend=way.strategy,
         model_config=HFModelConfig(
             path=str(folder),
             load_tokenizer=False,
@@ -165,7 +166,7 @@ def build(folder: Path, way: Way):
             **{"enable_gradient_checkpointing": False, **way.model},
         ),
         engine_config=FSDPEngineConfig(
-            strategy="fsdp2",
+            strategy=way.strategy,
             ulysses_sequence_parallel_size=way.sp,
             use_torch_compile=False,
             mixed_precision=precision,
@@ -193,9 +194,9 @@ class Watch:
 
         def look(_, __, output) -> None:
             with torch.no_grad():
-                self.logits = (output[0].squeeze(0) @ model.lm_head.weight.t()) / TEMPERATURE
+                self.logits = (output[0].squeeze(0) @ model.get_output_embeddings().weight.t()) / TEMPERATURE
 
-        model.base_model.register_forward_hook(look)
+        model.get_decoder().register_forward_hook(look)
 
     def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
         if student_logits is not None:
@@ -232,6 +233,22 @@ def recomputed(engine, data: TensorDict, mine: Micro) -> float:
     return largest(errors)
 
 
+class FSDP1(transformer_impl.FSDP):
+    """Takes the states as they are: rank 0 can hand out its own on an accelerator only, and all have read the same."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "sync_module_states": False})
+
+
+def gradients_of(engine) -> dict[str, Tensor]:
+    """Of the parameters that are trained, whole, on every rank."""
+    if not isinstance(engine.module, FSDP1):
+        return {name: p.grad.full_tensor() for name, p in engine.module.named_parameters() if p.grad is not None}
+    with FSDP1.summon_full_params(engine.module, with_grads=True):
+        named = [(name, p.grad.clone()) for name, p in engine.module.named_parameters()]
+    return {name.replace("_fsdp_wrapped_module.", ""): gradient for name, gradient in named}
+
+
 def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     """One update; the errors of this rank's rows, and of the gradients of all."""
     engine = build(folder, way)
@@ -245,15 +262,16 @@ def run(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     with engine.train_mode():
         engine.optimizer_zero_grad()
         engine.forward_backward_batch(reference.batch(rows, way), watch)
-        gradients = {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+        gradients = gradients_of(engine)
         norm = engine.optimizer_step()
     assert sorted(watch.divergence) == rows
+    pairs = [(g, reference.gradients[name]) for name, g in gradients.items() if name in reference.gradients]
     return {
         "log_prob": largest((watch.log_prob[row][:-1], reference.log_prob[row][:-1]) for row in rows),
         "divergence": largest((d, reference.divergence[row, : len(d)]) for row, d in watch.divergence.items()),
         "own": watch.own,
         "proximal": proximal,
-        "gradient": largest((g, reference.gradients[name]) for name, g in gradients.items()) / reference.largest,
+        "gradient": largest(pairs) / reference.largest if pairs else math.nan,  # LoRA's are others
         "norm": norm / reference.norm,
     }
 
@@ -279,6 +297,7 @@ def has_all_to_all(ranks: int) -> bool:
 
 
 def main(folder: Path, rank: int, ranks: int) -> None:
+    transformer_impl.FSDP = FSDP1
     with group(folder, rank, ranks):
         if rank == 0:
             make_models(folder)

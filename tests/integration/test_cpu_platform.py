@@ -1,4 +1,4 @@
-"""What the CPU platform changes in vLLM, on vLLM's own modules."""
+"""What the CPU platform adds to verl, and changes in vLLM, on their own modules."""
 
 import os
 import subprocess
@@ -21,12 +21,37 @@ try:
 except NotImplementedError as error:
     print("experts refused:", error)
 """
+CRITIC = """
+import verl, sys
+from verl.utils import model
+from verl.workers.engine import EngineRegistry
+print(EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__)
+config = model.AutoConfig.from_pretrained(sys.argv[1], num_labels=1)
+loaded = model.load_valuehead_model(sys.argv[1], None, config, False)
+print(loaded.config._attn_implementation, loaded.score.out_features)
+"""
+
+
+def python(source: str, *arguments: str) -> str:
+    values = {**os.environ, "VERL_PLATFORM": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", source, *arguments]
+    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_critic_has_an_engine_and_its_own_attention(tmp_path):
+    """verl loads it with flash attention, whatever the config says."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.integration.engine_ranks import CONFIGS
+
+    AutoModelForCausalLM.from_config(CONFIGS["dense"]).save_pretrained(tmp_path)
+    assert python(CRITIC, str(tmp_path)).splitlines()[-2:] == ["FSDPEngineWithValueHead", "sdpa 1"]
 
 
 @pytest.mark.stack
 def test_weights_stay_live_and_experts_are_refused():
-    values = {**os.environ, "VERL_PLATFORM": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SOURCE], env=values, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "linear weights kept: True" in done.stdout
-    assert "experts refused: mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu" in done.stdout
+    said = python(SOURCE)
+    assert "linear weights kept: True" in said
+    assert "experts refused: mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu" in said

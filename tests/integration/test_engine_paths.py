@@ -14,12 +14,13 @@ from packaging.version import Version
 from cppo_verl.trust_region.topk import tv_coding_bound
 from tests import ROOT, stand_in
 from tests.integration.engine_ranks import WAYS
-from tests.integration.test_topk import K
+from tests.integration.micro import K
 
 pytestmark = pytest.mark.stack
 
 FLOAT32 = (
     "padded",
+    "FSDP1",
     "packed",
     "packed, flash",
     "SP",
@@ -31,6 +32,7 @@ FLOAT32 = (
     "SP, fused, checkpointing, all offloaded",
 )
 HALF = ("packed, flash, bf16", "SP, bf16", "SP, fused, bf16")
+LORA = "LoRA, fused"
 WRONG = "SP, sdpa"
 
 
@@ -38,6 +40,7 @@ WRONG = "SP, sdpa"
 def errors(tmp_path_factory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**stand_in.environment(), "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    environment["VERL_ENGINE_DEVICE"] = "cuda"  # where verl registers FSDP1 as well; the classes are the same
     ranks = []
     for rank in range(2):
         command = [sys.executable, "-W", "ignore", "-m", "tests.integration.engine_ranks", str(folder), str(rank), "2"]
@@ -60,18 +63,19 @@ def of(errors: dict[str, dict[str, float]], way: str) -> dict[str, float]:
 
 
 def test_every_way_is_looked_at(errors):
-    assert {*FLOAT32, *HALF, WRONG} == set(WAYS) >= set(errors)
+    assert {*FLOAT32, *HALF, LORA, WRONG} == set(WAYS) >= set(errors)
 
 
-@pytest.mark.parametrize("way", FLOAT32)
+@pytest.mark.parametrize("way", [*FLOAT32, LORA])
 def test_float32_gives_the_plain_models_numbers(errors, way):
     found = of(errors, way)
     assert found["log_prob"] < 1e-5
     assert found["divergence"] < 3e-6
     assert found["own"] < tv_coding_bound(K) + 3e-6
     assert found["proximal"] < 1e-5
-    assert found["gradient"] < 1e-5
-    assert found["norm"] == pytest.approx(1, abs=1e-5)
+    if way != LORA:
+        assert found["gradient"] < 1e-5
+        assert found["norm"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("way", HALF)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cppo_verl.integration.on_import import on_import
+from cppo_verl.integration.on_import import FINDER, on_import
 
 numbers = itertools.count()
 
@@ -18,9 +18,10 @@ numbers = itertools.count()
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """Writes a module with the given source inside a package, under a name never used before; returns the full name."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    before, finders = set(sys.modules), list(sys.meta_path)
+    monkeypatch.setattr(FINDER, "actions", dict(FINDER.actions))
+    before = set(sys.modules)
 
-    def write(source: str) -> str:
+    def write(source: str = "") -> str:
         package = tmp_path / f"watched_{next(numbers)}"
         package.mkdir()
         (package / "__init__.py").write_text("")
@@ -29,56 +30,37 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         return f"{package.name}.target"
 
     yield write
-    sys.meta_path[:] = finders
     for name in set(sys.modules) - before:
         if name.startswith("watched_"):
             del sys.modules[name]
 
 
-def test_action_waits_for_the_import_and_sees_the_whole_module(write_module):
-    name = write_module("first = 1\nlast = 2\n")
+def test_actions_wait_for_the_import_and_see_the_whole_module_in_their_order(write_module):
+    name, other = write_module("first = 1\nlast = 2\n"), write_module()
     seen: list = []
     on_import(name, lambda module: seen.append((module, module.last)))
-    assert seen == []
-    assert name not in sys.modules
-    module = importlib.import_module(name)
-    assert seen == [(module, 2)]
-    importlib.import_module(name)
-    assert len(seen) == 1
-
-
-def test_action_runs_at_once_on_an_imported_module(write_module):
-    name = write_module("value = 3\n")
-    module = importlib.import_module(name)
-    seen: list = []
-    on_import(name, seen.append)
-    assert seen == [module]
-
-
-def test_import_of_something_else_does_not_trigger_it(write_module):
-    name, other = write_module(""), write_module("")
-    seen: list = []
-    on_import(name, seen.append)
+    on_import(name, lambda module: setattr(module, "last", 3))
     importlib.import_module(other)
     importlib.import_module(name.split(".")[0])
-    assert seen == []
-
-
-def test_two_actions_run_in_the_order_they_were_given(write_module):
-    name = write_module("")
-    seen: list = []
-    on_import(name, lambda _: seen.append("first"))
-    on_import(name, lambda _: seen.append("second"))
-    importlib.import_module(name)
-    assert seen == ["first", "second"]
-
-
-def test_the_module_is_left_as_an_ordinary_one(write_module):
-    name = write_module("value = 4\n")
-    finders = list(sys.meta_path)
-    on_import(name, lambda _: None)
+    assert importlib.util.find_spec(name) is not None  # how others ask whether a module exists
+    assert seen == [] and name not in sys.modules
     module = importlib.import_module(name)
-    assert sys.meta_path == finders
+    assert seen == [(module, 2)]
+    namespace: dict = {}
+    exec(f"from {name} import last", namespace)
+    assert namespace["last"] == 3
+    assert len(seen) == 1
+    on_import(name, seen.append)  # at once, on a module that is there
+    assert seen[1] is module
+
+
+def test_the_module_is_left_as_an_ordinary_one_by_one_finder(write_module):
+    names = [write_module("value = 4\n") for _ in range(3)]
+    finders = sys.meta_path.count(FINDER)
+    for name in names:
+        on_import(name, lambda _: None)
+    module = importlib.import_module(names[0])
+    assert sys.meta_path.count(FINDER) == max(finders, 1) == 1
     assert type(module.__loader__).__module__.startswith("_frozen_importlib")
     assert module.__spec__ is not None
     assert module.__spec__.loader is module.__loader__
@@ -86,34 +68,22 @@ def test_the_module_is_left_as_an_ordinary_one(write_module):
     assert importlib.reload(module).value == 4
 
 
-def test_from_import_sees_what_the_action_did(write_module):
-    name = write_module("registry = {}\n")
-    on_import(name, lambda module: module.registry.update(cppo=1))
-    namespace: dict = {}
-    exec(f"from {name} import registry", namespace)
-    assert namespace["registry"] == {"cppo": 1}
+def test_an_exception_in_an_action_fails_the_import_and_the_next_one_acts_again(write_module):
+    """Whoever catches the first error and imports again must not get the module without its registrations."""
+    name = write_module()
+    seen: list = []
 
+    def broken_once(module: object) -> None:
+        seen.append(module)
+        if len(seen) == 1:
+            raise RuntimeError("cannot register")
 
-def test_an_exception_in_the_action_fails_the_import(write_module):
-    name = write_module("")
-
-    def broken(_: object) -> None:
-        raise RuntimeError("cannot register")
-
-    on_import(name, broken)
+    on_import(name, broken_once)
     with pytest.raises(RuntimeError, match="cannot register"):
         importlib.import_module(name)
     assert name not in sys.modules
-
-
-def test_looking_for_the_module_does_not_spend_the_action(write_module):
-    """``find_spec`` is how others ask whether a module exists; the import that follows must still act."""
-    name = write_module("")
-    seen: list = []
-    on_import(name, seen.append)
-    assert importlib.util.find_spec(name) is not None
-    assert seen == []
-    assert seen == [importlib.import_module(name)]
+    importlib.import_module(name)
+    assert len(seen) == 2
 
 
 def test_a_failed_import_does_not_spend_the_action(write_module):
@@ -127,29 +97,7 @@ def test_a_failed_import_does_not_spend_the_action(write_module):
     assert seen == [importlib.import_module(name)]
 
 
-def test_a_failed_action_does_not_let_a_second_import_pass_without_it(write_module):
-    """Whoever catches the first error and imports again must not get the module without its registrations."""
-    name = write_module("")
-    seen: list = []
-
-    def broken_once(module: object) -> None:
-        seen.append(module)
-        if len(seen) == 1:
-            raise RuntimeError("not yet")
-
-    on_import(name, broken_once)
-    with pytest.raises(RuntimeError):
-        importlib.import_module(name)
-    importlib.import_module(name)
-    assert len(seen) == 2
-
-
-def test_a_module_that_does_not_exist_stays_missing():
-    name = "watched_never_written"
-    finders = list(sys.meta_path)
-    on_import(name, lambda _: None)
-    try:
-        with pytest.raises(ModuleNotFoundError, match=name):
-            importlib.import_module(name)
-    finally:
-        sys.meta_path[:] = finders
+def test_a_module_that_does_not_exist_stays_missing(write_module):
+    on_import("watched_never_written", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match="watched_never_written"):
+        importlib.import_module("watched_never_written")

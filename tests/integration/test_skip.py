@@ -1,11 +1,84 @@
-"""Which rows stay: by hand and by the properties that make skipping harmless."""
+"""Which groups have nothing to teach, under verl's own estimators; which rows stay, by hand and by properties."""
 
 import itertools
 
 import numpy as np
 import pytest
+import torch
+from verl.trainer.ppo import core_algos
 
-from cppo_verl.integration.skip import rows_to_keep
+from cppo_verl import presets
+from cppo_verl.integration import estimator, skip
+
+OTHERS = ["gae", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "gdpo", "optimal_token_baseline"]
+
+
+def advantages(name: str, keys: list[str], rewards: list[float]) -> torch.Tensor:
+    """Of verl's own function, (rows,): one token a response, its reward there."""
+    index = np.array([skip.split(key)[0] for key in keys], dtype=object)
+    config = presets.compose("cppo").algorithm
+    more = {"config": config} if name != "grpo" else {}
+    function = core_algos.get_adv_estimator_fn(name)
+    found, _ = function(torch.tensor(rewards)[:, None], torch.ones(len(keys), 1), index=index, **more)
+    return found[:, 0]
+
+
+KEYS = [f"{uid}_{sample}_0" for uid in "abc" for sample in range(7)]
+REWARDS = [0.7] * 7 + [0.0, 2.0, 0.0, 0.0, 1.0, 1.0, 0.0] + [-1.0] * 7
+
+
+@pytest.mark.parametrize("name", skip.GROUPED)
+def test_a_group_of_equal_rewards_has_no_advantage_under_any_group_estimator(name):
+    found, flags = advantages(name, KEYS, REWARDS), skip.zero_variance(KEYS, REWARDS, name)
+    assert flags == [True] * 7 + [False] * 7 + [True] * 7
+    assert found[flags].abs().max() < 0.07 < found[[not flag for flag in flags]].abs().max()  # 0.06: rounding of 0.7
+
+
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
+def test_estimators_that_whiten_over_the_batch_teach_from_such_a_group_too(name):
+    uneven = [0.7] * 7 + [0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 9.0] + [-1.0] * 7
+    mask_ends = torch.ones(21, 3)
+    mask_ends[8:, 1:] = 0  # responses of unequal length: whitening weighs tokens
+    index = np.array([skip.split(key)[0] for key in KEYS], dtype=object)
+    rewards = torch.zeros(21, 3)
+    rewards[:, 0] = torch.tensor(uneven)
+    function = core_algos.get_adv_estimator_fn(name)
+    found, _ = function(rewards, mask_ends, index=index, config=presets.compose("cppo").algorithm)
+    assert found[:7].abs().min() > 0.05  # and no rounding: it is the batch's mean
+    assert name not in skip.GROUPED
+
+
+def test_a_response_that_is_alone():
+    assert advantages("group_relative", ["a_0_0"], [1.0]) == 0
+    assert skip.zero_variance(["a_0_0"], [1.0], "group_relative") == [True]
+    assert advantages("grpo", ["a_0_0"], [1.0]) != 0
+    assert skip.zero_variance(["a_0_0"], [1.0], "grpo") == [False]
+
+
+def test_an_output_is_no_member_of_the_group():
+    """Four sessions with rewards 1, 0, 1, 0; two return two outputs. By hand: mean 1/2, deviation sqrt(1/3)."""
+    keys = ["a_0_0", "a_0_1", "a_1_0", "a_2_0", "a_3_0", "a_3_1", "b_0_0", "b_1_0"]
+    rewards = torch.tensor([0.5, 1.0, 0.0, 1.0, 7.0, 0.0, 1.0, 1.0])  # a session's reward is its last output's
+    found = estimator.session_advantages(keys, rewards, normalise=True)
+    assert found.tolist() == pytest.approx([0.866, 0.866, -0.866, 0.866, -0.866, -0.866, 0, 0], abs=1e-3)
+    for name in skip.SESSIONS:
+        assert skip.zero_variance(keys, rewards.tolist(), name) == [False] * 6 + [True] * 2
+    assert estimator.session_advantages(keys[-2:], rewards[-2:], normalise=True) is None  # verl's rows are right
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"algorithm.adv_estimator={name}" for name in OTHERS),
+        *("algorithm.use_kl_in_reward=True", "actor_rollout_ref.actor.use_kl_loss=True", "distillation.enabled=True"),
+        *("actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.loss_agg_mode=token-mean"),
+        *("actor_rollout_ref.actor.shuffle=True", "trainer.v1.trust_region.skip_zero_variance=False"),
+    ],
+)
+def test_what_forbids_leaving_any_response_out(override):
+    assert list(skip.obstacles(presets.compose("cppo", [override]))) == [override]
+    for name in skip.GROUPED:
+        assert not list(skip.obstacles(presets.compose("cppo", [f"algorithm.adv_estimator={name}"])))
 
 
 def test_by_hand():
@@ -13,50 +86,48 @@ def test_by_hand():
     droppable = [0, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
     lengths = [9, 9, 9, 5, 4, 6, 9, 3, 2, 7, 9, 8]
     #          cell one: 0 2; cell two: the two shortest, 3 4; cell three: 6 and 8; cell four: 10 and 9
-    assert rows_to_keep([bool(d) for d in droppable], lengths, ranks=2, updates=2) == [0, 2, 3, 4, 6, 8, 9, 10]
+    assert skip.rows_to_keep([bool(d) for d in droppable], lengths, ranks=2, updates=2) == [0, 2, 3, 4, 6, 8, 9, 10]
 
 
 def test_multiple_rounds_up_by_hand():
     """Three useful rows of eight, in micro-batches of two: four stay, the shortest filling among them."""
     droppable = [True, False, True, False, True, False, True, True]
     lengths = [5, 9, 4, 9, 3, 9, 2, 1]
-    assert rows_to_keep(droppable, lengths, 1, 1, multiple=2) == [1, 3, 5, 7]
-    assert rows_to_keep(droppable, lengths, 1, 1, multiple=4) == [1, 3, 5, 7]
-    assert rows_to_keep(droppable, lengths, 1, 1, multiple=8) == list(range(8))
+    assert skip.rows_to_keep(droppable, lengths, 1, 1, multiple=2) == [1, 3, 5, 7]
+    assert skip.rows_to_keep(droppable, lengths, 1, 1, multiple=4) == [1, 3, 5, 7]
+    assert skip.rows_to_keep(droppable, lengths, 1, 1, multiple=8) == list(range(8))
 
 
 def test_nothing_to_drop_and_nothing_to_keep():
-    assert rows_to_keep([False] * 6, [1] * 6, 2, 1) == list(range(6))
+    assert skip.rows_to_keep([False] * 6, [1] * 6, 2, 1) == list(range(6))
     # an update needs at least one micro-batch: the shortest rows stand in
-    assert rows_to_keep([True] * 6, [3, 2, 1, 1, 2, 3], 2, 1) == [2, 3]
-    assert rows_to_keep([True] * 8, [4, 3, 2, 1] * 2, 1, 2, multiple=2) == [2, 3, 6, 7]
+    assert skip.rows_to_keep([True] * 6, [3, 2, 1, 1, 2, 3], 2, 1) == [2, 3]
+    assert skip.rows_to_keep([True] * 8, [4, 3, 2, 1] * 2, 1, 2, multiple=2) == [2, 3, 6, 7]
+    assert skip.rows_to_keep([], [], 2, 2) == []
 
 
 @pytest.mark.parametrize(("ranks", "updates", "multiple"), list(itertools.product([1, 2, 4], [1, 3], [1, 2, 3])))
 def test_properties(ranks: int, updates: int, multiple: int):
     rng = np.random.default_rng(ranks * 10 + updates)
     cells = ranks * updates
-    for share in (0.0, 0.2, 0.5, 0.9, 1.0):
-        for size in (multiple, 2 * multiple, 6 * multiple):
-            droppable = (rng.random(cells * size) < share).tolist()
-            lengths = rng.integers(1, 100, cells * size).tolist()
-            kept = rows_to_keep(droppable, lengths, ranks, updates, multiple)
-            assert kept == sorted(set(kept))
-            assert {i for i, d in enumerate(droppable) if not d} <= set(kept)
-            in_cell = [[row for row in kept if row // size == cell] for cell in range(cells)]
-            counts = {len(rows) for rows in in_cell}
-            assert len(counts) == 1
-            (count,) = counts
-            assert count % multiple == 0
-            assert count >= multiple
-            # no smaller multiple would do
-            needed = max(sum(not d for d in droppable[c * size : (c + 1) * size]) for c in range(cells))
-            assert count - multiple < max(needed, 1)
-            # the filling is the shortest that was to be had
-            for cell, rows in enumerate(in_cell):
-                filling = [lengths[row] for row in rows if droppable[row]]
-                dropped = [lengths[row] for row in range(cell * size, (cell + 1) * size) if row not in rows]
-                assert not filling or not dropped or max(filling) <= min(dropped)
+    for share, size in itertools.product((0.0, 0.2, 0.5, 0.9, 1.0), (multiple, 2 * multiple, 6 * multiple)):
+        droppable = (rng.random(cells * size) < share).tolist()
+        lengths = rng.integers(1, 100, cells * size).tolist()
+        kept = skip.rows_to_keep(droppable, lengths, ranks, updates, multiple)
+        assert kept == sorted(set(kept))
+        assert {i for i, d in enumerate(droppable) if not d} <= set(kept)
+        in_cell = [[row for row in kept if row // size == cell] for cell in range(cells)]
+        (count,) = {len(rows) for rows in in_cell}
+        assert count % multiple == 0
+        assert count >= multiple
+        # no smaller multiple would do
+        needed = max(sum(not d for d in droppable[c * size : (c + 1) * size]) for c in range(cells))
+        assert count - multiple < max(needed, 1)
+        # the filling is the shortest that was to be had
+        for cell, rows in enumerate(in_cell):
+            filling = [lengths[row] for row in rows if droppable[row]]
+            dropped = [lengths[row] for row in range(cell * size, (cell + 1) * size) if row not in rows]
+            assert not filling or not dropped or max(filling) <= min(dropped)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +135,4 @@ def test_properties(ranks: int, updates: int, multiple: int):
 )
 def test_unequal_cells_are_refused(rows: int, lengths: int, ranks: int, updates: int):
     with pytest.raises(ValueError, match=f"{rows} rows.*{ranks} ranks x {updates} updates"):
-        rows_to_keep([True] * rows, [1] * lengths, ranks, updates)
-
-
-def test_an_empty_batch_stays_empty():
-    assert rows_to_keep([], [], 2, 2) == []
+        skip.rows_to_keep([True] * rows, [1] * lengths, ranks, updates)

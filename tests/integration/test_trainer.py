@@ -3,13 +3,19 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.metric_utils import RolloutMoELoadBalanceMetricsAccumulator
 from verl.trainer.ppo.v1 import get_trainer_cls
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from cppo_verl import presets
-from cppo_verl.integration import anchor, losses, saving, trainer
+from cppo_verl.integration import anchor, checks, losses, saving, trainer
+from cppo_verl.integration.reproducible import LoaderOrder
+from cppo_verl.integration.seeded import Places
 from cppo_verl.launch import checkpoints
 from cppo_verl.trust_region.metrics import PREFIX
 from cppo_verl.trust_region.thresholds import next_scale
@@ -17,29 +23,29 @@ from cppo_verl.trust_region.thresholds import next_scale
 MODE = "trainer.v1.trust_region.mode"
 
 
-def made(config) -> PPOTrainer:
-    """An instance before its constructor has run."""
-    return trainer.TrustRegionTrainer.__new__(trainer.TrustRegionTrainer, config)
-
-
-@pytest.mark.parametrize("mode", list(trainer.MODES))
-def test_one_name_over_each_of_verls_trainers(mode):
-    assert get_trainer_cls("trust_region") is trainer.TrustRegionTrainer
-    one = made(presets.compose("cppo", [f"{MODE}={mode}"]))
-    assert isinstance(one, trainer.TrustRegionTrainer)
-    assert isinstance(one, get_trainer_cls(mode))
+@pytest.mark.parametrize("mode", checks.MODES)
+def test_one_name_over_each_of_verls_trainers(mode, monkeypatch):
+    kind = trainer.MODES[mode]
+    monkeypatch.setattr(kind, "__init__", lambda self, config: None)
+    made = get_trainer_cls("trust_region")(config=presets.compose("cppo", separate_pool(mode)))
+    assert type(made) is kind and issubclass(kind, get_trainer_cls(mode))
     # our hooks come before verl's, and verl's own trainer has the last word on everything else
-    order = [cls.__name__ for cls in type(one).__mro__]
-    assert order.index("SealedCheckpoints") < order.index(trainer.MODES[mode].__name__) < order.index("PPOTrainer")
-    assert type(one).on_step_end is trainer.MODES[mode].on_step_end
+    order = [cls.__name__ for cls in kind.__mro__]
+    assert order.index("SealedCheckpoints") < order.index(get_trainer_cls(mode).__name__) < order.index("PPOTrainer")
+    assert kind.on_step_end is get_trainer_cls(mode).on_step_end
 
 
-def test_a_subclass_goes_over_it_too():
-    class Mine(trainer.TrustRegionTrainer):
-        pass
+def separate_pool(mode: str) -> list[str]:
+    rollout = "actor_rollout_ref.rollout."
+    more = [rollout + each for each in ("nnodes=1", "n_gpus_per_node=1", "checkpoint_engine.backend=nccl")]
+    more += ["data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=16"]
+    more += [rollout + "tensor_model_parallel_size=1"]
+    return [f"{MODE}={mode}", rollout + "n=8", *(more if mode == "separate_async" else [])]
 
-    one = Mine.__new__(Mine, presets.compose("cppo_async"))
-    assert isinstance(one, Mine) and isinstance(one, get_trainer_cls("colocate_async"))
+
+def test_an_unknown_mode_makes_no_trainer():
+    with pytest.raises(checks.RunConfigError, match="mode='async' is not one of"):
+        get_trainer_cls("trust_region")(config=presets.compose("cppo", [f"{MODE}=async"]))
 
 
 def test_the_proximal_anchor_sets_verls_switches_and_keeps_what_a_user_set():
@@ -56,15 +62,52 @@ def test_the_proximal_anchor_sets_verls_switches_and_keeps_what_a_user_set():
     assert OmegaConf.to_container(config.algorithm) == before
 
 
+@pytest.mark.parametrize("estimator", ["group_relative", "grpo", "rloo", "gae"])
+def test_groups_of_equal_rewards_are_known_whatever_the_estimator(estimator, monkeypatch):
+    """Two prompts of two sessions, the first of which returns two outputs, and a row of padding."""
+    keys = ["a_0_0", "a_0_1", "a_1_0", "b_0_0", "b_1_0", "p_0_0"]
+    rewards = [0.0, 1.0, 0.0, 0.7, 0.7, 0.0]
+    rows = [torch.tensor([0.0, reward]) for reward in rewards]
+    masks = [torch.tensor([1, 1])] * 5 + [torch.tensor([0, 0])]
+    stored = {"rm_scores": rows, "response_mask": masks}
+    nested = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in stored.items()}
+    put: list[TensorDict] = []
+    queue = SimpleNamespace(
+        kv_batch_get=lambda keys, partition_id, select_fields: {name: nested[name] for name in select_fields},
+        kv_batch_put=lambda keys, partition_id, fields: put.append(fields) or batch,
+    )
+    monkeypatch.setattr(trainer, "transfer_queue", queue)
+    tags = [{"is_padding": key == "p_0_0", "seq_len": 5} for key in keys]
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+    one = object.__new__(trainer.SyncTrainer)
+    one.config = presets.compose("cppo", [f"algorithm.adv_estimator={estimator}"])
+    monkeypatch.setattr(trainer.PPOTrainer, "_compute_advantage", lambda self, batch, metrics: batch)
+    metrics: dict = {}
+    one._compute_advantage(batch, metrics)
+    alone = {"p_0_0"} if estimator == "group_relative" else set()
+    assert one.zero_variance == (set() if estimator == "gae" else {"b_0_0", "b_1_0"} | alone)
+    assert metrics.get("trust_region/zero_variance_share") == (None if estimator == "gae" else 2 / 5)
+    if estimator != "group_relative":
+        assert not put
+        return
+    (fields,) = put
+    found = [row.tolist() for row in fields["advantages"].unbind()]
+    half = 0.5**0.5  # of two members: mean 1/2, deviation 1/sqrt(2)
+    assert np.array(found) == pytest.approx(np.array([[half] * 2, [half] * 2, [-half] * 2, *[[0, 0]] * 3]), abs=1e-5)
+
+
 class Base:
-    """Stands where verl's trainer stands: writes what verl writes last."""
+    """Stands where verl's trainer stands: writes what verl writes last, and counts experts as verl does."""
 
     def __init__(self, config, step: int):
         self.config, self.global_steps, self.steps_per_epoch = config, step, 10
         self._unlogged = (None, {}, {}, 0.0)
+        self._rollout_moe_lb_metrics_accumulator = RolloutMoELoadBalanceMetricsAccumulator()
+        self._rollout_moe_lb_metrics_accumulator.load_counts = torch.zeros(2)
 
-    def _compute_metrics(self, *_, **__):
-        return None
+    def _compute_metrics(self, batch, metrics, *_, **__):
+        self._rollout_moe_lb_metrics_accumulator.load_counts += 1
+        metrics["load"] = self._rollout_moe_lb_metrics_accumulator.load_counts[0].item()
 
     def _save_checkpoint(self):
         folder = checkpoints.Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
@@ -86,10 +129,14 @@ def run_config(tmp_path, mode: str):
     )
 
 
-def test_a_checkpoint_carries_the_scale_to_the_bit(tmp_path):
+def test_a_checkpoint_carries_the_scale_to_the_bit_and_counts_nothing_twice(tmp_path):
     one = Saving(run_config(tmp_path, "sync"), 3)
     one.scale = next_scale(1.0, 0.1234567, 0.08)
     one._save_checkpoint()
+    assert json.loads((tmp_path / "global_step_3" / checkpoints.RECORD).read_text())["data"]["load"] == 1
+    metrics: dict = {}
+    one._compute_metrics(None, metrics)  # as verl does behind the checkpoint
+    assert metrics["load"] == 1
     other = Saving(run_config(tmp_path, "sync"), 3)
     assert other.scale == 1.0
     other._load_checkpoint()
@@ -121,6 +168,47 @@ def test_a_step_written_again_loses_its_old_queue_first(tmp_path):
     assert not (folder / checkpoints.QUEUE).exists() and not (folder / checkpoints.SEAL).exists()
 
 
+class Loading:
+    """Stands where verl's trainer stands: one prompt a batch of the data loader."""
+
+    def __init__(self, mode: str):
+        self.config, self.trainer_mode, self.asked, self.queue = OmegaConf.create(), mode, 0, set()
+
+    def _fetch_one_gen_batch(self):
+        self.asked += 1
+        self.queue.add(f"u{self.asked}")
+        return {"uid": [f"u{self.asked}"]}
+
+    def _balance_batch(self, batch):
+        return batch
+
+
+class Ordered(LoaderOrder, Loading):
+    def _waiting(self):
+        return self.queue
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_prompts_that_were_evicted_are_forgotten(mode):
+    one = Ordered(mode)
+    for _ in range(100):
+        for _ in range(4):
+            one._fetch_one_gen_batch()
+        oldest = sorted(one.queue, key=lambda uid: int(uid[1:]))
+        one.queue -= {*oldest[:2], oldest[2]} if mode != "sync" else set(oldest)  # two evicted and more taken
+        one._balance_batch(SimpleNamespace(keys=[]))
+        assert len(one.loader_places) <= 4 + 400
+        assert set(one._fetched) == (one.queue if mode != "sync" else set())
+    assert list(one.loader_places) == sorted(one.loader_places, key=lambda uid: int(uid[1:]))
+
+
+def test_equal_prompts_of_a_step_have_places():
+    places = Places()
+    assert places.next((1, False), ["x", "y", "x"]) == [0, 0, 1]
+    assert places.next((1, False), ["x", "y"]) == [2, 1]  # a second batch of the same step
+    assert places.next((1, True), ["x"]) == places.next((2, False), ["x"]) == [0]
+
+
 def test_the_sums_of_several_calls_are_one_step():
     """Two calls of one mini-batch each: 1 of 4 tokens masked, then 3 of 12."""
     calls = [
@@ -135,30 +223,23 @@ def test_the_sums_of_several_calls_are_one_step():
 
 
 def test_ages_that_no_response_has_are_not_logged():
-    reported = {}
+    reported, name = {}, "divergence_by_staleness/"
     for age, tokens in ((0, 0.0), (2, 5.0)):
-        reported[PREFIX + f"sum/divergence_by_staleness/{age}"] = [tokens / 10]
-        reported[PREFIX + f"count/divergence_by_staleness/{age}/tokens"] = [tokens]
+        reported[f"{PREFIX}sum/{name}{age}"] = [tokens / 10]
+        reported[f"{PREFIX}count/{name}{age}/tokens"] = [tokens]
     folded = losses.fold(reported)
-    assert (
-        folded[PREFIX + "divergence_by_staleness/2"]
-        == folded[PREFIX + "first_update/divergence_by_staleness/2"]
-        == [0.1]
-    )
+    assert folded[f"{PREFIX}{name}2"] == folded[f"{PREFIX}first_update/{name}2"] == [0.1]
     assert not [name for name in folded if name.endswith("/0")]
 
 
 def test_the_scale_follows_the_exact_share_and_rests_without_tokens():
-    knobs = {"budget_target": 0.08}
     one = SimpleNamespace(
-        config=OmegaConf.create({"actor_rollout_ref": {"actor": {"policy_loss": knobs}}}),
-        scale=2.0,
-        reported=[{PREFIX + "count/tokens": [10.0]}],
+        knobs=SimpleNamespace(budget_target=0.08), scale=2.0, reported=[{PREFIX + "count/tokens": [10.0]}]
     )
     metrics = {PREFIX + "masked_share": 0.16}
-    trainer.TrustRegionTrainer._steer(one, metrics)
+    trainer.TrustRegion._steer(one, metrics)
     assert metrics["trust_region/threshold_scale"] == 2.0  # of the step that was
     assert one.scale == next_scale(2.0, 0.16, 0.08) > 2.0
     one.reported, scale = [{PREFIX + "count/tokens": [0.0]}], one.scale
-    trainer.TrustRegionTrainer._steer(one, {PREFIX + "masked_share": 0.0})
+    trainer.TrustRegion._steer(one, {PREFIX + "masked_share": 0.0})
     assert one.scale == scale

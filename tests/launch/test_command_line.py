@@ -4,104 +4,109 @@ import subprocess
 import sys
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cppo_verl import presets
-from cppo_verl.cli import run
-from cppo_verl.launch import command_line
+from cppo_verl.cli import main
+from cppo_verl.launch import command_line, overrides
 from cppo_verl.launch.sizes import Heads
-from cppo_verl.trust_region.knobs import knob_names
+from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from tests import own_rule
 
-KEY = "actor_rollout_ref.actor.policy_loss."
+KEY = KEY_PREFIX + "."
+PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
 
 
 @pytest.mark.parametrize("preset", presets.names())
-def test_presets_as_they_are_have_no_problem(preset: str):
+def test_presets_as_they_are_have_no_problem_and_are_read_as_hydra_reads_them(preset: str):
     assert command_line.problems([f"+trust_region={preset}", "trainer.total_epochs=3", KEY + "topk=5"]) == []
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("w_min=0", "w_min=0 is outside (0, 1]"),
-        ("delta=-0.1", "delta=-0.1 is outside (0, 1]"),
-        ("gate=firm", "gate='firm' is not one of hard, soft"),
-        ("horizon=batch", "horizon='batch' is not one of response, max"),
-        ("max_response_length=0", "max_response_length=0 is outside [1, inf)"),
-    ],
-)
-def test_a_bad_knob_is_named_with_its_range(override: str, said: str):
-    for sign in ("", "+", "++"):
-        (problem,) = command_line.problems(["+trust_region=cppo", sign + KEY + override])
-        assert said in problem
-
-
-def test_ranges_are_those_of_the_presets_divergence():
-    assert command_line.problems(["+trust_region=cppo_kl", KEY + "delta=1.5"]) == []
-    assert command_line.problems(["+trust_region=cppo", KEY + "delta=1.5"])
-
-
-@pytest.mark.parametrize("preset", presets.names())
-def test_a_preset_is_read_as_hydra_reads_it(preset: str):
-    loss = OmegaConf.to_container(presets.compose(preset).actor_rollout_ref.actor.policy_loss, resolve=False)
-    assert command_line._knobs(preset) == {
-        name: value for name, value in loss.items() if name in knob_names() and "${" not in str(value)
+    composed = OmegaConf.to_container(OmegaConf.select(presets.compose(preset), KEY_PREFIX), resolve=False)
+    read = presets.section(preset, (), KEY_PREFIX)
+    assert {name: read[name] for name in knob_names() if name in read} == {
+        name: composed[name] for name in knob_names() if name in read
     }
 
 
-def test_values_are_read_as_hydra_reads_them():
-    texts = ["1", "-2", "1e-6", "0.5", "true", "False", "null", "'a b'", '"1"', "fsdp2", "1_000", "inf", "[1,2]", "x-y"]
-    parser = OverridesParser.create()
-    for text in texts:
-        read = parser.parse_override(f"key={text}").value()
-        assert command_line.value(text) == (text if isinstance(read, list) else read)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["+trust_region=cppo", KEY + "w_min=0"], ["w_min=0 is outside (0, 1]"]),
+        (["+trust_region=cppo", "+" + KEY + "gate=firm"], ["gate='firm' is not one of hard, soft"]),
+        (["+trust_region=cppo", "++" + KEY + "max_response_length=0"], ["max_response_length=0 is outside [1, inf)"]),
+        (["+trust_region=cppo", KEY + "delta=1.5"], ["delta=1.5 is outside (0, 1]"]),
+        (["+trust_region=cppo_kl", KEY + "delta=1.5"], []),  # ranges are those of the preset's divergence
+        (["+trust_region=cppo", KEY + "delta=-1", KEY + "delta=0.2"], []),  # the last one counts
+        (["+trust_region=cppo", "trainer.nnodes=0"], ["trainer.nnodes=0 must be a whole number of at least 1."]),
+        (["+trust_region=cpo"], ["'cpo' is no preset", "cppo_topk"]),
+        (['+trust_region="cpo"'], ["'cpo' is no preset"]),
+        (["trust_region=cppo"], ["write +trust_region=cppo"]),
+        (["+trust_region=cppo", "a='x"], ["a='x: "]),  # Hydra's own words about its grammar
+        (["+trust_region=cppo", "a=1,2"], ["a=1,2: several values are a sweep"]),
+        (["hydra.searchpath=[pkg://somewhere]", "+trust_region=onw"], []),  # only Hydra can look there
+        ([KEY + "delta=-1", "trainer.logger=[console]"], []),  # without a preset it is none of our business
+        (["+trust_region.mine=1"], []),  # a key of the user's own config
+    ],
+)
+def test_what_is_wrong_is_one_sentence(given: list[str], said: list[str]):
+    found = command_line.problems(given)
+    assert len(found) == bool(said)
+    assert all(word in found[0] for word in said)
 
 
-def test_sizes_are_looked_at_with_the_heads_that_are_known():
-    key = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
-    assert command_line.problems(["+trust_region=cppo", f"{key}=4"]) == []
-    (problem,) = command_line.problems(["+trust_region=cppo", f"{key}=4"], Heads(6, 2))
-    assert f"{key}=4 with a model of 6 attention heads" in problem
-    (problem,) = command_line.problems(["+trust_region=cppo", "trainer.nnodes=0"])
-    assert problem == "trainer.nnodes=0 must be a whole number of at least 1."
+def test_a_config_of_ones_own_may_name_the_preset_itself():
+    assert command_line.problems(["trust_region=cppo"], own_config=True) == []
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones():
-    (problem,) = command_line.problems(["+trust_region=cpo"])
-    assert all(name in problem for name in presets.names())
+def test_heads_that_are_known_count():
+    given = ["+trust_region=cppo", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=4"]
+    assert command_line.problems(given) == []
+    assert "=4 with a model of 6 attention heads" in command_line.problems(given, Heads(6, 2))[0]
 
 
-def test_runs_without_a_preset_are_none_of_our_business():
-    assert command_line.problems([KEY + "delta=-1", "trainer.logger=[console]"]) == []
+def test_values_are_hydras():
+    given = overrides.parse(["+a.b=1e-6", "++c=null", "d='x=y'", "e=[1,'a b']", "f=${g}", "h=1", "~h", "d@pkg=q"])
+    assert given.values == {"a.b": 1e-6, "c": None, "d": "q", "e": [1, "a b"], "f": "${g}"}
+    assert given.bare == {"d", "e", "f"}
 
 
 def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
     run_dir = tmp_path / "run"
     command = ["-m", "cppo_verl.cli.main", "run", "--fresh", str(run_dir), "+trust_region=cppo", KEY + "w_min=0"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == f"{KEY}w_min=0 is outside (0, 1].\n"
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, timeout=60)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert (done.returncode, said) == (2, [f"{KEY}w_min=0 is outside (0, 1]."])
     assert not run_dir.exists()
-    imports = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, timeout=60)
-    heavy = {line.split("|")[-1].strip() for line in imports.stderr.splitlines()} & {"torch", "verl", "ray", "hydra"}
-    assert not heavy  # what makes the first second enough
+    assert not {line.split("|")[-1].strip() for line in done.stderr.splitlines()} & {"torch", "verl", "ray"}
 
 
-def test_the_config_is_kept_only_once_hydra_has_written_all_of_it(tmp_path, capsys):
-    hydra = tmp_path / ".hydra"
-    hydra.mkdir()
-    kept = tmp_path / "config.yaml"
-    progress = run._Progress(tmp_path / "metrics", tmp_path / "console", hydra / "config.yaml", kept)
-    (hydra / "config.yaml").touch()
-    progress.tick()
-    assert not kept.exists()
-    (hydra / "config.yaml").write_text("trainer: {total_training_steps: 7}\n")
-    (hydra / "overrides.yaml").write_text("[]")
-    progress.tick()
-    assert kept.read_text() == "trainer:\n  total_training_steps: 7\n"
-    assert "config accepted" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["RUN", "--check", "+trust_region=cppo", "actor_rollout_ref.rollout.n=8"], 0, ""),
+        (["--check", "RUN", "+trust_region=cppo"], 2, "group of one"),
+        (["RUN", "+trust_region=cppo", "--check", KEY + "drft=2"], 2, "drft"),
+        (["RUN", "--check", "--config-name=ppo_megatron_trainer", "no.such=1"], 2, "no.such"),
+        (["RUN", "--glance", "+trust_region=cppo"], 0, ""),
+        (["RUN", "--glance", "--config-name", "mine", "trust_region=cppo", KEY + "w_min=0"], 2, "w_min=0 is outside"),
+    ],
+)
+def test_options_come_in_any_place_and_check_composes_the_run(capsys, tmp_path, words, status, said):
+    run_dir = tmp_path / "run"
+    words = [str(run_dir) if word == "RUN" else word for word in words]
+    paths = [
+        "actor_rollout_ref.model.path=/m",
+        "data.train_files=/t.parquet",
+        "data.val_files=/v.parquet",
+    ]  # not verl's ~
+    assert main.main(["run", *words, *paths]) == status
+    assert said in capsys.readouterr().err
+    assert not run_dir.exists()
+
+
+def test_unknown_options_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["run", "RUN", "a=1", "--multirun"])
+    assert "--multirun" in capsys.readouterr().err
 
 
 # ---- rules from outside
@@ -119,7 +124,15 @@ def test_a_preset_in_a_folder_of_the_search_path(tmp_path, registries):
     assert "loss_mode='onw' is not one of" in problem and "defines own" in problem
     (problem,) = command_line.problems([own[0], "+trust_region=onw"])
     assert "own" in problem and "cppo" in problem
-    assert command_line.problems(["hydra.searchpath=[pkg://somewhere]", "+trust_region=onw"]) == []  # Hydra will say
+
+
+def test_the_whole_check_finds_the_rule_beside_its_preset(tmp_path, registries, capsys):
+    own_rule.write(tmp_path)
+    own = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own", "actor_rollout_ref.rollout.n=8"]
+    assert main.main(["run", "RUN", "--check", *own, *PATHS]) == 0
+    assert "own" in capsys.readouterr().out
+    assert main.main(["run", "RUN", "--check", *own, *PATHS, KEY + "grace=-1"]) == 2
+    assert "grace=-1" in capsys.readouterr().err
 
 
 def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):
@@ -136,10 +149,9 @@ def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
     (tmp_path / "trust_region").mkdir()
     text = "# @package _global_\ndefaults: [cppo_kl, _self_]\nactor_rollout_ref: {actor: {policy_loss: {delta: 0.3}}}\n"
     (tmp_path / "trust_region/mine.yaml").write_text(text)
-    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
-    assert command_line.problems(overrides) == []
-    assert presets.section("mine", [tmp_path], KEY[:-1])["delta_b"] == 0.002
-    assert command_line.problems([*overrides, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf)."]
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
+    assert presets.section("mine", [tmp_path], KEY_PREFIX)["delta_b"] == 0.002
+    assert command_line.problems([*given, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf)."]
 
 
 def test_a_preset_that_hydra_would_misread_or_miss(tmp_path, registries):

@@ -9,6 +9,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.integration import checks
+from cppo_verl.launch.overrides import parse
 from tests import ROOT
 
 STAND_IN = '#!/bin/bash\nprintf \'%s\\n\' "${0##*/} threads=$OMP_NUM_THREADS extra=$CPPO_EXTRA" "$@"\n'
@@ -24,7 +25,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("cppo-verl", "python"):
         (programs / name).write_text(STAND_IN)
         (programs / name).chmod(0o755)
-    for name in ("quickstart.sh", "real_model.sh", "cpu_run.sh"):
+    for name in ("quickstart.sh", "real_model.sh", "cpu_run.sh", "quote.sh"):
         shutil.copy(ROOT / "run_scripts" / name, scripts / name)
     (scripts / "setup_env.sh").write_text(f'#!/bin/bash\necho "extra=$CPPO_EXTRA" >&2\necho {tmp_path}/env\n')
     (scripts / "setup_env.sh").chmod(0o755)
@@ -48,7 +49,7 @@ def said(root: Path, script: str, *arguments: str, **values: str) -> tuple[list[
 
 def overrides(commands: list[list[str]]) -> dict[str, str]:
     """Of the command that starts the run."""
-    (run,) = [words for words in commands if words[:2] == ["cppo-verl", "run"] and "--check" not in words]
+    (run,) = [words for words in commands if words[:2] == ["cppo-verl", "run"] and "--glance" not in words]
     return dict(word.split("=", 1) for word in run[2:] if "=" in word)
 
 
@@ -58,7 +59,7 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
     )
     assert stderr == "extra=\n"
     assert [words[:3] for words in commands] == [
-        ["cppo-verl", "run", "--check"],
+        ["cppo-verl", "run", "--glance"],
         ["python", "-m", "data_prep.arithmetic"],
         ["python", "-m", "data_prep.tiny_qwen3"],
         ["cppo-verl", "run", "--fresh"],
@@ -71,21 +72,12 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
     wanted = {
         "data.train_files": f"{root}/runs/arithmetic-seed2/train.parquet",
         "data.train_batch_size": "16",
-        "data.max_prompt_length": "48",
-        "data.max_response_length": "64",
         "reward.custom_reward_function.path": f"{root}/data_prep/arithmetic_reward.py",
         "actor_rollout_ref.model.path": f"{root}/runs/tiny-qwen3-seed2",
         ACTOR + "optim.lr": "2e-4",
         ACTOR + "ppo_mini_batch_size": "4",
-        ACTOR + "ppo_max_token_len_per_gpu": "1024",
         ROLLOUT + "n": "8",
-        ROLLOUT + "max_model_len": "128",
-        ROLLOUT + "log_prob_max_token_len_per_gpu": "2048",
-        ROLLOUT + "val_kwargs.n": "2",
         "trainer.total_training_steps": "60",
-        "trainer.test_freq": "10",
-        "trainer.save_freq": "20",
-        "trainer.project_name": "quickstart",
         "trainer.experiment_name": "dppo_tv",
     }
     assert {key: given.get(key) for key in wanted} == wanted
@@ -96,7 +88,7 @@ def test_the_real_model_goes_through_its_stages(root):
     commands, stderr = said(root, "real_model.sh")
     assert stderr == "extra=real\n"
     assert [words[:3] for words in commands] == [
-        ["cppo-verl", "run", "--check"],
+        ["cppo-verl", "run", "--glance"],
         ["python", "-m", "data_prep.reasoning_gym_data"],
         ["python", "-m", "data_prep.smollm2"],
         ["python", "-m", "data_prep.warm_start"],
@@ -131,6 +123,20 @@ def test_other_tasks_and_models_have_folders_of_their_own(root, tmp_path):
     assert overrides(longer)["actor_rollout_ref.model.path"] != overrides(default)["actor_rollout_ref.model.path"]
     seed, _ = said(root, "real_model.sh", SEED="1")
     assert overrides(seed)["actor_rollout_ref.model.path"] == overrides(default)["actor_rollout_ref.model.path"]
+
+
+def test_folders_of_any_name_are_quoted(root, tmp_path):
+    """A repository, data and model below a name that Hydra would misread."""
+    odd = tmp_path / "a b=ü,it's (x)#2~李[1]"
+    shutil.move(root, odd)
+    for script, model in (("quickstart.sh", "tiny-qwen3-seed0"), ("real_model.sh", "mine")):
+        commands, _ = said(odd, script, WARM="0", MODEL=str(odd)) if model == "mine" else said(odd, script)
+        (run,) = [words for words in commands if words[:2] == ["cppo-verl", "run"] and "--glance" not in words]
+        values = parse(word for word in run[2:] if "=" in word and not word.startswith(str(odd))).values
+        assert Path(values["data.train_files"]).parents[1] == odd / "runs"
+        assert values["actor_rollout_ref.model.path"] in (str(odd), f"{odd}/runs/{model}")
+        assert Path(values["reward.custom_reward_function.path"]).parent == odd / "data_prep"
+        assert values["trainer.validation_data_dir"] == f"{run[2]}/validations"
 
 
 def test_it_stops_where_it_is_told(root):

@@ -1,10 +1,12 @@
 """The launcher's promises, with real processes: it ends, it says why, and it leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,19 +28,18 @@ def test_a_good_run_returns_and_its_output_is_kept(tmp_path):
     assert (tmp_path / "console.log").read_text() == "hello\n"
 
 
-def test_a_failing_run_is_reported_with_its_last_words(tmp_path):
-    with pytest.raises(supervise.RunFailed, match=r"exit status 1[\s\S]*KeyError: 'missing'"):
-        start("{}['missing']", tmp_path)
-
-
-def test_a_killed_run_is_reported_with_the_signal(tmp_path):
-    with pytest.raises(supervise.RunFailed, match="signal 9"):
-        start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
-
-
-def test_a_silent_run_counts_as_hung(tmp_path):
-    with pytest.raises(supervise.RunFailed, match="no output for 1 s"):
-        start("import time; print('last sign of life'); time.sleep(60)", tmp_path, stall_timeout=1)
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{}['missing']", r"exit status 1[\s\S]*KeyError: 'missing'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
+        ("import time; print('last sign of life'); time.sleep(60)", "no output for 1 s[\\s\\S]*last sign of life"),
+        ("import os, time; os.unlink('{console}'); time.sleep(60)", "no output for 1 s"),  # tidied away meanwhile
+    ],
+)
+def test_a_run_that_fails_says_why_and_leaves_nothing(tmp_path, source, said):
+    with pytest.raises(supervise.RunFailed, match=said):
+        start(source.replace("{console}", str(tmp_path / "console.log")), tmp_path, stall_timeout=1)
     assert not list(supervise.processes_of(tmp_path))
 
 
@@ -100,48 +101,47 @@ def test_leftovers_of_a_killed_launcher_end_at_the_next_start(tmp_path):
     assert not psutil.pid_exists(left.pid)
 
 
-def test_two_launchers_do_not_share_a_run(tmp_path):
-    launcher = subprocess.Popen(
-        child(
-            "from pathlib import Path; from cppo_verl.launch import supervise; import sys\n"
-            "run = Path(sys.argv[1])\n"
-            "supervise.run([sys.executable, '-c', 'import time; time.sleep(30)'], run, run / 'console.log', {})"
-        )
-        + [str(tmp_path)]
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not list(supervise.processes_of(tmp_path.resolve())):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        with pytest.raises(supervise.AlreadyRunning, match="in use by another run"):
-            start("print('hello')", tmp_path)
-    finally:
-        launcher.kill()
-        launcher.wait()
-        supervise.end_processes(tmp_path.resolve())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_the_launcher_stops_the_run(tmp_path, number):
+@contextlib.contextmanager
+def launched(run_dir: Path) -> Iterator[subprocess.Popen]:
+    """A launcher in a process of its own whose command is running."""
     source = (
-        "from pathlib import Path; from cppo_verl.launch import supervise; import sys\n"
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &\n"
+        "from pathlib import Path; from cppo_verl.launch import supervise; import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &\n"
         "run = Path(sys.argv[1]); supervise.raise_on_terminate()\n"
         "try: supervise.run([sys.executable, '-c', 'import time; time.sleep(300)'], run, run / 'console.log', {})\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
-    launcher = subprocess.Popen(child(source) + [str(tmp_path)])
+    launcher = subprocess.Popen([*child(source), str(run_dir)])
+    try:
+        wait_until(lambda: list(supervise.processes_of(run_dir.resolve())))
+        yield launcher
+    finally:
+        launcher.kill()
+        launcher.wait()
+        supervise.end_processes(run_dir.resolve())
+
+
+def wait_until(what) -> None:
     deadline = time.monotonic() + 60
-    while not list(supervise.processes_of(tmp_path.resolve())):
+    while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    launcher.send_signal(number)
-    assert launcher.wait(timeout=60) == 130
-    assert not list(supervise.processes_of(tmp_path.resolve()))
 
 
-def test_nohup_outlives_its_terminal(tmp_path):
+def test_two_launchers_do_not_share_a_run(tmp_path):
+    with launched(tmp_path), pytest.raises(supervise.AlreadyRunning, match="in use by another run"):
+        start("print('hello')", tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_launcher_stops_the_run(tmp_path, number):
+    with launched(tmp_path) as launcher:
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=60) == 130
+        assert not list(supervise.processes_of(tmp_path.resolve()))
+
+
+def test_nohup_outlives_its_terminal():
     source = (
         "import signal; from cppo_verl.launch import supervise; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "supervise.raise_on_terminate(); signal.raise_signal(signal.SIGHUP); print('still here')"
@@ -159,19 +159,14 @@ def test_a_forked_helper_is_not_a_lost_worker(tmp_path):
     )
     try:
         watch = supervise.Watch()
-        deadline = time.monotonic() + 60
-        while len(list(supervise.processes_of(tmp_path))) < 4:  # worker, fork and a sleep of each
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert watch.look(tmp_path) == []
-        while len(list(supervise.processes_of(tmp_path))) > 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert watch.look(tmp_path) == []
+        wait_until(lambda: len(list(supervise.processes_of(tmp_path))) == 4)  # worker, fork and a sleep of each
+        assert watch.look(tmp_path) == ""
+        wait_until(lambda: len(list(supervise.processes_of(tmp_path))) == 2)
+        assert watch.look(tmp_path) == ""
         assert list(watch.essential) == [worker.pid]
         worker.kill()
         worker.wait()
-        (lost,) = watch.look(tmp_path)
+        lost = watch.look(tmp_path)
         assert lost.startswith("ray::TaskRunnerV1.run") and lost.endswith(f"(pid {worker.pid})")
     finally:
         worker.kill()

@@ -1,11 +1,9 @@
 """The paper's runs: every (model, method) composes over verl's config with the numbers of the paper's tables."""
 
 import functools
-import itertools
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import paper
-from recipe import methods
-from recipe.compose import compose
+from cppo_verl.launch.overrides import compose
+from recipe import methods, settings
 from recipe.shapes import PAPER_NAMES
 from tests import ROOT
 
 MODELS = tuple(PAPER_NAMES)
-KL, KL_BUDGET = 0.1, 0.002  # thresholds of the KL ablation and of TRM Max&Avg
 FOR_GPUS = torch.version.cuda is not None  # an environment in which a recipe would start; else it is planned here only
 SCRIPTS = ("ESTIMATOR", "FOLLOW", "METHOD", "NNODES", "MODEL_PATH", "STEPS", "OFFLOAD", "DELTA", "DELTA_B", "RUN")
 SCRIPTS += ("SP", "TP", "TOKENS_PER_GPU", "ATTN", "N", "PROMPTS", "MINIBATCH")
@@ -34,53 +31,50 @@ def script(model: str, *arguments: str, **values: str) -> subprocess.CompletedPr
 
 
 @functools.cache
-def config_of(model: str, method: str, **values: str) -> DictConfig:
-    done = script(model, "overrides", METHOD=method, **values)
+def overrides_of(model: str, **values: str) -> tuple[str, ...]:
+    done = script(model, "overrides", **values)
     assert done.returncode == 0, done.stderr
-    return compose(done.stdout.splitlines())
+    return tuple(done.stdout.splitlines())
+
+
+@functools.cache
+def config_of(model: str, method: str) -> DictConfig:
+    """With the method's overrides in place of those of CPPO, as train.sh would have put them there."""
+    lines = overrides_of(model, METHOD="cppo")
+    given = dict(line.split("=", 1) for line in lines)
+    table_3 = {name: given[methods.KNOB + knob] for knob, name in methods.TABLE_3.items()}
+    of_cppo = methods.overrides("cppo", table_3)
+    assert lines[: len(of_cppo)] == tuple(of_cppo)
+    return compose([*methods.overrides(method, table_3), *lines[len(of_cppo) :]])
 
 
 def expected(method: str, row: paper.Setting) -> dict[str, object]:
     """The policy_loss knobs that a method must end up with, for a row of Table 3."""
-    cppo = {
-        "loss_mode": "cppo",
-        "divergence": "tv",
-        "estimator": "topk",
-        "topk": 20,
-        "delta": row.delta,
-        "delta_b": row.delta_b_min,
-        "w_min": row.w_min,
-        "budget": row.budget,
-        "budget_quantile": 0.9,
-        "budget_scale": 1.0,
-        "budget_cap": 2.0,
-        "weights": "linear",
-        "horizon": "response",
-        "gate": "hard",
-        "ratio_cap": 20.0,
-    }
+    shape = {"weights": "linear", "horizon": "response", "gate": "hard", "w_min": row.w_min, "budget": row.budget}
+    budget = {"delta_b": row.delta_b_min, "budget_quantile": 0.9, "budget_scale": 1.0, "budget_cap": 2.0, "topk": 20}
     dppo = {"loss_mode": "dppo", "divergence": "tv", "estimator": "topk", "delta": row.delta, "ratio_cap": 20.0}
+    cppo = {**dppo, "loss_mode": "cppo", **shape, **budget}
     trm = {"divergence": "kl", "estimator": "topk"}
-    on_kl = {"divergence": "kl", "delta": KL, "delta_b": KL_BUDGET}
+    pulled = {"gate": "restore", "restore_strength": 0.3}
     table = {
         "grpo": {"loss_mode": "vanilla", "estimator": "binary"},
         "minpro": {"loss_mode": "minpro", "estimator": "binary", "ratio_cap": 1.28},
         "cispo": {"loss_mode": "cispo", "estimator": "binary"},
         "dppo": dppo,
-        "trm_max": {**trm, "loss_mode": "trm_max", "delta": KL},
-        "trm_avg": {**trm, "loss_mode": "trm_avg", "delta": KL_BUDGET},
+        "trm_max": {**trm, "loss_mode": "trm_max", "delta": 0.1},
+        "trm_avg": {**trm, "loss_mode": "trm_avg", "delta": 0.002},
         "cppo": cppo,
         "cppo_weights_only": {**cppo, "budget": "none", "delta_b": 0.02},
         "cppo_budget_only": {**cppo, "weights": "constant"},
         "cppo_shuffled": {**cppo, "weights": "shuffled"},
         "cppo_soft": {**cppo, "gate": "soft"},
-        "cppo_kl": {**cppo, **on_kl},
-        "dppo_kl": {**dppo, "divergence": "kl", "delta": KL},
-        "trm_max_avg": {**trm, "loss_mode": "trm_max_avg", "delta": KL, "delta_b": KL_BUDGET},
+        "cppo_kl": {**cppo, "divergence": "kl", "delta": 0.1, "delta_b": 0.002},
+        "dppo_kl": {**dppo, "divergence": "kl", "delta": 0.1},
+        "trm_max_avg": {**trm, "loss_mode": "trm_max_avg", "delta": 0.1, "delta_b": 0.002},
         "cppo_binary": {**cppo, "estimator": "binary"},
         "dppo_binary": {**dppo, "estimator": "binary"},
-        "cppo_restore": {**cppo, "gate": "restore", "restore_strength": 0.3},
-        "dppo_restore": {**dppo, "gate": "restore", "restore_strength": 0.3},
+        "cppo_restore": {**cppo, **pulled},
+        "dppo_restore": {**dppo, **pulled},
         "nfpo": {**dppo, "trace": 4},
         "gbpo": {"loss_mode": "gbpo", "estimator": "binary", "delta": 0.3},
         "gspo": {"loss_mode": "gspo", "estimator": "binary"},
@@ -92,19 +86,9 @@ def expected(method: str, row: paper.Setting) -> dict[str, object]:
     return table[method]
 
 
-def test_table_1_has_its_seven_rules():
-    assert {name.lower().replace("-", "_") for name in paper.METHODS} == set(methods.TABLE_1)
-    assert set(paper.best_avg16()) == set(paper.METHODS)
-
-
 def combinations() -> list[tuple[str, str]]:
-    """Every method on one model and Table 1 on each: what a model sets and what a method sets do not meet.
-
-    CPPO_VERL_ALL_RECIPES=1 takes all.
-    """
-    everything = os.environ.get("CPPO_VERL_ALL_RECIPES")
-    pairs = itertools.product(MODELS, methods.METHODS)
-    return [(m, name) for m, name in pairs if everything or m == MODELS[0] or name in methods.TABLE_1]
+    """Every method on one model and Table 1 on each: what a model sets and what a method sets do not meet."""
+    return [(m, name) for m in MODELS for name in methods.METHODS if m == MODELS[0] or name in methods.TABLE_1]
 
 
 @pytest.mark.parametrize(("model", "method"), combinations())
@@ -123,12 +107,11 @@ def test_every_combination_composes_with_the_numbers_of_the_paper(model, method)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     wanted = expected(method, row)
     assert {knob: actor.policy_loss[knob] for knob in wanted} == wanted
-    assert config.data.train_batch_size == row.prompts
-    assert rollout.n == row.n
-    assert actor.ppo_mini_batch_size == row.minibatch
+    if method in ("grpo", "cispo"):
+        assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.28)
+    assert (config.data.train_batch_size, rollout.n, actor.ppo_mini_batch_size) == (row.prompts, row.n, row.minibatch)
     assert config.data.train_batch_size // actor.ppo_mini_batch_size == row.updates
-    assert config.data.max_prompt_length == 1024
-    assert config.data.max_response_length == row.max_response_tokens
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (1024, row.max_response_tokens)
     assert config.trainer.total_training_steps == paper.t_stop()[row.model]
     assert config.actor_rollout_ref.model.path == f"Qwen/{row.model}"
 
@@ -136,7 +119,7 @@ def test_every_combination_composes_with_the_numbers_of_the_paper(model, method)
 @pytest.mark.parametrize("model", MODELS)
 def test_what_all_methods_share(model):
     """Section 7 of the paper: one optimizer, one way to sample, one validation."""
-    config = config_of(model, "cppo")
+    config = config_of(model, "cppo").copy()
     OmegaConf.resolve(config)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (actor.optim.optimizer, actor.optim.lr, actor.strategy) == ("AdamW", 1e-6, "fsdp2")
@@ -146,8 +129,10 @@ def test_what_all_methods_share(model):
     assert (actor.entropy_coeff, actor.use_kl_loss, config.algorithm.use_kl_in_reward) == (0, False, False)
     assert (config.algorithm.adv_estimator, config.algorithm.norm_adv_by_std_in_grpo) == ("group_relative", True)
     assert config.trainer.v1.trust_region.skip_zero_variance
-    assert actor.loss_agg_mode == "seq-mean-token-sum-norm"
-    assert actor.loss_scale_factor == config.data.max_response_length
+    assert (actor.loss_agg_mode, actor.loss_scale_factor) == (
+        "seq-mean-token-sum-norm",
+        config.data.max_response_length,
+    )
     assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
     assert [Path(file).name for file in config.data.val_files] == ["aime24.parquet", "aime25.parquet", "aime26.parquet"]
     # by these the report knows model, method and seed
@@ -156,68 +141,34 @@ def test_what_all_methods_share(model):
     assert config.trainer.total_training_steps % config.trainer.test_freq == 0
 
 
-@pytest.mark.parametrize("method", ["grpo", "cispo"])
-def test_clip_higher(method):
-    actor = config_of("qwen3_8b_base", method).actor_rollout_ref.actor
-    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.28)
-
-
-def test_the_authors_scripts_are_a_switch():
-    config = config_of("qwen3_1p7b_base", "cppo", FOLLOW="scripts", ESTIMATOR="binary")
-    knobs = config.actor_rollout_ref.actor.policy_loss
-    assert (knobs.horizon, knobs.budget_cap, knobs.estimator) == ("max", 5, "binary")
-    assert config.algorithm.norm_adv_by_std_in_grpo is False
+def test_switches_of_the_scripts():
+    given = settings.parse(overrides_of("qwen3_1p7b_base", FOLLOW="scripts", ESTIMATOR="binary", LOGGERS="wandb"))
+    knobs = {name: given[methods.KNOB + name] for name in ("horizon", "budget_cap", "estimator")}
+    assert knobs == {"horizon": "max", "budget_cap": 5, "estimator": "binary"}
+    assert given["algorithm.norm_adv_by_std_in_grpo"] is False
+    assert given["trainer.logger"] == "[wandb,file]"  # the report reads the file
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "named"),
+    ("values", "named"),
     [
-        ("METHOD", "ppo", ("'ppo'", *methods.METHODS)),
-        ("ESTIMATOR", "full", ("'full'", "topk", "binary")),
-        ("FOLLOW", "code", ("'code'", "paper", "scripts")),
-        ("OFFLOAD", "some", ("'some'", "none", "states", "all")),
+        ({"METHOD": "ppo"}, ("METHOD='ppo'", *methods.METHODS)),
+        ({"ESTIMATOR": "full"}, ("ESTIMATOR='full'", "topk", "binary")),
+        ({"FOLLOW": "code"}, ("FOLLOW='code'", "paper", "scripts")),
+        ({"OFFLOAD": "some"}, ("OFFLOAD='some'", "none", "states", "all")),
+        ({"DATA": "/nowhere", "mode": "run"}, ("no data at /nowhere/train.parquet", "data_prep.math_data")),
     ],
 )
-def test_a_wrong_choice_is_answered_with_the_list(variable, value, named):
-    done = script("qwen3_1p7b", "plan", **{variable: value})
+def test_a_wrong_choice_is_answered_with_what_there_is(values, named):
+    done = script("qwen3_1p7b", values.pop("mode", "plan"), **values)
     assert done.returncode == 2
-    assert variable in done.stderr
     assert all(name in done.stderr for name in named)
-
-
-def test_the_launcher_alone_names_the_scripts():
-    done = subprocess.run(
-        ["bash", ROOT / "run_scripts/train.sh"], env={"PATH": os.environ["PATH"]}, capture_output=True
-    )
-    assert done.returncode == 2
-    assert b"qwen3_" in done.stderr
-
-
-def test_missing_data_is_named_with_its_remedy(tmp_path):
-    done = script("qwen3_1p7b", DATA=str(tmp_path))
-    assert done.returncode == 2
-    assert f"no data at {tmp_path}/train.parquet" in done.stderr
-    assert "data_prep.math_data" in done.stderr
-
-
-def test_further_arguments_are_overrides_and_win(bare_python):
-    done = script("qwen3_1p7b", "overrides", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=96")
-    config = compose(done.stdout.splitlines())
-    assert (config.actor_rollout_ref.rollout.n, config.data.train_batch_size) == (4, 96)
-    overrides = ["actor_rollout_ref.rollout.n=4", "data.train_batch_size=96"]
-    plan = script("qwen3_1p7b", "plan", *overrides, PYTHON=bare_python)
-    assert "96 prompts x 4 = 384 responses; 3 updates of 32 prompts" in plan.stdout
-
-
-def test_the_file_logger_stays():
-    assert list(config_of("qwen3_1p7b", "cppo", LOGGERS="wandb").trainer.logger) == ["wandb", "file"]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
-    began = time.monotonic()
-    done = script(model, "plan", PYTHON=bare_python, HOME=str(tmp_path), WORK=str(tmp_path), CUDA_VISIBLE_DEVICES="")
-    assert time.monotonic() - began < 10
+    values = {"HOME": str(tmp_path), "WORK": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = script(model, "plan", "data.seed=3", PYTHON=bare_python, **values)
     assert done.returncode == 0, done.stderr
     row = paper.settings()[PAPER_NAMES[model]]
     responses = row.prompts * row.n
@@ -227,9 +178,9 @@ def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
         f"steps          {paper.t_stop()[row.model]} ",
         f"within {paper.t_stop()[row.model]} steps: {paper.best_avg16()['CPPO'][model]:.2f}",
         "GPU-hours",
-        "KV cache",
         "  fits: ",
         "+trust_region=cppo",
+        "  data.seed=3\n",  # a further argument, the last, so it wins
         "nothing was started",
     ):
         assert text in done.stdout
@@ -237,14 +188,13 @@ def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
 
 
 REFUSED = {
-    "DELTA=9": "actor_rollout_ref.actor.policy_loss.delta=9 is outside (0, 1].",
-    "MINIBATCH=0": "actor_rollout_ref.actor.ppo_mini_batch_size=0 must be a whole number of at least 1.",
-    "NNODES=0": "trainer.nnodes=0 must be a whole number of at least 1.",
-    "N=-8": "actor_rollout_ref.rollout.n=-8 must be a whole number of at least 1.",
+    "DELTA=9": "actor_rollout_ref.actor.policy_loss.delta=9 is outside",
+    "MINIBATCH=0": "ppo_mini_batch_size=0 must be a whole number of at least 1",
+    "N=-8": "actor_rollout_ref.rollout.n=-8 must be a whole number",
     "SP=3": "ulysses_sequence_parallel_size=3 does not divide the 8 GPUs",
     "SP=2 ATTN=sdpa": "lives inside flash attention",
     "TP=32": "tensor_model_parallel_size=32 does not divide the 8 GPUs",
-    "TOKENS_PER_GPU=100": "ppo_max_token_len_per_gpu=100 x",
+    "TOKENS_PER_GPU=100": "ppo_max_token_len_per_gpu=100",
     "PROMPTS=48": "PROMPTS=48 is no multiple of MINIBATCH=32",
 }
 
@@ -274,20 +224,14 @@ def test_a_plan_with_verl_checks_the_composed_config():
     overrides = ["actor_rollout_ref.rollout.top_p=0.9", "trainer.use_v1=false"]
     done = script("qwen3_1p7b_base", "plan", *overrides, TOKENS_PER_GPU="100", VERL_PLATFORM="")
     assert done.returncode == 2, done.stderr
-    for said in ("rollout.top_p=0.9", "trainer.use_v1=False", "ppo_max_token_len_per_gpu=100 x"):
-        assert done.stdout.count(f"{said}") == 1
-    looked = "all that the run checks at its start, on its composed config"
-    elsewhere = "what the run checks of its composed config. Not this environment"
-    assert (looked if FOR_GPUS else elsewhere) in done.stdout
-
-
-@pytest.mark.stack
-def test_a_plan_where_the_run_could_start_looks_for_its_attention():
-    """On the CPU platform an environment is complete without flash attention, until sequences are split."""
-    done = script("qwen3_30b_a3b_base", "plan", VERL_PLATFORM="cpu")
-    assert done.returncode == 2, done.stdout
-    assert "attn_implementation=flash_attention_2 cannot be used in this environment" in done.stdout
-    assert "all that the run checks at its start" in done.stdout
+    for said in ("rollout.top_p=0.9", "trainer.use_v1=False", "ppo_max_token_len_per_gpu=100"):
+        assert said in done.stdout
+    assert ("all that the run checks" if FOR_GPUS else "what the run checks of its composed config") in done.stdout
+    # on the CPU platform an environment is complete without flash attention, until sequences are split
+    here = script("qwen3_30b_a3b_base", "plan", VERL_PLATFORM="cpu")
+    assert here.returncode == 2, here.stdout
+    assert "attn_implementation=flash_attention_2 cannot be used in this environment" in here.stdout
+    assert "all that the run checks at its start" in here.stdout
 
 
 @pytest.mark.parametrize(
@@ -308,15 +252,14 @@ def test_the_attention_is_chosen_where_the_run_would_start(values, chosen):
 def test_config_prints_the_resolved_yaml():
     done = script("qwen3_8b_base", "config")
     assert done.returncode == 0, done.stderr
-    config = OmegaConf.create(done.stdout)
-    assert config.actor_rollout_ref.actor.policy_loss.max_response_length == 8192
+    assert OmegaConf.create(done.stdout).actor_rollout_ref.actor.policy_loss.max_response_length == 8192
     assert "${" not in done.stdout
 
 
 def test_the_page_agrees_with_the_tables():
     """docs/recipes.md repeats Table 3 and two columns of Table 1, and names every method."""
-    page = (ROOT / "docs/recipes.md").read_text()
-    scores = paper.best_avg16()
+    page, scores = (ROOT / "docs/recipes.md").read_text(), paper.best_avg16()
+    assert {name.lower().replace("-", "_") for name in paper.METHODS} == set(methods.TABLE_1)
     for model, name in PAPER_NAMES.items():
         row = paper.settings()[name]
         cells = (
@@ -332,5 +275,4 @@ def test_the_page_agrees_with_the_tables():
             f"{scores['DPPO'][model]:.2f}, {scores['CPPO'][model]:.2f}",
         )
         assert f"| {' | '.join(cells)} |" in page
-    for method in methods.METHODS:
-        assert f"`{method}`" in page
+    assert all(f"`{method}`" in page for method in methods.METHODS)

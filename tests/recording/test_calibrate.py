@@ -54,26 +54,23 @@ def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
 
 
 def test_held_back_groups_get_the_share_within_the_interval():
-    """95% of records should; of 20 that is 19, and fewer than 16 would be by chance once in 3,000 times."""
+    """95% of records should; of 10, fewer than 7 would by chance once in a thousand times."""
     inside = 0
-    for seed in range(20):
+    for seed in range(10):
         parts = batches.batches(records(16, seed=seed, length=60, size=2, groups=3))
-        found = calibrate.for_share(parts, family(parts), 0.1, seed).held_back
-        assert found is not None
-        inside += found.holds(0.1)
-    assert inside >= 16
+        inside += calibrate.for_share(parts, family(parts), 0.1, seed).held_back.holds(0.1)
+    assert inside >= 7
 
 
 def test_thresholds_of_one_half_of_the_steps_on_the_other():
     steps = records(60, length=100, groups=3)
     known, held = batches.batches(steps[::2]), batches.batches(steps[1::2])
     found = calibrate.for_share(known, family(known), 0.1)
-    loose, strict = (
+    strict, loose = (
         found.candidate.changed({name: getattr(x, end) for name, x in found.thresholds.items()})
-        for end in ("high", "low")
+        for end in ("low", "high")
     )
-    weights = calibrate.resamples(Masked(held, Family(loose, ())).tokens, 0)
-    least, most = (calibrate.share_of(held, one, (), weights) for one in (loose, strict))
+    least, most = (calibrate.share_of(held, one, 0) for one in (loose, strict))
     assert least.low < 0.1 < most.high
     assert most.high - least.low < 0.15
     assert found.share.value == pytest.approx(0.1, rel=0.01)
@@ -81,7 +78,7 @@ def test_thresholds_of_one_half_of_the_steps_on_the_other():
 
 def test_an_interval_narrows_with_the_record():
     widths = []
-    for steps in (8, 72):
+    for steps in (6, 54):
         parts = batches.batches(records(steps, length=100, groups=3))
         found = calibrate.for_share(parts, family(parts, preset="dppo_tv"), 0.1).thresholds["delta"]
         widths.append(np.log(found.high / found.low))
@@ -101,19 +98,10 @@ def test_the_gap_by_hand():
     assert "first update" in found.warnings[0]
 
 
-def without_first_updates(record: StepRecord) -> StepRecord:
-    moved = [
-        dataclasses.replace(r, first=dataclasses.replace(r.first, update=None if r.sample else 1))
-        for r in record.responses
-    ]
-    return dataclasses.replace(record, responses=tuple(moved))
-
-
 def test_what_cannot_be_calibrated_is_said():
-    parts = batches.batches(records(3, length=100))
-    with pytest.raises(
-        RecordError, match="no delta and delta_b of cppo masks 0.95 of these tokens: the share is between"
-    ):
+    record = step_record(length=100)
+    parts = batches.batches([record])
+    with pytest.raises(RecordError, match="no delta and delta_b of cppo masks 0.95 of these tokens: the share is"):
         calibrate.for_share(parts, family(parts), 0.95)
     for preset in ("minpro", "cispo"):
         with pytest.raises(RecordError, match="masks none of these tokens at any threshold"):
@@ -124,11 +112,12 @@ def test_what_cannot_be_calibrated_is_said():
         family(parts, "delta", "delta_b")
     with pytest.raises(RecordError, match="compares ratios"):
         calibrate.above_gap(parts, family(parts, preset="grpo"), 3)
-    with pytest.raises(RecordError, match="0.5|outside"):
+    with pytest.raises(RecordError, match="outside"):
         calibrate.above_gap(parts, family(parts), 1000)
-    late = batches.batches([without_first_updates(step_record(length=100))])
+    late = [dataclasses.replace(r, first=dataclasses.replace(r.first, update=1)) for r in record.responses]
+    parts = batches.batches([StepRecord(record.header, tuple(late))])
     with pytest.raises(RecordError, match="no recorded response was seen by the first update"):
-        calibrate.above_gap(late, family(late), 3)
+        calibrate.above_gap(parts, family(parts), 3)
 
 
 def test_a_small_record_and_a_jump_are_said():

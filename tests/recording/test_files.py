@@ -15,9 +15,15 @@ from tests.recording.synthetic import run, step_record
 
 
 def equal(a, b) -> bool:
+    if isinstance(a, Response):
+        a, b = (dataclasses.replace(r, advantages=np.where(r.mask, r.advantages, np.float32(0))) for r in (a, b))
     if isinstance(a, Look | Response):
         return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+    return np.array_equal(a, b) and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b
+
+
+def longer_than_two(record) -> Response:
+    return next(r for r in record.responses if r.length > 2)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -33,17 +39,15 @@ def test_a_record_comes_back_as_it_was_written(tmp_path, epochs):
     assert [len(r.looks) for r in again.responses] == [epochs] * 8
 
 
-def test_advantages_that_differ_and_a_top_k_come_back(tmp_path):
+def test_every_field_comes_back(tmp_path):
     record = step_record()
-    some = next(r for r in record.responses if r.length > 2)
-    advantages = np.arange(some.length, dtype=np.float32)
-    look = dataclasses.replace(some.first, divergence=some.log_mu, top_k_log_pi=np.zeros(3, np.float32), update=None)
-    odd = dataclasses.replace(
-        some, advantages=advantages, top_k_mu=np.array([1, -2, 3], np.int16), first=look, versions_behind=None
-    )
-    again = files.read(files.write(tmp_path, dataclasses.replace(record, responses=(odd,)))).responses[0]
-    assert equal(odd, again)
-    assert again.first.update is None and again.versions_behind is None
+    some = longer_than_two(record)
+    own = {"advantages": np.arange(some.length, dtype=np.float32), "log_rollout": some.log_mu - 1, "output": 3}
+    own |= {"top_k_mu": np.array([1, -2, 3], np.int16), "versions_behind": None, "mask": np.arange(some.length) > 0}
+    look = {"divergence": some.log_mu, "top_k_log_pi": np.zeros(3, np.float32), "update": None}
+    odd = dataclasses.replace(some, **own, first=dataclasses.replace(some.first, **look), last=some.first)
+    assert [f.name for f in dataclasses.fields(Response) if getattr(odd, f.name) is None] == ["versions_behind"]
+    assert equal(odd, files.read(files.write(tmp_path, dataclasses.replace(record, responses=(odd,)))).responses[0])
 
 
 def test_pandas_reads_a_run_as_one_table(tmp_path):
@@ -51,30 +55,27 @@ def test_pandas_reads_a_run_as_one_table(tmp_path):
     frame = pd.read_parquet(tmp_path / files.FOLDER)
     assert frame["step"].tolist() == [1] * 8 + [2] * 8
     assert [type(x) for x in frame["log_mu"][:2]] == [np.ndarray] * 2
+    assert frame["advantages"].isna().all() and frame["advantage"].notna().all() and frame["last_gate"].isna().all()
 
 
 @pytest.mark.parametrize(("options", "bytes_a_token"), [({}, 13), ({"gate": "soft", "epochs": 2}, 24)])
 def test_at_most_24_bytes_a_token_beside_the_text(tmp_path, options, bytes_a_token):
     record = step_record(length=2000, groups=4, size=4, **options)
     path = files.write(tmp_path, record)
-    metadata = pyarrow.parquet.read_metadata(path)
-    text = sum(
-        metadata.row_group(0).column(i).total_compressed_size
-        for i in range(metadata.num_columns)
-        if metadata.row_group(0).column(i).path_in_schema.startswith(("pieces", "prompt"))
-    )
+    group = pyarrow.parquet.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    text = sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith(("pieces", "prompt")))
     tokens = sum(r.length for r in record.responses)
     assert tokens > 10_000
     assert (path.stat().st_size - text) / tokens <= bytes_a_token
 
 
-def test_an_array_of_another_length_is_refused(tmp_path):
-    record = step_record()
-    some = next(r for r in record.responses if r.length > 2)
-    bad = dataclasses.replace(some, log_mu=some.log_mu[:-1])
+def test_an_array_of_another_length_is_refused():
+    some = longer_than_two(step_record())
     with pytest.raises(ValueError, match="log_mu has"):
-        files.write(tmp_path, dataclasses.replace(record, responses=(bad,)))
-    assert not list(tmp_path.rglob("*.parquet"))
+        dataclasses.replace(some, log_mu=some.log_mu[:-1])
+    with pytest.raises(ValueError, match="gate has"):
+        dataclasses.replace(some, first=dataclasses.replace(some.first, gate=some.first.gate[1:]))
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -90,19 +91,25 @@ def test_what_cannot_be_read_is_named(tmp_path):
         for reader in (files.read, files.read_header):
             with pytest.raises(RecordError, match="step-00000002.parquet is no whole record"):
                 reader(path)
+    path.write_bytes(whole)
+    table = pyarrow.parquet.read_table(path)
+    for name in ("pieces", "log_pi"):  # a column without values, and none at all
+        nothing = table.set_column(table.schema.get_field_index(name), name, pyarrow.nulls(len(table)))
+        for damaged in (nothing, table.drop_columns([name])):
+            pyarrow.parquet.write_table(damaged, path)
+            with pytest.raises(RecordError, match="is no whole record"):
+                files.read(path)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), path)
     with pytest.raises(RecordError, match="was not written by cppo_verl"):
-        pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), path)
         files.read(path)
-    later = pyarrow.schema(
-        {"a": pyarrow.int32()},
-        {files.KEY: json.dumps({"format": 2, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"})},
-    )
+    said = {"format": 2, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"}
+    later = pyarrow.schema({"a": pyarrow.int32()}, {files.KEY: json.dumps(said)})
     pyarrow.parquet.write_table(later.empty_table(), path)
     with pytest.raises(RecordError, match="has format 2, written by cppo_verl 9; this one reads up to 1"):
         files.read(path)
 
 
-def test_numbers_agree_with_the_recorded_gates(tmp_path):
+def test_numbers_agree_with_the_recorded_gates():
     """S_t <= allowance and w_t D_t <= delta is what CPPO's gate says, but for the first clause (Eq. 10)."""
     record = step_record(budget="fixed", delta_b=0.01)
     found = numbers.of(record.header, record.responses)
@@ -122,9 +129,6 @@ def test_weights_follow_the_width_that_was():
     """horizon=max without a maximum takes the width of the micro-batch, which differs from response to response."""
     record = step_record(horizon="max", max_response_length=None, w_min=0.5)
     wide = dataclasses.replace(record.responses[0], width=80)
-    narrow = record.responses[1]
-    found = numbers.of(record.header, [wide, narrow])
-    for one, width in zip(found, (80, 40), strict=True):
-        columns = np.arange(len(one.weight))
-        own = one.weight > 0
+    for one, width in zip(numbers.of(record.header, [wide, record.responses[1]]), (80, 40), strict=True):
+        columns, own = np.arange(len(one.weight)), one.weight > 0
         assert np.allclose(one.weight[own], (1 - 0.5 * columns / (width - 1))[own], atol=1e-6)

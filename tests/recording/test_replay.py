@@ -10,12 +10,12 @@ import torch
 from cppo_verl import presets
 from cppo_verl.cli.main import main
 from cppo_verl.recording import batches, candidates, files, replay
-from cppo_verl.recording.numbers import gate_and_cause, pad
+from cppo_verl.recording.numbers import gate_and_cause, pad, padded
 from cppo_verl.recording.record import Look, RecordError, Response, StepRecord
 from cppo_verl.recording.selection import select
-from cppo_verl.trust_region import metrics
+from cppo_verl.trust_region import metrics, rules
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
-from cppo_verl.trust_region.rules import BUILT_IN, CAPABILITIES, RULES, evaluate
+from cppo_verl.trust_region.rules import BUILT_IN, evaluate
 from cppo_verl.trust_region.topk import TOPK, pack, unpack
 from tests.recording.synthetic import run, step_record
 
@@ -37,24 +37,18 @@ SETTINGS = [
 ]
 
 
-def loaded(folder, **options):
-    return batches.batches(files.read_run(run(folder, **options)))
-
-
 @pytest.mark.parametrize(("rule", "knobs"), SETTINGS)
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_the_rule_that_ran_reproduces_its_gates_on_every_token(tmp_path, rule, knobs, epochs):
-    parts = loaded(tmp_path, rule=rule, epochs=epochs, length=300, **knobs)
-    result = replay.replay(parts, [candidates.recorded(parts[0].header)])
+def test_the_rule_that_ran_reproduces_its_gates_and_causes_on_every_token(tmp_path, rule, knobs, epochs):
+    parts = batches.batches(files.read_run(run(tmp_path, rule=rule, epochs=epochs, length=300, **knobs)))
+    ran = candidates.recorded(parts[0].header)
+    result = replay.replay(parts, [ran])
     assert result.recorded_tokens > 1000
-    assert result.tallies[0].differs == 0
-    if rule != "minpro":
-        assert result.tallies[0].removed > 0
-    for part in parts:  # causes, too
-        _, cause = part.decide(candidates.recorded(part.header))
-        for row, look in enumerate(part.looks):
-            mask = part.responses[row].mask
-            assert np.array_equal(cause[row, : len(mask)].numpy()[mask], look.cause[mask])
+    assert result.tallies[0].differs == 0 and (result.tallies[0].removed > 0) == (rule != "minpro")
+    for part in parts:
+        _, cause = part.decide(ran)
+        for row, (response, look) in enumerate(zip(part.responses, part.looks, strict=True)):
+            assert np.array_equal(cause[row, : response.length].numpy()[response.mask], look.cause[response.mask])
 
 
 def test_every_rule_is_among_the_settings():
@@ -143,26 +137,18 @@ def with_top_k(record: StepRecord, kind: str, k: int = 3) -> StepRecord:
         packed = pack(ids, log_mu, torch.zeros(n, dtype=torch.long), sampled)
         _, coded, rest = unpack(packed, k)
         log_pi = coded + torch.from_numpy(rng.normal(0, 0.2, (n, k))).float()
-        log_prob = torch.from_numpy(response.first.log_pi.copy())
-        divergence = TOPK[kind](log_pi, coded, log_prob, sampled, rest)
-        look = dataclasses.replace(
-            response.first, divergence=divergence.numpy(), top_k_log_pi=log_pi[coded > -torch.inf].numpy()
-        )
+        divergence = TOPK[kind](log_pi, coded, torch.from_numpy(response.first.log_pi.copy()), sampled, rest)
+        seen = {"divergence": divergence.numpy(), "top_k_log_pi": log_pi[coded > -torch.inf].numpy()}
+        look = dataclasses.replace(response.first, **seen)
         responses.append(dataclasses.replace(response, first=look, top_k_mu=packed.numpy()))
-    header = dataclasses.replace(record.header, knobs=dataclasses.asdict(knobs))
     tokens = pad(responses, [r.first for r in responses], 0)
-    padded = torch.zeros_like(tokens.log_prob)
-    for row, response in enumerate(responses):
-        padded[row, : response.length] = torch.from_numpy(response.first.divergence)
-    verdict, _ = evaluate(header.rule, tokens, knobs, padded)
-    gate, cause = gate_and_cause(tokens, verdict, knobs.ratio_cap)
-    done = [
-        dataclasses.replace(
-            r, first=dataclasses.replace(r.first, gate=gate[i, : r.length].numpy(), cause=cause[i, : r.length].numpy())
-        )
-        for i, r in enumerate(responses)
-    ]
-    return StepRecord(header, tuple(done))
+    divergences = padded([r.first.divergence for r in responses], tokens.mask.shape[1])
+    decided = gate_and_cause(tokens, evaluate(record.header.rule, tokens, knobs, divergences)[0], knobs.ratio_cap)
+    for i, response in enumerate(responses):
+        gate, cause = (x[i, : response.length].numpy() for x in decided)
+        responses[i] = dataclasses.replace(response, first=dataclasses.replace(response.first, gate=gate, cause=cause))
+    header = dataclasses.replace(record.header, knobs=dataclasses.asdict(knobs))
+    return StepRecord(header, tuple(responses))
 
 
 @pytest.mark.parametrize("kind", ["tv", "kl"])
@@ -179,7 +165,7 @@ def test_top_k_rules_where_there_is_a_top_k(tmp_path, kind):
         assert tallies["cppo_topk"].differs > 0
     # the other kind follows from what was recorded
     for response in record.responses:
-        same = batches.top_k_divergence(response, response.first, kind).numpy()
+        same = batches.top_k_divergence(response, response.first, kind)
         assert np.allclose(same, response.first.divergence, atol=1e-6)
 
 
@@ -214,22 +200,20 @@ def head_only(tokens, divergence, knobs):
 
 
 def test_a_rule_from_outside_is_replayed(tmp_path, monkeypatch):
+    for registry in ("RULES", "KNOBS", "CAPABILITIES"):  # what the rule registers goes again
+        if hasattr(rules, registry):
+            known = getattr(rules, registry)
+            monkeypatch.setitem(known, "head_only", None)
+            del known["head_only"]
     (tmp_path / "head_only.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     selection = select(run(tmp_path, steps=1))
-    rule = ("head_only", ["rule_module=head_only.py", "head=5"])
-    try:
-        result, _ = replay.replayed(selection, [], [rule])
-        tally = result.tallies[1]
-        part = selection.batches[0]
-        expected = int((part.counted & (part.tokens.ordinal > 5)).sum())
-        assert tally.candidate.name == "head_only head=5"
-        assert tally.removed == expected > 0
-    finally:
-        for registry in (RULES, CAPABILITIES):
-            registry.pop("head_only", None)
     with pytest.raises(RecordError, match="'head_only' is no rule"):
         replay.replayed(selection, [], [("head_only", [])])
+    result, _ = replay.replayed(selection, [], [("head_only", ["rule_module=head_only.py", "head=5"])])
+    part, tally = selection.batches[0], result.tallies[1]
+    assert tally.candidate.name == "head_only head=5"
+    assert tally.removed == int((part.counted & (part.tokens.ordinal > 5)).sum()) > 0
 
 
 def test_a_rule_that_ran_and_is_gone_is_left_out(tmp_path):

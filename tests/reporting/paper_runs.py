@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from cppo_verl import paper
-from cppo_verl.reporting import names
+from cppo_verl.reporting import metrics
 from cppo_verl.reporting.labels import model_key
 
 PATHS = {model: f"Qwen/{model}" for model in paper.settings()}
@@ -56,27 +56,29 @@ def training(step: int, end: int, method: str, seed: int = 0) -> dict[str, float
     progress = step / end
     place = paper.METHODS.index(method) if method in paper.METHODS else 3
     spread = (0.004 + 0.001 * place) * (1 + 2 * progress) * draw.lognormvariate(0, 0.2)
+    token, positive = spread * draw.uniform(0.4, 0.7), spread * draw.uniform(0.3, 0.5)
     row = {
         "critic/rewards/mean": 0.2 + (0.4 + 0.02 * place) * (1 - math.exp(-3 * progress)) + draw.gauss(0, 0.04),
-        names.LENGTH: 2000 + 300 * place + 1500 * progress + draw.gauss(0, 80),
-        names.GRAD_NORM: draw.lognormvariate(-1.5, 0.4),
+        metrics.LENGTH: 2000 + 300 * place + 1500 * progress + draw.gauss(0, 80),
+        metrics.GRAD_NORM: draw.lognormvariate(-1.5, 0.4),
         "actor/entropy": 0.6 - 0.3 * progress + draw.gauss(0, 0.02),
-        names.DIVERGENCE_MEAN: spread,
-        names.DIVERGENCE_P99: spread * draw.uniform(9, 14),
-        names.ZERO_VARIANCE: 0.3 + 0.2 * progress + draw.gauss(0, 0.03),
-        "timing_s/step": draw.gauss(90, 4),
+        metrics.DIVERGENCE_MEAN: spread,
+        metrics.DIVERGENCE_P99: spread * draw.uniform(9, 14),
+        metrics.DIVERGENCE_MAX: min(0.95, spread * draw.uniform(22, 40)),
+        metrics.FIRST_UPDATE: 2e-5 * draw.lognormvariate(0, 0.5),
+        metrics.ZERO_VARIANCE: 0.3 + 0.2 * progress + draw.gauss(0, 0.03),
+        metrics.TIME_STEP: draw.gauss(90, 4),
+        metrics.TIME_GEN: draw.gauss(50, 3),
+        metrics.TIME_UPDATE: draw.gauss(25, 1),
     }
     if method in ("GRPO", "CISPO"):
         row["actor/pg_clipfrac"] = 0.3 * spread
     else:
-        row[names.MASKED] = spread
-        row[names.PREFIX_AVERAGE] = 0.9 * spread
+        row |= {metrics.MASKED: spread, metrics.MASKED_BY_TOKEN: token, metrics.PREFIX_AVERAGE: 0.9 * spread}
+        row |= {metrics.MASKED_POSITIVE: positive, metrics.MASKED_NEGATIVE: spread - positive}
     if method not in paper.METHODS or method == "CPPO":
-        row[names.MASKED_BY_BUDGET] = 0.4 * spread
-        row[names.EFFECTIVE_BUDGET] = 0.02 + spread / 2
-    for i, name in enumerate(names.BY_POSITION):
-        row[name] = spread * (0.5 + 0.14 * i)
-    return row
+        row |= {metrics.MASKED_BY_BUDGET: spread - token, metrics.EFFECTIVE_BUDGET: 0.02 + spread / 2}
+    return row | {name: spread * (0.5 + 0.14 * i) for i, name in enumerate(metrics.BY_POSITION)}
 
 
 def config(model: str, method: str, experiment: str, **knobs: object) -> dict:

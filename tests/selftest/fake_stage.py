@@ -5,20 +5,19 @@ import subprocess
 import sys
 import time
 
-from cppo_verl.selftest.setting import StageError
-from cppo_verl.selftest.table import at_most, equal, noted
+from cppo_verl.selftest.setting import SelftestError
 
 
-def measure(setting):
-    options = setting.options
+def test_stage(setting, table):
     counter = setting.out / f"{setting.stage}.count"
     counter.write_text(counter.read_text() + "x" if counter.exists() else "x")
-    yield equal("first row", 1, 1, note=f"token {os.environ.get('CANARY_TOKEN', '')} in {os.path.expanduser('~')}/x")
-    match options.get("do", "hold"):
+    note = f"token {os.environ.get('CANARY_TOKEN', '')} in {os.path.expanduser('~')}/x"
+    table.equal("first row", 1, 1, note=note)
+    match setting.options.get("do", "hold"):
         case "fail":
-            yield at_most("gap", 0.3, 0.2, 0.1, "m")
+            table.at_most("gap", 0.3, 0.2, 0.1, "m")
         case "stop":
-            raise StageError("it has no bread")
+            raise SelftestError("it has no bread")
         case "raise":
             raise ZeroDivisionError("half of nothing")
         case "die":
@@ -27,4 +26,4 @@ def measure(setting):
         case "hang":
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             time.sleep(600)
-    yield noted("last row", 2)
+    table.noted("last row", 2)

@@ -205,9 +205,6 @@ def test_any_settings(tmp_path, content):
         assert str(path) in str(error)
 
 
-dumped = st.fixed_dictionaries({"rollout_log_probs": values, "log_probs": values}, optional={"response_mask": values})
-
-
 @bounded
 @given(changes=st.lists(st.tuples(st.integers(0, 6), edits), max_size=3))
 def test_any_checkpoint(tmp_path_factory, changes):

@@ -410,13 +410,19 @@ function hover(t) {
   redraw();
 }
 
+/** The response that lost most tokens, the first of those; the first of all where none lost any. */
+function opening() {
+  return rows.masked.reduce((most, masked, i) => masked > rows.masked[most] ? i : most, 0);
+}
+
 function start() {
   for (const note of index.notes) $("notes").append(Object.assign(document.createElement("li"), {textContent: note}));
   $("notes").hidden = !index.notes.length;
   $("step").append(new Option("all steps", ""), ...index.steps.map((step, s) => new Option(String(step.step), s)));
-  $("step").value = chosen.step = "0";
   listen();
   if (!rows.step || !rows.step.length) return trouble("No response was recorded.");
+  chosen.i = opening();
+  $("step").value = chosen.step = String(rows.step[chosen.i]);
   if (!recall()) refresh();
 }
 

@@ -1,7 +1,7 @@
 """verl's real stack without an accelerator: FSDP2 over gloo, vLLM's CPU engine, for tests, laptops and CI.
 
 Chosen by ``VERL_PLATFORM=cpu`` and inert otherwise. Each piece uses the registry that verl, vLLM or Python offers for
-it; the one function that is wrapped (the process group's backend string) has none.
+it; the functions that are replaced (a process group's backend string, a critic's attention) have none.
 """
 
 import os
@@ -24,6 +24,7 @@ def activate() -> None:
     platform.register()
     distribution.register()
     on_import("verl.workers.engine.fsdp.transformer_impl", _register_engine)
+    on_import("verl.utils.model", _load_critic_with_its_own_attention)
     on_import("verl.utils.distributed", _use_gloo_only)
     on_import("verl.checkpoint_engine.base", _register_weights)
     settle()
@@ -44,16 +45,30 @@ def settle() -> None:
 
 
 def _register_engine(transformer_impl) -> None:
-    """FSDP's engine builds on the platform's device; verl only never registered it for ``cpu``.
+    """FSDP's engines, of policy and critic, build on the platform's device; verl never registered them for ``cpu``.
 
     verl pins what FSDP2 keeps on the host (``offload_policy``); torch can do that only where there is an accelerator.
     """
-    registry = transformer_impl.EngineRegistry
-    registry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(
-        transformer_impl.FSDPEngineWithLMHead
-    )
+    engines = {
+        "language_model": transformer_impl.FSDPEngineWithLMHead,
+        "value_model": transformer_impl.FSDPEngineWithValueHead,
+    }
+    for model_type, engine in engines.items():
+        transformer_impl.EngineRegistry.register(model_type=model_type, backend=["fsdp2"], device="cpu")(engine)
     policy = transformer_impl.CPUOffloadPolicy
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
+
+
+def _load_critic_with_its_own_attention(model) -> None:
+    """verl loads a critic with flash attention whatever ``override_config.attn_implementation`` says."""
+    from transformers import AutoModelForTokenClassification
+
+    def load_valuehead_model(local_path, torch_dtype, model_config, trust_remote_code):
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path, dtype=torch_dtype, config=model_config, trust_remote_code=trust_remote_code
+        )
+
+    model.load_valuehead_model = load_valuehead_model
 
 
 def _register_weights(base) -> None:
@@ -81,7 +96,9 @@ def _use_gloo_only(distributed) -> None:
 def _meeting_place(ray) -> Path:
     """A file in which the ranks of one worker group on this machine meet; torch's TCP store listens on every address.
 
-    Workers of one group share the port that verl drew for them; Ray draws a node's id at every start.
+    Workers of one group share the port that verl drew for them; Ray draws a node's id at every start. Its path goes
+    through a URL, of which torch leaves out what stands behind ``#`` or ``?``.
     """
-    folder = os.environ.get(supervise.MARKER) or tempfile.gettempdir()
+    folder = os.environ.get(supervise.MARKER, "?")
+    folder = tempfile.gettempdir() if set("#?") & set(folder) else folder
     return Path(folder, f".group-{ray.get_runtime_context().get_node_id()}-{os.environ['MASTER_PORT']}")

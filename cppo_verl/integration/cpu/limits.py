@@ -7,9 +7,8 @@ the bucket by itself there, and vLLM takes a share of the GPU's memory.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,54 +20,43 @@ from cppo_verl.launch import sizes
 
 BUCKET = sizes.ROLLOUT + "checkpoint_engine.update_weights_bucket_megabytes"
 CACHE = sizes.ROLLOUT + "engine_kwargs.vllm.kv_cache_memory_bytes"
-MODEL_LENGTH, MOST_AT_ONCE = sizes.ROLLOUT + "max_model_len", sizes.ROLLOUT + "max_num_seqs"
-LEAST_BUCKET = 64  # MiB
-LEAST_CACHE = 256 << 20
-SHARE = 8  # the cache takes at most this part of the machine's memory: vLLM then runs fewer sequences at once
-BLOCK = 128  # tokens, unless the key below says otherwise: vLLM's CPU engine gives a sequence whole blocks
 BLOCK_SIZE = sizes.ROLLOUT + "engine_kwargs.vllm.block_size"
+LEAST_BUCKET = 64  # MiB
+LEAST_CACHE = 256 << 20  # bytes
+SHARE = 8  # the cache takes at most this part of the machine's memory: vLLM then runs fewer sequences at once
+BLOCK = 128  # tokens, unless BLOCK_SIZE says otherwise: vLLM's CPU engine gives a sequence whole blocks
 FLOAT32 = 4
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}  # of a number in the cache; the others take 4
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a dense model: entries of its largest tensor, and numbers that a token leaves in the KV cache."""
+class Need:
+    """Of a dense model in a run: MiB of its largest tensor in float32; tokens of the longest sequence, where that is
+    known, and its bytes in the KV cache."""
 
-    largest: int
-    cached: int
-
-    @property
-    def bucket_megabytes(self) -> int:
-        """MiB that hold the largest tensor in float32."""
-        return math.ceil(self.largest * FLOAT32 / (1 << 20))
+    bucket: int
+    tokens: int | None = None
+    cache: int = 0
 
 
-def shape_of(config_json: Path) -> Shape | None:
-    """From a model's config.json; None where there is none, or one that says too little."""
+def need(config: DictConfig) -> Need | None:
+    """What a composed config's model needs; None where its config.json is not at hand, or says too little."""
+    path = sizes.model_config(OmegaConf.select(config, "actor_rollout_ref.model.path"))
     try:
-        config = json.loads(config_json.read_text(encoding="utf-8"))
-        config = config.get("text_config", config)
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        head = int(config.get("head_dim") or hidden // heads)
-        key_value = int(config.get("num_key_value_heads") or heads)
-        widest = max(int(config["vocab_size"]), int(config["intermediate_size"]), heads * head)
-        return Shape(widest * hidden, 2 * int(config["num_hidden_layers"]) * key_value * head)
+        model = json.loads(path.read_text(encoding="utf-8"))  # type: ignore[union-attr]
+        model = model.get("text_config", model)
+        hidden, heads = int(model["hidden_size"]), int(model["num_attention_heads"])
+        head = int(model.get("head_dim") or hidden // heads)
+        widest = max(int(model["vocab_size"]), int(model["intermediate_size"]), heads * head)
+        cached = 2 * int(model["num_hidden_layers"]) * int(model.get("num_key_value_heads") or heads) * head
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """The longest one: tokens, and tokens of a block; vLLM's name for the type of its numbers."""
-
-    tokens: int
-    block: int
-    dtype: str
-
-    def bytes(self, shape: Shape) -> int:
-        """Of the KV cache, for one such sequence."""
-        return math.ceil(self.tokens / self.block) * self.block * shape.cached * BYTES.get(self.dtype, FLOAT32)
+    bucket, tokens = math.ceil(widest * hidden * FLOAT32 / (1 << 20)), _longest(config)
+    if tokens is None:
+        return Need(bucket)
+    block = OmegaConf.select(config, BLOCK_SIZE) or BLOCK
+    size = BYTES.get(str(OmegaConf.select(config, sizes.ROLLOUT + "dtype")), FLOAT32)
+    return Need(bucket, tokens, math.ceil(tokens / block) * block * cached * size)
 
 
 def fill(config: DictConfig, memory: int | None = None) -> None:
@@ -77,36 +65,30 @@ def fill(config: DictConfig, memory: int | None = None) -> None:
     Args:
         memory: bytes of this machine.
     """
-    shape = _shape(config)
-    found = {BUCKET: LEAST_BUCKET, CACHE: LEAST_CACHE}
-    if shape is not None:
-        found[BUCKET] = max(LEAST_BUCKET, shape.bucket_megabytes)
-        longest = _longest(config)
-        if longest is not None:
-            one, most = longest.bytes(shape), (memory or psutil.virtual_memory().total) // SHARE
-            found[CACHE] = max(LEAST_CACHE, min(_at_once(config) * one, most), one)
-    for key, value in found.items():
-        if _is_empty(config, key):
+    needed = need(config) or Need(LEAST_BUCKET)
+    most = (memory or psutil.virtual_memory().total) // SHARE
+    cache = max(min(_at_once(config) * needed.cache, most), needed.cache)
+    for key, value in {BUCKET: max(LEAST_BUCKET, needed.bucket), CACHE: max(LEAST_CACHE, cache)}.items():
+        if OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
 
 
 def problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each of the two that the user set too small for the model; nothing where verl is on a GPU."""
-    shape = _shape(config) if cpu.enabled() else None
-    if shape is None:
+    needed = need(config) if cpu.enabled() else None
+    if needed is None:
         return
     bucket, cache = OmegaConf.select(config, BUCKET), OmegaConf.select(config, CACHE)
-    if isinstance(bucket, int) and bucket < shape.bucket_megabytes:
+    if isinstance(bucket, int) and bucket < needed.bucket:
         yield (
-            f"{BUCKET}={bucket} is smaller than the model's largest tensor, {shape.bucket_megabytes} MiB in float32, "
-            f"which has to fit at the first exchange of weights: set it to {shape.bucket_megabytes} or more, or to "
-            "null to have it follow the model."
+            f"{BUCKET}={bucket} is smaller than the model's largest tensor, {needed.bucket} MiB in float32, which has "
+            f"to fit at the first exchange of weights: set it to {needed.bucket} or more, or to null to have it follow "
+            "the model."
         )
-    longest = _longest(config)
-    if isinstance(cache, int) and longest is not None and cache < longest.bytes(shape):
+    if isinstance(cache, int) and cache < needed.cache:
         yield (
-            f"{CACHE}={cache} holds no sequence of {longest.tokens} tokens of this model, which vLLM refuses: set it "
-            f"to {longest.bytes(shape)} or more, or to null to have it follow the model."
+            f"{CACHE}={cache} holds no sequence of {needed.tokens} tokens of this model, which vLLM refuses: set it to "
+            f"{needed.cache} or more, or to null to have it follow the model."
         )
 
 
@@ -118,28 +100,18 @@ class FillLimits(Callback):
         fill(config)
 
 
-def _shape(config: DictConfig) -> Shape | None:
-    path = sizes.model_config(OmegaConf.select(config, "actor_rollout_ref.model.path"))
-    return None if path is None else shape_of(path)
-
-
-def _longest(config: DictConfig) -> Sequence | None:
-    read = OmegaConf.select
-    length = read(config, MODEL_LENGTH)
+def _longest(config: DictConfig) -> int | None:
+    """Tokens of the longest sequence."""
+    length = OmegaConf.select(config, sizes.ROLLOUT + "max_model_len")
     if length is None:
-        parts = [read(config, key) for key in (sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS)]
+        parts = [OmegaConf.select(config, key) for key in (sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS)]
         length = sum(parts) if all(isinstance(part, int) for part in parts) else None
-    if not isinstance(length, int):
-        return None
-    return Sequence(length, read(config, BLOCK_SIZE) or BLOCK, str(read(config, sizes.ROLLOUT + "dtype")))
+    return length if isinstance(length, int) else None
 
 
 def _at_once(config: DictConfig) -> int:
     """Sequences that vLLM may have at once: all of a batch, unless that is more than it is allowed."""
-    counts: Mapping[str, Any] = {key: OmegaConf.select(config, key) for key in (sizes.PROMPTS, sizes.N, MOST_AT_ONCE)}
-    prompts, samples, most = (count if isinstance(count, int) else 1 for count in counts.values())
+    keys = (sizes.PROMPTS, sizes.N, sizes.ROLLOUT + "max_num_seqs")
+    counts = [OmegaConf.select(config, key) for key in keys]
+    prompts, samples, most = (count if isinstance(count, int) else 1 for count in counts)
     return max(1, min(prompts * samples, most))
-
-
-def _is_empty(config: DictConfig, key: str) -> bool:
-    return OmegaConf.select(config, key) is None

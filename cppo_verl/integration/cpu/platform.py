@@ -9,12 +9,16 @@ from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
+def _nothing(*_) -> None:
+    """For what a CPU has no need of."""
+
+
 class _CpuDevice(types.ModuleType):
     """``torch.cpu`` with the calls that verl makes of ``torch.<device>``; memory counters read 0, resets do nothing."""
 
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = staticmethod(lambda *_: 0)
-    empty_cache = ipc_collect = set_device = staticmethod(lambda *_: None)
-    reset_peak_memory_stats = set_per_process_memory_fraction = staticmethod(lambda *_: None)
+    empty_cache = ipc_collect = set_device = staticmethod(_nothing)
+    reset_peak_memory_stats = set_per_process_memory_fraction = staticmethod(_nothing)
     manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
     get_rng_state = staticmethod(lambda *_: torch.get_rng_state())
     set_rng_state = staticmethod(lambda state, *_: torch.set_rng_state(state))
@@ -29,83 +33,38 @@ class _CpuDevice(types.ModuleType):
         return getattr(torch.cpu, name)
 
 
+def _constant(value):
+    return lambda self, *_, **__: value
+
+
 class PlatformCPU(PlatformBase):
     """The CPU as verl's device. Ray counts ranks as fake GPUs (``ray_kwargs.ray_init.num_gpus``)."""
 
+    device_name = vendor_name = property(lambda self: "cpu")
     _module = _CpuDevice("torch_cpu_device")
+    device_module = property(lambda self: self._module)
 
-    @property
-    def device_name(self) -> str:
-        return "cpu"
-
-    @property
-    def vendor_name(self) -> str:
-        return "cpu"
-
-    @property
-    def device_module(self) -> types.ModuleType:
-        return self._module
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # never detected by itself: only VERL_PLATFORM=cpu selects it
-
-    def current_device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cpu")  # verl hands this to .to(); a number would mean cuda:<number>
-
-    def device_count(self) -> int:
-        return 1
-
-    def set_device(self, device_index: int) -> None:
-        return None
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        return None
+    is_available = _constant(True)
+    is_platform_available = _constant(False)  # never detected by itself: only VERL_PLATFORM=cpu selects it
+    current_device = _constant(torch.device("cpu"))  # verl hands it to .to(), where a number would mean cuda:<number>
+    device_count = _constant(1)
+    get_device_capability = _constant((None, None))
+    communication_backend_name = _constant("gloo")
+    visible_devices_envvar = _constant("CUDA_VISIBLE_DEVICES")
+    ray_resource_name = _constant("GPU")
+    ray_noset_envvars = _constant(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
+    is_ipc_supported = _constant(False)  # weights then travel through POSIX shared memory
+    set_device = synchronize = set_allocator_settings = empty_cache = _constant(None)
+    profiler_start = profiler_stop = cudart = _constant(None)
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        return None
-
-    def empty_cache(self) -> None:
-        return None
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
+    manual_seed_all = manual_seed
 
     @contextlib.contextmanager
     def nvtx_range(self, msg: str):
         yield
-
-    def profiler_start(self) -> None:
-        return None
-
-    def profiler_stop(self) -> None:
-        return None
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
-
-    def is_ipc_supported(self) -> bool:
-        return False  # weights then travel through POSIX shared memory
-
-    def cudart(self) -> None:
-        return None
 
 
 def register() -> None:

@@ -23,8 +23,6 @@ def register() -> None:
 
 
 def _refuse_experts(cpu_moe) -> None:
-    """vLLM's CPU backend copies the experts' weights at loading; policy updates would never reach the rollout."""
-
     def refuse(*_, **__):
         raise NotImplementedError(
             "mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu: vLLM's CPU backend packs the experts' "

@@ -6,6 +6,7 @@ all rollout workers; its other ranks only take part in gathering each tensor. Ra
 
 import asyncio
 import datetime
+import itertools
 import json
 import os
 import secrets
@@ -27,7 +28,7 @@ PATIENCE = datetime.timedelta(minutes=5)
 
 @CheckpointEngineRegistry.register("gloo")
 class GlooCheckpointEngine(CheckpointEngine):
-    """One broadcast a tensor, from rank 0.
+    """One broadcast a tensor from rank 0; its name, shape and dtype stand in the file where the ranks meet.
 
     Args:
         bucket_size: as verl hands it; tensors travel one by one, so it is not used.
@@ -36,7 +37,7 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     def __init__(self, bucket_size: int, is_master: bool = False):
         self.is_master = is_master
-        self.rank = OUT
+        self.place: Path | None = None  # the file to meet in, on the sender
         self.group: Any = None  # ProcessGroupGloo while weights travel
 
     def prepare(self) -> dict[str, Any]:
@@ -49,8 +50,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     def build_topology(cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]):
         """The trainer's first rank and every rollout worker, in this order."""
         place, size = metadata[0]["place"], 1 + rollout_world_size
-        trainers = [0] + [OUT] * (actor_wg_world_size - 1)
-        rollouts = list(range(1, size))
+        trainers, rollouts = [0] + [OUT] * (actor_wg_world_size - 1), list(range(1, size))
         return tuple(
             {"rank": ranks, "world_size": [size] * len(ranks), "place": [place] * len(ranks)}
             for ranks in (trainers, rollouts)
@@ -58,46 +58,41 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     def init_process_group(self, rank: int, world_size: int, place: str) -> None:  # type: ignore[override]
         """Meet the others; returns at once on a rank that is left out."""
-        self.rank = rank
         if rank != OUT:
-            self.group = ProcessGroupGloo(FileStore(place, world_size), rank, world_size, PATIENCE)
+            self.store = FileStore(place, world_size)
+            self.group = ProcessGroupGloo(self.store, rank, world_size, PATIENCE)
 
     def finalize(self) -> None:
         """Leave the group and take its file away."""
         self.group = None
-        if self.is_master and self.place:
+        if self.place:
             self.place.unlink(missing_ok=True)
 
     async def send_weights(self, weights: Iterator[tuple[str, Tensor]], global_steps: int | None = None) -> None:
         """Send every tensor; a rank that is left out walks along, for producing a tensor is collective."""
+        sent = 0
         for name, weight in weights:
-            if self.rank == OUT:
-                continue
-            tensor = weight.detach().cpu().contiguous()
-            await self._broadcast_object([name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")])
-            await self._broadcast(tensor.view(-1).view(torch.uint8))
-        if self.rank != OUT:
-            await self._broadcast_object(None)
+            if self.group is not None:
+                tensor = weight.detach().cpu().contiguous()
+                header = [name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+                self.store.set(f"tensor {sent}", json.dumps(header))
+                await self._broadcast(tensor)
+                sent += 1
+        if self.group is not None:
+            self.store.set(f"tensor {sent}", json.dumps(None))
 
     async def receive_weights(  # type: ignore[override]  # verl iterates over it
         self, global_steps: int | None = None
     ) -> AsyncIterator[tuple[str, Tensor]]:
         """Names and tensors, as they come."""
-        while (header := await self._broadcast_object(None)) is not None:
+        for number in itertools.count():
+            header = json.loads(await asyncio.to_thread(self.store.get, f"tensor {number}"))
+            if header is None:
+                return
             name, shape, dtype = header
             tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-            await self._broadcast(tensor.view(-1).view(torch.uint8))
+            await self._broadcast(tensor)
             yield name, tensor
 
-    async def _broadcast_object(self, value: Any) -> Any:
-        """``value`` of rank 0 on every rank."""
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        size = torch.tensor([data.numel()])
-        await self._broadcast(size)
-        data = data if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
-        await self._broadcast(data)
-        return json.loads(data.numpy().tobytes())
-
     async def _broadcast(self, tensor: Tensor) -> None:
-        assert self.group is not None
-        await asyncio.to_thread(self.group.broadcast(tensor, 0).wait)
+        await asyncio.to_thread(self.group.broadcast(tensor.view(-1).view(torch.uint8), 0).wait)

@@ -5,7 +5,10 @@ logits of those K tokens are gathered (``logits``; ``fused`` where no logits exi
 Nothing here is active unless the trainer calls ``install``.
 """
 
-from omegaconf import DictConfig, open_dict
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cppo_verl.trust_region.knobs import KEY_PREFIX
 
@@ -16,6 +19,8 @@ MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 VLLM_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm"
 PADDED_KEY = "actor_rollout_ref.actor.fsdp_config.pad_to_length"
 BACKEND_KEY = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
+MODE_KEY = "trainer.v1.trainer_mode"
+DISAGGREGATED_KEY = "actor_rollout_ref.rollout.disaggregation.enabled"
 VERLS_TRAINERS = ("sync", "colocate_async", "separate_async")
 VLLM_MAX_LOGPROBS = 20  # vLLM's default of max_logprobs
 
@@ -54,46 +59,34 @@ def _load_replica():
     return TopKReplica
 
 
-def problems(config: DictConfig):
-    """One sentence for each thing that stands between this config and the top-K estimator."""
-    from omegaconf import OmegaConf
+def problems(config: DictConfig) -> Iterator[str]:
+    """One sentence for each thing but engine and rollout that stands between this config and the top-K estimator."""
 
-    def read(key: str, default=None):
+    def read(key: str, default: Any = None) -> Any:
         value = OmegaConf.select(config, key)
         return default if value is None else value
 
-    k = read(f"{KEY_PREFIX}.topk", VLLM_MAX_LOGPROBS)
-    most = read(f"{VLLM_KEY}.max_logprobs")
+    k, most = read(f"{KEY_PREFIX}.topk", VLLM_MAX_LOGPROBS), read(f"{VLLM_KEY}.max_logprobs", -1)
     if isinstance(most, int) and isinstance(k, int) and most != -1 and most < k:
         yield (
             f"{VLLM_KEY}.max_logprobs={most} is below {KEY_PREFIX}.topk={k}: vLLM refuses to return that many; "
             f"raise max_logprobs to {k} or lower topk."
         )
-    demands = (
-        ("actor_rollout_ref.rollout.name", "vllm", ("vllm",), "only its server can be asked for top-K log-probs"),
-        ("actor_rollout_ref.actor.strategy", "fsdp", ("fsdp", "fsdp2"), "other engines hand out no logits"),
-        ("distillation.enabled", False, (False,), "distillation uses the same hook on the logits"),
-        (MANAGER_KEY, MANAGER, (MANAGER,), "another agent loop does not hand on the log-probs"),
-        (PADDED_KEY, False, (False,), "verl's engine refuses to show its logits at the first update"),
-    )
-    for key, default, allowed, reason in demands:
-        value = read(key, default)
-        if value not in allowed:
-            remedy = " or ".join(map(str, allowed))
-            yield f"{key}={value} with {KEY_PREFIX}.estimator=topk: {reason}; set it to {remedy}."
-    if read("actor_rollout_ref.model.use_fused_kernels", False) and read(BACKEND_KEY) == "liger":
-        yield (
-            f"{BACKEND_KEY}=liger with {KEY_PREFIX}.estimator=topk: the normaliser follows from the sampled token's "
-            "logit, and how liger rounds that depends on the GPU; set it to torch or triton."
-        )
-    mode = read("trainer.v1.trainer_mode", "trust_region")
-    if mode in VERLS_TRAINERS:
-        yield (
-            f"trainer.v1.trainer_mode={mode} with {KEY_PREFIX}.estimator=topk: verl's own trainer asks for no top-K "
-            "log-probs; set it to trust_region."
-        )
-    if read("actor_rollout_ref.rollout.disaggregation.enabled", False):
-        yield f"{KEY_PREFIX}.estimator=topk does not support actor_rollout_ref.rollout.disaggregation.enabled=True."
+    for key, refused, reason, remedy in (
+        ("distillation.enabled", read("distillation.enabled", False), "it uses the same hook on the logits", "False"),
+        (MANAGER_KEY, read(MANAGER_KEY, MANAGER) != MANAGER, "another agent loop hands on no log-probs", "null"),
+        (PADDED_KEY, read(PADDED_KEY, False), "verl's engine then shows no logits", "False"),
+        (
+            BACKEND_KEY,
+            read("actor_rollout_ref.model.use_fused_kernels", False) and read(BACKEND_KEY) == "liger",
+            "the normaliser follows from the sampled token's logit, and how liger rounds that depends on the GPU",
+            "torch or triton",
+        ),
+        (MODE_KEY, read(MODE_KEY) in VERLS_TRAINERS, "verl's own trainer asks for none", "trust_region"),
+        (DISAGGREGATED_KEY, read(DISAGGREGATED_KEY, False), "the two servers do not hand it on", "False"),
+    ):
+        if refused:
+            yield f"{key}={read(key)} with {KEY_PREFIX}.estimator=topk: {reason}; set it to {remedy}."
     cutoff = read("trainer.v1.trust_region.topk_cutoff", 0.0)
     if not (isinstance(cutoff, int | float) and 0 <= cutoff < 1):
         yield f"trainer.v1.trust_region.topk_cutoff={cutoff!r} must be a probability in [0, 1); 0 keeps all entries."

@@ -1,7 +1,7 @@
 """verl's TransferQueue agent loop, with mu's top-K put beside each training response.
 
-The client keeps what the server sends with every generation call of a trajectory (several turns, or the parts of an
-aborted and resumed one), with the position it starts at; at the end the parts are laid against the response's tokens.
+The client keeps what the server sends with every generation call of a session (several turns, or the parts of an
+aborted and resumed one), with the position it starts at; at the end the parts are laid against each response.
 """
 
 import functools
@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """One generation call: where its first token stands in the whole sequence, its tokens, their top-K."""
+    """One generation call: where its first token stands in the whole sequence, its tokens, their top-K.
+
+    ``ids`` and ``log_probs`` are (tokens, K + 1), the sampled token's in the first column.
+    """
 
     start: int
     token_ids: Sequence[int]
@@ -42,7 +45,7 @@ _parts: ContextVar[list[Part] | None] = ContextVar("topk_parts", default=None)
 
 
 class CollectingClient(LLMServerClient):
-    """verl's client; inside a training trajectory the top-K of each call goes to that trajectory's parts."""
+    """verl's client; inside a training session the top-K of each call goes to that session's parts."""
 
     async def generate(self, request_id, *, prompt_ids: list[int], **kwargs):
         output = await super().generate(request_id, prompt_ids=prompt_ids, **kwargs)
@@ -61,27 +64,33 @@ def collecting(client_class: type[LLMServerClient]) -> type[LLMServerClient]:
     return types.new_class(f"Collecting{client_class.__name__}", (client_class, CollectingClient))
 
 
-def lay_out(parts: Sequence[Part], prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def lay_out(parts: Sequence[Part], output: AgentLoopOutput) -> tuple[Tensor, Tensor]:
     """Ids and log-probs of a response, both (tokens, columns); tokens of no part (tool output) have no entries.
 
-    Parts may reach beyond a truncated response. Where a part's tokens are not those of the sequence, as when another
-    trajectory's prompt branched off, the part is left out from there on.
+    A part belongs to the response as far as both its tokens and their log-probs are the response's own: outputs of one
+    session may begin alike after prompts of equal length. Parts may reach beyond a truncated response.
     """
+    response = np.asarray(output.response_ids, dtype=np.int64)
+    sampled = np.asarray(output.response_logprobs, dtype=np.float32)
     columns = max((part.ids.shape[1] for part in parts), default=1)
-    ids = np.zeros((len(response_ids), columns), dtype=np.int32)
-    log_probs = np.full((len(response_ids), columns), -np.inf, dtype=np.float32)
-    response = np.asarray(response_ids, dtype=np.int64)
+    ids = np.zeros((len(response), columns), dtype=np.int32)
+    log_probs = np.full((len(response), columns), -np.inf, dtype=np.float32)
     for part in parts:
-        start = part.start - len(prompt_ids)
+        start = part.start - len(output.prompt_ids)
         length = min(len(part.token_ids), len(response) - start)
         if start < 0 or length <= 0:
             continue
-        differs = response[start : start + length] != np.asarray(part.token_ids[:length])
-        length = int(differs.argmax()) if differs.any() else length
-        width = part.ids.shape[1]
-        ids[start : start + length, :width] = part.ids[:length]
-        log_probs[start : start + length, :width] = part.log_probs[:length]
+        here = slice(start, start + length)
+        same = (response[here] == part.token_ids[:length]) & (sampled[here] == part.log_probs[:length, 0])
+        length = length if same.all() else int(same.argmin())
+        ids[start : start + length, : part.ids.shape[1]] = part.ids[:length]
+        log_probs[start : start + length, : part.ids.shape[1]] = part.log_probs[:length]
     return torch.from_numpy(ids), torch.from_numpy(log_probs)
+
+
+def without_top_k(output: AgentLoopOutput, log_probs: Tensor) -> int:
+    """How many trained tokens have no top-K: an agent loop wrote them, or changed their log-probs."""
+    return int((torch.tensor(output.response_mask).bool() & (log_probs == -torch.inf).all(-1)).sum())
 
 
 class _Carrying:
@@ -96,22 +105,21 @@ def _carrying(output_class: type[AgentLoopOutput]) -> type[AgentLoopOutput]:
     return types.new_class(f"Carrying{output_class.__name__}", (_Carrying, output_class))
 
 
-def carrying(output: AgentLoopOutput, packed: Tensor) -> AgentLoopOutput:
-    """The same output, whose ``as_dict`` also holds ``packed``."""
-    values = {name: getattr(output, name) for name in type(output).model_fields}
-    other = _carrying(type(output)).model_construct(_fields_set=set(output.model_fields_set), **values)
-    other.__dict__[FIELD] = packed
-    return other
+def carry(output: AgentLoopOutput, packed: Tensor) -> None:
+    """Have the output's ``as_dict`` also hold ``packed``."""
+    output.__class__ = _carrying(type(output))
+    output.__dict__[FIELD] = packed
 
 
 class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[name-defined]
-    """verl's worker; training trajectories ask for K log-probs and keep them, validation is as before."""
+    """verl's worker; training sessions ask for K log-probs and keep them, validation is as before."""
 
     def __init__(self, config, llm_client, *args, **kwargs):
         llm_client.__class__ = collecting(type(llm_client))  # type: ignore[arg-type]  # Ray made this copy for this worker
         super().__init__(config, llm_client, *args, **kwargs)
         self.k = OmegaConf.select(config, f"{KEY_PREFIX}.topk")
         self.cutoff = OmegaConf.select(config, "trainer.v1.trust_region.topk_cutoff") or 0.0
+        self.warned = False
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs):
         if trajectory["validate"]:
@@ -124,13 +132,17 @@ class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignor
 
     async def _agent_loop_postprocess(self, output, validate, **kwargs):
         if not validate:
-            single = not isinstance(output, list)
-            outputs = [carrying(one, self._packed(one)) for one in ([output] if single else output)]
-            output = outputs[0] if single else outputs
+            for one in output if isinstance(output, list) else [output]:
+                carry(one, self._packed(one))
         return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     def _packed(self, output: AgentLoopOutput) -> Tensor:
-        ids, log_probs = lay_out(_parts.get() or [], output.prompt_ids, output.response_ids)
+        ids, log_probs = lay_out(_parts.get() or [], output)
+        bare = without_top_k(output, log_probs)
+        if bare and not self.warned:
+            self.warned = True  # once a worker
+            text = "of %d trained tokens of a response %d came from no generation call, or with another log-prob: %s"
+            logger.warning(text, sum(output.response_mask), bare, "they get the binary divergence, not the top-K one.")
         sampled = torch.tensor(output.response_logprobs, dtype=torch.float32)
         return pack(ids, log_probs, torch.tensor(output.response_ids, dtype=torch.long), sampled, self.cutoff)
 

@@ -5,6 +5,8 @@ token's log-prob. All that is taken there is K + 1 logits a token; the loss then
 sampled token's log-prob. No pass over the vocabulary, nothing of the vocabulary's width is allocated, no gradient.
 """
 
+import os
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -37,21 +39,15 @@ def top_k_of(data: TensorDict, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
             "log-probs. Run with trainer.v1.trainer_mode=trust_region, or set estimator=binary."
         )
     found = []
-    lengths = _lengths(data["responses"])
-    for row, (packed, mask) in enumerate(zip(data[FIELD].unbind(), data["response_mask"].unbind(), strict=True)):
+    rows = zip(data[FIELD].unbind(), data["responses"].unbind(), data["response_mask"].unbind(), strict=True)
+    for row, (packed, response, mask) in enumerate(rows):
         ids, log_mu, rest = unpack(packed, k)
-        if len(ids) != lengths[row]:
+        if len(ids) != len(response):
             if bool(mask.any()):
-                raise KnobError(f"row {row} has {lengths[row]} response tokens but top-K log-probs for {len(ids)}")
+                raise KnobError(f"row {row} has {len(response)} response tokens but top-K log-probs for {len(ids)}")
             ids, log_mu, rest = ids[:1], log_mu[:1], rest[:1]
         found.append((ids, log_mu, rest))
     return found
-
-
-def _lengths(nested: Tensor) -> list[int]:
-    if nested.is_nested:
-        return nested.offsets().diff().tolist()  # type: ignore[attr-defined]  # of jagged tensors
-    return [nested.shape[1]] * nested.shape[0]
 
 
 def token_index(data: TensorDict, k: int) -> Tensor:
@@ -77,6 +73,7 @@ def local_index(data: TensorDict, k: int, tokens: int) -> Tensor:
     return index
 
 
+@torch.no_grad()
 def gather_logits(logits: Tensor, data: TensorDict, k: int) -> dict[str, Tensor]:
     """What the engine asks of a logits processor: named (1, tokens) tensors.
 
@@ -84,13 +81,11 @@ def gather_logits(logits: Tensor, data: TensorDict, k: int) -> dict[str, Tensor]
         logits: (1, tokens, vocabulary) any floating dtype, temperature applied.
         data: the micro-batch.
     """
-    with torch.no_grad():
-        logits = logits.detach().squeeze(0)
-        chosen = logits.gather(-1, local_index(data, k, logits.shape[0])).float()
-        outputs = named(chosen)
-        if not sampled_log_prob_is_exact(logits.dtype):
-            parts = [part.float().logsumexp(-1) for part in logits.split(ROWS)]
-            outputs[NORMALISER] = torch.cat(parts).unsqueeze(0)
+    logits = logits.detach().squeeze(0)
+    outputs = named(logits.gather(-1, local_index(data, k, logits.shape[0])).float())
+    if not sampled_log_prob_is_exact(logits.dtype):
+        parts = [part.float().logsumexp(-1) for part in logits.split(ROWS)]
+        outputs[NORMALISER] = torch.cat(parts).unsqueeze(0)
     return outputs
 
 
@@ -105,69 +100,67 @@ def sampled_log_prob_is_exact(dtype: torch.dtype) -> bool:
     It is for float32 logits and with flash-attention's cross-entropy. Without that, half-precision logits give
     half-precision log-probs, and the normaliser is summed here, some rows at a time.
     """
-    import os
-
     from verl.utils import torch_functional
 
-    if dtype in (torch.float32, torch.float64):
-        return True
-    return (
-        torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE") != "1"
-    )
+    flash = torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE
+    return dtype in (torch.float32, torch.float64) or (flash and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE") != "1")
 
 
-def take_log_probs(model_output: dict[str, Tensor], k: int) -> Tensor:
-    """Log-probs of the listed tokens, nested (batch, tokens, k) float32, in place of the logits in ``model_output``."""
-    sampled = model_output["log_probs"]
-    columns = [model_output.pop(f"{CHOSEN}{column}").values() for column in range(k + 1)]
-    chosen = torch.stack(columns[:k], -1)
-    if NORMALISER in model_output:
-        log_probs = chosen - model_output.pop(NORMALISER).values().unsqueeze(-1)
-    else:
-        log_probs = log_probs_at(chosen, columns[k], sampled.values().float())
-    return torch.nested.nested_tensor_from_jagged(log_probs, sampled.offsets())  # type: ignore[attr-defined]
-
-
-def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
-    """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
+@torch.no_grad()
+def log_probs_of(model_output: dict[str, Tensor], k: int) -> Tensor:
+    """log pi of the listed tokens, (tokens, k) float32, from the logits that the engine gathered.
 
     Raises:
-        KnobError: when the engine has not gathered the logits.
+        KnobError: when it has not.
     """
     if f"{CHOSEN}{k}" not in model_output:
         raise KnobError(
             f"{KEY_PREFIX}.estimator=topk, but the engine did not show its logits to the loss; only FSDP with "
             "actor_rollout_ref.actor.strategy=fsdp or fsdp2 does."
         )
-    with torch.no_grad():
-        columns = [model_output[f"{CHOSEN}{column}"].values() for column in range(k + 1)]
-        chosen = no_padding_2_padding(torch.stack(columns, -1), data)
-        log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
-        if NORMALISER in model_output:
-            log_pi = chosen[..., :k] - no_padding_2_padding(model_output[NORMALISER], data).unsqueeze(-1)
-        else:
-            log_pi = log_probs_at(chosen[..., :k], chosen[..., k], log_prob)
-        old_log_prob = _padded(data["old_log_probs"], log_prob)
-        log_mu = log_pi.new_full(log_pi.shape, -torch.inf)
-        rest = torch.zeros_like(log_prob)
-        for row, (_, values, mass) in enumerate(top_k_of(data, k)):
-            log_mu[row, : len(values)] = values
-            rest[row, : len(mass)] = mass
-        if PROXIMAL in data.keys():  # noqa: SIM118 - a TensorDict; the same partition of the vocabulary, another anchor
-            anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
-            log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
-            rest = rest_mass(log_mu, old_log_prob)
-        watch = looks.watching()
-        if watch is not None:
-            watch.see_top_k(log_pi, log_mu)
-        return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
+    columns = [model_output[f"{CHOSEN}{column}"].values() for column in range(k + 1)]
+    chosen, sampled = torch.stack(columns[:k], -1), model_output["log_probs"].values().float()
+    if NORMALISER in model_output:
+        return chosen - model_output[NORMALISER].values().unsqueeze(-1)
+    return log_probs_at(chosen, columns[k], sampled)
+
+
+def take_log_probs(model_output: dict[str, Tensor], k: int) -> Tensor:
+    """``log_probs_of`` as nested (batch, tokens, k), in place of the logits in ``model_output``."""
+    log_probs = log_probs_of(model_output, k)
+    for name in [name for name in model_output if name == NORMALISER or name.startswith(CHOSEN)]:
+        del model_output[name]
+    return torch.nested.nested_tensor_from_jagged(log_probs, model_output["log_probs"].offsets())  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
+    """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
+
+    Args:
+        kind: ``tv`` or ``kl``.
+    """
+    log_pi = no_padding_2_padding(log_probs_of(model_output, k), data)
+    log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
+    old_log_prob = _padded(data["old_log_probs"], log_prob)
+    log_mu = log_pi.new_full(log_pi.shape, -torch.inf)
+    rest = torch.zeros_like(log_prob)
+    for row, (_, values, mass) in enumerate(top_k_of(data, k)):
+        log_mu[row, : len(values)] = values
+        rest[row, : len(mass)] = mass
+    if PROXIMAL in data.keys():  # noqa: SIM118 - a TensorDict; the same partition of the vocabulary, another anchor
+        anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
+        log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
+        rest = rest_mass(log_mu, old_log_prob)
+    watch = looks.watching()
+    if watch is not None:
+        watch.see_top_k(log_pi, log_mu)
+    return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
 
 
 def _padded(values: Tensor, like: Tensor) -> Tensor:
     values = values.to_padded_tensor(0.0) if values.is_nested else values
-    padded = torch.zeros_like(like)
-    padded[:, : values.shape[1]] = values
-    return padded
+    return torch.nn.functional.pad(values, (0, like.shape[1] - values.shape[1])).to(like.dtype)
 
 
 def asked(data: TensorDict) -> bool:

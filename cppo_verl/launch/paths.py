@@ -1,0 +1,53 @@
+"""Paths of a run that verl, or what it reads them with, would take for something else."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cppo_verl.launch.quoting import quote
+
+MODEL = "actor_rollout_ref.model.path"
+DATA = ("data.train_files", "data.val_files")
+
+
+def problems(config: DictConfig) -> Iterator[str]:
+    """One sentence for each path of model and data that cannot work on this machine."""
+    for key in (MODEL, *DATA):
+        for path in files(config, key):
+            if path.startswith("~") and expanded(path) is None:
+                yield f"{key}={path}: this user has no home folder to put for '~'; write the path out, or set HOME."
+            if "::" in path and Path(path).is_file():
+                yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
+
+
+def read_literally(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Override and reason for data files that are there, and whose names datasets would take for a pattern."""
+    for key in DATA:
+        given = files(config, key)
+        escaped = [glob.escape(file) if _is_misread(file) else file for file in given]
+        if escaped != given:
+            yield f"{key}=[{','.join(map(quote, escaped))}]", f"{key}: datasets reads * ? [ in a path as a pattern"
+
+
+def _is_misread(file: str) -> bool:
+    return glob.escape(file) != file and Path(file).is_file() and glob.glob(file) != [file]
+
+
+def files(config: DictConfig, key: str) -> list[str]:
+    """The paths under a key that takes one or a list; none where the value refers to one that is not there."""
+    try:
+        value = OmegaConf.select(config, key)
+    except OmegaConfBaseException:  # the start check says so
+        return []
+    return [value] if isinstance(value, str) else [file for file in value or () if isinstance(file, str)]
+
+
+def expanded(path: str) -> Path | None:
+    """The path with ``~`` replaced; None for a user without a home folder, as in containers with an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None

@@ -1,0 +1,177 @@
+"""The panels of a run, as data for ``plots``; what most of them hold is in ``assets/panels.yaml``.
+
+Every logged step is drawn as it is up to ``DRAWN_POINTS`` of them; beyond, a point is the mean of so many steps, and
+the caption says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cppo_verl.reporting import metrics
+from cppo_verl.reporting.logs import Run
+from cppo_verl.reporting.metrics import BY_NAME, series
+from cppo_verl.reporting.plots import LEGEND_WIDTH, PALETTE, Line, Panel, Plot, spacing
+from cppo_verl.reporting.summary import NumberRow, validation
+from cppo_verl.reporting.template import asset
+from cppo_verl.reporting.text import NOT_LOGGED, capital
+
+DRAWN_POINTS = 400
+OTHER = "timing_s/other"  # of a step's time, what is neither generation nor update
+
+
+@cache
+def specifications() -> Mapping[str, Mapping[str, Any]]:
+    """Panel -> title, caption, averaged, plots."""
+    return yaml.safe_load(asset("panels.yaml"))
+
+
+def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
+    """The six panels of every run; those of old responses and of steered thresholds where a run logged such things.
+
+    Args:
+        rows: the run's numbers, from which a panel's words are.
+    """
+    folded, points = coarse(run.frame), steps_a_point(run.frame)
+    folded[OTHER] = other_time(folded)
+    own = {"learning": _learning(run.frame, folded), "positions": _positions(run.frame)}
+    left_out = set()
+    if len(series(run.frame, metrics.SPANNING)):
+        own["staleness"] = _staleness(run.frame)
+    else:
+        left_out = {"versions", "staleness"}
+    if not (series(run.frame, metrics.SCALE) != 1).any():
+        left_out.add("scale")
+    span = (float(run.frame.index[0]), float(run.frame.index[-1]))
+    return [
+        _panel(key, spec, own.get(key) or tuple(_plot(folded, plot) for plot in spec["plots"]), rows, points, span)
+        for key, spec in specifications().items()
+        if key not in left_out
+    ]
+
+
+def _panel(
+    key: str,
+    spec: Mapping[str, Any],
+    plots: tuple[Plot, ...],
+    rows: Sequence[NumberRow],
+    points: int,
+    span: tuple[float, float],
+) -> Panel:
+    own = [row for row in rows if row.panel == key]
+    said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in own]
+    absent = ", ".join(row.metric for row in own if not row.cells)
+    averaged = spec.get("averaged", "Each point is the mean of {} steps.").format(points) if points > 1 else ""
+    caption = f"{spec['caption']} {averaged}".rstrip() if any(row.cells for row in own) else ""
+    words = f"{spec['title']}, first to last value: {'; '.join(said)}."
+    missing = f"{capital(NOT_LOGGED)}: {absent}." if absent else ""
+    return Panel(key, spec["title"], caption, plots, words, missing, span=span)
+
+
+def steps_a_point(frame: pd.DataFrame) -> int:
+    """How many logged steps one drawn point stands for: 1 up to ``DRAWN_POINTS`` steps."""
+    return -(-len(frame) // DRAWN_POINTS)
+
+
+def coarse(frame: pd.DataFrame) -> pd.DataFrame:
+    """The drawn columns with ``steps_a_point`` steps folded to one, infinities left out."""
+    count = steps_a_point(frame)
+    drawn = frame[[name for name in metrics.DRAWN if name in frame]]
+    finite = drawn.where(np.isfinite(drawn))
+    if count == 1:
+        return finite
+    steps, width = frame.index.to_numpy(float), count * spacing(frame.index.to_numpy())
+    blocks = finite.groupby((steps - steps[0]) // width)
+    folded = blocks.agg({name: BY_NAME[name].fold if name in BY_NAME else "mean" for name in finite})
+    folded.index = pd.Index(steps[0] + (folded.index.to_numpy(float) + 0.5) * width - width / count / 2, name="step")
+    return folded
+
+
+def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
+    """A plot whose lines or areas the specification names."""
+    lines = tuple(_line(frame, name, *style) for name, style in spec.get("lines", {}).items())
+    areas = tuple(_line(frame, name, *style) for name, style in spec.get("areas", {}).items())
+    outline = _line(frame, spec["outline"], "ink") if areas else None
+    every = [line.values for line in (*lines, *areas, *([outline] if outline else []))]
+    nothing = "" if any(map(len, every)) else NOT_LOGGED
+    if (areas or spec.get("log")) and not any((values > 0).any() for values in every):
+        nothing = nothing or "0 at every step"
+    made = {key: spec[key] for key in ("unit", "label", "log") if key in spec}
+    return Plot(lines, areas, outline, instead=nothing and f"{spec['what']}\n{nothing}", **made)
+
+
+def _line(frame: pd.DataFrame, name: str, color: str, dash: str = "-") -> Line:
+    label = "other" if name == OTHER else BY_NAME[name].short or BY_NAME[name].label
+    return Line(label, series(frame, name), PALETTE[color], dash)
+
+
+def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
+    """Validation above, as logged; training reward below, on one step axis."""
+    found, reward = validation(frame), metrics.REWARD.of(folded)
+    top = Plot(instead=f"validation accuracy\n{NOT_LOGGED}")
+    if found is not None:
+        sources = ", ".join(found.by_source)
+        several = len(found.by_source) > 1
+        names = [sources if len(sources) < LEGEND_WIDTH else "each set", *[""] * len(found.by_source)]
+        each = zip(names, found.by_source.values(), cycle(("-", "--", ":", "-.")), strict=False)
+        lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for name, values, dash in each] if several else []
+        name = f"validation {found.kind}" + (f", mean of {len(found.by_source)}" if several else "")
+        mean = Line(name, found.mean, PALETTE["orange"], dots=True)
+        top = Plot((*lines, mean), unit=found.unit, hole=None, from_zero=False)
+    below = Line(metrics.REWARD.label, reward, PALETTE["blue"])
+    none = f"training reward\n{NOT_LOGGED}" if reward.empty else ""
+    return top, Plot((below,), from_zero=False, instead=none)
+
+
+def _positions(frame: pd.DataFrame) -> tuple[Plot]:
+    """Mean divergence over eight bins of the relative position, a line for each third of the run."""
+    parts = thirds(frame)
+    centres = (np.arange(metrics.POSITION_BINS) + 0.5) / metrics.POSITION_BINS
+    lines = [
+        Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color], dots=True)
+        for (label, means), color in zip(parts, ("late", "middle", "early"), strict=False)
+    ]
+    none = "" if lines else f"divergence by position\n{NOT_LOGGED}"
+    return (Plot(tuple(lines), label="mean divergence", x="position in the response", hole=None, instead=none),)
+
+
+def thirds(frame: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
+    """(steps, mean by position bin) of the last, middle and first third of the logged steps, late first.
+
+    Means are over the steps of a third, each step counting once; a bin that a third never logged is NaN.
+    """
+    bins = frame.reindex(columns=list(metrics.BY_POSITION))
+    bins = bins.where(np.isfinite(bins)).dropna(how="all")
+    parts = [bins.iloc[index] for index in np.array_split(np.arange(len(bins)), 3) if len(index)]
+    spans = [(int(part.index[0]), int(part.index[-1])) for part in parts]
+    labels = [f"step {first}" if first == last else f"steps {first}–{last}" for first, last in spans]
+    return [(label, part.mean().to_numpy()) for label, part in zip(labels, parts, strict=True)][::-1]
+
+
+def other_time(frame: pd.DataFrame) -> pd.Series:
+    """Step time that is neither generation nor update, at the steps that logged all three; never below 0."""
+    named = (metrics.TIME_STEP, metrics.TIME_GEN, metrics.TIME_UPDATE)
+    times = pd.concat([series(frame, name) for name in named], axis=1, keys=named, join="inner")
+    return (times[named[0]] - times[named[1]] - times[named[2]]).clip(lower=0.0)
+
+
+def _staleness(frame: pd.DataFrame) -> tuple[Plot, Plot]:
+    """Divergence and masked share by versions behind, means over the whole run; the last holds all that is older."""
+
+    def line(label: str, names: Sequence[str], color: str, dash: str) -> Line:
+        bins = frame.reindex(columns=list(names))
+        means = pd.Series(bins.where(np.isfinite(bins)).mean().to_numpy()).dropna()
+        return Line(label, means, PALETTE[color], dash, dots=True)
+
+    spent = (
+        line("before any update", metrics.FIRST_BY_STALENESS, "orange", "--"),
+        line("over all updates", metrics.DIVERGENCE_BY_STALENESS, "blue", "-"),
+    )
+    masked = line("masked share", metrics.MASKED_BY_STALENESS, "teal", "-")
+    below = Plot((masked,), unit="%", x="versions behind", hole=None)
+    return Plot(spent, label="mean divergence", x="versions behind", hole=None), below

@@ -1,0 +1,248 @@
+"""What a panel holds, as data, and the one way in which it is drawn: of one run or of many, for a page or a picture.
+
+A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from cppo_verl.reporting.metrics import STALENESS_BINS
+from cppo_verl.reporting.text import NOT_LOGGED, number, short_exponent
+
+# The page swaps each of these for a CSS variable of the same name, so that one drawing serves light and dark.
+PALETTE = {"ink": "#22303c", "soft": "#5d6975", "rule": "#d5dbe1", "blue": "#2b6cb0", "orange": "#c05f1a",
+           "teal": "#2f8f83", "stone": "#8d98a3", "early": "#74a0d2", "middle": "#3a76b8",
+           "late": "#123a66"}  # fmt: skip
+BOLD_WIDTH = 2.0  # of the line to look at
+LEGEND_WIDTH = 54  # letters that fit above the axes of the narrowest panel
+DOTTED_POINTS = 60  # more are drawn as a line alone
+TICKS = {  # by x, where they are not numbers of steps
+    "position in the response": ((0, 0.25, 0.5, 0.75, 1), ("start", "25%", "50%", "75%", "end")),
+    "versions behind": (range(STALENESS_BINS), [*map(str, range(STALENESS_BINS - 1)), f"{STALENESS_BINS - 1} or more"]),
+}
+
+Dash = Any  # matplotlib's: "-", "--", (offset, (on, off, ...))
+
+
+@dataclass(frozen=True)
+class Line:
+    """``values`` by x, how they are drawn, half the width of their band (``error``), each seed's own, and marks."""
+
+    name: str
+    values: pd.Series
+    color: str
+    dash: Dash = "-"
+    width: float = 1.5
+    dots: bool = False
+    error: pd.Series | None = None
+    seeds: tuple[pd.Series, ...] = ()
+    best: tuple[tuple[int, float], ...] = ()
+    collapsed: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One pair of axes: lines, areas stacked on each other (with ``outline``, what they add up to), or ``instead``, a
+    sentence in their place.
+
+    ``unit`` is ``%`` for fractions, ``x`` is ``step`` or a key of ``TICKS``; a line breaks where more
+    than ``hole`` times the usual distance is missing, never for None. ``stop`` is a step to mark.
+    """
+
+    lines: tuple[Line, ...] = ()
+    areas: tuple[Line, ...] = ()
+    outline: Line | None = None
+    unit: str = ""
+    label: str = ""
+    log: bool = False
+    x: str = "step"
+    hole: float | None = 1.5
+    from_zero: bool = True
+    stop: int | None = None
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Plots on one x axis under a title; ``words`` say it to those who do not see it, ``missing`` what is not there.
+
+    ``legend`` puts the names above each plot; without it, what is around the panel names the lines. ``span`` are the
+    first and last step that the x axis shows; None fits it to the lines.
+    """
+
+    key: str
+    title: str
+    caption: str
+    plots: tuple[Plot, ...]
+    words: str = ""
+    missing: str = ""
+    legend: bool = True
+    span: tuple[float, float] | None = None
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for plot in self.plots for line in plot.lines]
+
+
+def draw(room: Figure | SubFigure, panel: Panel) -> None:
+    """The panel on an empty figure."""
+    every = room.subplots(len(panel.plots), 1, sharex=True, sharey=len({p.unit for p in panel.plots}) == 1 and bool(
+        panel.plots[0].areas), squeeze=False)[:, 0]  # fmt: skip
+    for axes, plot in zip(every, panel.plots, strict=True):
+        if plot.instead:
+            _write(axes, plot.instead, axes is every[-1] and len(every) > 1)
+            continue
+        for line in plot.lines:
+            _draw_line(axes, line, plot)
+        _stack(axes, plot)
+        _y_axis(axes, plot)
+        if panel.legend:
+            legend(axes)
+    if not all(plot.instead for plot in panel.plots):
+        _x_axis(every[-1], panel)
+
+
+def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
+    for seed in line.seeds:
+        axes.plot(seed.index, _shown(seed, plot), color=line.color, linewidth=0.6, alpha=0.4, zorder=2)
+    if line.error is not None:
+        low, high = line.values - line.error, line.values + line.error
+        axes.fill_between(line.values.index, low, high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
+    values = line.values[line.values > 0] if plot.log else line.values
+    absent = f" ({NOT_LOGGED})" if line.values.empty else " (always 0)" if values.empty else ""
+    x, y = with_gaps(values, plot.hole) if plot.hole else (values.index, values)
+    width = line.width if len(values) <= 100 else 0.7 * line.width
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
+    style: dict[str, Any] = {"color": line.color, "linestyle": line.dash, "linewidth": width, "zorder": 2 + line.width}
+    axes.plot(x, _shown(y, plot), label=line.name + absent, **style, **dots)
+    known = np.pad(np.isfinite(np.asarray(y, float)), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    axes.plot(
+        np.asarray(x)[alone], np.asarray(y)[alone], color=line.color, linestyle="none", marker="o", markersize=3.5
+    )
+    for marks, marker in ((line.best, "o"), (line.collapsed, "x")):
+        for step, value in marks:
+            axes.plot(step, value, color=line.color, marker=marker, markersize=7, markeredgewidth=1.5, zorder=5,
+                      fillstyle="none")  # fmt: skip
+
+
+def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values with a NaN put in wherever more than ``times`` the usual distance is missing."""
+    steps, data = values.index.to_numpy(float), values.to_numpy(float)
+    holes = np.flatnonzero(np.diff(steps) > times * spacing(steps)) + 1
+    return np.insert(steps, holes, (steps[holes - 1] + steps[holes]) / 2), np.insert(data, holes, np.nan)
+
+
+def spacing(steps: np.ndarray) -> float:
+    """The usual distance between two logged steps (median), 1 when there is only one."""
+    return float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+
+
+def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (n + 1) and heights (n) of a bar a step without space between; a hole in the steps is a NaN bar."""
+    steps, data = values.index.to_numpy(float), values.to_numpy(float)
+    half = spacing(steps) / 2
+    holes = np.flatnonzero(np.diff(steps) > 3 * half)
+    edges = np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]])
+    edges[holes + 1] = steps[holes] + half
+    return np.insert(edges, holes + 2, steps[holes + 1] - half), np.insert(data, holes + 1, np.nan)
+
+
+def _stack(axes: Axes, plot: Plot) -> None:
+    """Areas on top of each other, over the steps that logged all parts that were logged at all."""
+    logged = [area.values for area in plot.areas if len(area.values)]
+    common = pd.concat(logged, axis=1, join="inner").index if logged else pd.Index([])
+    floor: np.ndarray | float = 0.0
+    for area in plot.areas:
+        if area.values.empty or common.empty:
+            axes.fill_between([], [], [], color=area.color, label=f"{area.name} ({NOT_LOGGED})")
+            continue
+        edges, heights = blocks(area.values.loc[common])
+        axes.stairs(floor + heights, edges, baseline=floor, fill=True, color=area.color, label=area.name, linewidth=0)
+        floor = floor + heights
+    if plot.outline is not None and plot.outline.values.empty:
+        axes.plot([], [], color=PALETTE["ink"], label=f"{plot.outline.name} ({NOT_LOGGED})")
+    elif plot.outline is not None:
+        edges, heights = blocks(plot.outline.values)
+        width = 0.8 if len(heights) <= 100 else 0.5
+        axes.stairs(heights, edges, baseline=None, color=PALETTE["ink"], label=plot.outline.name, linewidth=width)
+
+
+def _shown(values: Any, plot: Plot) -> np.ndarray:
+    """What a log scale cannot show is left out."""
+    data = np.asarray(values, dtype=float)
+    return np.where(data > 0, data, np.nan) if plot.log else data
+
+
+def _y_axis(axes: Axes, plot: Plot) -> None:
+    if plot.log:
+        axes.set_yscale("log")
+        low, high = axes.dataLim.intervaly
+        subs = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4 if plot.unit == "%" else 5))
+        if plot.from_zero and axes.dataLim.y0 >= 0:
+            axes.set_ylim(bottom=0)
+    scale, sign = (100, "%") if plot.unit == "%" else (1, "")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short_exponent(f"{scale * y:g}{sign}")))
+    axes.set_ylabel(plot.label)
+
+
+def _x_axis(axes: Axes, panel: Panel) -> None:
+    plot = panel.plots[-1]
+    axes.set_xlabel(plot.x)
+    if plot.x in TICKS:
+        axes.set_xticks(*TICKS[plot.x])
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+    if panel.span is not None:
+        room = max(0.5, 0.015 * (panel.span[1] - panel.span[0]))
+        axes.set_xlim(panel.span[0] - room, panel.span[1] + room)
+    if plot.stop is not None and axes.dataLim.x1 >= plot.stop:
+        axes.axvline(plot.stop, color=PALETTE["soft"], linewidth=0.8, zorder=0)
+
+
+def legend(axes: Axes) -> None:
+    """Above the axes, in as many columns as a narrow panel has room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = next((n for n in (len(labels), -(-len(labels) // 2)) if _letters(labels, n) <= LEGEND_WIDTH), 1)
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, borderpad=0,
+                handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+
+
+def _letters(labels: Sequence[str], columns: int) -> int:
+    """Width of a legend in letters; matplotlib fills it column by column, and a handle takes about five."""
+    filled = [column for column in np.array_split(np.array(labels), max(columns, 1)) if len(column)]
+    return sum(max(map(len, column)) + 5 for column in filled)
+
+
+def handles(lines: Sequence[Line]) -> list[Line2D]:
+    """What a legend shows of lines, once each."""
+    unique = {line.name: line for line in lines}.values()
+    return [Line2D([], [], color=x.color, linestyle=x.dash, linewidth=x.width, label=x.name) for x in unique]
+
+
+def last_values(panel: Panel) -> str:
+    """Where each line ends, for those who do not see it."""
+    ends = [(plot.unit, x) for plot in panel.plots for x in plot.lines if len(x.values)]
+    return "; ".join(f"{line.name} {number(float(line.values.iloc[-1]), unit)}" for unit, line in ends)
+
+
+def _write(axes: Axes, words: str, steps: bool) -> None:
+    """A sentence in place of a drawing; ``steps`` leaves the axis of the steps below it."""
+    axes.grid(False)
+    axes.yaxis.set_visible(False)
+    axes.xaxis.set_visible(steps)
+    axes.spines.bottom.set_visible(steps)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=PALETTE["soft"])

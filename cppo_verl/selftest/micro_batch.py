@@ -1,0 +1,91 @@
+"""A packed micro-batch as verl's actor gets it, on its way from the model's logits to the divergence of the top-K."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo_verl.trust_region import topk
+
+K = 20
+LENGTHS = ((3, 1.0), (1, 0.52), (7, 0.02), (2, 0.98))  # prompt tokens, and the response's share of the longest
+
+Sequence = tuple[int, Tensor, Tensor, Tensor]  # prompt tokens, ids, pi's logits, mu's log-probs of the response
+
+
+def micro_batch(vocabulary: int, longest: int, dtype: torch.dtype, temperature: float) -> list[Sequence]:
+    """Whole sequences on the CPU: ids (tokens,), logits (tokens, vocabulary), log mu (response, vocabulary) float32."""
+    random = torch.Generator().manual_seed(0)
+    sequences = []
+    for prompt, share in LENGTHS:
+        mu = 4 * torch.randn(prompt + max(int(share * longest), 1), vocabulary, generator=random)
+        pi = (mu + 0.3 * torch.randn(mu.shape, generator=random)).to(dtype)
+        log_mu = (mu[prompt - 1 : -1] / temperature).log_softmax(-1)
+        sampled = torch.multinomial(log_mu.exp(), 1, generator=random).squeeze(-1)
+        ids = torch.cat([torch.randint(0, vocabulary, (prompt,), generator=random), sampled])
+        sequences.append((prompt, ids, pi, log_mu))
+    return sequences
+
+
+def packed(micro: list[Sequence], device: str, temperature: float, with_topk: bool = True) -> Any:
+    """verl's TensorDict of the sequences, as the actor's engine gets it; without top-K as for the binary divergence."""
+    from verl.utils import tensordict_utils
+
+    from cppo_verl.integration.topk import FIELD
+
+    lists: dict[str, list[Tensor]] = {}
+    for prompt, ids, _, log_mu in micro:
+        response, top = ids[prompt:], log_mu.topk(K)
+        own = log_mu.gather(-1, response.unsqueeze(-1)).squeeze(-1)
+        whole = torch.ones_like(response)
+        of_sequence = {
+            "input_ids": ids,
+            "position_ids": torch.arange(len(ids)),
+            "prompts": ids[:prompt],
+            "responses": response,
+            "response_mask": whole,
+            "loss_mask": whole,
+            "old_log_probs": own,
+            FIELD: topk.pack(top.indices, top.values, response, own),
+        }
+        for name, tensor in of_sequence.items():
+            lists.setdefault(name, []).append(tensor.to(device))
+    nested: dict[str, Any] = {name: torch.nested.as_nested_tensor(x, layout=torch.jagged) for name, x in lists.items()}
+    flags = {"temperature": temperature, "distillation_use_topk": with_topk, "use_remove_padding": True}
+    return tensordict_utils.get_tensordict(nested, flags | ({"topk": K} if with_topk else {}))
+
+
+def engine_output(logits: Tensor, data: Any) -> Any:
+    """What verl's FSDP engine puts out when the model's raw logits, (tokens, vocabulary) with a gradient, are these."""
+    from cppo_verl.integration.losses import trust_region_loss
+    from cppo_verl.integration.topk.fused import TopKEngine
+
+    class Bare(TopKEngine):
+        """Only what preparing inputs and outputs reads: no model, no process group, no optimizer."""
+
+        def __init__(self):
+            self.module: Any = None
+            self.pad_to_length: Any = None
+            self.use_ulysses_sp, self.ulysses_sequence_parallel_size = False, 1
+
+        def _get_packed_pad_size(self, _: int) -> int:
+            return 0
+
+    def processor(student_logits: Tensor, data: Any):
+        config: Any = SimpleNamespace(policy_loss=SimpleNamespace(topk=K))
+        return trust_region_loss(config=config, student_logits=student_logits, data=data)
+
+    engine = Bare()
+    _, output_args = engine.prepare_model_inputs(data)
+    return engine.prepare_model_outputs(SimpleNamespace(logits=logits.unsqueeze(0)), output_args, data, processor)
+
+
+def exact_divergence(prompt: int, ids: Tensor, pi: Tensor, log_mu: Tensor, temperature: float, kind: str) -> Tensor:
+    """D_t in float64 from the whole vocabulary's log-probs, (response,)."""
+    exact_mu, exact_pi = log_mu.double(), (pi[prompt - 1 : -1].double() / temperature).log_softmax(-1)
+    sampled = ids[prompt:].unsqueeze(-1)
+    top = exact_mu.topk(K)
+    listed = topk.without_sampled(top.values, top.indices, sampled.squeeze(-1))
+    own_pi, own_mu = (x.gather(-1, sampled).squeeze(-1) for x in (exact_pi, exact_mu))
+    return topk.TOPK[kind](exact_pi.gather(-1, top.indices), listed, own_pi, own_mu)

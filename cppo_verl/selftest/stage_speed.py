@@ -1,0 +1,78 @@
+"""Stage ``speed``: what the losses and the top-K cost beside verl's own, as ratios, in time and in memory."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from cppo_verl.selftest import loss_speed
+from cppo_verl.selftest.micro_batch import K, engine_output, micro_batch, packed
+from cppo_verl.selftest.timing import medians, peak_bytes
+
+# loss: time over verl's dppo_tv as predicted (two idle cores, 32 x 8192, README.md) and at most
+TIMES = {
+    "dppo": (1.1, 3.0),
+    "cppo": (1.3, 3.0),
+    "cppo gate=soft": (1.6, 4.0),
+    "cppo divergence=kl": (2.5, 6.0),
+    "trm_max": (1.7, 5.0),
+    "minpro": (1.2, 3.0),
+}
+MEMORY = {"cpu": 1.0, "cuda": 1.5}  # of verl's dppo_tv; on a GPU nobody has counted yet
+TOPK_TIME, TOPK_MEMORY = 1.25, 1.01  # of the same step with the binary divergence
+
+
+@pytest.fixture(scope="module")
+def clock(setting):
+    """On the CPU one thread and its own time: a busy machine then does not count as slow code."""
+    if setting.on_cpu:
+        torch.set_num_threads(1)
+    return time.process_time if setting.on_cpu else time.perf_counter
+
+
+def test_losses(setting, table, clock):
+    wanted = {loss_speed.REFERENCE, *TIMES}
+    losses = {name: loss for name, loss in loss_speed.registered_losses().items() if name in wanted}
+    rows = loss_speed.measure(losses, 32, 8192, 9, torch.device(setting.device), clock)
+    found = {name: measured for _, _, name, *measured in rows}
+    own = found[loss_speed.REFERENCE][2]
+    for name, (predicted, limit) in TIMES.items():
+        milliseconds, ratio, extra = found[name]
+        said = f"32 x 8192 in {milliseconds:.1f} ms"
+        table.at_most(f"{name}: time", ratio, limit, predicted, "x dppo_tv", said)
+        said = f"{extra:.1f} input tensors"
+        table.at_most(f"{name}: extra memory", extra / own, MEMORY[setting.device], None, "x dppo_tv", said)
+
+
+def test_topk(setting, table, clock):
+    """The LM head and verl's log-probs of a packed micro-batch, forward and backward, with the top-K and without."""
+    from cppo_verl.integration.topk import logits
+
+    size, vocabulary, longest, dtype, rounds = (
+        (256, 18_992, 96, torch.float32, 3) if setting.on_cpu else (2048, 151_936, 3200, torch.bfloat16, 9)
+    )
+    micro, device = micro_batch(64, longest, dtype, 1.0), torch.device(setting.device)
+    random = torch.Generator().manual_seed(0)
+    tokens = sum(len(ids) for _, ids, _, _ in micro)
+    hidden, head = (
+        torch.randn(n, size, generator=random).to(device, dtype).requires_grad_() for n in (tokens, vocabulary)
+    )
+
+    def step(with_topk: bool, data) -> None:
+        output = engine_output(hidden @ head.t(), data)
+        if with_topk:
+            logits.divergence_of(output, data, "tv", K)
+        output["log_probs"].values().sum().backward()
+        hidden.grad = head.grad = None
+
+    steps = {
+        name: partial(step, on, packed(micro, setting.device, 1.0, on))
+        for name, on in (("binary", False), ("topk", True))
+    }
+    took = medians(steps, device, rounds, 1, clock)
+    peak = {name: peak_bytes(way, device) for name, way in steps.items()}
+    ratio, memory = took["topk"] / took["binary"], peak["topk"] / peak["binary"]
+    said = f"{tokens} tokens, {vocabulary} words, in {1e3 * took['topk']:.0f} ms"
+    table.at_most("topk: time of LM head and log-prob", ratio, TOPK_TIME, 1.0, "x binary", said)
+    table.at_most("topk: peak memory", memory, TOPK_MEMORY, 1.001, "x binary", f"{peak['topk'] / 1e6:.0f} MB")

@@ -1,0 +1,168 @@
+"""Supervised training on worked answers, and accuracy of samples: what both warm starts are made of."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NO_TARGET = -100
+
+
+class WarmStartError(RuntimeError):
+    """The accuracy wanted was not reached, or was passed; nothing was saved."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt up to the assistant's turn and of a worked answer with its end; ``row`` is its origin."""
+
+    prompt: list[int]
+    solution: list[int]
+    row: Any
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], solution: str, row: Any) -> Example:
+    """A conversation and the answer to it as token ids."""
+    text = str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    prompt, answer = (tokenizer.encode(part, add_special_tokens=False) for part in (text, solution))
+    return Example(prompt, [*answer, tokenizer.eos_token_id], row)
+
+
+def encode_batch(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
+    """Prompts and solutions, padded on the right, where a causal model needs no mask.
+
+    Returns:
+        ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for solutions.
+    """
+    rows = [torch.tensor(e.prompt + e.solution) for e in examples]
+    targets = [torch.tensor([NO_TARGET] * (len(e.prompt) - 1) + e.solution + [NO_TARGET]) for e in examples]
+    padded = torch.nn.utils.rnn.pad_sequence
+    return padded(rows, True, pad), padded(targets, True, NO_TARGET)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], samples: int, longest: int
+) -> list[list[str]]:
+    """``samples`` responses an example of up to ``longest`` tokens, at temperature 1 from the whole distribution."""
+    batch = tokenizer.pad({"input_ids": [e.prompt for e in examples]}, padding_side="left", return_tensors="pt")
+    ids = model.generate(  # type: ignore[operator]  # transformers types generate's self as a protocol
+        **batch,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=longest,
+        num_return_sequences=samples,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def measure(right: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """accuracy with its standard error over rows, and pass@n (share of rows with a right sample); ``right`` is a list
+    of samples for each row."""
+    means = [sum(row) / len(row) for row in right]
+    accuracy = sum(means) / len(means)
+    spread = sum((mean - accuracy) ** 2 for mean in means) / max(1, len(means) - 1)
+    return {
+        "accuracy": accuracy,
+        "standard_error": math.sqrt(spread / len(means)),
+        f"pass@{len(right[0])}": sum(map(any, right)) / len(right),
+    }
+
+
+class Trainer:
+    """AdamW on one model, measured by samples for examples that it is not trained on.
+
+    Args:
+        held_out: what to measure on. is_right: whether a response answers a row. longest: tokens of a sample.
+        dtype: of the arithmetic; weights stay float32. options: of AdamW.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        held_out: Sequence[Example],
+        is_right: Callable[[Any, str], bool],
+        longest: int,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
+        self.model, self.tokenizer, self.held_out, self.is_right = model, tokenizer, held_out, is_right
+        self.longest, self.dtype, self.step, self.tokens = longest, dtype, 0, 0
+        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, **options)
+
+    def update(self, batch: Sequence[Example], learning_rate: float) -> float:
+        """One step; returns the loss, in nats a token of a solution."""
+        ids, targets = encode_batch(batch, self.tokenizer.pad_token_id)
+        with self._precision():
+            logits = self.model(input_ids=ids).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET
+        )
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += sum(len(e.prompt) + len(e.solution) for e in batch)
+        return loss.item()
+
+    def accuracy(self, samples: int = 1) -> dict[str, float]:
+        """``measure`` of that many samples for each held-out example."""
+        with self._precision():
+            drawn = sample(self.model, self.tokenizer, self.held_out, samples, self.longest)
+        pairs = zip(self.held_out, drawn, strict=True)
+        return measure([[self.is_right(example.row, text) for text in texts] for example, texts in pairs])
+
+    def until(
+        self,
+        batches: Iterator[Sequence[Example]],
+        learning_rate: Callable[[int], float],
+        reached: Callable[[float], bool],
+        check_every: int,
+        most: int,
+        report: Callable[[str], None],
+    ) -> float:
+        """Update until the sampled accuracy, looked at every ``check_every`` steps, is ``reached``; returns it.
+
+        Args:
+            learning_rate: of the steps of this call, from 1. most: steps of this call.
+
+        Raises:
+            WarmStartError: it was not after ``most`` steps.
+        """
+        accuracy = math.nan
+        for done in range(1, most + 1):
+            loss = self.update(next(batches), learning_rate(done))
+            if done % check_every == 0:
+                accuracy = self.accuracy()["accuracy"]
+                report(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
+                if reached(accuracy):
+                    return accuracy
+        raise WarmStartError(
+            f"sampled accuracy {accuracy:.3f} after {most} steps of the warm start is not what was wanted: easier "
+            "tasks, more rows, another seed or learning rate; nothing was saved"
+        )
+
+    def require(self, accuracy: float, lowest: float, highest: float) -> None:
+        """Raise a WarmStartError unless ``accuracy`` lies between the two."""
+        if not lowest <= accuracy <= highest:
+            raise WarmStartError(
+                f"sampled accuracy after the warm start = {accuracy:.3f}, wanted {lowest} to {highest}: another seed "
+                "or --target, or finer steps (--check-every); nothing was saved"
+            )
+
+    def _precision(self) -> Any:
+        # entered anew for each update: it keeps the weights that it has rounded
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast("cpu", self.dtype)

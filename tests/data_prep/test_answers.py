@@ -1,0 +1,196 @@
+"""Written forms of numbers (forms.txt), where the answer stands in a response, truths that cannot be scored."""
+
+import math
+import random
+import re
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import answers
+
+FORM_LINES = re.findall(r"^(\S+) = (.*)$", (Path(__file__).parent / "forms.txt").read_text(encoding="utf-8"), re.M)
+FORMS = [
+    (re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), form), value)
+    for value, line in FORM_LINES
+    for form in line.split(" ¦ ")
+]
+PAIRS = [(form, Fraction(value)) for form, value in FORMS if value != "none"]
+NO_NUMBER = [form for form, value in FORMS if value == "none"]
+
+
+def test_there_are_enough_forms():
+    assert len({form for form, _ in PAIRS}) >= 150 and len(NO_NUMBER) >= 45
+
+
+@pytest.mark.parametrize(("form", "value"), PAIRS)
+def test_a_written_number_has_its_value(form, value):
+    assert answers.number(form) == value
+    assert Fraction(answers.last_number(form)) == value
+
+
+@pytest.mark.parametrize("form", ["", *NO_NUMBER])
+def test_what_is_not_one_number_has_no_value(form):
+    assert answers.number(form) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("98+93=191\n191-77=114", "114"),
+        ("7-12=-5", "-5"),
+        ("so 12-5", "5"),  # a minus between two numbers is no sign
+        ("3 \u2013 5", "5"),
+        ("between 12\u201315", "15"),
+        ("x is - 5", "-5"),
+        ("x - 5", "5"),
+        ("minus: -5", "-5"),
+        ("7 minus 5", "5"),
+        ("it equals \u22123.", "-3"),
+        ("1,234,567 in all.", "1234567"),
+        ("The total is 1 000.", "1000"),
+        ("98+93 191", "191"),  # no groups of one number
+        ("3 7 100", "100"),
+        ("3,4", "4"),
+        ("0.5 or 1/2", "1/2"),
+        ("12.50", "12.50"),  # as precise as it was written
+        ("2.5e-05", "2.5e-5"),
+        ("it costs $1,000.50 in total", "1000.50"),
+        ("about 45° or so", "45"),
+        ("7\n- 8", "-8"),
+        ("no idea", None),
+    ],
+)
+def test_the_last_number_of_a_text(text, last):
+    assert answers.last_number(text) == last
+
+
+@pytest.mark.parametrize(
+    ("response", "truth", "answer"),
+    [
+        ("It is 5. <answer>7</answer> or <answer> 12 </answer> then 9", "12", "12"),  # the last tag
+        ("Answer: 3\nno, wait.\nAnswer: 4\nthat is all", "cat", "4\nthat is all"),  # what follows the last mark
+        ("**Answer:** cat", "dog", "cat"),
+        ("Answer: <answer>cat</answer>", "cat", "cat"),  # a tag before a mark
+        ("  tac \n", "tac", "tac"),  # the whole response
+        ("so it is \\boxed{cat}.", "dog", "cat"),  # of that, the last box
+        ("<answer>**cat**</answer>", "dog", "cat"),  # without markup around it
+        ("```text\n1 2\n3 4\n```", "1 2\n3 4", "1 2\n3 4"),
+        ("`cat`", "`dog`", "`cat`"),  # unless the truth has it too
+        ("_ Q _\nQ _ _", "Q _ _\n_ Q _", "_ Q _\nQ _ _"),
+        ("3*4", "4*3", "3*4"),
+        ("<answer>\u22123</answer>", "-3", "-3"),
+        ("<answer>1 000</answer>", "1000", "1000"),
+        ("<answer>.3</answer>", "0.3", "0.3"),
+        ("no idea", "4", "no idea"),
+        ("<answer></answer>", "4", ""),
+        ("", "4", ""),
+    ],
+)
+def test_the_answer_to_a_task(response, truth, answer):
+    assert answers.final(response, truth) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("Answer: 6\nno, wait\nAnswer: $5$", "$5$"),
+        ("**Answer:** 34", "34"),
+        ("**Answer**: 34", "34"),
+        ("\\[Answer: 009\\]", "009\\]"),
+        ("answer :\n\n 34", "34"),
+        ("Answer: 5\nAnswer:", "5"),
+        ("Answer：5", "5"),
+        ("it is \\boxed{\\frac{1}{2}} or \\boxed{2", "\\frac{1}{2}"),
+        ("Answer: 5" + " " * 300, ""),  # beyond the paper's 300 characters
+        ("it is 5", ""),
+    ],
+)
+def test_the_answer_that_is_stated(response, answer):
+    assert answers.stated(response) == answer
+
+
+@pytest.mark.parametrize(("value", "text"), [("073", "73"), ("73.0", "73"), (" 73 ", "73"), ("0", "0"), ("999", "999")])
+def test_whole_numbers_of_contests(value, text):
+    assert answers.whole_number(value, 999) == text
+
+
+@pytest.mark.parametrize("value", ["7_3", "1e2", "x", "-1", "1000", "2.5", "336^\\circ", "", "٧٣", "7 3", "1" * 5000])
+def test_what_is_no_whole_number_of_a_contest(value):
+    with pytest.raises(ValueError, match="not a whole number of 0 to 999"):
+        answers.whole_number(value, 999)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *[(34, "34"), (34.0, "34"), ("34.0", "34"), (" 34 ", "34"), (10**23 + 1, "1" + "0" * 22 + "1"), ("x=5", "x=5")],
+        *[("2024-01-01", "2024-01-01"), ("-2.00", "-2"), ("2.50", "2.50"), ("0.0.0", "0.0.0")],
+    ],
+)
+def test_ground_truths_lose_type_and_idle_zeros(value, text):
+    assert answers.ground_truth(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        *[(None, "is missing"), ("", "is empty"), (" \n", "is empty"), (math.nan, "is NaN"), ("nan", "not an answer")],
+        *[("[INVALID]", "not an answer"), (True, "type bool"), (2.5, "type float"), (["34"], "type list")],
+        *[("1\n2", "has a line break"), ("1" * 101, "longer than 100"), ("x\0y", "null"), ("x\ud800", "surrogate")],
+    ],
+)
+def test_ground_truths_that_nobody_can_reach(value: Any, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        answers.ground_truth(value)
+
+
+def corrupted(rng: random.Random, form: str, characters: str) -> str:
+    """``form`` with one to three characters put in, put in place of others, or taken out."""
+    text = form
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(text) + 1)
+        text = text[:place] + rng.choice([*characters, ""]) + text[place + rng.randint(0, 2) :]
+    return text
+
+
+def value_by_python(text: str) -> Fraction | None:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def test_corrupted_numbers_have_the_value_that_python_reads_or_none(count: int = 3000):
+    """Digits, signs, points, bars and letters put into plain numbers: another reader of the same notation agrees."""
+    rng = random.Random(27)
+    for _ in range(count):
+        text = corrupted(rng, rng.choice(["1234", "-73", "0.25", "3/4", "-1.5", "1e3", "12/5"]), "0123456789.-/ex")
+        found, right = answers.number(text), value_by_python(text.rstrip("."))
+        assert found == right or found is None and not (right is not None and re.fullmatch(r"-?\d+(\.\d+)?", text)), (
+            text
+        )
+
+
+def test_corrupted_forms_of_any_kind_are_read_or_not(count: int = 3000):
+    rng = random.Random(28)
+    for _ in range(count):
+        text = corrupted(rng, rng.choice(PAIRS)[0], "019.,-+/*^_{}()$%\\e −\u2009½²")
+        answers.number(text)
+        last = answers.last_number(text)
+        assert last is None or answers.PLAIN_TRUTH.fullmatch(last)
+
+
+@pytest.mark.parametrize(
+    "piece", ["9", "-", "1 ", "1,000", "\\boxed{", "*", "$", "{", "1/", "\\frac{", "answer", "=", "`"]
+)
+def test_reading_is_quick_whatever_is_repeated(piece):
+    text, start = piece * 3000, time.process_time()
+    for response in (text, "Answer: " + text, text + "5", f"<answer>{text}</answer>"):
+        answers.final(response, "5")
+        answers.final(response, "cat")
+        answers.stated(response)
+    assert time.process_time() - start < 3

@@ -1,0 +1,65 @@
+"""Responses on disk: killed, resumed, changed settings, damage."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cppo_verl.evaluation import EvaluationError, store
+from tests.evaluation.data import response
+
+SLOW = """
+import sys
+from pathlib import Path
+from cppo_verl.evaluation import store
+with store.Store(Path(sys.argv[1]), {"n": 1}) as saved:
+    for row in range(1000):
+        saved.append([store.Response(row, 0, "x" * 20000, 1, "stop")])
+        print(row, flush=True)
+"""
+
+
+def test_kill_between_parts_loses_at_most_the_part_in_hand(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 20:
+            break
+    time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with store.Store(tmp_path, {"n": 1}) as saved:
+        rows = [r.row for r in saved.responses()]
+        assert rows == list(range(len(rows)))
+        assert 21 <= len(rows) < 1000
+        saved.append([response(row=1000)])
+        assert [r.row for r in saved.responses()] == [*rows, 1000]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_changed_setting_refuses_and_fresh_starts_anew(tmp_path):
+    before = {"n": 2, "model": "a", "data": ["1"]}
+    with store.Store(tmp_path, before) as saved:
+        saved.append([response(), response(sample=1)])
+    with pytest.raises(EvaluationError, match=r'model: "a" before, "b" now; n: 2 before, 4 now\): give another --out'):
+        store.Store(tmp_path, {**before, "model": "b", "n": 4}).__enter__()
+    with store.Store(tmp_path, before) as saved:
+        assert saved.responses() == [response(), response(sample=1)]
+    with store.Store(tmp_path, {**before, "n": 4}, fresh=True) as saved:
+        assert saved.responses() == []
+        with pytest.raises(EvaluationError, match="in use by another evaluation"):
+            store.Store(tmp_path, {}).__enter__()
+
+
+def test_a_part_that_is_damaged_is_named_and_one_that_is_gone_stays_gone(tmp_path):
+    with store.Store(tmp_path, {}) as saved:
+        for number in range(3):
+            saved.append([response(row=number)])
+        (tmp_path / "parts/part-00001.parquet").unlink()
+        saved.append([response(row=1)])  # over none that is there
+        assert [r.row for r in saved.responses()] == [0, 1, 2]
+        (tmp_path / "parts/part-00000.parquet").write_bytes(b"torn")
+        with pytest.raises(EvaluationError, match="part-00000.parquet cannot be read"):
+            saved.responses()

@@ -1,0 +1,249 @@
+"""The top-K estimator in the rollout: vLLM's answer, a session's parts, what travels; and what the start refuses."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import verl  # noqa: F401  (loads the plug-in)
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
+
+from cppo_verl import presets
+from cppo_verl.integration import checks, engines, topk
+from cppo_verl.integration.topk import FIELD, agent_loop
+from cppo_verl.integration.topk.agent_loop import Part, carry, collecting, lay_out, without_top_k
+from cppo_verl.trust_region.topk import pack
+
+# ---- server
+
+ROWS = [([5, 5, 7], [-0.1, -0.1, -2.5]), ([9, 5, 7], [-4.0, -0.2, -2.0])]  # sampled among the top 2; then outside
+
+
+def vllms_answer(rows=ROWS):
+    """vLLM's own flat form."""
+    from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position
+
+    answer = FlatLogprobs()
+    for ids, values in rows:
+        append_logprobs_for_next_position(answer, ids, values, [None] * 3, 1, 2)
+    return answer
+
+
+def test_server_reads_vllms_flat_rows():
+    from cppo_verl.integration.topk.server import top_k_arrays
+
+    arrays = top_k_arrays(vllms_answer(), [5, 9], 2)
+    assert arrays["ids"].tolist() == [[5, 5, 7], [9, 5, 7]] and arrays["ids"].dtype == np.int32
+    assert np.array_equal(arrays["log_probs"], np.array([row for _, row in ROWS], dtype=np.float32))
+    packed = pack(*map(torch.from_numpy, arrays.values()), torch.tensor([5, 9]), torch.tensor([-0.1, -4.0]))
+    assert packed[2:4].tolist() == [1, 2]  # the sampled token counts once
+    assert top_k_arrays(vllms_answer(), [5], 2)["ids"].tolist() == [[5, 5, 7]]  # an abort may leave a position behind
+    for tokens, k in (([7, 9], 2), ([5, 9, 1], 2), ([5, 9], 3)):
+        with pytest.raises(ValueError, match="do not list each sampled token first"):
+            top_k_arrays(vllms_answer(), tokens, k)
+
+
+class FakeVllm:
+    """vLLM's client as far as the recorder uses it: an async stream of cumulative outputs."""
+
+    def __init__(self):
+        self.asked: list = []
+
+    async def generate(self, *, sampling_params, request_id, **_):
+        self.asked.append(sampling_params)
+        for n in (1, 2):
+            completion = SimpleNamespace(token_ids=[5, 9][:n], logprobs=vllms_answer(ROWS[:n]))
+            yield SimpleNamespace(request_id=request_id, outputs=[completion])
+
+
+def test_only_a_request_that_wants_k_gets_k():
+    from vllm import SamplingParams
+
+    from cppo_verl.integration.topk import server
+
+    async def last_of(engine, asked):
+        server._asked.set(asked)
+        parameters = SamplingParams(logprobs=0, max_tokens=2)
+        stream = engine.generate(prompt=None, sampling_params=parameters, request_id="r")
+        return [output async for output in stream][-1].outputs[0]
+
+    engine, asked = server.RecordingEngine(FakeVllm()), server.Asked(k=2)
+    completion = asyncio.run(last_of(engine, asked))
+    assert asked.found is not None and asked.found["ids"].tolist() == [[5, 5, 7], [9, 5, 7]]
+    # what verl's server does with the result
+    read = [entry[completion.token_ids[i]].logprob for i, entry in enumerate(completion.logprobs)]
+    assert read == pytest.approx([-0.1, -4.0])
+    asyncio.run(last_of(engine, None))
+    assert [(p.logprobs, p.flat_logprobs, p.detokenize) for p in engine.asked] == [(2, True, False), (0, False, True)]
+
+
+# ---- a session's parts, laid against its responses
+
+
+def part(start: int, tokens: list[int], log_prob: float = -1.0) -> Part:
+    """Top-2 whose ids say which token they belong to, 100 * token + column; sampled at ``log_prob``."""
+    ids = np.array([[t, 100 * t, 100 * t + 1] for t in tokens], dtype=np.int32)
+    values = np.array([[log_prob, -2.0, -3.0]] * len(tokens), dtype=np.float32)
+    return Part(start, tokens, ids, values)
+
+
+def output_of(prompt: list[int], response: list[int], log_probs: list[float] | None = None) -> AgentLoopOutput:
+    log_probs = log_probs or [-1.0] * len(response)
+    mask = [int(value != 0) for value in log_probs]
+    fields = {"prompt_ids": prompt, "response_ids": response, "response_mask": mask, "response_logprobs": log_probs}
+    return AgentLoopOutput(**fields, metrics=AgentLoopMetrics(), extra_fields={"min_global_steps": 3})
+
+
+def firsts(parts: list[Part], output: AgentLoopOutput) -> list[int]:
+    """The first of mu's top-2 at each token, 0 where there is none."""
+    ids, log_probs = lay_out(parts, output)
+    assert torch.equal((log_probs > -torch.inf).any(-1), ids[:, -1] > 0)
+    return ids[:, 1].tolist() if ids.shape[1] > 1 else [0] * len(ids)
+
+
+@pytest.mark.parametrize(
+    ("parts", "prompt", "response", "found"),
+    [
+        # in three pieces, the second aborted at once: each call's prompt tells where it starts
+        ([part(2, [3, 4]), part(4, [5]), part(5, [6, 7])], [1, 2], [3, 4, 5, 6, 7], [300, 400, 500, 600, 700]),
+        (
+            [part(1, [3, 4]), part(5, [7, 8, 9])],
+            [1],
+            [3, 4, 5, 6, 7, 8],
+            [300, 400, 0, 0, 700, 800],
+        ),  # a tool, a cut
+        ([part(1, [3, 4, 9])], [1], [3, 4, 5], [300, 400, 0]),  # of another branch
+        ([part(1, [3])], [1, 3], [5], [0]),  # of the prompt
+        ([], [1], [5, 6], [0, 0]),
+    ],
+)
+def test_parts_are_laid_against_their_tokens(parts, prompt, response, found):
+    assert firsts(parts, output_of(prompt, response)) == found
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_outputs_of_one_session_keep_their_own(order: int):
+    """Prompts of equal length, and answers that begin alike: the log-probs tell whose a part is."""
+    one, other = part(2, [11, 12, 13], -0.5), part(2, [11, 12, 99], -0.7)
+    other.ids[:, 1:] += 5
+    parts = [one, other][::order]
+    assert firsts(parts, output_of([1, 2], [11, 12, 13], [-0.5] * 3)) == [1100, 1200, 1300]
+    assert firsts(parts, output_of([3, 4], [11, 12, 99], [-0.7] * 3)) == [1105, 1205, 9905]
+
+
+def test_trained_tokens_without_a_top_k_are_counted():
+    parts, output = [part(1, [3, 4])], output_of([1], [3, 4, 5], [-1.0, -0.9, 0.0])  # one changed, one a tool's
+    assert firsts(parts, output) == [300, 0, 0]
+    assert without_top_k(output, lay_out(parts, output)[1]) == 1
+
+
+def test_the_fields_of_an_output_gain_one():
+    plain, output = output_of([1], [2, 3]), output_of([1], [2, 3])
+    carry(output, torch.arange(5))
+    plain.reward_score = output.reward_score = 1.0
+    before, after = plain.as_dict(), output.as_dict()
+    assert torch.equal(after.pop(FIELD), torch.arange(5))
+    assert before.keys() == after.keys()
+    assert torch.equal(after["rm_scores"], torch.tensor([0.0, 1.0]))
+    assert after["extra_fields"] == {"min_global_steps": 3}
+
+
+class FakeServer:
+    """A rollout server that is aborted after two tokens, then goes on; tokens count up from the prompt's length."""
+
+    def __init__(self):
+        self.requests = 0
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    async def _generate(self, *, prompt_ids, sampling_params, **_):
+        self.requests += 1
+        n = 2 if self.requests == 1 else 3
+        made = part(len(prompt_ids), list(range(len(prompt_ids), len(prompt_ids) + n)))
+        return TokenOutput(
+            token_ids=made.token_ids,
+            log_probs=[-1.0] * n,
+            stop_reason="aborted" if n == 2 else "completed",
+            extra_fields={"global_steps": 1, "topk": {"ids": made.ids, "log_probs": made.log_probs}},
+        )
+
+
+@pytest.mark.parametrize(("client_class", "tokens"), [(LLMServerClient, 2), (FullyAsyncLLMServerClient, 5)])
+def test_the_client_collects_every_call(client_class: type, tokens: int):
+    """verl's plain client, and the one that resumes aborted calls by itself."""
+    rollout = SimpleNamespace(rollout=SimpleNamespace(name="vllm"))
+    client = client_class(config=SimpleNamespace(actor_rollout_ref=rollout))
+    client.__class__ = collecting(client_class)
+    server = FakeServer()
+
+    async def acquire(request_id, **_):
+        return "server", server
+
+    client._acquire_server, client._release_server = acquire, lambda *_, **__: None
+
+    async def session():
+        agent_loop._parts.set([])
+        output = await client.generate("r", prompt_ids=[0, 1, 2], sampling_params={"logprobs": 2})
+        return output, agent_loop._parts.get()
+
+    output, parts = asyncio.run(session())
+    assert "topk" not in output.extra_fields and len(output.token_ids) == tokens
+    assert firsts(parts, output_of([0, 1, 2], output.token_ids)) == [100 * token for token in output.token_ids]
+
+
+# ---- configuration
+
+
+def problems(*overrides: str, preset: str = "cppo_topk") -> str:
+    config = presets.compose(preset, ["actor_rollout_ref.rollout.n=4", *overrides])
+    return "\n".join({*checks.run_problems(config), *engines.problems(config)})
+
+
+@pytest.mark.parametrize("preset", ["cppo_topk", "dppo_topk"])
+def test_presets_start(preset: str):
+    assert problems(preset=preset) == ""
+    config = presets.compose(preset)
+    assert config.actor_rollout_ref.actor.policy_loss.estimator == "topk"
+    assert config.actor_rollout_ref.actor.policy_loss.topk == 20
+
+
+@pytest.mark.parametrize("preset", ["cppo_kl", "trm_max", "cppo_soft", "dppo_tv"])
+def test_any_rule_takes_the_estimator(preset: str):
+    assert problems("actor_rollout_ref.actor.policy_loss.estimator=topk", preset=preset) == ""
+
+
+LIGER = "actor_rollout_ref.model.use_fused_kernels=true actor_rollout_ref.model.fused_kernel_options.impl_backend=liger"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("+actor_rollout_ref.rollout.engine_kwargs.vllm.max_logprobs=5", ["max_logprobs=5", "policy_loss.topk=20"]),
+        ("actor_rollout_ref.rollout.logprobs_mode=raw_logprobs", ["logprobs_mode=raw_logprobs", "processed_logprobs"]),
+        ("actor_rollout_ref.rollout.name=sglang", ["rollout.name=sglang", "set it to vllm"]),
+        ("actor_rollout_ref.actor.strategy=megatron", ["strategy=megatron", "set it to fsdp or fsdp2"]),
+        ("trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "set it to trust_region"]),
+        ("trainer.v1.trust_region.topk_cutoff=1.5", ["topk_cutoff=1.5", "[0, 1)"]),
+        ("++actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Loop", ["my.Loop", "agent_loop_manager_class"]),
+        ("actor_rollout_ref.actor.pad_to_length=true", ["fsdp_config.pad_to_length=True", "set it to False"]),
+        ("actor_rollout_ref.rollout.disaggregation.enabled=true", ["disaggregation.enabled=True", "set it to False"]),
+        (LIGER, ["fused_kernel_options.impl_backend=liger", "torch or triton"]),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides: str, said: list[str]):
+    text = problems(*overrides.split())
+    assert all(words in text for words in said), text
+
+
+def test_install_raises_vllms_limit_with_k(monkeypatch: pytest.MonkeyPatch):
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    config = presets.compose("cppo_topk", ["actor_rollout_ref.actor.policy_loss.topk=50"])
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
+    topk.install(config)
+    assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.max_logprobs == 50
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == topk.MANAGER
+    assert RolloutReplicaRegistry._registry["vllm"] is topk._load_replica

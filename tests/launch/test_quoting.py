@@ -1,0 +1,54 @@
+"""Whatever a folder is called, Hydra reads it back."""
+
+import random
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from cppo_verl.errors import UserError
+from cppo_verl.launch.quoting import quote
+
+ODD = [
+    "lr=1e-4",
+    "jörg",
+    "李",
+    "a,b",
+    "it's",
+    "(x)",
+    "[1]",
+    "#2",
+    "~x",
+    "a b",
+    'a"b',
+    "a\\",
+    "\\'",
+    "{a}",
+    "a:b",
+    "null",
+    "1",
+]
+LETTERS = "ab1 =,'\"()[]{}#~$\\:;@!&|<>?*%^`+-._äß李🎉\u0301\u200f\u00a0\t"
+
+
+def odd_names(count: int = 500) -> list[str]:
+    """Names that a folder may have, the same at every call."""
+    chance = random.Random(0)
+    return [*ODD, *("".join(chance.choices(LETTERS, k=chance.randint(1, 12))) for _ in range(count - len(ODD)))]
+
+
+def test_hydra_reads_back_what_was_quoted():
+    parser = OverridesParser.create()
+    for name in odd_names():
+        path = f"/data/{name}/x"
+        if "${" in name:
+            with pytest.raises(UserError, match="choose another path"):
+                quote(path)
+            continue
+        for text in (path, name):
+            override = parser.parse_override(f"key={quote(text)}")
+            assert override.value() == text and not override.is_sweep_override()
+            assert parser.parse_override(f"key=[{quote(text)},{quote(text)}]").value() == [text, text]
+
+
+def test_a_plain_path_stays_readable():
+    assert quote("/home/me/runs/cppo-seed0_1.2") == "/home/me/runs/cppo-seed0_1.2"

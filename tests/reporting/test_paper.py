@@ -1,0 +1,419 @@
+"""The paper's tables and figures: synthetic logs that encode the tables give them back, digit for digit."""
+
+import csv
+import json
+import math
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from cppo_verl import paper
+from cppo_verl.cli import report
+from cppo_verl.reporting import metrics, tables
+from cppo_verl.reporting.ablations import differences, groups, panels_of, reference_knobs
+from cppo_verl.reporting.curves import block_means, of_metrics, pictures, positions, validation
+from cppo_verl.reporting.labels import Label, LabelError, knobs_of, label_of, method_name, model_key, parse_label
+from cppo_verl.reporting.logs import Run
+from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Entry, broken_gradient, collapse, estimate, score_run
+from cppo_verl.reporting.study import expand, read_study
+from recipe.methods import ABLATIONS, KNOB, METHODS, TABLE_1, overrides
+from tests.reporting.pages import Page, command, read_csv, reported
+from tests.reporting.paper_runs import collapsing, config, curve, unrounded, write_paper, write_run
+
+MODEL = "Qwen3-1.7B-Base"
+FEW = ("critic/rewards/mean", metrics.GRAD_NORM)
+ROWS = {(row.model, row.method): row for row in paper.breakdown()}
+NINE = dict.fromkeys(paper.BENCHMARKS, 9.0)
+NAN = math.nan
+
+
+def scored_run(scores: dict[int, float], **more: dict[int, float]) -> Run:
+    """A run whose three benchmarks all score ``scores`` (percent), with other metrics by name."""
+    columns = {f"val-core/{name}/acc/mean@16": pd.Series(scores, dtype=float) / 100 for name in paper.BENCHMARKS}
+    columns |= {name: pd.Series(values, dtype=float) for name, values in more.items()}
+    frame = pd.DataFrame(columns).rename_axis("step").sort_index()
+    odd = {name: np.array([s for s, x in values.items() if not math.isfinite(x)]) for name, values in more.items()}
+    return Run("toy", {}, frame, nonfinite=odd)
+
+
+def entry_of(run: Run, method: str, seed: str = "") -> Entry:
+    return Entry(f"{method}{seed}", Label(MODEL, method, seed), run, score_run(run, MODEL))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The report over all 28 runs, with few of the pictures of each model: ``mixed`` has them all."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_paper(folder / "runs", logged=FEW)
+    return reported(folder / "runs", "--out", folder / "report")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Three seeds of CPPO, three of GRPO of which one collapsed, ablations, an unfinished and an empty run."""
+    folder = tmp_path_factory.mktemp("mixed")
+    runs = folder / "runs"
+    row = ROWS[MODEL, "CPPO"]
+    for seed, shift in (("1", -1.0), ("2", 0.0), ("3", 1.0)):
+        best = {name: value + shift for name, value in unrounded(row).items()}
+        write_run(runs, MODEL, "CPPO", curve(best, 680, 640, int(seed)), f"cppo-seed{seed}", every=40)
+        scores = collapsing(best, 680, 300) if seed == "3" else curve(best, 680, 600, int(seed))
+        write_run(runs, MODEL, "GRPO", scores, f"grpo-seed{seed}", every=40)
+    soft = {name: value - 0.5 for name, value in unrounded(row).items()}
+    write_run(runs, MODEL, "CPPO", curve(soft, 680, 660), "cppo_soft", every=40, gate="soft")
+    write_run(runs, MODEL, "DPPO", curve(soft, 400, 380), "dppo", every=40)
+    empty = runs / model_key(MODEL) / "trm_max"
+    empty.mkdir()
+    (empty / "config.yaml").write_text(yaml.safe_dump(config(MODEL, "TRM-Max", "trm_max")))
+    return reported(runs, "--out", folder / "report")
+
+
+# --- the tables ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "lines"), [("table1.csv", "table1_best_avg16", 8), ("table4.csv", "table4_breakdown", 29)]
+)
+def test_logs_that_encode_the_papers_tables_give_them_back(whole, ours, name, lines):
+    with (files(paper) / f"{name}.csv").open(encoding="utf-8") as stream:
+        printed = list(csv.reader(stream))
+    with (whole / ours).open(encoding="utf-8") as stream:
+        written = [row[: len(printed[0])] for row in csv.reader(stream)]
+    assert written == printed and len(printed) == lines
+
+
+def test_every_difference_from_the_paper_is_then_zero_and_the_page_holds_both_tables(whole):
+    rows = read_csv(whole / "table4.csv")
+    assert {row[f"{name}_difference"] for row in rows for name in COLUMNS} == {"+0.00", ""}
+    collapsed = [(row["model"], row["method"], row["state"]) for row in rows if row["state"] != "scored"]
+    assert collapsed == [("Qwen3-30B-A3B-Base", "CISPO", "collapse")]
+    assert all(1 <= int(row["step"]) <= int(row["t_stop"]) < int(row["last_step"]) for row in rows if row["step"])
+    text = Page(whole / "report.html").text
+    assert "Of the 28 rows of the paper's Table 4, 27 are scored, 1 collapsed and 0 are missing" in text
+    for row in paper.breakdown():
+        assert all((paper.COLLAPSE if row.avg is None else f"{getattr(row, name):.2f}") in text for name in COLUMNS)
+    assert COLLAPSE_RULE in text
+
+
+def test_three_printed_means_are_not_those_of_the_printed_parts():
+    means = {key: round(sum(getattr(row, x) for x in paper.BENCHMARKS) / 3, 2) for key, row in ROWS.items() if row.avg}
+    odd = {key: (ROWS[key].avg, mean) for key, mean in means.items() if mean != ROWS[key].avg}
+    assert odd == {
+        ("Qwen3-8B-Base", "TRM-Avg"): (27.98, 27.99),
+        ("Qwen3-30B-A3B-Base", "TRM-Max"): (20.27, 20.28),
+        ("Qwen3-30B-A3B-Base", "TRM-Avg"): (48.96, 48.95),
+    }
+
+
+def test_latex_has_every_row_and_escapes(whole):
+    text, one = (whole / "table4.tex").read_text(), (whole / "table1.tex").read_text()
+    assert text.count(r"\\") == 1 + 4 + 2 * 28
+    assert text.count("{") == text.count("}") and one.count("{") == one.count("}")
+    assert r" & CPPO & 34.79 & 30.63 & 30.21 & \textbf{31.88} & 1120 \\" in text
+    assert r"CISPO & 28.82 & 11.87 & 29.58 & \textit{collapse} \\" in one and r"\textbf{54.79}" in one
+
+
+def test_seeds_missing_empty_and_unfinished_runs_are_shown_as_such(mixed):
+    rows = {(row["model"], row["method"]): row for row in read_csv(mixed / "table4.csv")}
+    cppo, grpo = rows[MODEL, "CPPO"], rows[MODEL, "GRPO"]
+    keys = ("avg", "n", "collapsed", "state", "avg_standard_error")
+    assert tuple(map(cppo.get, keys)) == ("12.78", "3", "0", "scored", "0.58")  # -1, 0, 1: 1 over the root of 3
+    assert tuple(map(grpo.get, keys)) == ("12.28", "2", "1", "scored", "0.50")
+    assert cppo["avg_difference"] == "+0.00"
+    assert len(rows) == 28 and rows["Qwen3-8B-Base", "CPPO"]["avg"] == tables.MISSING
+    assert rows[MODEL, "TRM-Max"]["avg"] == "no score" and rows[MODEL, "DPPO"]["state"] == "scored"
+    page = Page(mixed / "report.html")
+    for said in ("± 0.58 (3)", "1 of 3 collapsed", "so far, to step 420", "Paired differences"):
+        assert said in page.text
+    assert page.text.count(tables.MISSING) >= 24
+    runs = {row["path"].rpartition("/")[2]: row for row in read_csv(mixed / "runs.csv")}
+    assert len(runs) == 9
+    assert runs["trm_max"]["remarks"] == "no step was logged"
+    assert runs["grpo-seed3"]["remarks"].startswith("score below half of ")
+    assert (runs["cppo-seed2"]["method"], runs["cppo-seed2"]["seed"]) == ("CPPO", "2")
+
+
+def test_the_page_is_self_contained_and_accessible(mixed):
+    page = Page(mixed / "report.html")
+    page.check_self_contained()
+    drawings = [attributes for attributes in page.attributes("svg") if attributes.get("class") == "plot"]
+    assert len(drawings) > 15
+    assert all(a["role"] == "img" and "Last values: " in str(a["aria-label"]) and "width" not in a for a in drawings)
+    assert all("scope" in attributes for attributes in page.attributes("th"))
+    assert len(page.attributes("caption")) == len(page.attributes("table")) == 6
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert "@media print" in page.source and {"name": "color-scheme", "content": "light"} in page.attributes("meta")
+
+
+def test_the_same_runs_give_the_same_files(mixed, tmp_path):
+    again = reported(mixed.parent / "runs", "--out", tmp_path / "again")
+    written = [path.relative_to(mixed) for path in sorted(mixed.rglob("*")) if path.is_file()]
+    kinds = {"validation", "positions", "ablations", "warm-up", "training"}
+    figures = {f"qwen3_1p7b_base-{kind}.{end}" for kind in kinds for end in ("png", "pdf")}
+    assert {path.name for path in written if path.parent.name == "figures"} == figures and len(written) == 9 + 10
+    for path in written:
+        assert (again / path).read_bytes() == (mixed / path).read_bytes(), path
+    with Image.open(mixed / "figures/qwen3_1p7b_base-training.png") as picture:
+        assert picture.size[0] >= 1000 and len(picture.convert("L").getcolors()) > 50
+    assert (mixed / "figures/qwen3_1p7b_base-training.pdf").read_bytes().startswith(b"%PDF-")
+
+
+# --- the score ------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_step_is_within_t_stop_after_training_began_and_its_parts_are_of_the_same_step():
+    score = score_run(scored_run({0: 50.0, 20: 8.0, 680: 9.0, 700: 60.0}), MODEL)
+    assert (score.step, score.last_step, score.best["avg"]) == (680, 700, pytest.approx(9.0))
+    run = scored_run({20: 10.0, 40: 10.0, 60: 99.0})
+    run.frame["val-core/aime24/acc/mean@16"] = [0.40, 0.10, NAN]  # a step that lacks a benchmark does not count
+    run.frame["val-core/aime26/acc/mean@16"] = [0.10, 0.55, 0.99]
+    score = score_run(run, MODEL)
+    assert score.step == 40
+    assert score.best == pytest.approx({"aime24": 10.0, "aime25": 10.0, "aime26": 55.0, "avg": 25.0})
+
+
+def test_why_there_is_no_score_and_other_numbers_of_answers():
+    assert "no validation accuracy" in score_run(scored_run({}, **{"actor/grad_norm": {1: 1.0}}), MODEL).absent
+    assert "up to T_stop" in score_run(scored_run({700: 10.0}), MODEL).absent
+    partial = scored_run({20: 10.0})
+    renamed = {"val-core/aime25/acc/mean@16": "val-core/aime25/acc/mean@4"}
+    score = score_run(Run("toy", {}, partial.frame.rename(columns=renamed)), MODEL)
+    assert score.best["avg"] == pytest.approx(10.0)
+    assert score.notes == ("aime25 was validated with 4 answers a prompt, not 16",)
+    del partial.frame["val-core/aime26/acc/mean@16"]
+    assert score_run(partial, MODEL).absent == "not validated on aime26"
+
+
+def test_estimate_of_one_value_has_no_error():
+    assert estimate([3.0]).error is None
+    assert estimate([1.0, 3.0]).error == pytest.approx(1.0)  # standard deviation root 2, over root 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([10, 20, 9, 9], (60, 20.0)),
+        ([10, 20, 9, 11, 9], None),  # recovers to more than half, and a single low validation does not count
+        ([10, 20, 11, 10.5], None),
+        ([10, 20, 9], None),
+        ([1.9, 0.1, 0.1], None),  # too near to zero to fall from
+        ([20, 5, 5], (40, 20.0)),
+        ([30, 14, 14, 40, 19, 1], (100, 40.0)),
+        ([], None),
+    ],
+)
+def test_collapse_is_a_fall_below_half_that_lasts(scores, found):
+    counted = pd.Series([float(x) for x in scores], index=[20 * (i + 1) for i in range(len(scores))])
+    assert collapse(counted) == found
+
+
+@pytest.mark.parametrize(
+    ("norms", "step"),
+    [
+        ({1: 1.0, 2: NAN, 3: math.inf, 4: NAN}, 2),
+        ({1: NAN, 2: NAN, 3: NAN, 4: 1.0, 5: NAN, 6: NAN}, None),  # it passed, and two are too few
+        ({700: NAN, 701: NAN, 702: NAN}, None),  # after T_stop
+    ],
+)
+def test_a_gradient_that_stays_nan_is_a_collapse(norms, step):
+    run = scored_run({10: 9.0, 20: 9.0}, **{metrics.GRAD_NORM: norms})
+    assert broken_gradient(run, 680) == score_run(run, MODEL).collapsed_at == step
+
+
+def test_a_collapse_after_t_stop_does_not_count():
+    assert score_run(scored_run({20: 10.0, 680: 12.0, 700: 0.1, 720: 0.1, 740: 0.1}), MODEL).collapsed_at is None
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_recipes_is_labelled_and_drawn(name):
+    environment = {"DELTA": "0.15", "DELTA_B": "0.02", "W_MIN": "0.8", "BUDGET": "quantile"}
+    pairs = [text.split("=") for text in overrides(name, environment) if text.startswith(KNOB)]
+    loss = yaml.safe_load((files("cppo_verl.conf.trust_region") / f"{METHODS[name].preset}.yaml").read_text())
+    preset = loss["actor_rollout_ref"]["actor"]["policy_loss"]
+    settings = preset | {key.removeprefix(KNOB): yaml.safe_load(value) for key, value in pairs}
+    settings |= {"experiment": f"{name}-seed1", "project": "qwen3_1p7b_base"}
+    label = label_of(settings, Path("run"))
+    assert label.seed == "1" and label.model == MODEL
+    assert (label.method in paper.METHODS) == (name in TABLE_1)
+    found = panels_of(knobs_of(settings, label), label.method, reference_knobs([], MODEL))
+    if name in ABLATIONS and not name.startswith(("cppo_delta_b_0.020", "cppo_w_min_0.8")):
+        expected = {"weights_only": "mechanisms", "budget_only": "mechanisms", "shuffled": "weights", "soft": "gate",
+                    "kl": "divergence", "max_avg": "sequence", "binary": "estimator"}  # fmt: skip
+        expected |= {f"delta_b_{x}": "delta_b" for x in ("0.010", "0.015", "0.030")}
+        expected |= {f"w_min_{x}": "w_min" for x in ("0.6", "0.7", "0.9")}
+        assert next(key for end, key in expected.items() if name.endswith(end)) in found
+
+
+VERL = {"project": "verl_examples", "experiment": "gsm8k", "model": "/data/Qwen3-1.7B-Base/", "loss_mode": "cppo"}
+QUICK = {"project": "quickstart", "experiment": "cppo", "model": "runs/tiny-qwen3-seed2", "data_seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "label"),
+    [
+        ({"project": "qwen3_8b_base", "experiment": "trm_avg-seed12"}, "runs/x", ("Qwen3-8B-Base", "TRM-Avg", "12")),
+        (VERL | {"gate": "soft"}, "runs/x", (MODEL, "cppo soft", "")),
+        (VERL | {"gate": "hard"}, "runs/x", (MODEL, "CPPO", "")),
+        ({}, "logs/qwen3_1p7b/dppo-seed2.jsonl", ("Qwen3-1.7B", "DPPO", "2")),
+        (QUICK, "runs/quickstart-cppo-seed2-ranks1", ("tiny-qwen3", "CPPO", "2")),
+        (QUICK | {"data_seed": 7}, "runs/x", ("tiny-qwen3", "CPPO", "7")),
+    ],
+)
+def test_runs_are_known_by_their_settings_or_their_place(settings, place, label):
+    assert label_of(settings, Path(place)) == Label(*label)
+
+
+def test_spellings():
+    assert [method_name(x) for x in ("trm_max", "TRM Avg", "dppo_tv", "mine")] == ["TRM-Max", "TRM-Avg", "DPPO", "mine"]
+    assert model_key("Qwen/Qwen3-30B-A3B-Base") == "qwen3_30b_a3b_base"
+    assert parse_label("runs/a=b=qwen3_1p7b/cppo/7") == ("runs/a=b", Label("Qwen3-1.7B", "CPPO", "7"))
+    for text in ("runs/a", "runs/a=cppo", "=m/cppo", "runs/a=m/cppo/1/2", "runs/a=m/"):
+        with pytest.raises(LabelError, match="PATH=MODEL/METHOD"):
+            parse_label(text)
+
+
+def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_path, capsys):
+    run = write_run(tmp_path / "runs", MODEL, "CPPO", {20: NINE, 680: NINE}, logged=FEW)
+    out = reported(run, "--label", f"{run}=qwen3_8b_base/minpro/4", "--out", tmp_path / "out")
+    (row,) = read_csv(out / "runs.csv")
+    assert (row["model"], row["method"], row["seed"]) == ("Qwen3-8B-Base", "MinPRO", "4")
+    assert "not the paper's setting: prompts is 64, the paper's 128" in row["remarks"]
+    assert "loss_mode is cppo, the paper's minpro" in row["remarks"]
+    assert report.run(command(run, "--label", "elsewhere=m/cppo", "--out", tmp_path / "out")) == 1
+    assert "elsewhere, which is not among the runs" in capsys.readouterr().err
+
+
+# --- ablations and figures ------------------------------------------------------------------------------------------
+
+
+def test_a_knob_that_another_leaves_without_effect_is_no_difference():
+    reference = {"divergence": "tv", "delta": 0.15, "delta_b": 0.02, "budget": "quantile", "w_min": 0.8}
+    assert differences({"divergence": "kl", "delta": 0.1, "delta_b": 0.002}, reference) == {"divergence": "kl"}
+    assert differences({"budget": "none", "delta_b": 0.5}, reference) == {"budget": "none"}
+    assert differences({"budget": "none", "w_min": 0.6}, reference) == {"budget": "none", "w_min": 0.6}
+
+
+def test_ablation_panels_name_what_differs_and_leave_no_run_out(tmp_path):
+    knobs = {"cppo": {}, "cppo_w_min_0.6": {"w_min": 0.6}, "cppo_weights_only": {"budget": "none"},
+             "odd": {"w_min": 0.5, "gate": "soft"}}  # fmt: skip
+    for name, own in knobs.items():
+        write_run(tmp_path, MODEL, "CPPO", {20: NINE, 40: NINE}, name, **own)
+    write_run(tmp_path, MODEL, "DPPO", {20: NINE, 40: NINE}, "dppo")
+    found = {key: list(members) for key, members in groups(read_study([tmp_path], {}).entries, MODEL).items()}
+    assert found == {
+        "mechanisms": ["CPPO", "DPPO", "no prefix budget"],
+        "w_min": ["CPPO", "w_min 0.6"],
+        "other": ["CPPO", "soft gate, w_min 0.5"],
+    }
+
+
+def test_validation_curves_are_not_smoothed_and_collapsed_seeds_are_not_in_the_mean():
+    rising, higher = {20: 5.0, 40: 7.0, 60: 9.0, 80: 10.0}, {20: 7.0, 40: 9.0, 60: 11.0, 80: 12.0, 100: 5.9, 120: 5.9}
+    higher = {step: x for step, x in higher.items() if step <= 80}
+    fallen = {20: 5.0, 40: 7.0, 60: 0.1, 80: 0.1}
+    entries = [entry_of(scored_run(x), "CPPO", str(i)) for i, x in enumerate((rising, higher, fallen))]
+    picture = validation({"CPPO": entries}, MODEL)
+    assert picture is not None and "not smoothed" in picture.caption
+    (line,) = picture.panels[0].lines
+    assert line.values.to_dict() == pytest.approx({20: 6.0, 40: 8.0, 60: 10.0, 80: 11.0})
+    assert line.error is not None and line.error.to_dict() == pytest.approx(dict.fromkeys(rising, 1.0))
+    assert len(line.seeds) == 3 and line.collapsed == ((60, pytest.approx(0.1)),)
+    assert line.best == ((80, pytest.approx(10.0)), (80, pytest.approx(12.0)))
+    short = [entry_of(scored_run(x), "CPPO") for x in ({20: 4.0, 40: 6.0}, {20: 6.0, 40: 8.0, 60: 90.0})]
+    picture = validation({"CPPO": short}, MODEL)  # averaged where all have a value
+    assert picture is not None and picture.panels[0].lines[0].values.to_dict() == pytest.approx({20: 5.0, 40: 7.0})
+
+
+def test_training_is_drawn_in_means_of_as_many_steps_as_the_caption_says():
+    values = pd.Series({step: float(step) for step in range(1, 8)})
+    assert block_means(values, 3).to_dict() == {2.0: 2.0, 5.0: 5.0, 8.0: 7.0}
+    run = scored_run({400: 9.0}, **{"critic/rewards/mean": {step: float(step) for step in range(1, 401)}})
+    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "training")
+    assert picture is not None and picture.figure == "Figure 9"
+    assert picture.caption.startswith("Each point is the mean of 5 steps.")
+    assert "Not logged: response length, tokens, entropy" in picture.caption
+    (panel,) = picture.panels
+    assert panel.lines[0].values.iloc[:2].to_dict() == {3.0: 3.0, 8.0: 8.0}
+
+
+def test_warm_up_is_the_first_tenth_step_by_step_and_positions_are_means_of_the_bins():
+    run = scored_run({400: 9.0}, **{metrics.MASKED: dict.fromkeys(range(1, 401), 0.25)})
+    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "warm-up")
+    assert picture is not None and "not smoothed" in picture.caption
+    (panel,) = picture.panels
+    assert panel.lines[0].values.to_dict() == dict.fromkeys(range(1, 69), 0.25)  # T_stop 680
+    bins = {name: {1: float(i), 2: float(i + 2)} for i, name in enumerate(metrics.BY_POSITION)}
+    picture = positions({"CPPO": [entry_of(scored_run({20: 9.0}, **bins), "CPPO")]}, MODEL)
+    assert picture is not None
+    assert picture.panels[0].lines[0].values.to_list() == [float(i + 1) for i in range(8)]
+    assert pictures([entry_of(scored_run({}, **{"perf/throughput": {1: 1.0}}), "CPPO")], MODEL) == []
+
+
+# --- which runs, and what goes wrong --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    """Two methods of one model, with few pictures to draw."""
+    for method in ("CPPO", "DPPO"):
+        write_run(tmp_path / "runs", MODEL, method, curve(NINE, 680, 660), every=100, logged=FEW)
+    return tmp_path / "runs" / model_key(MODEL)
+
+
+def test_odd_logs_of_every_kind_are_reported_together(two, tmp_path, capsys):
+    log = two / "dppo/logs/metrics-1.jsonl"
+    lines = log.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[4]["data"][metrics.GRAD_NORM] = None
+    lines = [json.dumps(row) for i, row in enumerate(rows) if i % 4 != 3]
+    log.write_text("\n".join([*lines[:3], '{"step": 3, "da', *lines[3:]]) + "\n")
+    shutil.copytree(two / "cppo", two / "cppo_soft")
+    blind = [{"step": r["step"], "data": {k: v for k, v in r["data"].items() if "val-" not in k}} for r in rows]
+    (two / "cppo_soft/logs/metrics-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in blind[::3]))
+    assert report.run(command(two, "--out", tmp_path / "out")) == 1
+    assert f"{log}, line 4: not JSON" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    out = reported(two, "--skip-bad-lines", "--out", tmp_path / "out")
+    found = {row["path"].rpartition("/")[2]: row["remarks"] for row in read_csv(out / "runs.csv")}
+    assert found["cppo_soft"].startswith("no validation accuracy was logged")
+    assert "metrics-1.jsonl: 1 damaged line was skipped.; actor/grad_norm: 1 logged value is NaN" in found["dppo"]
+    Page(out / "report.html")
+
+
+def test_which_report_and_which_runs(two, capsys):
+    assert expand(two) == expand(two.parent) == [two / "cppo", two / "dppo"]
+    written = {path.name for path in reported(two / "cppo").iterdir()}
+    assert written == {"metrics.csv", "report.html", "report.md", "report.png"}
+    assert (reported(two / "cppo", "--tables") / "table1.csv").exists()
+    assert (reported(two) / "report.html").exists() and expand(two) == [two / "cppo", two / "dppo"]  # not the report
+    assert report.run(command(two / "cppo", two / "nowhere")) == 1
+    assert "nowhere does not exist" in capsys.readouterr().err
+    for seed in (1, 2):  # verl's own naming is a run a file
+        (two.parent / "qwen3_8b_base").mkdir(exist_ok=True)
+        shutil.copy(two / "cppo/logs/metrics-1.jsonl", two.parent / f"qwen3_8b_base/cppo-seed{seed}.jsonl")
+    entries = read_study([two.parent / "qwen3_8b_base"], {}).entries
+    assert [entry.label for entry in entries] == [Label("Qwen3-8B-Base", "CPPO", str(i)) for i in (1, 2)]
+
+
+def test_the_same_run_twice_counts_once_and_two_unnamed_seeds_are_said(two):
+    shutil.copytree(two / "cppo", two / "again")
+    log = two / "cppo/logs/metrics-1.jsonl"
+    log.write_text(
+        "".join(line.replace('"data": {', '"data": {"perf/mfu": 1.0, ') + "\n" for line in log.read_text().splitlines())
+    )
+    study = read_study([two / "cppo", two / "cppo", two / "again"], {})
+    assert [entry.label for entry in study.entries] == [Label(MODEL, "CPPO")] * 2
+    assert "given more than once" in study.notes[0]
+    assert study.notes[1].startswith(f"2 runs are {MODEL} CPPO")
+    run = study.entries[0].run
+    assert run is not None and metrics.GRAD_NORM in run.frame and "perf/mfu" not in run.frame  # what is not drawn

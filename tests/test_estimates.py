@@ -1,0 +1,69 @@
+"""Means and standard errors: by hand, against numpy, and against what repeated evaluations show."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cppo_verl import estimates
+
+
+def test_worked_example():
+    # problems' means 1, 1/2, 0; squared distances from 1/2: 1/4, 0, 1/4; divided by G(G-1) = 6
+    found = estimates.clustered([[1, 1], [1, 0], [0, 0]])
+    assert found.mean == 0.5
+    assert found.standard_error == pytest.approx(math.sqrt(0.5 / 6))
+    # only the second problem varies: v = 1/2, k v = 1, N = 6
+    assert found.sampling_error == pytest.approx(1 / 6)
+
+
+def test_a_repeated_problem_is_one_cluster():
+    # N = 5, m = 0.6; residual sums 2 - 4 m = -0.4 and 1 - m = 0.4; sqrt(2 * 0.32) / 5 = 0.16
+    found = estimates.clustered([[1, 1, 0, 0], [1]])
+    assert found.standard_error == pytest.approx(0.16)
+    assert found.sampling_error is None
+
+
+def test_one_problem_has_no_standard_error():
+    found = estimates.clustered([[1, 0, 1, 0]])
+    assert found.standard_error is None
+    assert found.sampling_error == pytest.approx(math.sqrt(1 / 3 / 4))
+
+
+def test_unweighted_mean():
+    found = estimates.unweighted_mean([estimates.Estimate(0.2, 0.3, 0.06), estimates.Estimate(0.6, 0.4, 0.08)])
+    assert (found.mean, found.standard_error) == (pytest.approx(0.4), pytest.approx(0.25))
+    assert found.sampling_error == pytest.approx(0.05)
+    assert estimates.unweighted_mean([found, estimates.Estimate(1, None, None)]).standard_error is None
+
+
+@pytest.mark.parametrize("empty", [[], [[1.0], []]])
+def test_nothing_to_estimate(empty):
+    with pytest.raises(ValueError, match="at least one problem"):
+        estimates.clustered(empty)
+    assert estimates.standard_error([1.0]) is estimates.standard_error([]) is None
+
+
+@given(st.integers(2, 8), st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_with_equal_counts_it_is_the_standard_error_of_the_problems_means(groups, samples, seed):
+    values = np.random.default_rng(seed).normal(size=(groups, samples))
+    found = estimates.clustered(values.tolist())
+    means = values.mean(axis=1)
+    assert found.mean == pytest.approx(means.mean())
+    assert found.standard_error == pytest.approx(means.std(ddof=1) / math.sqrt(groups))
+    assert found.standard_error == pytest.approx(estimates.standard_error(means.tolist()))
+    assert found.sampling_error == pytest.approx(math.sqrt((values.var(axis=1, ddof=1) / samples).mean() / groups))
+
+
+def test_both_errors_are_what_repeated_evaluations_show():
+    """Spread of the mean over 2000 made-up evaluations: of new problems, and of the same problems again."""
+    rng = np.random.default_rng(0)
+    for ability, error in (
+        (rng.beta(0.5, 0.8, size=(2000, 30)), "standard_error"),
+        (np.tile(rng.beta(0.5, 0.8, size=30), (2000, 1)), "sampling_error"),
+    ):
+        drawn = rng.random((*ability.shape, 16)) < ability[..., None]
+        estimated = [getattr(estimates.clustered(one.tolist()), error) ** 2 for one in drawn[:300].astype(float)]
+        assert math.sqrt(np.mean(estimated)) == pytest.approx(drawn.mean(axis=(1, 2)).std(), rel=0.08)
