@@ -55,7 +55,7 @@ FAMILIES = {
         (GRPO, ACTOR + "clip_ratio_high=0.3"), (SHARE,), (P + "effective_delta_b",),
         ("rule vanilla", "clip_ratio_high=0.3 (preset: 0.28)"), preset="grpo", all_taught=False,
     ),
-    "entropy": Family((ACTOR + "entropy_coeff=0.001",), ("actor/entropy",), (), ("entropy term",)),
+    "entropy": Family((ACTOR + "entropy_coeff=0.001",), ("actor/entropy_loss",), (), ("entropy term",)),
     "token_mean": Family((ACTOR + "loss_agg_mode=token-mean",), (SHARE,), (), ("loss_agg_mode=token-mean",)),
     "kl_in_reward": Family(
         ("algorithm.use_kl_in_reward=True",), ("actor/reward_kl_penalty",), (), ("rewards carry a KL penalty",)
