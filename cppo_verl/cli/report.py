@@ -11,56 +11,32 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "report",
         help="pages, pictures and tables of runs' logs",
         description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with "
-        "records also inspect.html, as cppo-verl inspect writes it. Of "
-        "several runs, or of a directory that holds runs: methods by seeds with intervals and paired differences (CSV, "
-        "Markdown), learning curves (PNG, PDF), runs.csv, and report.html that shows them all. Where one of the "
-        "paper's models is among them: its Tables 1 and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
+        "records also inspect.html, as cppo-verl inspect writes it. Of several runs, or of a directory that holds "
+        "runs: methods by seeds with intervals and paired differences (CSV, Markdown), learning curves (PNG, PDF), "
+        "runs.csv, and report.html that shows them all. Where one of the paper's models is among them: its Tables 1 "
+        "and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
     )
-    parser.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="+",
-        type=Path,
-        help="directory with logs/*.jsonl, directory with *.jsonl, one .jsonl file of verl's file logger, or a "
-        "directory of such runs",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="where to write (default: RUN/report for a run or a directory of runs, for a file <its name>-report "
-        "beside it, for several ./cppo-report)",
-    )
-    parser.add_argument("--title", help="what to call the report (default: the run's name)")
-    parser.add_argument(
-        "--label",
-        metavar="PATH=MODEL/METHOD[/SEED]",
-        action="append",
-        default=[],
-        help="what a run is, where its config.yaml does not say so; may be repeated",
-    )
-    parser.add_argument(
-        "--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)"
-    )
-    parser.add_argument("--tables", action="store_true", help="tables and figures for a single run, too")
-    parser.add_argument(
-        "--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping"
-    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="directory with logs/*.jsonl, directory with *.jsonl, one "
+        ".jsonl file of verl's file logger, or a directory of such runs")  # fmt: skip
+    add("--out", type=Path, help="where to write (default: RUN/report for a run or a directory of runs, for a file "
+        "<its name>-report beside it, for several ./cppo-report)")  # fmt: skip
+    add("--title", help="what to call the report (default: the run's name)")
+    add("--label", metavar="PATH=MODEL/METHOD[/SEED]", action="append", default=[],
+        help="what a run is, where its config.yaml does not say so; may be repeated")  # fmt: skip
+    add("--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)")
+    add("--tables", action="store_true", help="tables and figures for a single run, too")
+    add("--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report; 0 when it is written, 1 with a sentence on stderr when it cannot be."""
-    from cppo_verl.errors import UserError
+    """Write the report and tell where; 0 when it is written."""
     from cppo_verl.reporting.study import expand  # matplotlib and pandas: only when a report is asked for
 
-    try:
-        one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
-        paths, said = _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args)
-    except (UserError, OSError) as error:
-        tell(f"cppo-verl report: {error}", sys.stderr)
-        return 1
-    for line in (*said, *paths):
+    one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
+    for line in _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args):
         tell(line)
     return 0
 
@@ -76,18 +52,17 @@ def default_out(place: Path) -> Path:
     return place.with_name(f"{place.stem}-report") if place.is_file() else place / "report"
 
 
-def _one(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+def _one(args: argparse.Namespace) -> list[object]:
     from cppo_verl.reporting.logs import read_run
     from cppo_verl.reporting.page import write_report
     from cppo_verl.reporting.summary import headline
 
     found = read_run(args.runs[0], args.skip_bad_lines)
     out = args.out or default_out(args.runs[0])
-    recorded = _inspector(args.runs[0], out, args.title)
-    paths = write_report(found, out, args.title, recorded)
+    paths = write_report(found, out, args.title, _inspector(args.runs[0], out, args.title))
     for note in found.notes:
         tell(f"note: {note}", sys.stderr)
-    return paths, [headline(found).sentence()]
+    return [headline(found).sentence(), *paths]
 
 
 def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
@@ -113,7 +88,7 @@ def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
     return summary(index, out / INSPECTOR)
 
 
-def _many(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+def _many(args: argparse.Namespace) -> list[object]:
     from cppo_verl.reporting.labels import parse_label
     from cppo_verl.reporting.many import comparisons, summaries, write_many
     from cppo_verl.reporting.study import read_study
@@ -122,8 +97,7 @@ def _many(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     out = args.out or (default_out(args.runs[0]) if len(args.runs) == 1 else Path("cppo-report"))
     compared = comparisons(study, args.baseline)
     paths = write_many(study, compared, out, args.title)
-    for note in study.notes:
-        tell(f"note: {note}", sys.stderr)
-    for entry in study.entries:
-        tell(f"{entry.place}: {'; '.join([str(entry.label), *entry.remarks()])}", sys.stderr)
-    return paths, summaries(study, compared)
+    remarks = [f"{entry.place}: {'; '.join([str(entry.label), *entry.remarks()])}" for entry in study.entries]
+    for line in (*(f"note: {note}" for note in study.notes), *remarks):
+        tell(line, sys.stderr)
+    return [*summaries(study, compared), *paths]

@@ -6,6 +6,7 @@ response, deflated and in base64, which the browser unpacks when the response is
 
 import base64
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,25 @@ def write_page(run_dir: Path, out: Path, steps: Sequence[int] | None = None, tit
             raise RecordError(index.notes[-1])
         _write(index, chunks, out)
     return index
+
+
+def chosen_steps(text: str, run_dir: Path) -> list[int]:
+    """``12``, ``5:20``, ``5:`` or ``5:60:3`` (every third recorded one) as the recorded steps that it means.
+
+    Raises:
+        RecordError: another form, or none of these steps is recorded.
+    """
+    recorded = list(records.steps(run_dir))
+    parts = re.fullmatch(r"(-?[0-9]+)|(-?[0-9]*):(-?[0-9]*)(?::([1-9][0-9]*))?", text)
+    if parts is None or not text.strip(":"):
+        raise RecordError(f"--steps {text}: not FIRST:LAST[:EVERY] in whole numbers, as in 10:60:3 or 12.")
+    one, first, last, every = parts.groups()
+    first, last = one or first, one or last
+    found = [s for s in recorded if (not first or s >= int(first)) and (not last or s <= int(last))][:: int(every or 1)]
+    if not found:
+        span = f"they are {recorded[0]} to {recorded[-1]}" if recorded else "there is none"
+        raise RecordError(f"--steps {text}: no recorded step is among them; {span}.")
+    return found
 
 
 def summary(index: Index, out: Path) -> str:

@@ -67,10 +67,10 @@ def write(run_dir: Path, record: StepRecord) -> Path:
     schema = SCHEMA.with_metadata({KEY: json.dumps(said).encode()})
     columns = [pyarrow.array([row[each.name] for row in rows], each.type) for each in schema]
     leaves = {name: f"{name}.list.element" if said["list"] else name for name, said in LAYOUT.items()}
-    with atomic.replacing(path) as beside:
+    with atomic.replacing(path) as beside, beside.open("wb") as stream:
         pyarrow.parquet.write_table(
             pyarrow.Table.from_arrays(columns, schema=schema),
-            beside,
+            stream,
             compression="zstd",
             use_dictionary=[leaf for name, leaf in leaves.items() if name not in _APART],
             use_byte_stream_split=[leaf for name, leaf in leaves.items() if name in _APART],
@@ -104,7 +104,8 @@ def read_header(path: Path) -> Header:
         RecordError: the file is damaged, no record, or of a later format.
     """
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+        with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
+            metadata = pyarrow.parquet.read_schema(stream).metadata or {}
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     try:
@@ -130,7 +131,8 @@ def read(path: Path) -> StepRecord:
     """
     header = read_header(path)
     try:
-        table = pyarrow.parquet.read_table(path)
+        with path.open("rb") as stream:
+            table = pyarrow.parquet.read_table(stream)
         columns = [_values(table[name].combine_chunks()) for name in LAYOUT]
         rows = (dict(zip(LAYOUT, values, strict=True)) for values in zip(*columns, strict=True))
         return StepRecord(header, tuple(map(_response, rows)))

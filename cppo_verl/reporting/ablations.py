@@ -5,29 +5,18 @@ from collections.abc import Mapping, Sequence
 from cppo_verl import paper
 from cppo_verl.reporting.labels import KNOBS, knobs_of
 from cppo_verl.reporting.scores import Entry
+from cppo_verl.reporting.template import data
+from cppo_verl.reporting.text import short
 
 Knobs = Mapping[str, object]
 
 OTHER = "other"
-TITLES = {
-    "mechanisms": "Single mechanisms",
-    "weights": "Shuffled weights",
-    "gate": "Hard or soft gate",
-    "delta_b": "Prefix budget delta_b",
-    "w_min": "Last weight w_min",
-    "divergence": "TV or KL",
-    "sequence": "Sequence masks",
-    "estimator": "Binary or top-K divergence",
-    OTHER: "Other variants",
-}
+TITLES: Mapping[str, str] = data("figures.yaml")["ablations"]
 _SAYS_NOTHING = {  # a knob and value that leave others without effect, or replace them
     ("budget", "none"): ("delta_b",),
     ("weights", "constant"): ("w_min",),
     ("divergence", "kl"): ("delta", "delta_b"),
 }
-_NAMES = {("budget", "none"): "no prefix budget", ("weights", "constant"): "no position weights",
-          ("divergence", "kl"): "KL", ("divergence", "tv"): "TV", ("estimator", "topk"): "top-K",
-          ("estimator", "binary"): "binary"}  # fmt: skip
 
 
 def groups(entries: Sequence[Entry], model: str) -> dict[str, dict[str, list[Entry]]]:
@@ -103,8 +92,5 @@ def _member_name(entry: Entry, reference: Knobs) -> str:
 
 
 def _words(knob: str, value: object) -> str:
-    if (knob, value) in _NAMES:
-        return _NAMES[knob, str(value)]
-    if knob in ("weights", "gate", "budget"):
-        return f"{value} {knob}"
-    return f"{knob} {value:g}" if isinstance(value, float) else f"{knob} {value}"
+    turned = f"{value} {knob}" if knob in ("weights", "gate", "budget") else f"{knob} {short(value)}"
+    return data("figures.yaml")["knob_values"].get(f"{knob} {value}", turned)

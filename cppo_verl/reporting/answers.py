@@ -6,7 +6,7 @@ wrote is shown as text, its end alone.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,15 @@ LONGEST = 600  # letters of an answer that are shown
 
 
 @dataclass(frozen=True)
-class Case:
-    """An answer on which the two disagree; ``verdict`` says how."""
-
-    step: str
-    verdict: str
-    truth: str
-    output: str
-
-
-@dataclass(frozen=True)
 class Disagreements:
-    """How many answers both judged, on how many they disagree, and some of the last of those."""
+    """How many answers both judged, on how many they disagree, and of the last of those ``step``, ``verdict`` (how),
+    ``truth`` and ``output``."""
 
     judged: int
     scorer_alone: int
     verify_alone: int
     damaged: int
-    shown: tuple[Case, ...]
+    shown: tuple[Mapping[str, str], ...]
 
     @property
     def sentence(self) -> str:
@@ -55,18 +46,16 @@ def disagreements(run_dir: Path) -> Disagreements | None:
     """What a run's dumped validations say; None where none holds both verdicts."""
     judged, alone = 0, {True: 0, False: 0}
     damaged: list[str] = []
-    shown: deque[Case] = deque(maxlen=SHOWN)
+    shown: deque[Mapping[str, str]] = deque(maxlen=SHOWN)
     for path in sorted((run_dir / FOLDER).glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem)):
         for entry in _both_verdicts(path, damaged):
             judged += 1
             right, verified = bool(entry["paper"]), bool(entry["verified"])
             if right != verified:
                 alone[right] += 1
-                verdict = (
-                    f"{'right' if right else 'wrong'} for math_dapo, {'right' if verified else 'wrong'} for math_verify"
-                )
-                step = str(entry.get("step", path.stem))
-                shown.append(Case(step, verdict, _end(entry.get("gts")), _end(entry.get("output"))))
+                said = ("right for math_dapo, wrong" if right else "wrong for math_dapo, right") + " for math_verify"
+                texts = {"truth": _end(entry.get("gts")), "output": _end(entry.get("output"))}
+                shown.append({"step": str(entry.get("step", path.stem)), "verdict": said, **texts})
     return Disagreements(judged, alone[True], alone[False], len(damaged), tuple(shown)) if judged else None
 
 

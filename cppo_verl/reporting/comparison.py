@@ -10,7 +10,7 @@ import pandas as pd
 from cppo_verl.reporting.intervals import interval
 from cppo_verl.reporting.outcomes import MEASURES, Comparison
 from cppo_verl.reporting.scores import ACCURACY
-from cppo_verl.reporting.text import ABSENT, csv_text, duration, minus, number, plain
+from cppo_verl.reporting.text import ABSENT, csv_text, duration, minus, plain, seconds
 
 NO_INTERVAL = "one seed: no interval"
 NO_PAIR = "no seed in common"
@@ -93,26 +93,20 @@ def method_rows(c: Comparison) -> list[dict[str, Any]]:
             top = len(others) > 1 and means.get((name, measure)) == max(others)
             at = "" if not steps else f"step {steps[0]}" if len({*steps}) == 1 else f"steps {steps[0]}–{steps[-1]}"
             cells.append({"score": score(c, name, measure), "at": at, "top": top})
-        masked, seconds, hours = (_mean(c.values(name, part)) for part in ("masked", "seconds", "hours"))
-        rows.append(
-            {
-                "name": name,
-                "runs": len(runs),
-                "seeds": runs["key"].nunique(),
-                "collapsed": int(runs["collapsed"].sum()),
-                "cells": cells,
-                "masked": ABSENT if masked is None else f"{masked:.2f}%",
-                "seconds": ABSENT if seconds is None else number(seconds, "s"),
-                "hours": ABSENT if hours is None else duration(hours),
-            }
-        )
+        row = {"name": name, "runs": len(runs), "seeds": runs["key"].nunique(), "cells": cells}
+        row["collapsed"] = int(runs["collapsed"].sum())
+        for part, text in (("masked", "{:.2f}%".format), ("seconds", seconds), ("hours", duration)):
+            found = c.values(name, part)
+            row[part] = text(interval(found)[0]) if found else ABSENT
+        rows.append(row)
     return rows
 
 
 def difference_rows(c: Comparison) -> tuple[list[dict[str, Any]], float]:
     """A row a method that is not the baseline, and the reach of its drawing: the largest value drawn."""
     finals = {name: difference(c, name, "final") for name in c.others}
-    drawn = [x for found in finals.values() for x in _extent(found.values)]
+    # the ends of the wide interval of two pairs may lie outside of what is drawn
+    drawn = [x for d in finals.values() for x in (*d.values, *interval(d.values)[1:][: 2 * (len(d.values) > 2)])]
     reach = max(map(abs, drawn), default=0.0) or 1.0
     rows = []
     for name, found in finals.items():
@@ -133,12 +127,6 @@ def seed_rows(c: Comparison) -> tuple[list[str], list[tuple[str, list[pd.DataFra
     return heads, [(name, [runs[runs["seed"] == seed] for seed in keys]) for name, runs in c.by_method.items()]
 
 
-def _extent(values: Sequence[float]) -> list[float]:
-    """What of a difference is drawn, less the far ends of wide intervals."""
-    ends = list(interval(values))[1:] if len(values) > 2 else []
-    return [*values, *ends]
-
-
 def _spot(value: float, reach: float) -> float:
     """Where it lies on a line of 120 units around 0."""
     return round(60 + 56 * max(-1.0, min(1.0, value / reach)), 1)
@@ -153,7 +141,7 @@ def comparison_csv(comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         for row in method_rows(c):
             scores = [x for measure in MEASURES for x in _four(c.values(row["name"], measure))]
-            more = [_six(_mean(c.values(row["name"], part))) for part in ("masked", "seconds", "hours")]
+            more = [_six(interval(c.values(row["name"], part))[0]) for part in ("masked", "seconds", "hours")]
             counts = [row["runs"], row["seeds"], row["collapsed"]]
             rows.append([c.model, row["name"], c.kind, *counts, *scores, *more])
     return csv_text(heads, rows)
@@ -170,14 +158,10 @@ def differences_csv(comparisons: Sequence[Comparison]) -> str:
     return csv_text(heads, rows)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return interval(values)[0] if values else None
-
-
 def _four(values: Sequence[float]) -> list[str]:
     """mean, low, high, n; empty where there is none."""
     return [*(_six(x) for x in interval(values)), str(len(values))]
 
 
-def _six(value: float | None) -> str:
-    return "" if value is None or not isfinite(value) else f"{value:.6g}"
+def _six(value: float) -> str:
+    return f"{value:.6g}" if isfinite(value) else ""

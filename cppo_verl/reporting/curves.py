@@ -8,22 +8,20 @@ collapsed seeds are not in the mean; for others it is Student's t interval, and 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from cppo_verl import paper
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.ablations import TITLES, groups
 from cppo_verl.reporting.intervals import t975
-from cppo_verl.reporting.metrics import BY_NAME, Metric
+from cppo_verl.reporting.metrics import ALL, Metric
 from cppo_verl.reporting.outcomes import grouped
 from cppo_verl.reporting.plots import BOLD_WIDTH, Line, Panel, Plot, last_values
 from cppo_verl.reporting.scores import ACCURACY, TRAINING_REWARD, Entry, kind_of, t_stop
-from cppo_verl.reporting.template import asset
+from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import NOT_LOGGED, capital
 
 DRAWN_POINTS = 80
@@ -33,12 +31,6 @@ WIDTH = 1.4
 FIRST_FIGURE = 8  # of the paper's training diagnostics, a figure a model
 
 Runs = Mapping[str, Sequence[Entry]]  # by method
-
-
-@cache
-def specifications() -> Mapping[str, Any]:
-    """Styles, and the figures that are made of metrics."""
-    return yaml.safe_load(asset("figures.yaml"))
 
 
 @dataclass(frozen=True)
@@ -112,9 +104,9 @@ def ablations(entries: Sequence[Entry], model: str) -> Picture | None:
 def of_metrics(runs: Runs, model: str, key: str) -> Picture | None:
     """A panel for each metric of the figure that a run logged: the first steps (Figure 7), or the whole training in
     means (Figures 8 to 11, one a model), or of asynchronous runs what age costs."""
-    spec, models = specifications()["of_metrics"][key], list(paper.settings())
+    spec, models = data("figures.yaml")["of_metrics"][key], list(paper.settings())
     entries = [entry for each in runs.values() for entry in each if entry.run is not None]
-    if key == "staleness" and not any(len(BY_NAME[metrics.SPANNING].of(x.run.frame)) for x in entries if x.run):
+    if key == "staleness" and not any(len(ALL[metrics.SPANNING].of(x.run.frame)) for x in entries if x.run):
         return None
     last = max((entry.score.last_step for entry in entries), default=1)
     end = max(1, round(WARM_UP_SHARE * (t_stop(model) or last)))
@@ -122,7 +114,7 @@ def of_metrics(runs: Runs, model: str, key: str) -> Picture | None:
     names = spec["metrics"] + (spec.get("own_models", []) if t_stop(model) is None else [])
     panels: list[Panel] = []
     absent: list[str] = []
-    for metric in (metrics.MASKED_OR_CLIPPED if name == "masked or clipped" else BY_NAME[name] for name in names):
+    for metric in (ALL[name] for name in names):
         lines = _lines(runs, model, partial(_values, metric, width, end if key == "warm-up" else np.inf))
         plot = Plot(tuple(lines), unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log, hole=HOLE)
         if lines:
@@ -210,7 +202,7 @@ def _lines(runs: Runs, model: str, values: Callable[[Entry], pd.Series]) -> list
 
 def _line(name: str, place: int, values: Sequence[tuple[str, pd.Series]], model: str) -> Line:
     """The mean over (seed, values) where all have a value; of one's own models, runs of one seed count as one."""
-    own, styles = t_stop(model) is None, specifications()
+    own, styles = t_stop(model) is None, data("figures.yaml")
     each = _seed_means(values) if own else [x for _, x in values]
     table = pd.concat(each, axis=1, join="inner")
     wide = t975(len(each) - 1) if len(each) > 1 and own else 1.0

@@ -3,15 +3,17 @@
 A resumed run adds a file, and verl validates before it trains on: the first record of a resumed start repeats the step
 of the checkpoint with validation metrics alone. So a later start replaces an earlier one's step, except where all it
 logged there is validation, which it adds to the step. Lines are read one at a time and have a longest length; only the
-numbers stay in memory, eight bytes each (``cppo_verl.reporting.columns``).
+numbers stay in memory, eight bytes each.
 """
 
 import math
 import re
 import sys
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ import pandas as pd
 
 from cppo_verl import jsonlines
 from cppo_verl.errors import UserError
-from cppo_verl.reporting.columns import Columns
 from cppo_verl.reporting.metrics import VALIDATION
 from cppo_verl.reporting.settings import settings_beside
 from cppo_verl.reporting.text import clean
@@ -72,6 +73,41 @@ class Run:
     notes: tuple[str, ...] = ()
     nonfinite: Mapping[str, np.ndarray] = field(default_factory=dict)
     place: Path | None = None
+
+
+class Columns:
+    """Rows by step; NaN where a step did not log a metric. ``odd`` has the steps that logged it as NaN or infinite."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, int] = {}  # a metric's place in a row
+        self.rows: dict[int, array[float]] = {}  # as long as they need to be
+        self.odd: defaultdict[str, set[int]] = defaultdict(set)
+
+    def update(self, step: int, row: Mapping[str, float]) -> None:
+        """Lay ``row`` over what ``step`` holds."""
+        kept = self.rows.setdefault(step, array("d"))
+        places = [self.at.setdefault(name, len(self.at)) for name in row]
+        kept.extend(repeat(math.nan, max(places, default=-1) + 1 - len(kept)))
+        for place, (name, value) in zip(places, row.items(), strict=True):
+            kept[place] = value
+            (self.odd[name].discard if math.isfinite(value) else self.odd[name].add)(step)
+
+    def forget(self, step: int) -> None:
+        """Take out what ``step`` holds; the step stays."""
+        self.rows[step] = array("d")
+        for steps in self.odd.values():
+            steps.discard(step)
+
+    def take_frame(self) -> pd.DataFrame:
+        """One row a step, ascending, one column a metric, by name; empties the rows on the way."""
+        steps, names = sorted(self.rows), sorted(self.at)
+        values = np.full((len(names), len(steps)), np.nan)
+        order = [self.at[name] for name in names]
+        for number, step in enumerate(steps):
+            row = self.rows.pop(step)
+            row.extend(repeat(math.nan, len(names) - len(row)))
+            values[:, number] = np.frombuffer(row)[order]
+        return pd.DataFrame(values.T, index=pd.Index(steps, name="step"), columns=names, copy=False)
 
 
 class Merge:
@@ -182,7 +218,7 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     merge = Merge(skip_bad_lines)
     for path in find_logs(place):
         merge.read(path)
-    if not len(merge.columns):
+    if not merge.columns.rows:
         torn, skipped = sum(file.torn for file in merge.files), sum(file.skipped for file in merge.files)
         raise NoStepsError(
             f"no steps in {listing(merge.files, whole=True)}: {len(merge.files)} files, 0 records, {torn} torn last "

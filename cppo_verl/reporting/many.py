@@ -36,7 +36,7 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
     Args:
         compared: ``comparisons(study)``.
     """
-    results = paper_results(study)
+    results = tables.results_of(study.entries)
     drawn = {model: pictures_of(study.entries, model) for model in study.models()}
     files: dict[str, Any] = {"runs.csv": tables.runs_csv(study.entries)}
     if results is not None:
@@ -60,20 +60,12 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
 def picture_files(picture: Picture) -> dict[str, bytes]:
     """The picture as ``png`` and ``pdf``; names that no font here can draw get a number in their place."""
     shown = pictures.stand_ins([line.name for line in picture.lines])
-    panels = [_renamed(panel, shown) for panel in picture.panels]
+    panels = [panel.renamed(shown) for panel in picture.panels]
     inches = PANEL_INCHES if len(panels) > 1 else SINGLE_INCHES
     title, caption = f"{picture.model}: {picture.heading}", picture.caption
-    odd = {name: number for name, number in shown.items() if name != number}
-    caption += "".join(
-        f" {number}: {name.encode('ascii', 'backslashreplace').decode()}." for name, number in odd.items()
-    )
+    odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in shown.items() if name != x}
+    caption += "".join(f" {number}: {name}." for name, number in odd.items())
     return pictures.compose(panels, title, caption=caption, columns=3, inches=inches, legend=picture.legend)
-
-
-def paper_results(study: Study) -> tables.Results | None:
-    """The paper's tables with our runs in them; None where no run is of its models."""
-    known = any(entry.label.model in paper.settings() for entry in study.entries)
-    return tables.results_of(study.entries) if known else None
 
 
 def comparisons(study: Study, baseline: str | None = None) -> Comparisons:
@@ -92,12 +84,9 @@ def comparisons(study: Study, baseline: str | None = None) -> Comparisons:
 
 
 def html_page(
-    study: Study,
-    results: tables.Results | None,
-    compared: Comparisons,
-    drawn: Mapping[str, Sequence[Picture]],
+    study: Study, results: tables.Results | None, compared: Comparisons, drawn: Mapping[str, Sequence[Picture]],
     title: str | None,
-) -> str:
+) -> str:  # fmt: skip
     """One self-contained page: style and drawings inside, no scripts, no references outside it."""
     models = study.models()
     many = f"{count(len(study.entries), 'run')} side by side"
@@ -122,7 +111,7 @@ def html_page(
 
 def summaries(study: Study, compared: Comparisons) -> list[str]:
     """What the page leads with: how much of the paper's tables there is, and what was found for each model."""
-    results = paper_results(study)
+    results = tables.results_of(study.entries)
     lead = [summary(study, results)] if results is not None else []
     return lead + [comparison.sentence(each) for each in compared.values()]
 
@@ -148,13 +137,6 @@ def summary(study: Study, results: tables.Results) -> str:
 def _drawing(picture: Picture, number: int) -> Markup:
     panel = picture.panels[number]
     return Markup(pictures.svg(replace(panel, legend=False), f"{_slug(picture.model)}-{panel.key}"))
-
-
-def _renamed(panel: Any, shown: Mapping[str, str]) -> Any:
-    plots = [
-        replace(plot, lines=tuple(replace(line, name=shown[line.name]) for line in plot.lines)) for plot in panel.plots
-    ]
-    return replace(panel, plots=tuple(plots))
 
 
 def _stand_in_words(picture: Picture) -> str:

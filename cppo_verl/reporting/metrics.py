@@ -1,13 +1,17 @@
 """Every metric that a report shows: its name in the log, its words, its unit, and the panel that draws it.
 
-One table, from which the panels of a run, its numbers, the figures over many runs and what is kept of their logs are
-made. Names are as verl's logger and ``cppo_verl.trust_region.metrics`` write them.
+One table (``assets/metrics.yaml``), from which the panels of a run, its numbers, the figures over many runs and what is
+kept of their logs are made. Names are as verl's logger and ``cppo_verl.trust_region.metrics`` write them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from cppo_verl.reporting.template import data
 
 TRUST_REGION = "actor/trust_region/"
 VALIDATION = ("val-core/", "val-aux/")  # what verl's validation logs, and nothing else does
@@ -53,7 +57,7 @@ class Metric:
         panel: key of the panel of a run that draws it, empty for none. short: what the panel's legend calls it.
         fold: ``mean`` or ``max``, what stands for several steps.
         always: whether the table of numbers names it also where it was not logged.
-        log: whether a figure over many runs draws it on a log scale.
+        log: whether a figure over many runs draws it on a log scale. numbers: in the table without a panel, too.
     """
 
     names: tuple[str, ...]
@@ -64,6 +68,11 @@ class Metric:
     fold: str = "mean"
     always: bool = True
     log: bool = False
+    numbers: bool = False
+
+    @classmethod
+    def read(cls, key: str, name: str = "", also: Sequence[str] = (), **values: Any) -> "Metric":
+        return cls((name or key, *also), **values)
 
     @property
     def title(self) -> str:
@@ -86,49 +95,11 @@ def first_logged(frame: pd.DataFrame, candidates: tuple[str, ...]) -> str | None
     return next((name for name in candidates if len(series(frame, name))), None)
 
 
-REWARD = Metric(("critic/rewards/mean", "critic/score/mean"), "training reward", panel="learning")
-STEP_TIME = Metric((TIME_STEP,), "time a step", "s", "time", "whole step")
-MASKED_SHARE = Metric((MASKED,), "masked tokens, all", "%", "masked", "all")
-
-NUMBERS = (  # in the order of the table of numbers
-    REWARD,
-    MASKED_SHARE,
-    Metric((MASKED_BY_TOKEN,), "masked by the token threshold", "%", "masked", "token threshold"),
-    Metric((MASKED_BY_BUDGET,), "masked by the prefix budget", "%", "masked", "prefix budget"),
-    Metric((MASKED_POSITIVE,), "masked, advantage above 0", "%", "masked", "advantage > 0"),
-    Metric((MASKED_NEGATIVE,), "masked, advantage below 0", "%", "masked", "advantage < 0"),
-    Metric((BY_POSITION[0],), "divergence, first eighth of a response", panel="positions"),
-    Metric((BY_POSITION[-1],), "divergence, last eighth of a response", panel="positions"),
-    Metric((EFFECTIVE_BUDGET,), "effective delta_b", panel="budget"),
-    Metric((PREFIX_AVERAGE,), "prefix average S/W", panel="budget"),
-    Metric((DIVERGENCE_MEAN,), "divergence, mean", panel="divergence", short="mean"),
-    Metric((DIVERGENCE_P99,), "divergence, 99th percentile", panel="divergence", short="99th percentile"),
-    Metric((DIVERGENCE_MAX,), "divergence, largest", panel="divergence", short="largest", fold="max"),
-    Metric((FIRST_UPDATE,), "first-update gap", panel="divergence", log=True),
-    STEP_TIME,
-    Metric((TIME_GEN,), "of it, generation", "s", "time", "generation"),
-    Metric((TIME_UPDATE,), "of it, actor update", "s", "time", "actor update"),
-    Metric((LENGTH,), "response length, tokens"),
-    Metric((GRAD_NORM,), "gradient norm", log=True),
-    # of asynchronous runs, and of those with a budget_target
-    Metric((BEHIND_MEAN,), "versions behind, mean", panel="versions", short="mean", always=False),
-    Metric((BEHIND_MAX,), "versions behind, oldest", panel="versions", short="oldest response", always=False),
-    Metric((SPANNING,), "responses sampled with several versions", "%", "versions", always=False),
-    Metric((SAMPLE_SIZE_TOKENS,), "effective sample, tokens", "%", "versions", "of the tokens", always=False),
-    Metric((SAMPLE_SIZE_RESPONSES,), "effective sample, responses", "%", "versions", "of the responses", always=False),
-    Metric((FIRST_BY_STALENESS[0],), "divergence before any update, newest weights", panel="staleness", always=False),
-    Metric((FIRST_BY_STALENESS[1],), "the same, one version behind", panel="staleness", always=False),
-    Metric((FIRST_BY_STALENESS[-1],), "the same, five or more behind", panel="staleness", always=False),
-    Metric((SCALE,), "scale of the thresholds", "", "scale", "scale of delta and delta_b", always=False, log=True),
+ALL = {key: Metric.read(key, **values) for key, values in data("metrics.yaml").items()}
+REWARD, STEP_TIME, MASKED_OR_CLIPPED = ALL["critic/rewards/mean"], ALL[TIME_STEP], ALL["masked or clipped"]
+NUMBERS = [metric for metric in ALL.values() if metric.panel or metric.numbers]
+# every column that something draws
+DRAWN = dict.fromkeys(
+    [name for metric in ALL.values() for name in metric.names]
+    + [*BY_POSITION, *DIVERGENCE_BY_STALENESS, *FIRST_BY_STALENESS, *MASKED_BY_STALENESS]
 )
-OF_MANY = (  # drawn over many runs alone
-    # verl's own losses (GRPO, CISPO) report the clipped share
-    MASKED_OR_CLIPPED := Metric((MASKED, "actor/pg_clipfrac"), "masked share of the tokens", "%"),
-    Metric(("actor/entropy", "actor/entropy_loss"), "entropy"),
-    Metric((ZERO_VARIANCE,), "responses without reward variance", "%"),
-)
-
-BY_NAME = {metric.names[0]: metric for metric in NUMBERS} | {m.names[0]: m for m in OF_MANY if m.names[0] != MASKED}
-DRAWN = dict.fromkeys(name for metric in (*NUMBERS, *OF_MANY) for name in metric.names) | dict.fromkeys(
-    (*BY_POSITION, *DIVERGENCE_BY_STALENESS, *FIRST_BY_STALENESS, *MASKED_BY_STALENESS)
-)  # every column that something draws

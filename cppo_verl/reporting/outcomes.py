@@ -17,6 +17,7 @@ from cppo_verl.reporting.labels import KNOBS, LabelError
 from cppo_verl.reporting.metrics import MASKED_OR_CLIPPED, STEP_TIME
 from cppo_verl.reporting.scores import Entry, kind_of
 from cppo_verl.reporting.settings import ASYNC_LABELS, OWN, own_knobs, unused_knobs
+from cppo_verl.reporting.text import short
 
 MEASURES = ("best", "final")
 
@@ -124,7 +125,7 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     for method in sorted(named, key=method_rank):
         told = [{} if entry.named else _told(entry) for entry in named[method]]
         varying = {k for k in set().union(*told) if len({str(of[k]) for of in told if k in of}) > 1}
-        names = [", ".join([method, *(_words(k, v) for k, v in of.items() if k in varying)]) for of in told]
+        names = [", ".join([method, *(f"{key} {short(of[key])}" for key in of if key in varying)]) for of in told]
         for name, entry in sorted(zip(names, named[method], strict=True), key=lambda pair: pair[0]):
             found.setdefault(name, []).append(entry)
     return found
@@ -143,23 +144,16 @@ def _told(entry: Entry) -> dict[str, object]:
     idle = unused_knobs(settings) if "loss_mode" in settings else set()
     keys = (*_TOLD_APART, *own_knobs(settings))
     usual = {key: value or "off" for key, (_, value) in ASYNC_LABELS.items()} if settings else {}
-    return usual | {key: settings[key] for key in keys if key in settings and key not in idle}
-
-
-def _words(key: str, value: object) -> str:
-    key = key.removeprefix(OWN).replace("learning_rate", "lr")
-    return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+    found = usual | {key: settings[key] for key in keys if key in settings and key not in idle}
+    return {key.removeprefix(OWN).replace("learning_rate", "lr"): value for key, value in found.items()}
 
 
 def _numbers(entry: Entry, curve: pd.Series) -> dict[str, object]:
     assert entry.run is not None
     masked, times = MASKED_OR_CLIPPED.of(entry.run.frame), STEP_TIME.of(entry.run.frame)
-    scored = len(curve) > 0
+    scores = (curve.max(), curve.iloc[-1], curve.idxmax(), curve.index[-1]) if len(curve) else [nan] * 4
     return {
-        "best": curve.max() if scored else nan,
-        "final": curve.iloc[-1] if scored else nan,
-        "best_step": curve.idxmax() if scored else nan,
-        "final_step": curve.index[-1] if scored else nan,
+        **dict(zip(("best", "final", "best_step", "final_step"), scores, strict=True)),
         "collapsed": entry.score.collapsed_at is not None,
         "masked": 100 * masked.mean(),
         "seconds": times.median(),

@@ -74,9 +74,8 @@ def html_page(said: dict[str, Any]) -> str:
 
 def figure_png(run: Run, said: dict[str, Any]) -> bytes:
     """The run's panels as one PNG, two in a row."""
-    points = steps_a_point(run.frame)
+    points, head = steps_a_point(run.frame), said["head"]
     means = f" Points are means of {points} steps." if points > 1 else ""
-    head = said["head"]
     subtitle = f"{said['name']}  ·  {head.detail}{means}"
     return pictures.compose(said["panels"], head.sentence(), subtitle, kinds=("png",))["png"]
 

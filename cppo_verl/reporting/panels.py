@@ -5,30 +5,22 @@ the caption says so.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.metrics import BY_NAME, series
+from cppo_verl.reporting.metrics import ALL, series
 from cppo_verl.reporting.plots import LEGEND_WIDTH, PALETTE, Line, Panel, Plot, spacing
 from cppo_verl.reporting.summary import NumberRow, validation
-from cppo_verl.reporting.template import asset
+from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import NOT_LOGGED, capital
 
 DRAWN_POINTS = 400
 OTHER = "timing_s/other"  # of a step's time, what is neither generation nor update
-
-
-@cache
-def specifications() -> Mapping[str, Mapping[str, Any]]:
-    """Panel -> title, caption, averaged, plots."""
-    return yaml.safe_load(asset("panels.yaml"))
 
 
 def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
@@ -50,19 +42,15 @@ def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
     span = (float(run.frame.index[0]), float(run.frame.index[-1]))
     return [
         _panel(key, spec, own.get(key) or tuple(_plot(folded, plot) for plot in spec["plots"]), rows, points, span)
-        for key, spec in specifications().items()
+        for key, spec in data("panels.yaml").items()
         if key not in left_out
     ]
 
 
 def _panel(
-    key: str,
-    spec: Mapping[str, Any],
-    plots: tuple[Plot, ...],
-    rows: Sequence[NumberRow],
-    points: int,
+    key: str, spec: Mapping[str, Any], plots: tuple[Plot, ...], rows: Sequence[NumberRow], points: int,
     span: tuple[float, float],
-) -> Panel:
+) -> Panel:  # fmt: skip
     own = [row for row in rows if row.panel == key]
     said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in own]
     absent = ", ".join(row.metric for row in own if not row.cells)
@@ -87,7 +75,7 @@ def coarse(frame: pd.DataFrame) -> pd.DataFrame:
         return finite
     steps, width = frame.index.to_numpy(float), count * spacing(frame.index.to_numpy())
     blocks = finite.groupby((steps - steps[0]) // width)
-    folded = blocks.agg({name: BY_NAME[name].fold if name in BY_NAME else "mean" for name in finite})
+    folded = blocks.agg({name: ALL[name].fold if name in ALL else "mean" for name in finite})
     folded.index = pd.Index(steps[0] + (folded.index.to_numpy(float) + 0.5) * width - width / count / 2, name="step")
     return folded
 
@@ -106,7 +94,7 @@ def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
 
 
 def _line(frame: pd.DataFrame, name: str, color: str, dash: str = "-") -> Line:
-    label = "other" if name == OTHER else BY_NAME[name].short or BY_NAME[name].label
+    label = "other" if name == OTHER else ALL[name].short or ALL[name].label
     return Line(label, series(frame, name), PALETTE[color], dash)
 
 

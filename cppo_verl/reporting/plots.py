@@ -3,8 +3,8 @@
 A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,10 @@ class Panel:
     def lines(self) -> list[Line]:
         return [line for plot in self.plots for line in plot.lines]
 
+    def renamed(self, names: Mapping[str, str]) -> "Panel":
+        plots = [replace(x, lines=tuple(replace(line, name=names[line.name]) for line in x.lines)) for x in self.plots]
+        return replace(self, plots=tuple(plots))
+
 
 def draw(room: Figure | SubFigure, panel: Panel) -> None:
     """The panel on an empty figure."""
@@ -125,9 +129,8 @@ def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
     axes.plot(x, _shown(y, plot), label=line.name + absent, **style, **dots)
     known = np.pad(np.isfinite(np.asarray(y, float)), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    axes.plot(
-        np.asarray(x)[alone], np.asarray(y)[alone], color=line.color, linestyle="none", marker="o", markersize=3.5
-    )
+    lone: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5}
+    axes.plot(np.asarray(x)[alone], np.asarray(y)[alone], color=line.color, **lone)
     for marks, marker in ((line.best, "o"), (line.collapsed, "x")):
         for step, value in marks:
             axes.plot(step, value, color=line.color, marker=marker, markersize=7, markeredgewidth=1.5, zorder=5,

@@ -9,17 +9,8 @@ from cppo_verl.recording.replay import POSITIONS, Replay, Tally
 from cppo_verl.reporting.template import render
 from cppo_verl.reporting.text import ABSENT, csv_text, percent
 
-HEADS = (
-    "rule",
-    "masked",
-    "own threshold",
-    "prefix budget",
-    "A > 0",
-    "A < 0",
-    "first tenth",
-    "last tenth",
-    "weight cut",
-)
+HEADS = ("rule", "masked", "own threshold", "prefix budget", "A > 0", "A < 0", "first tenth", "last tenth",
+         "weight cut")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,10 +71,9 @@ def rules_csv(result: Replay) -> str:
     rows = []
     for tally in result.tallies:
         shares = [tally.removed, tally.token, tally.prefix, tally.positive, tally.negative, tally.capped]
-        there = zip(tenths_of(result, tally), result.by_position, strict=True)
-        by_position = [share if n else "" for share, n in there]
-        name, rule = tally.candidate.name, tally.candidate.rule
-        rows.append([name, rule, *map(result.share, shares), *by_position, result.tokens, tally.differs])
+        tenths = [share if n else "" for share, n in zip(tenths_of(result, tally), result.by_position, strict=True)]
+        names = [tally.candidate.name, tally.candidate.rule]
+        rows.append([*names, *map(result.share, shares), *tenths, result.tokens, tally.differs])
     return csv_text(heads, rows)
 
 

@@ -7,44 +7,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cppo_verl.reporting.template import data
+from cppo_verl.reporting.text import short
 from cppo_verl.trust_region.knobs import names_from_outside
 
 CONFIG_FILE = "config.yaml"
 Settings = Mapping[str, object]
 
-_LOSS = "actor_rollout_ref.actor.policy_loss"
 OWN = "own/"  # before the name of a knob of a rule from outside
-OF_LOSS = ("loss_mode", "rule_module", "divergence", "estimator", "topk", "delta", "delta_b", "budget", "weights",
-           "w_min", "gate", "restore_strength", "anchor", "budget_target")  # fmt: skip
-KEYS = {name: f"{_LOSS}.{name}" for name in OF_LOSS} | {  # short name: key in verl's config
-    "mode": "trainer.v1.trust_region.mode",
-    "advantage": "algorithm.adv_estimator",
-    "model": "actor_rollout_ref.model.path",
-    "prompts": "data.train_batch_size",
-    "responses": "actor_rollout_ref.rollout.n",
-    "mini_batch": "actor_rollout_ref.actor.ppo_mini_batch_size",
-    "learning_rate": "actor_rollout_ref.actor.optim.lr",
-    "data_seed": "data.seed",
-    "rollout_seed": "actor_rollout_ref.rollout.seed",
-    "mini_batch_seed": "actor_rollout_ref.actor.data_loader_seed",
-    "max_response_length": "data.max_response_length",
-    "project": "trainer.project_name",
-    "experiment": "trainer.experiment_name",
-}
-
-KNOB_LABELS = {
-    "delta": "Token threshold delta",
-    "delta_b": "Prefix budget delta_b",
-    "budget": "Budget kind",
-    "weights": "Position weights",
-    "w_min": "Last weight w_min",
-    "gate": "Gate",
-}
-ASYNC_LABELS = {  # told where they are not as usual
-    "mode": ("Trainer", "sync"),
-    "anchor": ("Anchor", "rollout"),
-    "budget_target": ("Masked share asked for", None),
-}
+KEYS, KNOB_LABELS, ASYNC_LABELS = (data("settings.yaml")[part] for part in ("keys", "knobs", "of_the_trainer"))
+_LOSS = KEYS["loss_mode"].rpartition(".")[0]
 CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate"}
 
 
@@ -82,15 +54,11 @@ def read_settings(path: Path) -> dict[str, object]:
     return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 
 
-def settings_table(settings: Settings) -> list[tuple[str, str]]:
+def settings_table(settings: Settings) -> list[tuple[str, str | None]]:
     """(label, text) rows for the page, in reading order, without what the config leaves unset or the rule unused."""
-
-    def text(name: str) -> str:
-        value = settings.get(name, "")
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
+    text = {name: short(value) for name, value in settings.items()}.get
     seeds = {"data": "data_seed", "rollout": "rollout_seed", "mini-batches": "mini_batch_seed"}
-    batch = [text("prompts"), text("responses")]
+    batch = [text("prompts", ""), text("responses", "")]
     topk = settings.get("estimator") == "topk" and "topk" in settings
     rows = [
         ("Rule", text("loss_mode")),
@@ -100,7 +68,7 @@ def settings_table(settings: Settings) -> list[tuple[str, str]]:
         *((label, text(name)) for name, (label, usual) in ASYNC_LABELS.items() if settings.get(name, usual) != usual),
         *((name.removeprefix(OWN), text(name)) for name in own_knobs(settings)),
         ("Advantage", text("advantage")),
-        ("Model", Path(text("model").rstrip("/")).name),
+        ("Model", Path(text("model", "").rstrip("/")).name),
         ("Prompts × responses", " × ".join(part or "?" for part in batch) if any(batch) else ""),
         ("Mini-batch (prompts)", text("mini_batch")),
         ("Learning rate", text("learning_rate")),
@@ -113,9 +81,8 @@ def method_name(settings: Settings) -> str:
     """What the method is called in a headline: the rule in capitals, with what sets it apart; empty if unknown."""
     mode = str(settings.get("loss_mode", ""))
     if mode == "cppo":
-        odd = [
-            str(settings[k]) for k, usual in (("divergence", "tv"), ("gate", "hard")) if settings.get(k, usual) != usual
-        ]
+        usual = {"divergence": "tv", "gate": "hard"}
+        odd = [str(settings[knob]) for knob in usual if settings.get(knob, usual[knob]) != usual[knob]]
         return "CPPO" + (f" ({', '.join(odd)})" if odd else "")
     return {"dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
 

@@ -139,6 +139,5 @@ def number_rows(run: Run) -> list[NumberRow]:
 
 
 def _cells(values: pd.Series, unit: str) -> tuple[str, ...]:
-    if values.empty:
-        return ()
-    return tuple(number(float(x), unit) for x in (values.iloc[0], values.iloc[-1], values.min(), values.max()))
+    four = (values.iloc[0], values.iloc[-1], values.min(), values.max()) if len(values) else ()
+    return tuple(number(float(x), unit) for x in four)

@@ -29,8 +29,10 @@ RULES = f"{COUNTING} {SEEDS} {COLLAPSE_RULE}"
 Results = Mapping[str, Mapping[str, Cell]]  # model -> method -> cell
 
 
-def results_of(entries: Sequence[Entry]) -> Results:
-    """The 28 cells, whether there are runs for them or not."""
+def results_of(entries: Sequence[Entry]) -> Results | None:
+    """The 28 cells, whether there are runs for them or not; None where no run is of the paper's models."""
+    if not any(entry.label.model in paper.settings() for entry in entries):
+        return None
     return {model: {method: cell_of(entries, model, method) for method in paper.METHODS} for model in paper.settings()}
 
 
@@ -113,9 +115,8 @@ def difference_text(cell: Cell, name: str) -> str:
 
 def is_best(cell: Cell, cells: Mapping[str, Cell]) -> bool:
     """Whether it has the highest score of a model."""
-    return bool(cell.scores) and cell.scores["avg"].mean == max(
-        x.scores["avg"].mean for x in cells.values() if x.scores
-    )
+    means = [x.scores["avg"].mean for x in cells.values() if x.scores]
+    return bool(cell.scores) and cell.scores["avg"].mean == max(means)
 
 
 def _extra(cell: Cell, name: str) -> list[str]:

@@ -6,6 +6,7 @@ Autoescape is on for every page of HTML: what a run is called, and what a model 
 from functools import cache
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -28,6 +29,12 @@ def environment() -> Environment:
 def asset(name: str) -> Markup:
     """A file of ``assets`` as it is."""
     return Markup(environment().loader.get_source(environment(), name)[0])  # type: ignore[union-attr]
+
+
+@cache
+def data(name: str) -> Any:
+    """A file of ``assets`` that is YAML."""
+    return yaml.safe_load(asset(name))
 
 
 def render(template: str, /, **values: Any) -> str:

@@ -31,6 +31,15 @@ def short_exponent(text: str) -> str:
     return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), text)
 
 
+def short(value: object) -> str:
+    """A setting."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def seconds(x: float) -> str:
+    return number(x, "s")
+
+
 def duration(hours: float) -> str:
     return f"{plain(60 * hours)} min" if hours < 1 else f"{plain(hours)} h"
 

@@ -3,22 +3,22 @@
 import base64
 import dataclasses
 import json
+import random
 import re
 import shutil
 import zlib
-from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cppo_verl.cli import inspect, report
+from cppo_verl.cli.main import main
 from cppo_verl.inspection import page
 from cppo_verl.inspection.chunks import pack, rounded
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import PREFIX, TOKEN, RecordError, Response
 from tests.inspection.records import sentence, step_record
-from tests.reporting.pages import Page, command, realistic_run
+from tests.reporting.pages import Page, realistic_run, status
 
 WIDTHS = {"u1": 1, "u4": 4, "f4": 4}
 
@@ -47,11 +47,8 @@ def content(path: Path) -> tuple[dict, dict[int, bytes]]:
     return index, {int(i): base64.b64decode(data) for i, data in chunks}
 
 
-def inspected(*arguments: str) -> int:
-    parser = ArgumentParser()
-    inspect.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["inspect", *arguments])
-    return args.run(args)
+def inspected(*arguments: object) -> int:
+    return main(["inspect", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -124,14 +121,18 @@ def test_text_cannot_leave_its_place(tmp_path):
     evil = "</script><script>alert(1)</script><!--"
     record = step_record([[evil, "\0", "\ud7ff"]])
     object.__setattr__(record.responses[0], "uid", evil)
-    files.write(tmp_path, record)
-    assert inspected(str(tmp_path), "--title", evil) == 0
-    text = (tmp_path / "report/inspect.html").read_text(encoding="utf-8")
-    assert "alert(1)</script>" not in text and "<!--" not in text
-    found = Page(tmp_path / "report/inspect.html")
-    assert sum(tag == "script" for tag, _ in found.tags) == 4 and found.references == []
-    assert "http:" not in text and "https:" not in text and "@import" not in text
-    assert content(tmp_path / "report/inspect.html")[0]["responses"]["uid"] == [evil]
+    draw = random.Random(0)
+    letters = [chr(c) for c in (*range(1, 0xD800), *range(0xDC80, 0xDD00), *range(0xE000, 0x2FA20)) if c != ord("/")]
+    names = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(20)]
+    for name in ("\udc80\udcff", "<script>alert(1)<!--", *names):  # the first, as most others, is no UTF-8
+        folder, titled = tmp_path / name, ["--title", evil] if "<" in name else []
+        files.write(folder, record)
+        assert inspected(folder, *titled) == 0
+        found = Page(folder / "report/inspect.html")
+        assert "alert(1)</script>" not in found.source and "<!--" not in found.source
+        assert sum(tag == "script" for tag, _ in found.tags) == 4 and found.references == []
+        assert "http:" not in found.source and "https:" not in found.source and "@import" not in found.source
+        assert content(folder / "report/inspect.html")[0]["responses"]["uid"] == [evil]
 
 
 def test_steps_can_be_chosen(run, capsys):
@@ -189,7 +190,7 @@ def test_when_no_step_can_be_read_nothing_is_written(run, capsys):
 def test_the_report_of_a_run_writes_the_page_and_links_it(run, tmp_path, capsys):
     folder = realistic_run(tmp_path / "whole", steps=6)
     shutil.copytree(run / "records", folder / "records")
-    assert report.run(command(str(folder))) == 0
+    assert status(str(folder)) == 0
     found = Page(folder / "report/report.html")
     assert [link for link in found.references if link[0] != "#"] == ["inspect.html"]
     assert "3 steps, 12 responses, 267 tokens" in found.text
@@ -199,7 +200,7 @@ def test_the_report_of_a_run_writes_the_page_and_links_it(run, tmp_path, capsys)
     shutil.rmtree(folder / "report")
     for path in files.steps(folder).values():
         path.write_bytes(b"torn")
-    assert report.run(command(str(folder))) == 0
+    assert status(str(folder)) == 0
     assert "note: no page of single tokens. " in capsys.readouterr().err
     assert "inspect.html" not in (folder / "report/report.html").read_text(encoding="utf-8")
 

@@ -1,6 +1,5 @@
 """Pages as a reader's browser parses them, the command line, and runs that have everything a run can log."""
 
-import argparse
 import csv
 import json
 import math
@@ -12,23 +11,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cppo_verl.cli import report
+from cppo_verl.cli.main import main
 from cppo_verl.reporting.logs import Run
 from tests.reporting.paper_runs import training
 
 LOSS = {"loss_mode": "cppo", "divergence": "tv", "estimator": "binary", "topk": 20, "delta": 0.15, "delta_b": 0.02,
         "w_min": 0.8, "weights": "linear", "budget": "quantile", "gate": "hard"}  # fmt: skip
+ACTOR = {"policy_loss": LOSS, "ppo_mini_batch_size": 8, "optim": {"lr": 2e-4}, "data_loader_seed": 42}
 CONFIG = {
-    "actor_rollout_ref": {
-        "actor": {
-            "policy_loss": LOSS,
-            "ppo_mini_batch_size": 8,
-            "optim": {"lr": 2e-4},
-            "data_loader_seed": 42,
-        },
-        "model": {"path": "models/tiny-qwen3/"},
-        "rollout": {"n": 4, "seed": 7},
-    },
+    "actor_rollout_ref": {"actor": ACTOR, "model": {"path": "models/tiny-qwen3/"}, "rollout": {"n": 4, "seed": 7}},
     "algorithm": {"adv_estimator": "group_relative"},
     "data": {"train_batch_size": 16, "seed": None},
 }
@@ -82,20 +73,16 @@ class Page(HTMLParser):
         assert not {"script", "link", "iframe", "image", "img"} & {tag for tag, _ in self.tags}
 
 
-def command(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers())
-    return parser.parse_args(["report", *map(str, arguments)])
+def status(*arguments: object) -> int:
+    """Exit status of ``cppo-verl report``."""
+    return main(["report", *map(str, arguments)])
 
 
 def reported(*arguments: object) -> Path:
     """The report of the command line; its directory is the value of --out, else the run's own."""
-    assert report.run(command(*arguments)) == 0
-    return (
-        Path(str(arguments[arguments.index("--out") + 1]))
-        if "--out" in arguments
-        else Path(str(arguments[0])) / "report"
-    )
+    assert status(*arguments) == 0
+    named = "--out" in arguments
+    return Path(str(arguments[arguments.index("--out") + 1] if named else arguments[0])) / ("" if named else "report")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -101,29 +101,26 @@ def config(model: str, method: str, experiment: str, **knobs: object) -> dict:
 
 
 def write_run(
-    folder: Path,
-    model: str,
-    method: str,
-    scores: Mapping[int, Mapping[str, float]],
-    experiment: str = "",
-    every: int = 10,
-    seed: int = 0,
-    logged: Collection[str] | None = None,
-    **knobs: object,
-) -> Path:
+    folder: Path, model: str, method: str, scores: Mapping[int, Mapping[str, float]], experiment: str = "",
+    every: int = 10, seed: int = 0, logged: Collection[str] | None = None, **knobs: object,
+) -> Path:  # fmt: skip
     """A run directory with its log and config; training is logged every ``every`` steps, of it ``logged`` or all."""
     experiment = experiment or method.lower().replace("-", "_")
-    run = folder / model_key(model) / experiment
-    (run / "logs").mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(config(model, method, experiment, **knobs)))
-    end = max(scores)
-    lines = []
+    end, rows = max(scores), {}
     for step in sorted({*scores, *range(1, end + 1, every)}):
         row = training(step, end, method, seed) if step else {}
         row = {name: value for name, value in row.items() if logged is None or name in logged}
-        row |= {f"val-core/{name}/acc/mean@16": value / 100 for name, value in scores.get(step, {}).items()}
-        lines.append(json.dumps({"step": step, "data": row}))
-    (run / "logs/metrics-1.jsonl").write_text("\n".join(lines) + "\n")
+        found = {f"val-core/{name}/acc/mean@16": value / 100 for name, value in scores.get(step, {}).items()}
+        rows[step] = row | found
+    return save(folder / model_key(model) / experiment, config(model, method, experiment, **knobs), rows)
+
+
+def save(run: Path, settings: Mapping, rows: Mapping[int, Mapping[str, float]]) -> Path:
+    """A run directory with its config and its log."""
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    lines = [json.dumps({"step": step, "data": row}) + "\n" for step, row in rows.items()]
+    (run / "logs/metrics-1.jsonl").write_text("".join(lines))
     return run
 
 

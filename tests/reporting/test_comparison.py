@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from cppo_verl import paper
-from cppo_verl.cli import report
-from cppo_verl.reporting import comparison, many, metrics
+from cppo_verl.reporting import comparison, many, metrics, tables
 from cppo_verl.reporting.curves import pictures
 from cppo_verl.reporting.intervals import interval, t975
 from cppo_verl.reporting.labels import Label
@@ -19,7 +18,7 @@ from cppo_verl.reporting.outcomes import Comparison, compare
 from cppo_verl.reporting.pictures import stand_ins
 from cppo_verl.reporting.study import read_study
 from tests.reporting.own_runs import REWARD, write_own
-from tests.reporting.pages import Page, command, read_csv, reported, write_log
+from tests.reporting.pages import Page, read_csv, reported, status, write_log
 from tests.reporting.paper_runs import write_run
 
 MODEL = "tiny-qwen3"
@@ -50,8 +49,7 @@ def test_the_t_quantile_holds_97_5_percent(freedom):
 
 
 def test_interval_of_none_one_and_three():
-    assert math.isnan(interval([])[0])
-    assert interval([2.0]) == (2.0, -math.inf, math.inf)
+    assert math.isnan(interval([])[0]) and interval([2.0]) == (2.0, -math.inf, math.inf)
     half = 4.303 / math.sqrt(3)  # standard deviation 1
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - half, 2 + half))
 
@@ -59,9 +57,8 @@ def test_interval_of_none_one_and_three():
 def test_best_and_final_count_steps_after_0_alone(tmp_path):
     write_own(tmp_path, "cppo", 0, {0: 0.99, 10: 0.7, 20: 0.9, 30: 0.8})
     (run,) = compared(tmp_path).runs.to_dict("records")
-    assert (run["best"], run["final"]) == pytest.approx((90.0, 80.0))
-    assert (run["best_step"], run["final_step"], run["seconds"]) == (20, 30, 2.0)
-    assert run["hours"] == pytest.approx(60 / 3600)
+    numbers = [run[x] for x in ("best", "best_step", "final", "final_step", "seconds", "hours")]
+    assert numbers == pytest.approx([90.0, 20, 80.0, 30, 2.0, 60 / 3600])
 
 
 def test_pairs_are_of_one_seed_and_seeds_drop_out(own):
@@ -136,7 +133,7 @@ def test_without_accuracy_rewards_are_compared(tmp_path):
 
 def test_the_baseline_can_be_named(own, tmp_path, capsys):
     assert compared(own, "CPPO").baseline == "CPPO"
-    assert report.run(command(own, "--baseline", "nobody", "--out", tmp_path / "no")) == 1
+    assert status(own, "--baseline", "nobody", "--out", tmp_path / "no") == 1
     assert "--baseline nobody: no run is of that method. There are: CPPO, GRPO, mine." in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
@@ -166,15 +163,12 @@ def test_with_a_model_of_the_paper_its_tables_are_there_too(own, tmp_path):
     run = write_run(tmp_path, "Qwen3-1.7B-Base", "CPPO", {20: best, 40: best})
     study = read_study([own, run], {})
     found = many.comparisons(study)
-    assert list(found) == [MODEL] and many.paper_results(read_study([own], {})) is None
+    assert list(found) == [MODEL] and tables.results_of(read_study([own], {}).entries) is None
     page = tmp_path / "page.html"
     drawn = {model: [] for model in study.models()}
-    page.write_text(many.html_page(study, many.paper_results(study), found, drawn, None))
+    page.write_text(many.html_page(study, tables.results_of(study.entries), found, drawn, None))
     text = Page(page).text
     assert text.index("Table 4: by benchmark") < text.index("Paired differences")
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def test_markup_in_names_is_text(own, tmp_path):
@@ -199,20 +193,14 @@ def test_names_that_no_font_draws_are_numbers_in_pictures_and_text_on_the_page(o
 
 def test_500_random_names_of_folders_are_runs_of_one_report(tmp_path):
     draw = random.Random(0)
-    letters = [
-        chr(c) for c in (*range(1, 0x2FA20), *range(0xE0000, 0xE01F0)) if chr(c) != "/" and not 0xD800 <= c < 0xE000
-    ]
-    names = {"".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(498)} | {
-        "\udc80\udcff",
-        "a,b=[1] #2 ~x",
-    }
+    letters = [chr(c) for c in (*range(1, 0xD800), *range(0xE000, 0x2FA20), *range(0xE0000, 0xE01F0)) if c != ord("/")]
+    names = {"".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(498)}
+    names |= {"\udc80\udcff", "a,b=[1] #2 ~x"}
     for name in names:
         write_log(tmp_path / "runs" / name / "logs/metrics-1.jsonl", [(1, {"val-core/x/acc/mean@1": 0.5})])
     study = read_study([tmp_path / "runs"], {})
     assert len(study.entries) == len(names)
-    page = tmp_path / "page.html"
-    page.write_text(
-        many.html_page(study, None, many.comparisons(study), {x: [] for x in study.models()}, None), "utf-8"
-    )
-    assert Page(page).text.count("unknown") >= len(names)  # their seeds
+    text = many.html_page(study, None, many.comparisons(study), {x: [] for x in study.models()}, None)
+    (tmp_path / "page.html").write_text(text, "utf-8")
+    assert Page(tmp_path / "page.html").text.count("unknown") >= len(names)  # their seeds
     assert len(set(stand_ins([entry.label.method for entry in study.entries]).values())) > len(names) - 5

@@ -31,24 +31,32 @@ def rows(run) -> dict[int, dict[str, float]]:
     return {step: row.dropna().to_dict() for step, row in run.frame.iterrows()}
 
 
-# --- where logs are looked for ------------------------------------------------------------------------------------
-
-
 def test_a_run_directory_a_log_directory_and_a_file_read_the_same(tmp_path, monkeypatch):
     log = write(tmp_path / "toy/logs/metrics-1.jsonl", line(0, a=1), line(1, a=2))
+    write(tmp_path / "toy/config.yaml", "data: {train_batch_size: 16}\n")
     monkeypatch.chdir(tmp_path / "toy")
-    for place, name in ((".", "toy"), (tmp_path / "toy/logs", "logs"), (log, "metrics-1")):
+    for place, name, said in ((".", "toy", {"prompts": 16}), (log.parent, "logs", {}), (log, "metrics-1", {})):
         run = read_run(place)
-        assert (run.name, rows(run)) == (name, {0: {"a": 1.0}, 1: {"a": 2.0}})
+        assert (run.name, run.settings, rows(run)) == (name, said, {0: {"a": 1.0}, 1: {"a": 2.0}})
         assert run.frame.index.name == "step" and run.frame.dtypes.unique().tolist() == ["float64"]
 
 
-def test_several_experiments_in_one_directory_are_not_one_run(tmp_path):
-    write(tmp_path / "project/cppo.jsonl", line(1, a=2))
-    assert rows(read_run(tmp_path / "project")) == {1: {"a": 2.0}}  # verl's own place
-    write(tmp_path / "project/dppo.jsonl", line(1, a=3))
-    with pytest.raises(LogError, match=r"several runs .*cppo\.jsonl.*dppo\.jsonl.*Give one of these files"):
-        read_run(tmp_path / "project")
+NOTHING = {  # files -> what is said
+    "a folder": ({}, r"looked for logs/\*\.jsonl and \*\.jsonl, found an empty directory"),
+    "others": ({"train.log": "x", "checkpoints/x": ""}, r"found checkpoints/, train\.log\. .*trainer\.logger"),
+    "no step": ({"logs/m-1.jsonl": "", "logs/m-2.jsonl": '{"st'}, r"no steps in .*m-1\.jsonl, .*m-2\.jsonl: .*1 torn"),
+    "several": ({x: line(1, a=3) for x in ("a.jsonl", "b.jsonl")}, r"several runs .*a\.jsonl.*b\.jsonl.*one of these"),
+    "no record": ({"m.jsonl": line(1, a=1) + '{"loss": 3}\n'}, "line 2: not a record"),  # even at the end
+}
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_why_there_is_nothing_to_read_is_said(tmp_path, what):
+    files, said = NOTHING[what]
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    with pytest.raises(LogError, match=said):
+        read_run(tmp_path)
 
 
 def test_starts_are_in_natural_order(tmp_path):
@@ -57,24 +65,9 @@ def test_starts_are_in_natural_order(tmp_path):
     assert [path.name for path in find_logs(tmp_path)] == ["metrics-9.jsonl", "metrics-10.jsonl", "metrics-100.jsonl"]
     run = read_run(tmp_path)
     assert rows(run) == {1: {"start": 100.0}} and run.notes == ()
+    write(tmp_path / "logs/others.jsonl", line(2, start=2))
+    assert "merged as one run's" in read_run(tmp_path).notes[0]
 
-
-def test_a_missing_directory_an_empty_one_and_one_without_logs_say_so(tmp_path):
-    with pytest.raises(LogError, match="nowhere does not exist"):
-        read_run(tmp_path / "nowhere")
-    with pytest.raises(LogError, match=r"looked for logs/\*\.jsonl and \*\.jsonl, found an empty directory"):
-        read_run(tmp_path)
-    write(tmp_path / "train.log", "hello")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(LogError, match=r"found checkpoints/, train\.log\. .*trainer\.logger"):
-        read_run(tmp_path)
-    write(tmp_path / "logs/metrics-1.jsonl")
-    write(tmp_path / "logs/metrics-2.jsonl", '{"step": 0, "da')
-    with pytest.raises(LogError, match=r"no steps in .*metrics-1\.jsonl, .*metrics-2\.jsonl: .*1 torn last lines"):
-        read_run(tmp_path)
-
-
-# --- merging ------------------------------------------------------------------------------------------------------
 
 MERGED = {  # logs by start -> rows, and what one of the notes says
     "a step that is logged twice": (
@@ -108,11 +101,14 @@ MERGED = {  # logs by start -> rows, and what one of the notes says
         "metrics-0.jsonl: after step 3 comes step 1 again",
     ),
     "a NaN that a later start replaced": ([[line(1, a=math.nan)], [line(1, a=2)]], {1: {"a": 2.0}}, None),
-    "a torn last line in each": (
-        [[line(1, a=1), '{"step": 2'], [line(2, a=2).rstrip("\n")]],
-        {1: {"a": 1.0}, 2: {"a": 2.0}},
-        "metrics-0.jsonl: the last line was torn",
-    ),
+    **{
+        f"a last line torn as {torn!r}": (
+            [[line(1, a=1), torn], [line(2, a=2).rstrip("\n")]],
+            {1: {"a": 1.0}, 2: {"a": 2.0}},
+            "metrics-0.jsonl: the last line was torn",
+        )
+        for torn in ('{"step": 2, "data": {"a": 3', '{"step": 2, "da\n', "\0\0\0\0", "\n\n{\n\n")
+    },
 }
 
 
@@ -124,44 +120,22 @@ def test_starts_are_merged(tmp_path, what):
     run = read_run(tmp_path)
     assert rows(run) == expected and run.frame.index.is_monotonic_increasing
     assert [n for n in run.notes if note is None or not n.startswith(note)] == [] and bool(run.notes) == bool(note)
-    assert [file.records for file in run.files] == [
-        sum("data" in x and x[-2:] in ("}\n", "}}") for x in s) for s in starts
-    ]
-
-
-def test_logs_of_unrelated_names_that_lie_together_are_merged_with_a_note(tmp_path):
-    write(tmp_path / "logs/cppo.jsonl", line(1, a=1))
-    write(tmp_path / "logs/dppo.jsonl", line(2, a=2))
-    (note,) = read_run(tmp_path).notes
-    assert "merged as one run's" in note and "cppo.jsonl, dppo.jsonl" in note
-
-
-# --- damage -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("torn", ['{"step": 2, "data": {"a": 3', '{"step": 2, "da\n', "\0\0\0\0", "\n\n{\n\n"])
-def test_a_torn_last_line_is_skipped_counted_and_noted(tmp_path, torn):
-    write(tmp_path / "m.jsonl", line(1, a=1), torn)
-    run = read_run(tmp_path)
-    assert rows(run) == {1: {"a": 1.0}}
-    assert (run.files[0].torn, run.files[0].records) == (True, 1)
-    assert "m.jsonl: the last line was torn" in run.notes[0]
+    assert [x.records for x in run.files] == [sum(x.endswith(("}}\n", "}}")) for x in lines) for lines in starts]
 
 
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (b"{broken\n", "not JSON"),
-        (b"\0\0\n", "not JSON"),
-        (b"\xff\xfe{\n", "not JSON"),
+        *((bad, "not JSON") for bad in (b"{broken\n", b"\0\0\n", b"\xff\xfe{\n", b"[" * 5000 + b"]" * 5000 + b"\n")),
         (b'{"step": 1, "da{"step": 2, "data": {}}\n', "not JSON"),
-        (b"[" * 5000 + b"]" * 5000 + b"\n", "not JSON"),
         (b'{"loss": 3}\n', "not a record of verl's file logger"),
         (b'{"step": 1, "data": [1]}\n', "not a record"),
+        (line(3, **{f"metric{i}": 1.0 for i in range(2000)}).encode(), "longer than"),
         *((line(x, a=1).encode(), f"step={x!r} is not a whole") for x in ("one", 1.5, None, True, math.inf, 10**30)),
     ],
 )
-def test_a_damaged_line_names_file_and_line(tmp_path, bad, why):
+def test_a_damaged_line_names_file_and_line(tmp_path, monkeypatch, bad, why):
+    monkeypatch.setattr(jsonlines.lines, "__defaults__", (20_000,))  # bytes
     (tmp_path / "m.jsonl").write_bytes(line(1, a=1).encode() + b"\n" + bad + line(3, a=3).encode())
     with pytest.raises(LogError, match=rf"m\.jsonl, line 3: {why}.*--skip-bad-lines"):
         read_run(tmp_path)
@@ -170,58 +144,16 @@ def test_a_damaged_line_names_file_and_line(tmp_path, bad, why):
     assert run.notes == ("m.jsonl: 1 damaged line was skipped.",)
 
 
-def test_json_that_is_no_record_is_an_error_even_at_the_end(tmp_path):
-    write(tmp_path / "m.jsonl", line(1, a=1), '{"loss": 3}\n')
-    with pytest.raises(LogError, match="line 2: not a record"):
-        read_run(tmp_path)
-
-
-def test_a_line_of_many_megabytes_is_damage_and_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonlines.lines, "__defaults__", (1000,))
-    long = line(3, **{f"metric{i}": 1.0 for i in range(500)})
-    write(tmp_path / "m.jsonl", line(1, a=1), long, line(2, a=2))
-    with pytest.raises(LogError, match=r"m\.jsonl, line 2: longer than"):
-        read_run(tmp_path)
-    assert rows(read_run(tmp_path, skip_bad_lines=True)) == {1: {"a": 1.0}, 2: {"a": 2.0}}
-
-
-# --- values -------------------------------------------------------------------------------------------------------
-
-
 def test_nan_null_and_infinity_are_kept_apart_from_numbers_and_noted(tmp_path):
     huge = f'{{"step": 3, "data": {{"d": -1{"0" * 400}}}}}\n'
-    lines = (
-        line(1, a=math.nan, b=math.inf, c=None, d=1),
-        line(2, a=2, b=-math.inf, d=True, note="hi", shape=[1]),
-        huge,
-    )
-    write(tmp_path / "m.jsonl", *lines, line(4))
-    run = read_run(tmp_path)
+    odd = line(1, a=math.nan, b=math.inf, c=None, d=1), line(2, a=2, b=-math.inf, d=True, note="hi", shape=[1])
+    run = read_run(write(tmp_path / "m.jsonl", *odd, huge, line(4)))
     expected = {1: {"b": math.inf, "d": 1.0}, 2: {"a": 2.0, "b": -math.inf, "d": 1.0}, 3: {"d": -math.inf}, 4: {}}
     assert rows(run) == expected and run.frame.columns.tolist() == ["a", "b", "c", "d"]
-    assert {name: steps.tolist() for name, steps in run.nonfinite.items()} == {
-        "a": [1],
-        "b": [1, 2],
-        "c": [1],
-        "d": [3],
-    }
-    assert run.notes == (
-        "a: 1 logged value is NaN or infinite and not drawn.",
-        "b: 2 logged values are NaN or infinite and not drawn.",
-        "c: 1 logged value is NaN or infinite and not drawn.",
-        "d: 1 logged value is NaN or infinite and not drawn.",
-        "Not numbers, and left out: note, shape.",
-    )
-
-
-# --- settings -----------------------------------------------------------------------------------------------------
-
-
-def test_settings_come_from_the_config_beside_the_logs(tmp_path):
-    log = write(tmp_path / "logs/metrics-1.jsonl", line(1, a=1))
-    write(tmp_path / "config.yaml", "data: {train_batch_size: 16}\n")
-    assert read_run(tmp_path).settings == {"prompts": 16}
-    assert read_run(log).settings == {}
+    found = {name: steps.tolist() for name, steps in run.nonfinite.items()}
+    assert found == {"a": [1], "b": [1, 2], "c": [1], "d": [3]}
+    assert [note[:24] for note in run.notes[:2]] == ["a: 1 logged value is NaN", "b: 2 logged values are N"]
+    assert len(run.notes) == 5 and run.notes[4] == "Not numbers, and left out: note, shape."
 
 
 @pytest.mark.parametrize("content", ["a: [1, 2\n", "- a list\n", "\0"])
@@ -232,8 +164,6 @@ def test_an_unreadable_config_is_a_note_and_the_log_is_still_read(tmp_path, cont
     assert rows(run) == {1: {"a": 1.0}}
     assert "config.yaml" in run.notes[0] and "settings are missing" in run.notes[0]
 
-
-# --- properties ---------------------------------------------------------------------------------------------------
 
 metrics = st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False, width=32), min_size=1)
 records = st.lists(st.tuples(st.integers(0, 12), metrics), min_size=1, max_size=20)
@@ -260,10 +190,8 @@ def test_memory_is_a_few_bytes_a_number_and_none_for_what_is_not_kept(tmp_path, 
         for step in range(1500):
             stream.write(line(min(step, steps - 1), **{f"m/{i}": step + i / 7 for i in range(width)}))
     tracemalloc.start()
-    try:
-        run = read_run(tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    run = read_run(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert run.frame.shape == (steps, width) and peak < most
     np.testing.assert_array_equal(run.frame["m/3"].iloc[-1], 1499 + 3 / 7)

@@ -1,7 +1,6 @@
 """The paper's tables and figures: synthetic logs that encode the tables give them back, digit for digit."""
 
 import csv
-import json
 import math
 import shutil
 from importlib.resources import files
@@ -14,16 +13,15 @@ import yaml
 from PIL import Image
 
 from cppo_verl import paper
-from cppo_verl.cli import report
 from cppo_verl.reporting import metrics, tables
 from cppo_verl.reporting.ablations import differences, groups, panels_of, reference_knobs
 from cppo_verl.reporting.curves import block_means, of_metrics, pictures, positions, validation
 from cppo_verl.reporting.labels import Label, LabelError, knobs_of, label_of, method_name, model_key, parse_label
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Entry, broken_gradient, collapse, estimate, score_run
+from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Entry, score_run
 from cppo_verl.reporting.study import expand, read_study
 from recipe.methods import ABLATIONS, KNOB, METHODS, TABLE_1, overrides
-from tests.reporting.pages import Page, command, read_csv, reported
+from tests.reporting.pages import Page, read_csv, reported, status
 from tests.reporting.paper_runs import collapsing, config, curve, unrounded, write_paper, write_run
 
 MODEL = "Qwen3-1.7B-Base"
@@ -72,9 +70,6 @@ def mixed(tmp_path_factory) -> Path:
     empty.mkdir()
     (empty / "config.yaml").write_text(yaml.safe_dump(config(MODEL, "TRM-Max", "trm_max")))
     return reported(runs, "--out", folder / "report")
-
-
-# --- the tables ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +122,8 @@ def test_seeds_missing_empty_and_unfinished_runs_are_shown_as_such(mixed):
     assert tuple(map(grpo.get, keys)) == ("12.28", "2", "1", "scored", "0.50")
     assert cppo["avg_difference"] == "+0.00"
     assert len(rows) == 28 and rows["Qwen3-8B-Base", "CPPO"]["avg"] == tables.MISSING
-    assert rows[MODEL, "TRM-Max"]["avg"] == "no score" and rows[MODEL, "DPPO"]["state"] == "scored"
+    dppo = rows[MODEL, "DPPO"]
+    assert rows[MODEL, "TRM-Max"]["avg"] == "no score" and (dppo["n"], dppo["avg_standard_error"]) == ("1", "")
     page = Page(mixed / "report.html")
     for said in ("± 0.58 (3)", "1 of 3 collapsed", "so far, to step 420", "Paired differences"):
         assert said in page.text
@@ -165,9 +161,6 @@ def test_the_same_runs_give_the_same_files(mixed, tmp_path):
     assert (mixed / "figures/qwen3_1p7b_base-training.pdf").read_bytes().startswith(b"%PDF-")
 
 
-# --- the score ------------------------------------------------------------------------------------------------------
-
-
 def test_the_best_step_is_within_t_stop_after_training_began_and_its_parts_are_of_the_same_step():
     score = score_run(scored_run({0: 50.0, 20: 8.0, 680: 9.0, 700: 60.0}), MODEL)
     assert (score.step, score.last_step, score.best["avg"]) == (680, 700, pytest.approx(9.0))
@@ -191,47 +184,30 @@ def test_why_there_is_no_score_and_other_numbers_of_answers():
     assert score_run(partial, MODEL).absent == "not validated on aime26"
 
 
-def test_estimate_of_one_value_has_no_error():
-    assert estimate([3.0]).error is None
-    assert estimate([1.0, 3.0]).error == pytest.approx(1.0)  # standard deviation root 2, over root 2
+def falling(*scores: float) -> dict[int, float]:
+    return {20 * (i + 1): float(x) for i, x in enumerate(scores)}
 
 
 @pytest.mark.parametrize(
-    ("scores", "found"),
+    ("scores", "norms", "step"),
     [
-        ([10, 20, 9, 9], (60, 20.0)),
-        ([10, 20, 9, 11, 9], None),  # recovers to more than half, and a single low validation does not count
-        ([10, 20, 11, 10.5], None),
-        ([10, 20, 9], None),
-        ([1.9, 0.1, 0.1], None),  # too near to zero to fall from
-        ([20, 5, 5], (40, 20.0)),
-        ([30, 14, 14, 40, 19, 1], (100, 40.0)),
-        ([], None),
+        (falling(10, 20, 9, 9), {}, 60),
+        (falling(10, 20, 9, 11, 9), {}, None),  # recovers to more than half, and a single low one does not count
+        (falling(10, 20, 11, 10.5), {}, None),
+        (falling(10, 20, 9), {}, None),
+        (falling(1.9, 0.1, 0.1), {}, None),  # too near to zero to fall from
+        (falling(20, 5, 5), {}, 40),
+        (falling(30, 14, 14, 40, 19, 1), {}, 100),
+        ({20: 10.0, 680: 12.0, 700: 0.1, 720: 0.1, 740: 0.1}, {}, None),  # after T_stop
+        (falling(9, 9), {1: 1.0, 2: NAN, 3: math.inf, 4: NAN}, 2),
+        (falling(9, 9), {1: NAN, 2: NAN, 3: NAN, 4: 1.0, 5: NAN, 6: NAN}, None),  # it passed, and two are too few
+        (falling(9, 9), {700: NAN, 701: NAN, 702: NAN}, None),  # after T_stop
     ],
 )
-def test_collapse_is_a_fall_below_half_that_lasts(scores, found):
-    counted = pd.Series([float(x) for x in scores], index=[20 * (i + 1) for i in range(len(scores))])
-    assert collapse(counted) == found
-
-
-@pytest.mark.parametrize(
-    ("norms", "step"),
-    [
-        ({1: 1.0, 2: NAN, 3: math.inf, 4: NAN}, 2),
-        ({1: NAN, 2: NAN, 3: NAN, 4: 1.0, 5: NAN, 6: NAN}, None),  # it passed, and two are too few
-        ({700: NAN, 701: NAN, 702: NAN}, None),  # after T_stop
-    ],
-)
-def test_a_gradient_that_stays_nan_is_a_collapse(norms, step):
-    run = scored_run({10: 9.0, 20: 9.0}, **{metrics.GRAD_NORM: norms})
-    assert broken_gradient(run, 680) == score_run(run, MODEL).collapsed_at == step
-
-
-def test_a_collapse_after_t_stop_does_not_count():
-    assert score_run(scored_run({20: 10.0, 680: 12.0, 700: 0.1, 720: 0.1, 740: 0.1}), MODEL).collapsed_at is None
-
-
-# --- labels ---------------------------------------------------------------------------------------------------------
+def test_collapse_is_a_fall_below_half_or_a_broken_gradient_that_lasts(scores, norms, step):
+    score = score_run(scored_run(scores, **({metrics.GRAD_NORM: norms} if norms else {})), MODEL)
+    assert score.collapsed_at == step
+    assert step is None or ("not finite" if norms else "below half of ") in score.collapse
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -289,11 +265,8 @@ def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_pa
     assert (row["model"], row["method"], row["seed"]) == ("Qwen3-8B-Base", "MinPRO", "4")
     assert "not the paper's setting: prompts is 64, the paper's 128" in row["remarks"]
     assert "loss_mode is cppo, the paper's minpro" in row["remarks"]
-    assert report.run(command(run, "--label", "elsewhere=m/cppo", "--out", tmp_path / "out")) == 1
+    assert status(run, "--label", "elsewhere=m/cppo", "--out", tmp_path / "out") == 1
     assert "elsewhere, which is not among the runs" in capsys.readouterr().err
-
-
-# --- ablations and figures ------------------------------------------------------------------------------------------
 
 
 def test_a_knob_that_another_leaves_without_effect_is_no_difference():
@@ -318,9 +291,7 @@ def test_ablation_panels_name_what_differs_and_leave_no_run_out(tmp_path):
 
 
 def test_validation_curves_are_not_smoothed_and_collapsed_seeds_are_not_in_the_mean():
-    rising, higher = {20: 5.0, 40: 7.0, 60: 9.0, 80: 10.0}, {20: 7.0, 40: 9.0, 60: 11.0, 80: 12.0, 100: 5.9, 120: 5.9}
-    higher = {step: x for step, x in higher.items() if step <= 80}
-    fallen = {20: 5.0, 40: 7.0, 60: 0.1, 80: 0.1}
+    rising, higher, fallen = falling(5, 7, 9, 10), falling(7, 9, 11, 12), falling(5, 7, 0.1, 0.1)
     entries = [entry_of(scored_run(x), "CPPO", str(i)) for i, x in enumerate((rising, higher, fallen))]
     picture = validation({"CPPO": entries}, MODEL)
     assert picture is not None and "not smoothed" in picture.caption
@@ -334,32 +305,31 @@ def test_validation_curves_are_not_smoothed_and_collapsed_seeds_are_not_in_the_m
     assert picture is not None and picture.panels[0].lines[0].values.to_dict() == pytest.approx({20: 5.0, 40: 7.0})
 
 
-def test_training_is_drawn_in_means_of_as_many_steps_as_the_caption_says():
+def drawn(key: str, **logged: dict[int, float]):
+    """A figure of metrics, and the values of the line of its only panel."""
+    picture = of_metrics({"CPPO": [entry_of(scored_run({400: 9.0}, **logged), "CPPO")]}, MODEL, key)
+    assert picture is not None
+    (panel,) = picture.panels
+    return picture, panel.lines[0].values.to_dict()
+
+
+def test_training_is_drawn_in_means_and_the_warm_up_step_by_step_as_the_captions_say():
     values = pd.Series({step: float(step) for step in range(1, 8)})
     assert block_means(values, 3).to_dict() == {2.0: 2.0, 5.0: 5.0, 8.0: 7.0}
-    run = scored_run({400: 9.0}, **{"critic/rewards/mean": {step: float(step) for step in range(1, 401)}})
-    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "training")
-    assert picture is not None and picture.figure == "Figure 9"
-    assert picture.caption.startswith("Each point is the mean of 5 steps.")
+    picture, values = drawn("training", **{"critic/rewards/mean": {step: float(step) for step in range(1, 401)}})
+    assert picture.figure == "Figure 9" and picture.caption.startswith("Each point is the mean of 5 steps.")
     assert "Not logged: response length, tokens, entropy" in picture.caption
-    (panel,) = picture.panels
-    assert panel.lines[0].values.iloc[:2].to_dict() == {3.0: 3.0, 8.0: 8.0}
+    assert (values[3.0], values[8.0]) == (3.0, 8.0)
+    picture, values = drawn("warm-up", **{metrics.MASKED: dict.fromkeys(range(1, 401), 0.25)})
+    assert "not smoothed" in picture.caption and values == dict.fromkeys(range(1, 69), 0.25)  # T_stop 680
 
 
-def test_warm_up_is_the_first_tenth_step_by_step_and_positions_are_means_of_the_bins():
-    run = scored_run({400: 9.0}, **{metrics.MASKED: dict.fromkeys(range(1, 401), 0.25)})
-    picture = of_metrics({"CPPO": [entry_of(run, "CPPO")]}, MODEL, "warm-up")
-    assert picture is not None and "not smoothed" in picture.caption
-    (panel,) = picture.panels
-    assert panel.lines[0].values.to_dict() == dict.fromkeys(range(1, 69), 0.25)  # T_stop 680
+def test_positions_are_means_of_the_bins_and_what_was_not_logged_has_no_figure():
     bins = {name: {1: float(i), 2: float(i + 2)} for i, name in enumerate(metrics.BY_POSITION)}
     picture = positions({"CPPO": [entry_of(scored_run({20: 9.0}, **bins), "CPPO")]}, MODEL)
     assert picture is not None
     assert picture.panels[0].lines[0].values.to_list() == [float(i + 1) for i in range(8)]
     assert pictures([entry_of(scored_run({}, **{"perf/throughput": {1: 1.0}}), "CPPO")], MODEL) == []
-
-
-# --- which runs, and what goes wrong --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -370,24 +340,17 @@ def two(tmp_path) -> Path:
     return tmp_path / "runs" / model_key(MODEL)
 
 
-def test_odd_logs_of_every_kind_are_reported_together(two, tmp_path, capsys):
+def test_damaged_and_blind_runs_are_reported_together(two, tmp_path):
     log = two / "dppo/logs/metrics-1.jsonl"
-    lines = log.read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    rows[4]["data"][metrics.GRAD_NORM] = None
-    lines = [json.dumps(row) for i, row in enumerate(rows) if i % 4 != 3]
-    log.write_text("\n".join([*lines[:3], '{"step": 3, "da', *lines[3:]]) + "\n")
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:3], '{"step": 3, "da\n', *lines[3:]]))
     shutil.copytree(two / "cppo", two / "cppo_soft")
-    blind = [{"step": r["step"], "data": {k: v for k, v in r["data"].items() if "val-" not in k}} for r in rows]
-    (two / "cppo_soft/logs/metrics-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in blind[::3]))
-    assert report.run(command(two, "--out", tmp_path / "out")) == 1
-    assert f"{log}, line 4: not JSON" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    (two / "cppo_soft/logs/metrics-1.jsonl").write_text("".join(line for line in lines if "val-" not in line))
+    assert status(two, "--out", tmp_path / "out") == 1 and not (tmp_path / "out").exists()
     out = reported(two, "--skip-bad-lines", "--out", tmp_path / "out")
     found = {row["path"].rpartition("/")[2]: row["remarks"] for row in read_csv(out / "runs.csv")}
     assert found["cppo_soft"].startswith("no validation accuracy was logged")
-    assert "metrics-1.jsonl: 1 damaged line was skipped.; actor/grad_norm: 1 logged value is NaN" in found["dppo"]
-    Page(out / "report.html")
+    assert "metrics-1.jsonl: 1 damaged line was skipped." in found["dppo"]
 
 
 def test_which_report_and_which_runs(two, capsys):
@@ -396,7 +359,7 @@ def test_which_report_and_which_runs(two, capsys):
     assert written == {"metrics.csv", "report.html", "report.md", "report.png"}
     assert (reported(two / "cppo", "--tables") / "table1.csv").exists()
     assert (reported(two) / "report.html").exists() and expand(two) == [two / "cppo", two / "dppo"]  # not the report
-    assert report.run(command(two / "cppo", two / "nowhere")) == 1
+    assert status(two / "cppo", two / "nowhere") == 1
     assert "nowhere does not exist" in capsys.readouterr().err
     for seed in (1, 2):  # verl's own naming is a run a file
         (two.parent / "qwen3_8b_base").mkdir(exist_ok=True)
@@ -408,12 +371,9 @@ def test_which_report_and_which_runs(two, capsys):
 def test_the_same_run_twice_counts_once_and_two_unnamed_seeds_are_said(two):
     shutil.copytree(two / "cppo", two / "again")
     log = two / "cppo/logs/metrics-1.jsonl"
-    log.write_text(
-        "".join(line.replace('"data": {', '"data": {"perf/mfu": 1.0, ') + "\n" for line in log.read_text().splitlines())
-    )
+    log.write_text(log.read_text().replace('"data": {', '"data": {"perf/mfu": 1.0, '))
     study = read_study([two / "cppo", two / "cppo", two / "again"], {})
     assert [entry.label for entry in study.entries] == [Label(MODEL, "CPPO")] * 2
-    assert "given more than once" in study.notes[0]
-    assert study.notes[1].startswith(f"2 runs are {MODEL} CPPO")
+    assert "given more than once" in study.notes[0] and study.notes[1].startswith(f"2 runs are {MODEL} CPPO")
     run = study.entries[0].run
     assert run is not None and metrics.GRAD_NORM in run.frame and "perf/mfu" not in run.frame  # what is not drawn

@@ -10,24 +10,24 @@ import pytest
 import yaml
 from PIL import Image
 
-from cppo_verl.cli import report
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.reporting.page import write_report
-from cppo_verl.reporting.panels import coarse, other_time, panels_of, specifications, thirds
+from cppo_verl.reporting.panels import coarse, other_time, panels_of, thirds
 from cppo_verl.reporting.plots import blocks, with_gaps
 from cppo_verl.reporting.settings import method_name, read_settings, settings_table
 from cppo_verl.reporting.summary import headline, number_rows, validation
+from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import percent, plain
 from tests.reporting.pages import (
     CONFIG,
     LOSS,
     Page,
-    command,
     realistic_run,
     realistic_steps,
     reported,
     run_of,
+    status,
     write_log,
 )
 
@@ -39,9 +39,6 @@ AIME24, AIME25 = "val-core/aime24/acc/mean@16", "val-core/aime25/acc/mean@16"
 def written(tmp_path_factory):
     """The report of the realistic run, through the command line's own parser."""
     return reported(realistic_run(tmp_path_factory.mktemp("runs") / "arithmetic-cppo"))
-
-
-# --- headline and numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,9 +98,6 @@ def test_metric_names_are_those_the_package_logs():
     assert metrics.FIRST_UPDATE.removeprefix(metrics.TRUST_REGION + "first_update/") in logged.FIRST_UPDATE
 
 
-# --- settings ---------------------------------------------------------------------------------------------------
-
-
 def test_settings_are_read_and_shown(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     settings = read_settings(tmp_path / "config.yaml")
@@ -135,19 +129,15 @@ def test_knobs_that_the_rule_does_not_use_are_left_out_and_none_of_a_rule_from_o
     assert (own["Rule"], own["grace"], own["Last weight w_min"]) == ("cutoff", "2", "0.8") and "dro_beta" not in own
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------
+HOLED = pd.Series([1.0, 2.0, 3.0, 4.0], index=[1, 2, 3, 9])
 
 
 def test_lines_and_bars_leave_a_hole_where_steps_are_missing():
-    edges, heights = blocks(pd.Series([1.0, 2.0, 3.0], index=[1, 2, 5]))
-    assert edges.tolist() == [0.0, 1.5, 3.5, 6.0]  # the usual distance is 2 here, and 3 is no hole
-    holed = pd.Series([1.0, 2.0, 3.0, 4.0], index=[1, 2, 3, 9])
-    edges, heights = blocks(holed)
-    assert edges.tolist() == [0.5, 1.5, 2.5, 3.5, 8.5, 9.5]
-    np.testing.assert_array_equal(heights, [1.0, 2.0, 3.0, np.nan, 4.0])
-    steps, values = with_gaps(holed)
-    assert steps.tolist() == [1, 2, 3, 6, 9]
-    np.testing.assert_array_equal(values, [1.0, 2.0, 3.0, np.nan, 4.0])
+    assert blocks(pd.Series([1.0, 2.0, 3.0], index=[1, 2, 5]))[0].tolist() == [0.0, 1.5, 3.5, 6.0]  # 3 is no hole of 2
+    assert blocks(HOLED)[0].tolist() == [0.5, 1.5, 2.5, 3.5, 8.5, 9.5]
+    assert with_gaps(HOLED)[0].tolist() == [1, 2, 3, 6, 9]
+    for drawn in (blocks, with_gaps):
+        np.testing.assert_array_equal(drawn(HOLED)[1], [1.0, 2.0, 3.0, np.nan, 4.0])
 
 
 def test_thirds_are_means_over_steps_latest_first():
@@ -175,9 +165,6 @@ def test_a_run_of_more_than_400_steps_is_drawn_in_means_and_the_caption_says_so(
     assert ("Each point is the mean of 3 steps." in masked.caption) == (points == 3)
 
 
-# --- files ------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_is_self_contained_and_made_for_phones_and_screen_readers(written):
     page = Page(written / "report.html")
     page.check_self_contained()
@@ -188,7 +175,7 @@ def test_the_page_is_self_contained_and_made_for_phones_and_screen_readers(writt
     assert page.attributes("html") == [{"lang": "en"}]
     assert "prefers-color-scheme: dark" in page.source and "@media print" in page.source
     assert "#2b6cb0" not in str(page.tags)  # colours come from the style
-    for panel in list(specifications().values())[:6]:
+    for panel in list(data("panels.yaml").values())[:6]:
         assert panel["title"] in page.text and panel["caption"] in page.text
     assert "effective delta_b 0." in str(drawings[3]["aria-label"])
 
@@ -289,29 +276,21 @@ def test_what_a_run_and_its_model_wrote_is_text_not_markup(tmp_path):
     assert "<img" not in text.replace("```text\nrule: cppo\n'''\n" + HOSTILE, "").replace("\\<img", "")
 
 
-# --- command line -----------------------------------------------------------------------------------------------
-
-
 def test_out_title_and_logs_side_by_side(tmp_path, capsys):
-    for name in ("cppo", "dppo"):
-        write_log(tmp_path / f"{name}.jsonl", realistic_steps(5))
-        assert report.run(command(tmp_path / f"{name}.jsonl")) == 0
-        assert str(tmp_path / f"{name}-report/report.html") in capsys.readouterr().out
-    out = reported(tmp_path / "cppo.jsonl", "--out", tmp_path / "elsewhere", "--title", "A name of my own")
+    log = write_log(tmp_path / "cppo.jsonl", realistic_steps(5))
+    write_log(tmp_path / "dppo.jsonl", realistic_steps(5))
+    assert status(log) == 0 and str(tmp_path / "cppo-report/report.html") in capsys.readouterr().out
+    out = reported(log, "--out", tmp_path / "elsewhere", "--title", "A name of my own")
     assert "A name of my own" in Page(out / "report.html").text
 
 
 def test_errors_are_sentences_on_stderr_and_notes_are_told(tmp_path, capsys):
-    assert report.run(command(tmp_path / "nowhere")) == 1
-    captured = capsys.readouterr()
-    assert (
-        captured.out == ""
-        and captured.err.startswith("cppo-verl report: ")
-        and "nowhere does not exist" in captured.err
-    )
+    assert status(tmp_path / "nowhere") == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("cppo-verl report: ") and "nowhere does not exist" in said.err
     good = write_log(tmp_path / "metrics-1.jsonl", [(1, {"a": 1}), (2, {"a": 2})]).read_text()
     (tmp_path / "metrics-1.jsonl").write_text(good.replace("\n", "\n{broken\n", 1))
-    assert report.run(command(tmp_path)) == 1
+    assert status(tmp_path) == 1
     assert "metrics-1.jsonl, line 2" in capsys.readouterr().err
     out = reported(tmp_path, "--skip-bad-lines")
     assert "1 damaged line was skipped" in capsys.readouterr().err
