@@ -52,7 +52,7 @@ def test_options():
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["eval", "m", "--n", "4", "--vllm", "max_num_seqs=8", "--vllm", "quantization=fp8"])
     assert args.run is command.run
-    assert (args.n, args.temperature, args.vllm) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
+    assert (args.n, args.temperature, args.extra) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
     with pytest.raises(SystemExit):
         parser.parse_args(["eval", "m", "--chat-template-kwargs", "{no json"])
 
