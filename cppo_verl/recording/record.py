@@ -43,6 +43,11 @@ def entries(kind: str, **default: Any) -> Any:
     return field(metadata={"kind": kind, "list": True}, **default)
 
 
+def part() -> Any:
+    """A field whose own fields are columns."""
+    return field()
+
+
 @dataclass(frozen=True)
 class Header:
     """What holds for a whole step.
@@ -132,7 +137,7 @@ class Response:
     log_mu: np.ndarray = tokens("float32")
     advantages: np.ndarray = tokens("float32")
     reward: float = value("float64")
-    first: Look = field()
+    first: Look = part()
     last: Look | None = None
     output: int = value("int32", default=0)
     versions_behind: int | None = value("int32", default=None)
