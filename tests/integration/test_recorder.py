@@ -3,6 +3,7 @@
 import logging
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from cppo_verl import presets
 from cppo_verl.integration import looks, losses, recorder
 from cppo_verl.integration.recorder import Call, Recorder
 from cppo_verl.recording import batches, candidates, files, replay
-from cppo_verl.recording.record import Header, StepRecord
+from cppo_verl.recording.record import StepRecord
 from tests.helpers import Batch, actor_config, random_batch
 from tests.integration.test_losses import micro_batch
 from tests.integration.test_pieces import TOKENIZERS
@@ -229,7 +230,7 @@ def test_an_error_in_one_response_costs_that_response(tmp_path, queue, monkeypat
 
 def test_a_step_is_recorded_only_at_the_distance(tmp_path, queue):
     record = step_record(8)
-    files.write(tmp_path, StepRecord(Header(**{**vars(record.header), "every": 4}), record.responses))
+    files.write(tmp_path, StepRecord(replace(record.header, every=4), record.responses))
     one = Recorder(config_of(tmp_path), TOKENIZER)
     assert [step for step in range(9, 17) if mark(one, step)[1] is not None] == [12, 16]
 
