@@ -1,13 +1,12 @@
 """``cppo-verl eval MODEL``: Avg@N of a run, a checkpoint or a model on verl data files, with standard errors."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
-
-SAMPLING = ("n", "temperature", "top_p", "top_k", "seed", "max_response_length", "max_model_len", "dtype")
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
@@ -18,13 +17,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         description="Sample N answers a problem with vLLM, score them as verl's validation does, and write "
         "summary.json, problems.csv, problems.parquet and samples.parquet. Stopped, the same command goes on.",
     )
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options; where none is given, a run's own config.yaml decides, then the default."""
+    # Where none is given, a run's own config.yaml decides, then the default.
     parser.add_argument("model", metavar="CHECKPOINT", help="run, global_step_N, model folder or hub id")
     parser.add_argument("--data", nargs="+", type=Path, default=[], help="parquet or jsonl (default: the run's)")
     parser.add_argument("--out", type=Path, help="where to write (default: RUN/eval/global_step_N or eval/MODEL)")
@@ -52,8 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vllm.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
     vllm.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     vllm.add_argument(
-        "--vllm", type=_pair, action="append", default=[], metavar="KEY=JSON", help="any vllm.LLM argument"
+        "--vllm",
+        type=_pair,
+        action="append",
+        default=[],
+        dest="extra",
+        metavar="KEY=JSON",
+        help="any vllm.LLM argument",
     )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,18 +66,14 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; what stops it is raised
     from cppo_verl.evaluation.engine import EngineOptions
     from cppo_verl.evaluation.evaluate import Request, evaluate
-    from cppo_verl.evaluation.settings import Reward
+    from cppo_verl.evaluation.settings import Reward, Sampling
 
-    options = EngineOptions(
-        tensor_parallel_size=args.tensor_parallel_size,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        enforce_eager=args.enforce_eager,
-        trust_remote_code=args.trust_remote_code,
-        extra=dict(args.vllm),
+    sampling, options = (
+        {each.name: getattr(args, each.name) for each in dataclasses.fields(kind)} for kind in (Sampling, EngineOptions)
     )
-    sampling = {name: getattr(args, name) for name in (*SAMPLING, "chat_template_kwargs")}
+    engine = EngineOptions(**options | {"extra": dict(args.extra)})
     reward = Reward(args.reward_file, args.reward_name, args.reward_kwargs) if args.reward_file else None
-    request = Request(args.model, args.data, args.out, sampling, reward, options, args.part_size, args.fresh)
+    request = Request(args.model, args.data, args.out, sampling, reward, engine, args.part_size, args.fresh)
     try:
         evaluate(request, lambda line: print(line, flush=True))
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,7 @@ def evaluate(request: Request, say: Say = print) -> dict[str, Any]:
     scoring.check(scorer, rows)
     out = request.out or default_out(source)
     options = replace(request.options, trust_remote_code=request.options.trust_remote_code or config.trust_remote_code)
-    depends = {
-        "model": source.fingerprint(),
-        "data": [problems.sha256(file) for file in files],
-        **sampling.as_dict(),
-    }
+    depends = {"model": source.fingerprint(), "data": [problems.sha256(file) for file in files], **asdict(sampling)}
     with store.Store(out, depends, request.fresh) as saved:
         _generate_missing(source, rows, sampling, options, saved, request.part_size, say)
         scores = [scoring.score(scorer, rows[response.row], response) for response in saved.responses()]

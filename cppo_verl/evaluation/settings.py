@@ -1,6 +1,6 @@
 """What an evaluation depends on, and where a value comes from: the command line, the run's own config, a default."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,6 @@ class Sampling:
         ):
             if not holds:
                 raise EvaluationError(f"{option} {value}: {remedy}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

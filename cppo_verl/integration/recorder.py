@@ -22,6 +22,7 @@ from cppo_verl import __version__
 from cppo_verl.integration import looks, topk
 from cppo_verl.integration.alarms import raise_alarm
 from cppo_verl.integration.pieces import pieces
+from cppo_verl.integration.skip import split
 from cppo_verl.recording import draw, files
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
 from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, names_from_outside
@@ -231,11 +232,3 @@ class Recorder:
             first=look(first, update),
             last=look(others[-1], last_update) if others else None,
         )
-
-
-def split(key: str) -> tuple[str, int, int]:
-    """verl's key ``{uid}_{sample}_{output}`` of a response; a key of another form is its own group."""
-    parts = key.rsplit("_", 2)
-    if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
-        return parts[0], int(parts[1]), int(parts[2])
-    return key, 0, 0

@@ -29,7 +29,7 @@ def loader_order(keys: Sequence[str], fetched: Sequence[str]) -> list[int]:
 
     def place(row: int) -> tuple[int, int, int]:
         uid, sample, part = skip.split(keys[row])
-        return positions[uid], int(sample), part
+        return positions[uid], sample, part
 
     return sorted(range(len(keys)), key=place)
 

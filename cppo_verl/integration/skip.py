@@ -38,15 +38,16 @@ def obstacles(config: DictConfig) -> Iterator[str]:
             yield f"{key}={value}"
 
 
-def split(key: str) -> tuple[str, str, int]:
+def split(key: str) -> tuple[str, int, int]:
     """Prompt, session and output of verl's key ``{uid}_{session}_{output}``; a key of another form is a prompt."""
-    parts = key.rsplit("_", 2)
-    return (parts[0], parts[1], int(parts[2])) if len(parts) == 3 and parts[2].isdecimal() else (key, "0", 0)
+    uid, *numbers = key.rsplit("_", 2)
+    ours = len(numbers) == 2 and all(map(str.isdecimal, numbers))
+    return (uid, int(numbers[0]), int(numbers[1])) if ours else (key, 0, 0)
 
 
 def last_outputs(keys: Sequence[str]) -> list[int]:
     """For each row, the row that holds the last output of its session: an agent loop may return several."""
-    last: dict[tuple[str, str], tuple[int, int]] = {}
+    last: dict[tuple[str, int], tuple[int, int]] = {}
     for row, (uid, session, output) in enumerate(map(split, keys)):
         last[uid, session] = max(last.get((uid, session), (-1, row)), (output, row))
     return [last[split(key)[:2]][1] for key in keys]

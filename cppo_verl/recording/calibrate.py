@@ -14,10 +14,9 @@ import torch
 from cppo_verl.recording.batches import Batch
 from cppo_verl.recording.candidates import CLIPS, Candidate
 from cppo_verl.recording.masked import FACTORS, Family, Masked
-from cppo_verl.recording.numbers import PREFIX_RULES
 from cppo_verl.recording.record import RecordError
 from cppo_verl.trust_region.knobs import KEY_PREFIX
-from cppo_verl.trust_region.rules import position_weights
+from cppo_verl.trust_region.rules import capability, position_weights
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -225,7 +224,7 @@ def _gaps(part: Batch, candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
     """w_t D_t of every token that a first update saw, and the token's group."""
     first = torch.tensor([look.update == 0 for look in part.looks]).unsqueeze(-1)
     values = part.divergence(candidate)
-    if candidate.rule in PREFIX_RULES:
+    if capability(candidate.rule).prefix_budget:
         values = values * position_weights(part.tokens, candidate.knobs)
     counted = part.counted & first
     groups = torch.tensor(part.groups).unsqueeze(-1).expand_as(counted)

@@ -14,10 +14,8 @@ from torch import Tensor
 from cppo_verl.recording.record import CAPPED, KEPT, PREFIX, TOKEN, Header, Look, Response
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import TrustRegionKnobs, knob_names
-from cppo_verl.trust_region.rules import position_weights, prefix_budget
+from cppo_verl.trust_region.rules import capability, position_weights, prefix_budget
 from cppo_verl.trust_region.tokens import Tokens
-
-PREFIX_RULES = ("cppo",)  # rules that spend a prefix budget
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,6 @@ class Numbers:
     delta_b: float | None = None
 
 
-def knobs_of(header: Header) -> TrustRegionKnobs:
-    """The knobs in force; those that are not ours (of a rule of one's own) stay in ``header.knobs``."""
-    return TrustRegionKnobs(**{name: header.knobs[name] for name in knob_names() if name in header.knobs})
-
-
 def depends_on_width(knobs: TrustRegionKnobs) -> bool:
     """Whether the weights depend on the width of the tensors that the rule is given."""
     return knobs.horizon == "max" and knobs.max_response_length is None
@@ -55,16 +48,20 @@ def of(header: Header, responses: Sequence[Response], last: bool = False) -> lis
 
     Responses are padded to one width: give a step's at a time.
     """
-    knobs = knobs_of(header)
+    knobs = TrustRegionKnobs(**{name: header.knobs[name] for name in knob_names() if name in header.knobs})
     if depends_on_width(knobs) and len(responses) > 1:
         return [one for response in responses for one in of(header, [response], last)]
     looks = [response.looks[-1 if last else 0] for response in responses]
     tokens = pad(responses, looks, max((r.width for r in responses), default=0))
     with torch.no_grad():
-        divergence = divergence_of(tokens, looks, knobs)
+        if knobs.estimator == "binary":
+            divergence = tokens.divergence(knobs.divergence)
+        else:
+            found = [look.divergence for look in looks]
+            divergence = padded(found, tokens.mask.shape[1]).masked_fill(~tokens.mask, 0.0)
         columns = {"divergence": divergence, "ratio": tokens.ratio}
         budgets: list[float | None] = [None] * len(responses)
-        if header.rule in PREFIX_RULES:
+        if capability(header.rule).prefix_budget:
             columns["weight"] = weight = position_weights(tokens, knobs)
             if knobs.budget != "none":
                 budget = prefix_budget(tokens, divergence, knobs)
@@ -99,19 +96,10 @@ def pad(responses: Sequence[Response], looks: Sequence[Look], width: int) -> Tok
     )
 
 
-def padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
-    """(rows, width) float32, 0 after the end of a row."""
+def padded(rows: Sequence[np.ndarray | None], width: int) -> Tensor:
+    """(rows, width) float32, 0 after the end of a row, and in one that is not there."""
     out = torch.zeros(len(rows), width)
     for row, values in enumerate(rows):
-        out[row, : len(values)] = torch.from_numpy(np.array(values))
+        if values is not None:
+            out[row, : len(values)] = torch.from_numpy(np.array(values))
     return out
-
-
-def divergence_of(tokens: Tokens, looks: Sequence[Look], knobs: TrustRegionKnobs) -> Tensor:
-    """D_t as the rule that ran saw it, (responses, width) float32, 0 at tokens that are not the policy's own."""
-    if knobs.estimator == "binary":
-        return tokens.divergence(knobs.divergence)
-    found = padded(
-        [np.zeros(0) if look.divergence is None else look.divergence for look in looks], tokens.mask.shape[1]
-    )
-    return found.masked_fill(~tokens.mask, 0.0)

@@ -41,6 +41,7 @@ class Capability:
         needs_kl: its thresholds are those of a KL (``divergence=kl``).
         whole_response: it keeps or drops whole responses.
         token_threshold: ``delta`` is what the D_t of a single token is held against.
+        prefix_budget: it weighs D_t by position, and what a prefix spends is held against ``delta_b``.
     """
 
     knobs: type[TrustRegionKnobs] = TrustRegionKnobs
@@ -51,6 +52,7 @@ class Capability:
     needs_kl: bool = False
     whole_response: bool = False
     token_threshold: bool = False
+    prefix_budget: bool = False
 
 
 CAPABILITIES: dict[str, Capability] = {}
@@ -108,7 +110,7 @@ def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
     return token_threshold(tokens, divergence, knobs, knobs.delta)
 
 
-@rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True)
+@rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True, prefix_budget=True)
 def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
 

@@ -9,7 +9,7 @@ import pytest
 
 from cppo_verl.cli import eval as command
 from cppo_verl.cli.main import main
-from cppo_verl.evaluation import EvaluationError, checkpoint, engine, evaluate, settings
+from cppo_verl.evaluation import EvaluationError, engine, evaluate, settings
 from tests.evaluation.data import response, row, write
 
 
@@ -52,7 +52,7 @@ def test_options():
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["eval", "m", "--n", "4", "--vllm", "max_num_seqs=8", "--vllm", "quantization=fp8"])
     assert args.run is command.run
-    assert (args.n, args.temperature, args.vllm) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
+    assert (args.n, args.temperature, args.extra) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
     with pytest.raises(SystemExit):
         parser.parse_args(["eval", "m", "--chat-template-kwargs", "{no json"])
 
@@ -72,7 +72,6 @@ def test_mistakes_are_one_sentence(model, tmp_path, capsys):
         (["--data", unknown], 'verl has no scorer for data_source "nobody\'s benchmark"'),
         (["--data", number], f"{number}, row 1: ground_truth is 34, for which right answers count as wrong"),
         ([], "no data: give parquet or jsonl files in --data"),
-        (["--data", unknown, "--n", "0"], "--n 0: give 1 or more samples"),
         (["--data", unknown, "--part-size", "0"], "--part-size 0: give 1 or more"),
     ):
         assert main(["eval", str(model), *arguments]) == 1
@@ -90,18 +89,8 @@ def test_from_problems_to_tables_without_an_engine(model, tmp_path, capsys, monk
     monkeypatch.setattr(engine, "tokenise", lambda rows, *_: SimpleNamespace(ids={r.row: [1] for r in rows}))
     monkeypatch.setattr(engine, "start", lambda *_: None)
     monkeypatch.setattr(engine, "generate", answers)
-    arguments = [
-        "eval",
-        str(model),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "out"),
-        "--n",
-        "2",
-        "--part-size",
-        "2",
-    ]
+    arguments = ["eval", str(model), "--data", str(data), "--out", str(tmp_path / "out")]
+    arguments += ["--n", "2", "--part-size", "2"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "2/3 problems saved" in said and "3/3 problems saved" in said
@@ -112,4 +101,3 @@ def test_from_problems_to_tables_without_an_engine(model, tmp_path, capsys, monk
     assert summary["mean"]["mean"] == 0.5 and summary["settings"]["n"] == 2
     assert summary["model"] == str(model) and summary["verl_metrics"]["val-core/aime25/acc/mean@2"] == 0.5
     assert len(pandas.read_parquet(tmp_path / "out/samples.parquet")) == 6
-    assert evaluate.default_out(checkpoint.locate(str(model))).name == "model"

@@ -13,12 +13,8 @@ def test_numbers_rows_over_files_and_within_sources(tmp_path):
     second = tmp_path / "b.jsonl"
     second.write_text(json.dumps(row("aime25", "3?")) + "\n")
     found = problems.read([first, second])
-    assert [(p.row, p.data_source, p.number) for p in found] == [
-        (0, "aime24", 0),
-        (1, "aime25", 0),
-        (2, "aime24", 1),
-        (3, "aime25", 1),
-    ]
+    assert [p.row for p in found] == [0, 1, 2, 3]
+    assert [(p.data_source, p.number) for p in found] == [("aime24", 0), ("aime25", 0), ("aime24", 1), ("aime25", 1)]
     assert found[3].messages == [{"role": "user", "content": "3?"}]
     assert found[0].identity != found[2].identity
     assert found[3].place == f"{second}, row 1"

@@ -1,35 +1,30 @@
 """Responses on disk: killed, resumed, changed settings, damage."""
 
-import signal
-import subprocess
-import sys
-import time
+import multiprocessing
 
 import pytest
 
 from cppo_verl.evaluation import EvaluationError, store
 from tests.evaluation.data import response
 
-SLOW = """
-import sys
-from pathlib import Path
-from cppo_verl.evaluation import store
-with store.Store(Path(sys.argv[1]), {"n": 1}) as saved:
-    for row in range(1000):
-        saved.append([store.Response(row, 0, "x" * 20000, 1, "stop")])
-        print(row, flush=True)
-"""
+FORK = multiprocessing.get_context("fork")
+
+
+def save_on_and_on(out, told) -> None:
+    with store.Store(out, {"n": 1}) as saved:
+        for row in range(1000):
+            saved.append([response(row, text="x" * 20000)])
+            told.send(row)
 
 
 def test_kill_between_parts_loses_at_most_the_part_in_hand(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 20:
-            break
-    time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    heard, told = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=save_on_and_on, args=(tmp_path, told))
+    process.start()
+    while heard.recv() < 20:
+        pass
+    process.kill()
+    process.join()
     with store.Store(tmp_path, {"n": 1}) as saved:
         rows = [r.row for r in saved.responses()]
         assert rows == list(range(len(rows)))

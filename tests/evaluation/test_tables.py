@@ -9,7 +9,7 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from cppo_verl.evaluation import problems, scoring, tables
-from tests.evaluation.data import problem, response, row, write
+from tests.evaluation.data import problem, response, row
 
 
 def score(row: int, sample: int, acc: float | None, reward: float | None = None) -> scoring.Score:
@@ -107,14 +107,3 @@ def test_all_tables_whatever_the_data_files_hold(tmp_path, given_, written):
         ["aime24", n, "1+1?", n, 2, 15.0] for n in range(2)
     ]
     assert pandas.read_parquet(tmp_path / "samples.parquet")["acc"].tolist() == [0, 1, 0, 1]
-
-
-def test_two_files_that_name_their_rows_differently(tmp_path):
-    files = [
-        write(tmp_path / f"{index}.parquet", row(question=f"{index}?", extra_info={"index": index}))
-        for index in (7, "seven")
-    ]
-    rows = problems.read(files)
-    samples = tables.samples_of(rows, [score(r.row, 0, 1.0) for r in rows])
-    tables.write(tmp_path / "out", tables.summarise(samples), rows, samples)
-    assert pandas.read_parquet(tmp_path / "out/problems.parquet")["index"].tolist() == ["7", "seven"]

@@ -3,6 +3,7 @@
 import logging
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from cppo_verl import presets
 from cppo_verl.integration import looks, losses, recorder
 from cppo_verl.integration.recorder import Call, Recorder
 from cppo_verl.recording import batches, candidates, files, replay
-from cppo_verl.recording.record import Header, StepRecord
+from cppo_verl.recording.record import StepRecord
 from tests.helpers import Batch, actor_config, random_batch
 from tests.integration.test_losses import micro_batch
 from tests.integration.test_pieces import TOKENIZERS
@@ -125,8 +126,8 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
         own = batch.mask[row, :n].bool().numpy()
         assert response.length == n
         assert np.array_equal(response.mask, own)
-        assert np.array_equal(response.first.log_pi[own], batch.log_prob[row, :n].numpy()[own])
-        assert np.array_equal(response.log_mu[own], batch.old_log_prob[row, :n].numpy()[own])
+        assert np.array_equal(response.first.log_pi, batch.log_prob[row, :n])  # of tool output too
+        assert np.array_equal(response.log_mu, batch.old_log_prob[row, :n])
         assert np.array_equal(response.advantages[own], batch.advantages[row, :n].numpy()[own])
         assert response.reward == pytest.approx(row, rel=1e-5)
         assert response.versions_behind == (0 if row else 1)
@@ -135,8 +136,7 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
         assert response.prompt == TOKENIZER.decode([0, 1, 2])
         assert (response.last is None) == (epochs == 1)
         if response.last is not None:
-            moved = batch.log_prob[row, :n].numpy() - np.float32(0.1)
-            assert np.array_equal(response.last.log_pi[own], moved[own])
+            assert np.array_equal(response.last.log_pi, batch.log_prob[row, :n] - 0.1)
             assert response.last.update == UPDATES + response.first.update
     result = replay.replay(batches.batches([record]), [candidates.recorded(record.header)])
     assert result.recorded_tokens > 50 and result.tallies[0].differs == 0
@@ -230,7 +230,7 @@ def test_an_error_in_one_response_costs_that_response(tmp_path, queue, monkeypat
 
 def test_a_step_is_recorded_only_at_the_distance(tmp_path, queue):
     record = step_record(8)
-    files.write(tmp_path, StepRecord(Header(**{**vars(record.header), "every": 4}), record.responses))
+    files.write(tmp_path, StepRecord(replace(record.header, every=4), record.responses))
     one = Recorder(config_of(tmp_path), TOKENIZER)
     assert [step for step in range(9, 17) if mark(one, step)[1] is not None] == [12, 16]
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from cppo_verl.cli.main import main
-from cppo_verl.recording import batches, calibrate, candidates, files
+from cppo_verl.recording import batches, calibrate, candidates
 from cppo_verl.recording.masked import Family, Masked, family_of
 from cppo_verl.recording.record import RecordError, StepRecord
-from cppo_verl.recording.selection import select
 from tests.recording.synthetic import run, step_record
 
 
@@ -60,20 +59,6 @@ def test_held_back_groups_get_the_share_within_the_interval():
         parts = batches.batches(records(16, seed=seed, length=60, size=2, groups=3))
         inside += calibrate.for_share(parts, family(parts), 0.1, seed).held_back.holds(0.1)
     assert inside >= 7
-
-
-def test_thresholds_of_one_half_of_the_steps_on_the_other():
-    steps = records(60, length=100, groups=3)
-    known, held = batches.batches(steps[::2]), batches.batches(steps[1::2])
-    found = calibrate.for_share(known, family(known), 0.1)
-    strict, loose = (
-        found.candidate.changed({name: getattr(x, end) for name, x in found.thresholds.items()})
-        for end in ("low", "high")
-    )
-    least, most = (calibrate.share_of(held, one, 0) for one in (loose, strict))
-    assert least.low < 0.1 < most.high
-    assert most.high - least.low < 0.15
-    assert found.share.value == pytest.approx(0.1, rel=0.01)
 
 
 def test_an_interval_narrows_with_the_record():
@@ -140,9 +125,3 @@ def test_the_command_prints_overrides(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["calibrate", str(tmp_path), "--masked-share", "3"])
     assert "write 1% as 0.01" in capsys.readouterr().err
-
-
-def test_a_selection_of_steps_is_a_selection(tmp_path):
-    run(tmp_path, steps=4)
-    assert select(tmp_path, (2, 3)).scope == "2 recorded steps, 2 to 3"
-    assert set(files.steps(tmp_path)) == {1, 2, 3, 4}

@@ -1,5 +1,7 @@
 """Which groups are recorded, and which steps stay when the allowance is used up."""
 
+from dataclasses import replace
+
 import pytest
 
 from cppo_verl.recording import draw, files
@@ -55,6 +57,5 @@ def test_a_limit_below_one_step_keeps_nothing(tmp_path):
 def test_the_distance_is_read_back_from_the_newest_record(tmp_path, every):
     assert draw.distance(tmp_path) == 1
     record = step_record(16)
-    header = type(record.header)(**{**vars(record.header), "every": every})
-    files.write(tmp_path, StepRecord(header, record.responses))
+    files.write(tmp_path, StepRecord(replace(record.header, every=every), record.responses))
     assert draw.distance(tmp_path) == every

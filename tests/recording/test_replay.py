@@ -51,6 +51,20 @@ def test_the_rule_that_ran_reproduces_its_gates_and_causes_on_every_token(tmp_pa
             assert np.array_equal(cause[row, : response.length].numpy()[response.mask], look.cause[response.mask])
 
 
+@pytest.mark.parametrize(("rule", "knobs"), SETTINGS)
+def test_shares_are_those_of_the_training_metrics(rule, knobs):
+    record = step_record(rule=rule, length=200, groups=4, **knobs)
+    ran = candidates.recorded(record.header)
+    tally = replay.replay(batches.batches([record]), [ran]).tallies[0]
+    tokens = pad(record.responses, [r.first for r in record.responses], 0)
+    verdict, divergence = evaluate(rule, tokens, ran.knobs)
+    said = metrics.summarise(tokens, divergence, verdict, ran.knobs.ratio_cap).sums
+    ours = {"": tally.removed, "_token_threshold": tally.token, "_prefix_budget": tally.prefix}
+    ours |= {"_positive": tally.positive}
+    ours |= {f"_by_position/{tenth}": share for tenth, share in enumerate(tally.by_position)}
+    assert ours == pytest.approx({name: said[f"masked_share{name}"] for name in ours}, abs=1e-4)
+
+
 def test_every_rule_is_among_the_settings():
     assert {rule for rule, _ in SETTINGS} == set(BUILT_IN)
 
@@ -92,24 +106,6 @@ def test_shares_and_overlap_by_hand():
     assert result.overlap(1, 2) == 1.0 and result.overlap(1, 3) == pytest.approx(2 / 3)
     assert result.overlap(0, 1) == 0.0 and result.overlap(0, 0) is None
     assert result.share(three.removed) == pytest.approx(0.15)
-
-
-@pytest.mark.parametrize(("rule", "knobs"), SETTINGS)
-def test_shares_are_those_of_the_training_metrics(tmp_path, rule, knobs):
-    record = step_record(rule=rule, length=200, groups=4, **knobs)
-    parts = batches.batches([record])
-    ran = candidates.recorded(record.header)
-    tally = replay.replay(parts, [ran]).tallies[0]
-    tokens = pad(record.responses, [r.first for r in record.responses], 0)
-    verdict, divergence = evaluate(rule, tokens, ran.knobs)
-    sums = metrics.summarise(tokens, divergence, verdict, ran.knobs.ratio_cap)
-    said = {name: value for name, value in sums.sums.items() if name.startswith(("masked_share", "ratio_capped"))}
-    assert tally.removed == pytest.approx(said["masked_share"], abs=1e-4)
-    assert tally.token == pytest.approx(said["masked_share_token_threshold"], abs=1e-4)
-    assert tally.prefix == pytest.approx(said["masked_share_prefix_budget"], abs=1e-4)
-    assert tally.positive == pytest.approx(said["masked_share_positive"], abs=1e-4)
-    for tenth in range(10):
-        assert tally.by_position[tenth] == pytest.approx(said[f"masked_share_by_position/{tenth}"], abs=1e-3)
 
 
 def test_weights_that_depend_on_the_width_see_the_width_that_was(tmp_path):
@@ -207,9 +203,8 @@ def test_a_rule_from_outside_is_replayed(tmp_path, monkeypatch):
             del known["head_only"]
     (tmp_path / "head_only.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    selection = select(run(tmp_path, steps=1))
-    with pytest.raises(RecordError, match="'head_only' is no rule"):
-        replay.replayed(selection, [], [("head_only", [])])
+    selection = select(run(tmp_path), (2, 2))
+    assert selection.scope == "step 2" and selection.header.step == 2
     result, _ = replay.replayed(selection, [], [("head_only", ["rule_module=head_only.py", "head=5"])])
     part, tally = selection.batches[0], result.tallies[1]
     assert tally.candidate.name == "head_only head=5"
