@@ -44,6 +44,9 @@ FUNCTIONS = frozenset(
 TOKEN = re.compile(r"\s+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|\*\*|[-+*/(),]|(?P<name>[A-Za-z]+)")
 OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 
+ITEM = '{"answer": "2", "metadata": {"numbers": [1, 1], "target": 2}}'
+TRIAL = ("marks", [[["countdown", "1 + 1", ITEM], ["countdown", "1 + 2", ITEM]]], [1.0, 0.05])
+
 _scorers: dict[str, Any] = {}
 
 
@@ -68,7 +71,7 @@ def prepare() -> None:
             if getattr(module, "parse_expr", None) is parse:
                 vars(module)["parse_expr"] = parse_expression
     vars(sympy)["parse_expr"] = parse_expression
-    marks([["countdown", "1 + 1", '{"answer": "2", "metadata": {"numbers": [1, 1], "target": 2}}']])
+    marks(TRIAL[1][0])  # builds what the first scoring builds
 
 
 def marks(answers: list[list[str]]) -> list[float]:

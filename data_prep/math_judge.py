@@ -12,6 +12,7 @@ from sympy.core.function import AppliedUndef
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 DIGITS = 60  # of a numeric comparison
 NAMES = (sympy.Symbol, AppliedUndef)  # x, f(2)
+TRIAL = ("are_equal", ["\\sqrt{4} + 1", "\\frac{6}{2}"], True)
 SUBSCRIPT = re.compile(r"\d\s*_")  # a number to a base, which math-verify takes for the number
 
 

@@ -3,9 +3,9 @@
     judges = Sandbox("data_prep.math_judge")
     verdict = judges.call("are_equal", ["1/2", "0.5"], seconds=2.0, memory_mib=512)
 
-A worker imports the module once, calls its ``prepare``, and forks for every call; the fork gives up its rights
-(confinement.py), computes, and sends its result back as JSON. It is killed from outside when it runs out of time. If a
-worker cannot start, or its forks would keep a right, that is an error and not a verdict.
+A worker imports the module once, calls its ``prepare``, tries its ``TRIAL`` and forks for every call; the fork gives up
+its rights (confinement.py), computes, and sends its result back as JSON. It is killed from outside when it runs out of
+time. If a worker cannot start, or its forks keep a right or cannot compute, that is an error and not a verdict.
 """
 
 import atexit
@@ -141,7 +141,7 @@ def serve(descriptor: int, module_name: str) -> None:
         module = importlib.import_module(module_name)
         module.prepare()
         rights = confinement.remaining_rights()
-        fault = f"a process here can still {', '.join(rights)}" if rights else ""
+        fault = f"a process here can still {', '.join(rights)}" if rights else _fault_of_trial(module)
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
     connection.send_bytes(fault.encode())
@@ -151,6 +151,13 @@ def serve(descriptor: int, module_name: str) -> None:
         except EOFError:
             return
         connection.send_bytes(_run_alone(module, request))
+
+
+def _fault_of_trial(module: ModuleType) -> str:
+    """Whether a fork still computes what it should without its rights: TRIAL is a function, arguments, the result."""
+    function, arguments, expected = module.TRIAL
+    said = _run_alone(module, {"call": function, "with": arguments, "seconds": 60.0, "memory_mib": 1024})
+    return "" if said == json.dumps(expected).encode() else f"{function}{arguments} gave {said!r} without rights"
 
 
 def _run_alone(module: ModuleType, request: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Do the tests notice? Ten lines, each broken once in a copy of the tree, and the tests that have to fail then.
+"""Do the tests notice? Twenty lines, each broken once in a copy of the tree, and the tests that have to fail then.
 
     python -m tests.mutations [--list] [NAME...]
 
@@ -113,6 +113,86 @@ MUTATIONS = (
         "return max(whole)",
         "return min(whole)",
         "tests/faults/test_checkpoints.py",
+    ),
+    Mutation(
+        "skip-any-group",
+        "skip: every group is one of equal rewards",
+        SKIP,
+        "len(set(group.values())) == 1",
+        "len(set(group.values())) >= 1",
+        "tests/integration/test_skip.py",
+    ),
+    Mutation(
+        "estimator-outputs",
+        "advantages: an output keeps its own row's, not its session's",
+        "cppo_verl/integration/estimator.py",
+        "return advantages[last]",
+        "return advantages",
+        "tests/integration/test_skip.py tests/integration/test_trainer.py",
+    ),
+    Mutation(
+        "start-silent",
+        "start table: no key of the preset counts as taken over",
+        "cppo_verl/integration/start_table.py",
+        "asked == given",
+        "True",
+        "tests/integration/test_start_table.py",
+    ),
+    Mutation(
+        "quoting-backslash",
+        "overrides: a backslash before a quote is not doubled",
+        "cppo_verl/launch/quoting.py",
+        "match[1] * 2 +",
+        "match[1] +",
+        "tests/launch/test_quoting.py",
+    ),
+    Mutation(
+        "checkpoint-kinds",
+        "checkpoints: shards of the optimizer may be missing",
+        CHECKPOINTS,
+        "for kind in kinds:",
+        'for kind in ("model",):',
+        "tests/faults/test_checkpoints.py",
+    ),
+    Mutation(
+        "evaluation-nan",
+        "evaluation: a score that is no number is a score",
+        "cppo_verl/evaluation/scoring.py",
+        "if not math.isfinite(reward) or not math.isfinite(acc or 0.0):",
+        "if False:",
+        "tests/evaluation/test_scoring.py",
+    ),
+    Mutation(
+        "answers-sign",
+        "answers: the minus of a difference is a sign",
+        "data_prep/answers.py",
+        "return not NO_SIGN.search(rest) if",
+        "return True if",
+        "tests/data_prep/test_answers.py",
+    ),
+    Mutation(
+        "judge-code",
+        "reasoning-gym: an answer goes to the evaluator as it is",
+        "data_prep/gym_judge.py",
+        "parse(expression(text)",
+        "parse(text",
+        "tests/data_prep/test_reasoning_gym.py",
+    ),
+    Mutation(
+        "judge-precision",
+        "maths reward: 2^-98 and 2^-99 are the same number",
+        "data_prep/math_judge.py",
+        "10**40",
+        "10**10",
+        "tests/data_prep/test_math_reward.py",
+    ),
+    Mutation(
+        "report-first-start",
+        "reports: a step that was trained twice keeps its first numbers",
+        "cppo_verl/reporting/logs.py",
+        "self.columns.forget(step)",
+        "return",
+        "tests/reporting/test_logs.py",
     ),
 )
 

@@ -68,14 +68,9 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
         handed = None
         if knobs.estimator == "topk":
             handed = listed_divergence(log_pi.detach(), log_mu, tokens, knobs.topk, knobs.divergence)
-        beside = registered._beside.set(registered.Beside(divergence=handed, scale=scale))
-        collected = registered._collected.set([])
-        try:
+        sums: list[metrics.MetricSums] = []
+        with registered.calling(registered.Call(handed, scale, summaries=sums)):
             loss, _ = function(old_log_prob, log_prob, advantages, mask, AGGREGATION, config, weights)
-            sums = registered._collected.get() or []
-        finally:
-            registered._beside.reset(beside)
-            registered._collected.reset(collected)
         if knobs.loss_mode not in RULES:
             sums = [observe(Tokens.of(log_prob, old_log_prob, advantages, mask), config)]
         return loss, sums[0]

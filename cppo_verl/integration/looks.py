@@ -5,7 +5,7 @@ around verl's, the rule's verdict is shown to it, and what it saw travels as a m
 data-parallel ranks and mini-batches like the others, once a row, whatever the sequence parallelism, without a file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -41,8 +41,18 @@ class Watch:
     lengths: list[int]
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def see_verdict(self, tokens: Tokens, verdict: Verdict, divergence: Tensor | None, ratio_cap: float) -> None:
-        """Keep what the rule decided; ``divergence`` (batch, length) only where log-probs do not determine it."""
+    def see_verdict(
+        self,
+        given: Sequence[Tensor],
+        tokens: Tokens,
+        verdict: Verdict,
+        divergence: Tensor | None,
+        ratio_cap: float,
+    ) -> None:
+        """Keep what the rule decided, and log pi, log mu and advantages as they were ``given``, each (batch, length).
+
+        ``divergence`` (batch, length) only where log-probs do not determine it.
+        """
         own = tokens.rows(self.rows)
         capped = None if verdict.capped is None else verdict.capped[self.rows]
         verdict = replace(
@@ -50,7 +60,13 @@ class Watch:
         )
         gate, cause = gate_and_cause(own, verdict, ratio_cap)
         names = ("log_pi", "log_mu", "advantages", "mask", "gate", "cause", "divergence")
-        values = [*own.values, own.mask, gate, cause, *([] if divergence is None else [divergence[self.rows]])]
+        values = [
+            *(x.detach()[self.rows] for x in given),
+            own.mask,
+            gate,
+            cause,
+            *([] if divergence is None else [divergence[self.rows]]),
+        ]
         table = torch.stack([value.float() for value in values], 1).cpu().numpy()  # one transfer from the device
         for number, length, row in zip(self.numbers, self.lengths, table, strict=True):
             found = {name: column[:length].copy() for name, column in zip(names, row, strict=False)}

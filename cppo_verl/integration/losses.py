@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -53,6 +54,16 @@ class Call:
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Let the losses that are called inside see ``call``."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
 
 
 def register(core_algos) -> None:
@@ -120,7 +131,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         call = _call.get()
         knobs = scaled(knobs_of(config), call.scale)
         tensors = log_prob, old_log_prob, advantages, response_mask
-        watch = partial(_show, knobs.ratio_cap)
+        watch = partial(_show, knobs.ratio_cap, tensors[:3])
         try:
             matrix, summary = token_losses(name, *tensors, knobs, call.divergence, watch, rollout_is_weights)
         except FloatingPointError as error:
@@ -164,13 +175,17 @@ def _go_on_without(
     return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
-def _show(ratio_cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-    """Let those see the tokens, their D_t and the verdict of this micro-batch who want to."""
+def _show(ratio_cap: float, given: tuple[Tensor, ...], tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+    """Let those see the tokens, their D_t and the verdict of this micro-batch who want to.
+
+    Args:
+        given: log pi, log mu and advantages as they came, invalid positions included.
+    """
     call, recorded = _call.get(), looks.watching()
     if call.summaries is not None and call.behind is not None and call.rollout_log_prob is not None:
         call.summaries.append(staleness.summarise(tokens, divergence, verdict, call.behind, call.rollout_log_prob))
     if recorded is not None:
-        recorded.see_verdict(tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
+        recorded.see_verdict(given, tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
 
 
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
@@ -208,13 +223,10 @@ def _loss_of_call(config, model_output, data, dp_group):
 
     divergence, extra = _topk_divergence(config, model_output, data)
     call = _call_of(data, divergence)
-    token = _call.set(call)
-    try:
+    with calling(call):
         loss, reported = ppo_loss(config, model_output, data, dp_group)
         if not call.summaries:
             loss = _observe(config, model_output, data, loss)
-    finally:
-        _call.reset(token)
     for summary in call.summaries or ():
         typed = {SUM_PREFIX + k: (v, AggregationType.SUM) for k, v in {**summary.sums, **extra}.items()}
         typed |= {COUNT_PREFIX + k: (v, AggregationType.SUM) for k, v in summary.counts.items()}
@@ -262,7 +274,7 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
     with torch.no_grad():
         verdict, divergence = decide(tokens, handed)
-        _show(cap, tokens, divergence, verdict)
+        _show(cap, (log_prob, padded["old_log_probs"], padded["advantages"]), tokens, divergence, verdict)
     try:
         _report(metrics.summarise(tokens, divergence, verdict, cap))
     except FloatingPointError as error:

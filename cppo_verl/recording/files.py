@@ -2,7 +2,7 @@
 
 The columns are ``step``, the fields of ``record.Response`` under their names, those of its first ``Look``, and those
 of its last one as ``last_update`` and so on, null where the first was the last. What has an entry a token is
-a list. Null also says: ``mask``, every token is the policy's own; ``advantages``, every token has the one in
+a list. Null also says: ``mask``, every token is the policy's own; ``advantages``, every one of these has the number in
 ``advantage``. ``top_k_mu`` is binary, little-endian int16.
 
 The fields of ``record.Header`` and the version of this format lie in the schema's metadata, as JSON under the key
@@ -82,7 +82,7 @@ def _row(step: int, response: Response) -> dict[str, Any]:
     row = {"step": step, **{name: getattr(response, name) for name in _RESPONSE}}
     row |= {name: getattr(response.first, name) for name in _LOOK}
     row |= {f"last_{name}": getattr(response.last, name, None) for name in _LOOK}
-    advantages = response.advantages
+    advantages = response.advantages[response.mask]
     row["advantage"] = None
     if (advantages == advantages[:1]).all():
         row |= {"advantage": advantages[0] if len(advantages) else 0.0, "advantages": None}

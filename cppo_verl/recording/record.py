@@ -116,7 +116,7 @@ class Response:
         token_ids: T of them. mask: which are the policy's own. log_mu: log-probs of the policy that D_t is measured
             from: the one that sampled, or with ``anchor=proximal`` the trained one at the start of the step.
         log_rollout: with ``anchor=proximal`` the log-probs of the policy that sampled; None where that is ``log_mu``.
-        advantages: of each token. reward: of the response, the sum over its tokens.
+        advantages: arbitrary at tokens that are not the policy's own. reward: of the response, the sum over its tokens.
         first, last: the first and the last update that saw the response; ``last`` is None when that is the same one.
         versions_behind: how many versions of the weights lie between the oldest that sampled a token of the response
             and the one being trained when the step began; None where the rollout does not say.

@@ -10,6 +10,8 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
+TRIAL = ("compute", ["1/2"], ["0.5", "colorsys"])
+
 
 def prepare() -> None:
     """Nothing to build."""

@@ -110,6 +110,8 @@ def test_a_killed_worker_is_replaced_and_leaves_nobody(sandbox):
 def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch):
     with pytest.raises(SandboxError, match=r"did not start: ModuleNotFoundError.*No answer is judged"):
         Sandbox("data_prep.no_such_module").call("marks", [], 1.0, 64)
+    with pytest.raises(SandboxError, match=r"compute\['1/2'\] gave b'\[\"0.5\".* without rights"):
+        Sandbox("tests.data_prep.broken_functions").call("compute", ["1/2"], 1.0, 64)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SandboxError, match="it ended with status 1"):
         Sandbox(MODULE).call("compute", ["1/2"], 1.0, 64)

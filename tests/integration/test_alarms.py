@@ -9,8 +9,8 @@ import datasets
 import pandas
 import pytest
 
-from cppo_verl.cli import run as cli_run
 from cppo_verl.integration import alarms, losses
+from cppo_verl.launch.progress import Progress
 from cppo_verl.trust_region.knobs import KnobError
 
 
@@ -60,7 +60,7 @@ def test_a_gap_beyond_the_budget(gap: float, said: bool, stale: bool, word: str)
 
 def test_an_alarm_reaches_the_progress_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     console = tmp_path / "console.log"
-    progress = cli_run._Progress(tmp_path / "metrics.jsonl", console, tmp_path / "none", tmp_path / "config.yaml")
+    progress = Progress(tmp_path / "metrics.jsonl", console, tmp_path / "none", tmp_path / "config.yaml")
     source = f"from cppo_verl.integration import alarms; alarms.raise_alarm({'engines differ'!r})"
     with console.open("wb") as log:
         subprocess.run([sys.executable, "-c", source], stderr=log, check=True)

@@ -122,11 +122,12 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
     for response in record.responses:
         row = KEYS.index(f"{response.uid}_{response.sample}_0")
         n = lengths[row]
+        own = batch.mask[row, :n].bool().numpy()
         assert response.length == n
-        assert np.array_equal(response.mask, batch.mask[row, :n].bool().numpy())
-        assert np.array_equal(response.first.log_pi, batch.log_prob[row, :n].numpy())
-        assert np.array_equal(response.log_mu, batch.old_log_prob[row, :n].numpy())
-        assert np.array_equal(response.advantages, batch.advantages[row, :n].numpy())
+        assert np.array_equal(response.mask, own)
+        assert np.array_equal(response.first.log_pi[own], batch.log_prob[row, :n].numpy()[own])
+        assert np.array_equal(response.log_mu[own], batch.old_log_prob[row, :n].numpy()[own])
+        assert np.array_equal(response.advantages[own], batch.advantages[row, :n].numpy()[own])
         assert response.reward == pytest.approx(row, rel=1e-5)
         assert response.versions_behind == (0 if row else 1)
         assert response.first.update == row // (ROWS // RANKS // UPDATES) % UPDATES
@@ -134,7 +135,8 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
         assert response.prompt == TOKENIZER.decode([0, 1, 2])
         assert (response.last is None) == (epochs == 1)
         if response.last is not None:
-            assert np.array_equal(response.last.log_pi, batch.log_prob[row, :n].numpy() - np.float32(0.1))
+            moved = batch.log_prob[row, :n].numpy() - np.float32(0.1)
+            assert np.array_equal(response.last.log_pi[own], moved[own])
             assert response.last.update == UPDATES + response.first.update
     result = replay.replay(batches.batches([record]), [candidates.recorded(record.header)])
     assert result.recorded_tokens > 50 and result.tallies[0].differs == 0
