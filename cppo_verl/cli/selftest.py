@@ -1,6 +1,7 @@
 """``cppo-verl selftest``: acceptance of this machine, stage by stage, with a page for a bug report."""
 
 import argparse
+import functools
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +13,11 @@ def add_parser(subparsers) -> None:
         "selftest",
         help="acceptance of this machine: rules, losses, speed, the whole stack, a recipe's step",
         description="Runs stages that measure, and writes selftest.html, selftest.md and selftest.json: predicted, "
-        "measured, limit, verdict. Stopped, the same command goes on at the unfinished stage; what failed is tried "
-        "again. With VERL_PLATFORM=cpu everything runs in miniature.",
+        "measured, limit, verdict. With VERL_PLATFORM=cpu everything runs in miniature.",
     )
     parser.add_argument("--out", type=Path, default=Path("cppo-selftest"), help="where to write (%(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--list", action="store_true", help="say what the stages need and take, and run nothing")
-    parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--stages", metavar="A,B", help="only these, and what they come after (default: all)")
     parser.add_argument("--steps", type=int, default=4, help="training steps of a run of the tiny model (%(default)s)")
     parser.add_argument("--recipe", metavar="NAME", default="", help="one step of run_scripts/NAME.sh at full lengths")
     parser.add_argument("--model", metavar="PATH", default="", help="the recipe's model, a folder or a hub id")
@@ -30,31 +29,24 @@ def run(args: argparse.Namespace) -> int:
     """0 if every stage that can run here holds, 1 if one fails, 2 for a wrong command line."""
     from cppo_verl.launch import supervise
     from cppo_verl.selftest import report, session
-    from cppo_verl.selftest.setting import SelftestError
+    from cppo_verl.selftest.setting import SelftestError, here
     from cppo_verl.selftest.table import FAILS, NOT_RUN
 
-    out = args.out.resolve()
     wanted = session.chosen(args.stages, args.steps, args.recipe, args.model)
-    here, setting = session.asked(out, args.steps, args.recipe, args.model)
+    setting, facts = here(args.out.resolve(), args.steps, args.recipe, args.model)
     if args.list:
-        print("\n".join(session.listing(wanted, here, setting)))
+        print("\n".join(session.listing(wanted, setting)))
         return 0
     if find_spec("pytest") is None:
         raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
-    if args.fresh:
-        session.clear(out)
     supervise.raise_on_terminate()
+    write = functools.partial(report.write, setting.out, setting.device, facts)
     try:
-        results = session.run(setting, here, wanted, say, lambda found: report.write(out, here, found))
+        results = session.run(setting, wanted, functools.partial(print, flush=True), write)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on at the unfinished stage", file=sys.stderr)
+        print(f"\nstopped; {setting.out / report.PAGE} has what was measured", file=sys.stderr)
         return 130
     print(report.sentence(results))
-    print(out / report.PAGE)
+    print(setting.out / report.PAGE)
     bad = (FAILS, NOT_RUN) if args.strict else (FAILS,)
     return 1 if any(result.verdict in bad for result in results) else 0
-
-
-def say(line: str) -> None:
-    """A line for a reader, at once."""
-    print(line, flush=True)

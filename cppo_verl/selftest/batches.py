@@ -13,7 +13,7 @@ from cppo_verl.trust_region.tokens import Tokens
 VOCABULARY = 64  # of the small policies that top-K batches are drawn from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What a loss gets: (rows, width) floating tensors, ``mask`` bool; in a top-K batch also pi's and mu's log-probs of
     mu's top-K, the sampled token left out, both (rows, width, k)."""

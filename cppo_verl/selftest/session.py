@@ -1,42 +1,24 @@
-"""Runs the stages one after another, keeps what each left, and goes on where a killed selftest stopped."""
+"""Runs the stages one after another, each in a process of its own and within its time."""
 
 import dataclasses
-import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from cppo_verl import atomic
+from cppo_verl import jsonlines
 from cppo_verl.launch import supervise
-from cppo_verl.selftest import machine, recipe_script
-from cppo_verl.selftest.machine import Machine
 from cppo_verl.selftest.setting import SelftestError, Setting
-from cppo_verl.selftest.stages import NAMES, STAGES, Stage
-from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, Result, judged, show
+from cppo_verl.selftest.stages import STAGES, Stage
+from cppo_verl.selftest.table import FAILS, NOT_RUN, Result, Row, judged, show
 
-MARK = "selftest.json"  # an output folder has it, and nothing else is deleted by --fresh
 PATIENCE = 60.0  # seconds that a stage's run gets to end by itself when the stage is given up
 # nothing of the user's own pytest: no settings, no plug-ins, no cache
-PYTEST = (
-    "-c",
-    "/dev/null",
-    "--noconftest",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:warnings",
-    "-p",
-    "cppo_verl.selftest.plugin",
-    "-s",
-    "-q",
-)
+PYTEST = "-c /dev/null --noconftest -p no:cacheprovider -p no:warnings -p cppo_verl.selftest.plugin -s -q --pyargs"
 ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stage]:
-    """The stages asked for by name, or all, in their own order.
+    """The stages asked for by name with those that they come after, or all, in their own order.
 
     Raises:
         SelftestError: what was asked for makes no selftest.
@@ -45,49 +27,28 @@ def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stag
         raise SelftestError(f"--steps {steps}: a run is killed after its second step and resumed; give 3 or more")
     if model and not recipe:
         raise SelftestError("--model without --recipe: the model is the recipe's; name one of run_scripts/*.sh")
-    names = stages.split(",") if stages is not None else [name for name in NAMES if name != "recipe" or recipe]
-    if unknown := [name for name in names if name not in NAMES]:
-        raise SelftestError(f"--stages {','.join(unknown)}: no such stage; there are {', '.join(NAMES)}")
-    return [stage for stage in STAGES if stage.name in names]
+    names = stages.split(",") if stages is not None else [name for name in STAGES if name != "recipe" or recipe]
+    if unknown := [name for name in names if name not in STAGES]:
+        raise SelftestError(f"--stages {','.join(unknown)}: no such stage; there are {', '.join(STAGES)}")
+    before = [earlier for name in names for earlier in STAGES[name].after]
+    return [stage for stage in STAGES.values() if stage.name in (*names, *before)]
 
 
-def asked(out: Path, steps: int, recipe: str, model: str) -> tuple[Machine, Setting]:
-    """This machine, and what the stages get to know; SelftestError where the recipe's script refuses."""
-    here = machine.look(out)
-    overrides = recipe_script.overrides(recipe, model, here) if recipe else ()
-    return here, Setting(out, here.device or "cpu", here.ranks, here.gpu_gb, steps, recipe, model, overrides)
-
-
-def listing(wanted: Sequence[Stage], here: Machine, setting: Setting) -> list[str]:
+def listing(wanted: Sequence[Stage], setting: Setting) -> list[str]:
     """What the stages need and take on this machine, two lines each."""
-    lines, on_cpu = [], here.device != "cuda"
+    lines = []
     for stage in wanted:
-        reason = stage.unmet(here, setting, {name: Result(name, HOLDS) for name in stage.needs.after})
-        seconds = stage.seconds["cpu" if on_cpu else "cuda"]
-        state = "done" if kept(stage, here, setting) else f"about {seconds:.0f} s"
-        lines.append(f"{stage.name:12} {state:>12}  {stage.title}")
-        lines.append(f"{'':26}needs {stage.needs.said(on_cpu)}" + (f"; not here: {reason}" if reason else ""))
+        reason = dataclasses.replace(stage, after=()).unmet(setting, {})
+        seconds = stage.seconds["cpu" if setting.on_cpu else "cuda"]
+        lines.append(f"{stage.name:12} {f'about {seconds:.0f} s':>12}  {stage.title}")
+        lines.append(f"{'':26}needs {stage.needs(setting.on_cpu)}" + (f"; not here: {reason}" if reason else ""))
     return lines
 
 
-def clear(out: Path) -> None:
-    """Forget all results in ``out``.
-
-    Raises:
-        SelftestError: ``out`` holds something, and no selftest wrote it.
-        supervise.AlreadyRunning: a selftest is going on there.
-    """
-    if not out.exists():
-        return
-    if any(out.iterdir()) and not (out / MARK).exists():
-        raise SelftestError(f"--fresh would delete {out}, which no selftest wrote (it has no {MARK})")
-    with supervise.lock(out):
-        end_leftovers(out)
-        shutil.rmtree(out)
-
-
-def run(setting: Setting, here: Machine, wanted: Sequence[Stage], say: Callable, report: Callable) -> list[Result]:
-    """Results of the wanted stages, in their order; what holds from an earlier call is taken from there.
+def run(
+    setting: Setting, wanted: Sequence[Stage], say: Callable[[str], object], report: Callable[[list[Result]], object]
+) -> list[Result]:
+    """Results of the wanted stages, in their order.
 
     Args:
         say: gets a line at a time for a reader.
@@ -98,71 +59,47 @@ def run(setting: Setting, here: Machine, wanted: Sequence[Stage], say: Callable,
     """
     done: dict[str, Result] = {}
     with supervise.lock(setting.out):
-        end_leftovers(setting.out)
+        for folder in (*setting.out.glob("stages/*"), *setting.out.glob("runs/*")):  # what a killed selftest left
+            supervise.end_processes(folder, PATIENCE)
         report([])
         for number, stage in enumerate(wanted, 1):
             say(f"[{number}/{len(wanted)}] {stage.name}: {stage.title}")
-            known = {other.name: other for other in (*STAGES, *wanted)}.values()  # it may come after one not wanted now
-            earlier = {s.name: r for s in known if (r := done.get(s.name) or kept(s, here, setting)) is not None}
-            done[stage.name] = earlier.get(stage.name) or _one(stage, here, setting, earlier)
-            for line in told(done[stage.name]):
+            reason = stage.unmet(setting, done)
+            result = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
+            done[stage.name] = result
+            for line in told(result):
                 say(f"      {line}")
             report(list(done.values()))
     return list(done.values())
 
 
-def _one(stage: Stage, here: Machine, setting: Setting, earlier: dict[str, Result]) -> Result:
-    reason = stage.unmet(here, setting, earlier)
-    if reason is not None:
-        return Result(stage.name, NOT_RUN, reason=reason)
-    result = apart(stage, setting, stage.key(here, setting))
-    atomic.write(_place(setting.out, stage.name), json.dumps(result.to_json(), indent=1) + "\n")
-    return result
-
-
-def kept(stage: Stage, here: Machine, setting: Setting) -> Result | None:
-    """The stage's result from an earlier call, if it held and nothing that it depends on has changed."""
-    result = _read(_place(setting.out, stage.name))
-    same = result is not None and result.verdict == HOLDS and result.key == stage.key(here, setting)
-    return result if same else None
-
-
-def apart(stage: Stage, setting: Setting, key: str) -> Result:
+def apart(stage: Stage, setting: Setting) -> Result:
     """Run a stage in a process of its own, within its time; nothing of it is left running."""
-    folder = setting.out / "stages" / stage.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    console, rows = folder / "console.log", folder / "rows.json"
     asked = dataclasses.replace(setting, stage=stage.name, options=dict(stage.options))
-    command = [sys.executable, "-u", "-m", "pytest", *PYTEST, "--pyargs", stage.module]
-    command += ["--setting", asked.dumps(), "--rows", str(rows)]
+    asked.logs.mkdir(parents=True, exist_ok=True)
+    console, rows = asked.logs / "console.log", asked.logs / "rows.jsonl"
+    for earlier in (console, rows):
+        earlier.unlink(missing_ok=True)
+    rows.touch()
+    command = [sys.executable, "-u", "-m", "pytest", *PYTEST.split(), stage.module]
+    environment = {**ALONE, "CPPO_VERL_SELFTEST": asked.dumps()}
     began, reason = time.monotonic(), ""
 
     def watch() -> None:
         if time.monotonic() - began > stage.limit:
-            raise supervise.RunFailed(
-                f"it took longer than {stage.limit:.0f} s and was ended.\n{supervise.last_words(console)}"
-            )
+            said = f"it took longer than {stage.limit:.0f} s and was ended"
+            raise supervise.RunFailed(f"{said}.\n{supervise.last_words(console)}")
 
     try:
         supervise.run(
-            command, folder, console, ALONE, watch, stage.limit, tick=0.5, what="its process", patience=PATIENCE
+            command, asked.logs, console, environment, watch, stage.limit, 0.5, what="its process", patience=PATIENCE
         )
     except supervise.RunFailed as error:
         reason = str(error)
     finally:
-        supervise.end_processes(setting.out / "runs" / stage.name)
-    left = _read(rows) or Result(stage.name, FAILS, reason="it measured nothing")
-    if not reason and left.reason:
-        reason = f"{left.reason}\n{supervise.last_words(console)}"
-    cleaned = [dataclasses.replace(row, note=machine.clean(row.note)) for row in left.rows]
-    return judged(stage.name, cleaned, time.monotonic() - began, machine.clean(reason), key)
-
-
-def end_leftovers(out: Path) -> None:
-    """End what a killed selftest left running in its folders."""
-    for folder in (*out.glob("stages/*"), *out.glob("runs/*")):
-        supervise.end_processes(folder.resolve(), PATIENCE)
+        supervise.end_processes(asked.run)
+    found = [Row(**row) for row in jsonlines.read(rows)[0]]
+    return judged(stage.name, found, time.monotonic() - began, reason)
 
 
 def told(result: Result) -> list[str]:
@@ -172,18 +109,7 @@ def told(result: Result) -> list[str]:
     for row in result.rows:
         if row.verdict == FAILS:
             name, value = ("limit", row.limit) if row.limit is not None else ("expected", row.predicted)
+            wanted = f", {name} {show(value, row.unit)}" if value is not None else ""
             note = f" ({row.note})" if row.note else ""
-            lines.append(f"FAILS {row.what}: {show(row.measured, row.unit)}, {name} {show(value, row.unit)}{note}")
+            lines.append(f"FAILS {row.what}: {show(row.measured, row.unit)}{wanted}{note}")
     return lines
-
-
-def _place(out: Path, name: str) -> Path:
-    return out / "results" / f"{name}.json"
-
-
-def _read(path: Path) -> Result | None:
-    """The result in a file; None where there is none, or something else."""
-    try:
-        return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -1,12 +1,30 @@
-"""What a selftest was asked for and where it runs: what a stage gets to know, in its own process too."""
+"""What a selftest was asked for and the machine it runs on: what a stage gets to know, in its own process too."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cppo_verl.errors import UserError
+from cppo_verl.launch import gitstate
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
+# printed by a process of its own, for torch may open a CUDA context to say so
+SEEN_BY_TORCH = """
+import json, torch
+found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps([[each.name, each.total_memory / 1e9] for each in found]))
+"""
+# On the CPU a recipe keeps its method and flags, its lengths and batches are a toy's; a variable that is set stays.
+MINIATURE = {"PROMPTS": "4", "N": "4", "MINIBATCH": "2", "PROMPT_TOKENS": "48", "RESPONSE_TOKENS": "64"}
+MINIATURE |= {"NGPUS_PER_NODE": "1", "SP": "1", "TP": "1", "TOKENS_PER_GPU": "2048", "GPU_SHARE": "0.05"}
 
 
 class SelftestError(UserError):
@@ -20,9 +38,9 @@ class Setting:
     """A stage's input.
 
     Attributes:
-        out: the selftest's folder. device: ``cuda`` or ``cpu``, where the rules are computed.
+        out: the selftest's folder. device: ``cuda``, ``cpu`` (verl's CPU platform was asked for), or empty without one.
         ranks: GPUs of this machine, or how many ranks stand for them on the CPU.
-        gpu_gb: memory of the smallest GPU; 0 without one.
+        gpu_gb, host_gb, disk_gb: memory of the smallest GPU, free memory of the host, free space in ``out``.
         steps: of the runs of the tiny model. recipe, model, overrides: of the stage ``recipe``; empty without.
         stage, options: name and options of the stage at hand.
     """
@@ -31,6 +49,8 @@ class Setting:
     device: str
     ranks: int
     gpu_gb: float = 0.0
+    host_gb: float = 0.0
+    disk_gb: float = 0.0
     steps: int = 4
     recipe: str = ""
     model: str = ""
@@ -41,7 +61,7 @@ class Setting:
     @property
     def on_cpu(self) -> bool:
         """Whether the CPU stands in for GPUs, with everything in miniature."""
-        return self.device == "cpu"
+        return self.device != "cuda"
 
     @property
     def data(self) -> Path:
@@ -54,9 +74,14 @@ class Setting:
         return self.out / "tiny" / "model"
 
     @property
+    def logs(self) -> Path:
+        """Folder of the stage's logs and rows."""
+        return self.out / "stages" / self.stage
+
+    @property
     def run(self) -> Path:
         """Run directory of the stage at hand."""
-        return self.out.resolve() / "runs" / self.stage
+        return self.out / "runs" / self.stage
 
     def dumps(self) -> str:
         """As JSON, for another process."""
@@ -67,3 +92,53 @@ class Setting:
         """Inverse of ``dumps``."""
         content = json.loads(text)
         return cls(**{**content, "out": Path(content["out"]), "overrides": tuple(content["overrides"])})
+
+
+def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[Setting, dict[str, str]]:
+    """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
+    user, host or path; SelftestError where the recipe's script refuses."""
+    on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+    found = [] if on_cpu else gpus()
+    device, ranks = ("cpu", 2) if on_cpu else ("cuda" if found else "", len(found))
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    room = psutil.virtual_memory().available / 1e9, psutil.disk_usage(str(place)).free / 1e9
+    overrides = recipe_overrides(recipe, model, device, ranks) if recipe else ()
+    memory = min((size for _, size in found), default=0.0)
+    state: dict[str, Any] = gitstate.state()
+    facts = {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "host": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB",
+        "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none",
+        "Python": platform.python_version(),
+        **state["versions"],
+        "source": f"{state['commit'] or 'an installed copy'}, {len(state['dirty'])} files changed",
+    }
+    return Setting(out, device, ranks, memory, *room, steps, recipe, model, overrides), facts
+
+
+def gpus() -> list[tuple[str, float]]:
+    """Name and GB of each GPU that torch sees; none where torch is missing or fails."""
+    done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
+    try:
+        return [(name, size) for name, size in json.loads(done.stdout.splitlines()[-1])]
+    except (ValueError, IndexError):
+        return []
+
+
+def recipe_overrides(name: str, model: str, device: str, ranks: int) -> tuple[str, ...]:
+    """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
+
+    Raises:
+        SelftestError: no such script, or the script refuses.
+    """
+    script = SCRIPTS / f"{name}.sh"
+    if not script.is_file():
+        there = ", ".join(sorted(path.stem for path in SCRIPTS.glob("qwen3_*.sh"))) or "no scripts beside this copy"
+        said = f"there is no {script.name} in run_scripts ({there}); start from the repository"
+        raise SelftestError(f"--recipe {name}: {said}")
+    defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
+    environment = {**defaults, **os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
+    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SelftestError(f"--recipe {name}: {(done.stderr or done.stdout).strip()}")
+    return tuple(done.stdout.splitlines())

@@ -19,14 +19,13 @@ GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8}  # largest relative er
 NEAR = 1e-4  # share of tokens whose decision may fall to the other side by rounding
 # limits of |D_t - float64|: coding of mu's top-K, and the rounding of verl's log-prob from half-precision logits
 EXACT, ROUNDED = topk.tv_coding_bound(K) + 2e-6, 1e-2
-HEAD = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}  # largest error of the fused logits over the largest of them
 SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())
 def test_gradients(dtype, setting, table):
     """d loss / d log pi of every token; in bfloat16 of our losses alone, for verl's compute in the dtype they get."""
-    batch = (binary_batch(24, 512) if setting.on_cpu else binary_batch(64, 2048)).to(setting.device, dtype)
+    batch = binary_batch(*((24, 512) if setting.on_cpu else (64, 2048))).to(setting.device, dtype)
     exact_batch = batch.to("cpu", torch.float64)
     ours = {n: loss for n, loss in registered_losses().items() if dtype == torch.float32 or "(verl)" not in n}
     errors, elsewhere = {}, {}
@@ -54,9 +53,6 @@ def gradient(loss: Callable, batch: Batch) -> Tensor:
     return leaf.grad.double().cpu()
 
 
-# ---- top-K
-
-
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, 0.7), (torch.bfloat16, 1.0)], ids=SHORT.values())
 def test_topk_from_logits(dtype, temperature, setting, table):
     """From pi's raw logits through verl's engine to the loss's D_t."""
@@ -75,20 +71,3 @@ def test_topk_from_logits(dtype, temperature, setting, table):
             exact = exact_divergence(*sequence, temperature, kind)
             errors.append(float((found[row, : len(exact)].double().cpu() - exact).abs().max()))
         table.at_most(f"top-K {kind.upper()} from {SHORT[dtype]} logits: largest error", max(errors), limit)
-
-
-@pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())
-def test_rows_of_the_head(dtype, setting, table):
-    """The same logits where fused kernels make none: rows of the LM head."""
-    from cppo_verl.integration.topk.fused import logits_at
-
-    vocabulary, tokens = (4096, 48) if setting.on_cpu else (151_936, 256)
-    random = torch.Generator().manual_seed(1)
-    hidden = torch.randn(tokens, 256, generator=random).to(dtype)
-    head = (torch.randn(vocabulary, 256, generator=random) / 16).to(dtype)
-    index = torch.randint(0, vocabulary, (tokens, K + 1), generator=random)
-    device = setting.device
-    found = logits_at(hidden.to(device), head.to(device), index.to(device), 0.7).double().cpu()
-    exact = (head.double()[index] @ hidden.double().unsqueeze(-1)).squeeze(-1) / 0.7
-    error = float((found - exact).abs().max() / exact.abs().max())
-    table.at_most(f"logits at rows of the LM head, {SHORT[dtype]}: relative error", error, HEAD[dtype])

@@ -4,10 +4,10 @@ The recipe is its script's own command line; only data, reward and length of the
 their room, a reward by the toss of a coin, no early end of a response, no response left out of the update.
 """
 
+import bisect
 from pathlib import Path
 
-import pytest
-
+from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.setting import SelftestError, Setting
 from recipe import hours, memory, settings
@@ -16,7 +16,7 @@ from recipe.shapes import shape_of
 MEMORY, SECONDS = 1.15, 3.0  # a plan's memory errs upward; its seconds are good for an order of magnitude
 MAX_ALLOCATOR = "perf/max_memory_reserved_gb"
 OWN = {
-    "reward.custom_reward_function.path": coin.__file__,
+    "reward.custom_reward_function.path": Path(coin.__file__),
     "actor_rollout_ref.rollout.ignore_eos": True,
     "trainer.v1.trust_region.skip_zero_variance": False,
     "trainer.total_training_steps": 1,
@@ -29,10 +29,12 @@ OWN = {
 
 def command(setting: Setting) -> list[str]:
     """The recipe's overrides, and behind them data, reward and length of the run."""
-    files = {"data.train_files": prompts_of(setting, "train"), "data.val_files": f"[{prompts_of(setting, 'val')}]"}
-    model = [f"actor_rollout_ref.model.path={setting.tiny_model}"] if setting.on_cpu and not setting.model else []
+    given: dict[str, object] = {"data.train_files": prompts_of(setting, "train"), **OWN}
+    if setting.on_cpu and not setting.model:
+        given["actor_rollout_ref.model.path"] = setting.tiny_model
     platform = ["+platform=cpu"] if setting.on_cpu else []
-    return [*setting.overrides, *platform, *model, *watched_run.as_overrides({**files, **OWN})]
+    validation = f"data.val_files=[{watched_run.quote(prompts_of(setting, 'val'))}]"
+    return [*setting.overrides, *platform, validation, *watched_run.as_overrides(given)]
 
 
 def prompts_of(setting: Setting, split: str) -> Path:
@@ -41,86 +43,48 @@ def prompts_of(setting: Setting, split: str) -> Path:
 
 
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
-    """Prompts that leave no room, or one token, in verl's columns: ``count`` to train on, and one for validation."""
+    """Prompts that leave no room, or little, in verl's columns: ``count`` to train on, and one for validation.
+
+    Raises:
+        SelftestError: the model's chat template alone is longer than ``tokens``.
+    """
     import pandas
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = [
-        {
-            "data_source": "selftest",
-            "prompt": [{"role": "user", "content": filling(tokenizer, index, tokens)}],
-            "reward_model": {"style": "rule", "ground_truth": "0"},
-        }
-        for index in range(count + 1)
-    ]
+
+    def chat(index: int, words: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": " ".join([f"{index:04}", *(str(i % 10) for i in range(words))])}]
+
+    def length(words: int) -> int:
+        prompt = tokenizer.apply_chat_template(chat(0, words), add_generation_prompt=True, tokenize=False)
+        return len(tokenizer.encode(prompt, add_special_tokens=False))
+
+    if length(0) > tokens:
+        raise SelftestError(f"a prompt of {tokens} tokens has no room for the model's chat template of {length(0)}")
+    words = bisect.bisect_right(range(tokens + 1), tokens, key=length) - 1
+    truth = {"reward_model": {"style": "rule", "ground_truth": "0"}, "data_source": "selftest"}
+    rows = [{"prompt": chat(index, words), **truth} for index in range(count + 1)]
     setting.run.parent.mkdir(parents=True, exist_ok=True)
     for split, part in (("train", rows[:-1]), ("val", rows[-1:])):
         pandas.DataFrame(part).to_parquet(prompts_of(setting, split))
 
 
-def filling(tokenizer, index: int, tokens: int) -> str:
-    """The longest text of its kind that makes a prompt of at most ``tokens`` tokens; another one for every index.
-
-    Raises:
-        SelftestError: the chat template alone is longer.
-    """
-
-    def text(words: int) -> str:
-        return " ".join([str(index), *(str(i % 10) for i in range(words))])
-
-    def length(words: int) -> int:
-        chat = [{"role": "user", "content": text(words)}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return len(tokenizer.encode(prompt, add_special_tokens=False))
-
-    low, high = 0, tokens
-    if length(low) > tokens:
-        raise SelftestError(f"a prompt of {tokens} tokens has no room for the model's chat template of {length(low)}")
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if length(middle) <= tokens else (low, middle - 1)
-    return text(low)
-
-
-@pytest.fixture(scope="module")
-def planned(setting):
-    """Settings of the recipe with the stage's changes."""
-    return settings.read(command(setting))
-
-
-@pytest.fixture(scope="module")
-def model(setting) -> str:
-    return settings.parse(command(setting))["actor_rollout_ref.model.path"]
-
-
-@pytest.fixture(scope="module")
-def done(setting, planned, model) -> watched_run.Start:
-    """The run, at its end."""
+def test_step(setting, table):
+    overrides = command(setting)
+    planned, model = settings.read(overrides), settings.parse(overrides)["actor_rollout_ref.model.path"]
     write_prompts(setting, model, planned.prompts, planned.prompt_tokens)
-    return watched_run.start(setting, command(setting), fresh=True)
+    done = watched_run.start(setting, overrides, fresh=True)
+    step = read_run(setting.run).frame.loc[1].dropna().to_dict()
+    judge_update(setting, table, planned, step)
+    judge_plan(setting, table, planned, model, step, done.gpu_gb)
 
 
-@pytest.fixture(scope="module")
-def step(setting, done) -> dict[str, float]:
-    """The metrics of the run's only step."""
-    return watched_run.logged(setting.run).loc[1].dropna().to_dict()
-
-
-@pytest.fixture(scope="module")
-def need(setting, planned, model) -> memory.Memory:
-    return memory.estimate(shape_of(setting.recipe, model), planned, 1e9 * (setting.gpu_gb or 80))
-
-
-def test_lengths(table, planned, step):
-    """Whether the step was as long as it can be."""
+def judge_update(setting: Setting, table, planned: settings.Settings, step: dict[str, float]) -> None:
+    """Whether the step was as long as it can be, and an update."""
     table.equal("response tokens, shortest", step.get("response_length/min"), float(planned.response_tokens))
     room, limit = planned.prompt_tokens - step.get("prompt_length/min", 0.0), 0.02 * planned.prompt_tokens + 2
     table.at_most("room left in the shortest prompt", room, limit, unit="tokens")
-
-
-def test_update(setting, table, step):
-    """Whether the update was one."""
     floor = float(next(x.partition("=")[2] for x in [*setting.overrides, "delta_b=0.02"] if "delta_b=" in x))
     gap = step.get("actor/trust_region/first_update/divergence_mean", float("nan"))
     said = "delta_b: above it the trust region is spent before any update"
@@ -129,27 +93,27 @@ def test_update(setting, table, step):
     table.equal("alarms", watched_run.alarms(setting.run), 0)
 
 
-def test_memory(setting, table, step, need, done):
-    """Peaks beside the plan's, on GPUs, for which it is."""
-    training, peak = sum(need.training.values()) - need.training["fixed"], need.peak / 1e9
-    if setting.on_cpu:
-        table.noted("training, plan of a GPU", "not on a CPU", training / 1e9, "GB")
-        table.noted("largest phase, plan of a GPU", "not on a CPU", peak, "GB")
-        return
-    limit = MEMORY * training / 1e9
-    table.at_most("training: peak of the trainer's allocator", step[MAX_ALLOCATOR], limit, training / 1e9, "GB")
-    table.at_most("peak memory of the fullest GPU", done.gpu_gb, setting.gpu_gb, peak, "GB")
-    table.noted("host memory in use", step["perf/cpu_memory_used_gb"], need.host / 1e9, "GB", "all programs together")
-
-
-def test_seconds(setting, table, planned, model, step, need):
-    """Seconds by part beside the plan's, at full length."""
-    spent = hours.estimate(shape_of(setting.recipe, model), planned, need, hours.Assumptions(mean_response=1.0))
+def judge_plan(
+    setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float], gpu_gb: float
+) -> None:
+    """Peaks of memory and seconds by part beside the plan's, at full length; noted on the CPU, for which it is not."""
+    shape = shape_of(setting.recipe, model)
+    need = memory.estimate(shape, planned, 1e9 * (setting.gpu_gb or 80))
+    spent = hours.estimate(shape, planned, need, hours.Assumptions(mean_response=1.0))
+    training, peak = (sum(need.training.values()) - need.training["fixed"]) / 1e9, need.peak / 1e9
     generation, update = step["timing_s/gen"], step["timing_s/update_actor"]
     other = step["timing_s/step"] - generation - update
-    pairs = ((generation, spent.generation), (update, spent.update), (other, spent.overhead))
-    for part, (measured, predicted) in zip(("generation", "update", "other"), pairs, strict=True):
-        if setting.on_cpu:
+    parts = {"generation": (generation, spent.generation), "update": (update, spent.update)}
+    parts["other"] = other, spent.overhead
+    if setting.on_cpu:
+        table.noted("training, plan of a GPU", "not on a CPU", training, "GB")
+        table.noted("largest phase, plan of a GPU", "not on a CPU", peak, "GB")
+        for part, (measured, predicted) in parts.items():
             table.noted(f"seconds, {part}", measured, predicted, "s", "predicted for H100s")
-        else:
-            table.at_most(f"seconds, {part}", measured, SECONDS * predicted, predicted, "s")
+        return
+    allocated = step[MAX_ALLOCATOR]
+    table.at_most("training: peak of the trainer's allocator", allocated, MEMORY * training, training, "GB")
+    table.at_most("peak memory of the fullest GPU", gpu_gb, setting.gpu_gb, peak, "GB")
+    table.noted("host memory in use", step["perf/cpu_memory_used_gb"], need.host / 1e9, "GB", "all programs together")
+    for part, (measured, predicted) in parts.items():
+        table.at_most(f"seconds, {part}", measured, SECONDS * predicted, predicted, "s")

@@ -5,7 +5,8 @@ alone. A token whose divergence lies within a rounding of its threshold may fall
 million tokens. With divergences in half precision it would be about eight in a million.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -20,10 +21,10 @@ from cppo_verl.trust_region.rules import BUILT_IN, RULES, capability, evaluate
 
 K = 20
 ROOM = 1_000_000  # tokens among which one more decision may fall to the other side
-# largest error of D_t; the rest mass of a top-K, whose logarithm its KL takes, is a difference of rounded sums
-ERRORS = {("tv", "binary"): 2e-6, ("tv", "topk"): 2e-6, ("kl", "binary"): 2e-6, ("kl", "topk"): 1e-5}
 SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+KINDS, ESTIMATORS = ("tv", "kl"), ("binary", "topk")
 Knobs = dict[str, Any]
+Pair = tuple[torch.dtype, Batch, Batch]  # the same numbers on the device, and in float64 on the CPU
 # thresholds such that each of them decides some tokens of the batches
 THRESHOLDS: dict[tuple[str, str], Knobs] = {
     ("dppo", "tv"): {"delta": 0.05},
@@ -34,61 +35,57 @@ THRESHOLDS: dict[tuple[str, str], Knobs] = {
     ("trm_avg", "kl"): {"delta": 0.003},
     ("trm_max_avg", "kl"): {"delta": 0.5, "delta_b": 0.003},
 }
-GATES: tuple[Knobs, ...] = (
-    {"gate": "hard"},
-    {"gate": "restore", "restore_strength": 0.5},
-    {"gate": "soft"},
-    {"gate": "soft", "attenuation": "sapo"},
-)
-WEIGHTS: tuple[Knobs, ...] = ({}, {"horizon": "max"}, {"weights": "constant"}, {"weights": "shuffled"})
+RESTORE, SOFT = {"gate": "restore", "restore_strength": 0.5}, {"gate": "soft"}
+GATES: list[Knobs] = [{"gate": "hard"}, RESTORE, SOFT, SOFT | {"attenuation": "sapo"}]
+WEIGHTS: list[Knobs] = [{}, {"horizon": "max"}, {"weights": "constant"}, {"weights": "shuffled"}]
 # a floor so low that the quantile itself is the budget
-BUDGETS: tuple[Knobs, ...] = (
-    {"budget": "fixed"},
-    {"budget": "quantile", "delta_b": 1e-4, "budget_cap": 1e3},
-    {"budget": "none"},
-)
+QUANTILE = {"budget": "quantile", "delta_b": 1e-4, "budget_cap": 1e3}
+BUDGETS: list[Knobs] = [{"budget": "fixed"}, QUANTILE, {"budget": "none"}]
 
 extensions.load_installed()
 
 
 @pytest.fixture(scope="module")
-def batches(setting) -> list[Batch]:
+def pairs(setting) -> list[Pair]:
     """Many responses, a few long ones, and some with a top-K."""
     if setting.on_cpu:
-        return [binary_batch(24, 512), binary_batch(4, 8192, seed=1), topk_batch(12, 256, K)]
-    return [binary_batch(64, 2048), binary_batch(8, 32_768, seed=1), topk_batch(32, 1024, K)]
+        batches = [binary_batch(24, 512), binary_batch(4, 8192, seed=1), topk_batch(12, 256, K)]
+    else:
+        batches = [binary_batch(64, 2048), binary_batch(8, 32_768, seed=1), topk_batch(32, 1024, K)]
+    return paired(batches, setting.device)
 
 
-@pytest.mark.parametrize("dtype", SHORT, ids=SHORT.values())
-@pytest.mark.parametrize("kind", ["tv", "kl"])
-def test_divergence(kind, dtype, batches, setting, table):
-    for batch in batches:
-        estimator = "binary" if batch.log_pi is None else "topk"
-        if not compared(kind, estimator, dtype):
-            continue
-        rounded = batch.to(setting.device, dtype)
-        here, exact = (
-            divergence(x, kind)[batch.mask].double().cpu() for x in (rounded, rounded.to("cpu", torch.float64))
-        )
-        what = f"{estimator} {kind.upper()} of {batch.mask.shape[0]} x {batch.mask.shape[1]}, {SHORT[dtype]}"
-        table.at_most(f"{what}: largest error", float((here - exact).abs().max()), ERRORS[kind, estimator])
+def paired(batches: Sequence[Batch], device: str) -> list[Pair]:
+    """The batches in each dtype."""
+    rounded = [(dtype, batch.to(device, dtype)) for batch in batches for dtype in SHORT]
+    return [(dtype, here, here.to("cpu", torch.float64)) for dtype, here in rounded]
+
+
+def test_divergence(pairs, table):
+    for (dtype, here, exact), kind, estimator in product(pairs, KINDS, ESTIMATORS):
+        if compared(kind, estimator, dtype, here):
+            found, wanted = (divergence(x, kind)[x.mask].double().cpu() for x in (here, exact))
+            what = f"{estimator} {kind.upper()} of {here.mask.shape[0]} x {here.mask.shape[1]}, {SHORT[dtype]}"
+            # the rest mass of a top-K, whose logarithm its KL takes, is a difference of rounded sums
+            limit = 1e-5 if (kind, estimator) == ("kl", "topk") else 2e-6
+            table.at_most(f"{what}: largest error", float((found - wanted).abs().max()), limit)
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_decisions(name, batches, setting, table):
+def test_decisions(name, pairs, table):
     differ: dict[str, list[Tensor]] = {}
-    for knobs, dtype, batch in product(settings(name), SHORT, batches):
-        suits = (batch.log_pi is None) == (knobs.estimator == "binary")
-        if suits and compared(knobs.divergence, knobs.estimator, dtype):
-            what = f"{name}, {knobs.gate} gate" if "gate" in capability(name).reads else name
-            try:
-                found = otherwise(name, knobs, batch.to(setting.device, dtype))
-            except Exception as error:
-                if name in BUILT_IN:
-                    raise
-                table.noted(f"{name}: not compared", type(error).__name__, note=f"it may need more: {error}"[:200])
-                return
-            differ.setdefault(what, []).append(found)
+    for knobs, (dtype, here, exact) in product(settings(name), pairs):
+        if not compared(knobs.divergence, knobs.estimator, dtype, here):
+            continue
+        what = f"{name}, {knobs.gate} gate" if "gate" in capability(name).reads else name
+        try:
+            found, wanted = decisions(name, knobs, here), decisions(name, knobs, exact)
+        except Exception as error:
+            if name in BUILT_IN:
+                raise
+            table.noted(f"{name}: not compared", type(error).__name__, note=f"it may need more: {error}"[:200])
+            return
+        differ.setdefault(what, []).append(~torch.isclose(found, wanted, rtol=1e-4, atol=1e-5)[exact.mask])
     for what, parts in differ.items():
         every = torch.cat(parts)
         said = f"{len(every):,} tokens in {len(parts)} settings"
@@ -101,26 +98,18 @@ def settings(name: str) -> Iterator[TrustRegionKnobs]:
     if name not in BUILT_IN:
         yield can.knobs()
         return
-    kinds = ("kl",) if can.needs_kl else ("tv", "kl")
     gates = GATES if "gate" in can.reads else GATES[:1]
     weights, budgets = (WEIGHTS, BUDGETS) if "weights" in can.reads else (WEIGHTS[:1], BUDGETS[:1])
-    for kind, estimator, *chosen in product(kinds, ("binary", "topk"), weights, budgets, gates):
+    for kind, estimator, *chosen in product(KINDS[can.needs_kl :], ESTIMATORS, weights, budgets, gates):
         changed = {"divergence": kind, "estimator": estimator, "topk": K, **THRESHOLDS.get((name, kind), {})}
-        for knobs in chosen:
-            changed |= knobs
-        yield can.knobs(**changed)
+        yield can.knobs(**functools.reduce(dict.__or__, chosen, changed))
 
 
-def compared(kind: str, estimator: str, dtype: torch.dtype) -> bool:
-    """Not the top-K KL in bfloat16: there log-probs miss a sum of 1 by 1e-3, and the rest mass is made of rounding."""
-    return not (estimator == "topk" and kind == "kl" and dtype == torch.bfloat16)
-
-
-def otherwise(name: str, knobs: TrustRegionKnobs, batch: Batch) -> Tensor:
-    """Which valid tokens the device decides, or weighs, otherwise than float64 on the CPU."""
-    here, exact = (decisions(name, knobs, x) for x in (batch, batch.to("cpu", torch.float64)))
-    near = torch.isclose(here, exact, rtol=1e-4, atol=1e-5)
-    return ~near[batch.mask.cpu()]
+def compared(kind: str, estimator: str, dtype: torch.dtype, batch: Batch) -> bool:
+    """Whether the batch is of this estimator. Not the top-K KL in bfloat16: there log-probs miss a sum of 1 by 1e-3,
+    and the rest mass is made of rounding."""
+    suits = (batch.log_pi is None) == (estimator == "binary")
+    return suits and (kind, estimator, dtype) != ("kl", "topk", torch.bfloat16)
 
 
 def decisions(name: str, knobs: TrustRegionKnobs, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ TIMES = {
     "trm_max": (1.7, 5.0),
     "minpro": (1.2, 3.0),
 }
-MEMORY = {"cpu": 1.0, "cuda": 1.5}  # of verl's dppo_tv; on a GPU nobody has counted yet
+MEMORY = 2.0  # extra memory at most, of verl's dppo_tv; on a GPU nobody has counted yet
 TOPK_TIME, TOPK_MEMORY = 1.25, 1.01  # of the same step with the binary divergence
 
 
@@ -42,7 +42,7 @@ def test_losses(setting, table, clock):
         said = f"32 x 8192 in {milliseconds:.1f} ms"
         table.at_most(f"{name}: time", ratio, limit, predicted, "x dppo_tv", said)
         said = f"{extra:.1f} input tensors"
-        table.at_most(f"{name}: extra memory", extra / own, MEMORY[setting.device], None, "x dppo_tv", said)
+        table.at_most(f"{name}: extra memory", extra / own, MEMORY, None, "x dppo_tv", said)
 
 
 def test_topk(setting, table, clock):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.setting import SelftestError, Setting
 
@@ -32,7 +33,7 @@ def overrides(setting: Setting) -> list[str]:
         "data.train_files": setting.data / "train.parquet",
         "data.val_files": setting.data / "val.parquet",
         "data.train_batch_size": 2 * mini,
-        "reward.custom_reward_function.path": coin.__file__,
+        "reward.custom_reward_function.path": Path(coin.__file__),
         "actor_rollout_ref.model.path": setting.tiny_model,
         "actor_rollout_ref.actor.ppo_mini_batch_size": mini,
         "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size": sp,
@@ -50,7 +51,7 @@ def overrides(setting: Setting) -> list[str]:
 
 
 def steps_of(setting: Setting) -> int:
-    """Steps of the stage's run: twice as many where it is killed on the way, so that something is left."""
+    """Of the stage's run: twice as many where it is killed on the way, so that something is left."""
     return setting.steps * (2 if setting.options.get("kill") else 1)
 
 
@@ -65,7 +66,7 @@ def started(setting, table):
         table.noted("peak memory of a GPU", done.gpu_gb, unit="GB")
     if kill:
         resume(setting, table, done)
-    return watched_run.logged(run)
+    return read_run(run).frame
 
 
 def resume(setting, table, first: watched_run.Start) -> None:

@@ -2,12 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from cppo_verl import atomic
+from cppo_verl.reporting.text import plain
 
 HOLDS, FAILS, NOT_RUN, NOTED = "holds", "fails", "not run here", "noted"
 
@@ -32,90 +31,62 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage left.
-
-    Attributes:
-        stage: its name. verdict: HOLDS, FAILS or NOT_RUN. rows: in the order they were measured.
-        seconds: how long it took. reason: why it was not run, or what ended it; empty otherwise.
-        key: what the result depends on; with another key it is not used again.
-    """
+    """What a stage left: HOLDS, FAILS or NOT_RUN, rows as they were measured, seconds, and why it was not run or what
+    ended it, if anything did."""
 
     stage: str
     verdict: str
     rows: Sequence[Row] = ()
     seconds: float = 0.0
     reason: str = ""
-    key: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Result":
-        """Inverse of ``to_json``; raises TypeError or KeyError for anything else."""
-        return cls(**{**content, "rows": [Row(**row) for row in content["rows"]]})
 
 
-def judged(stage: str, rows: Sequence[Row], seconds: float = 0.0, reason: str = "", key: str = "") -> Result:
+def judged(stage: str, rows: Sequence[Row], seconds: float = 0.0, reason: str = "") -> Result:
     """The result of a stage that ran: it fails with a reason, with a failed row, and without any row."""
-    failed = bool(reason) or not rows or any(row.verdict == FAILS for row in rows)
-    return Result(stage, FAILS if failed else HOLDS, rows, seconds, reason or ("" if rows else "no row"), key)
+    reason = reason or ("" if rows else "it measured nothing")
+    failed = bool(reason) or any(row.verdict == FAILS for row in rows)
+    return Result(stage, FAILS if failed else HOLDS, rows, seconds, reason)
 
 
-@dataclass
 class Table:
-    """The rows of a stage as they come. ``path`` has each before the next is measured, and is always whole."""
+    """A stage's rows. ``path`` gets each at once, a line of JSON, so that a stage that dies leaves what it measured."""
 
-    stage: str
-    path: Path
-    rows: list[Row] = field(default_factory=list)
-    reason: str = "the stage did not come to its end"
+    def __init__(self, path: Path):
+        self.path, self.rows = path, list[Row]()
 
     def at_most(
         self, what: str, measured: float, limit: float, predicted: Value = None, unit: str = "", note: str = ""
-    ):
+    ) -> None:
         """A number that must not be above ``limit``; NaN is."""
-        verdict = HOLDS if measured <= limit else FAILS
-        self._add(Row(what, verdict, _plain(measured), predicted, limit, unit, note))
+        self._add(Row(what, HOLDS if measured <= limit else FAILS, measured, predicted, limit, unit, note))
 
-    def equal(self, what: str, measured: Value, expected: Value, unit: str = "", note: str = "") -> None:
+    def equal(self, what: str, measured: Value, expected: Value, note: str = "") -> None:
         """Something that must be just what was predicted."""
-        verdict = HOLDS if measured == expected else FAILS
-        self._add(Row(what, verdict, _plain(measured), expected, None, unit, note))
+        self._add(Row(what, HOLDS if measured == expected else FAILS, measured, expected, note=note))
 
     def noted(self, what: str, measured: Value, predicted: Value = None, unit: str = "", note: str = "") -> None:
         """A number to look at, without a limit."""
-        self._add(Row(what, NOTED, _plain(measured), predicted, None, unit, note))
+        self._add(Row(what, NOTED, measured, predicted, unit=unit, note=note))
 
-    def failed(self) -> list[str]:
-        """What failed so far."""
-        return [row.what for row in self.rows if row.verdict == FAILS]
-
-    def save(self) -> None:
-        atomic.write(self.path, json.dumps(judged(self.stage, self.rows, reason=self.reason).to_json()))
+    def broke(self, what: str, error: BaseException) -> None:
+        """A test that raised; the same error, of what several tests stand on, is one row."""
+        row = Row(what, FAILS, "an error", note=f"{type(error).__name__}: {error}".splitlines()[0])
+        if all(other.note != row.note for other in self.rows):
+            self._add(row)
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)
         print(row, flush=True)
-        self.save()
+        # JSON has no NaN and no infinity
+        values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def show(value: Value, unit: str = "") -> str:
-    """A value for a reader: three significant digits, thousands apart, yes or no, its unit behind it."""
+    """A value for a reader: three significant digits, whole numbers in full, yes or no, its unit behind it."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if float(value).is_integer() and abs(value) < 1e15:
-        text = f"{int(value):,}"
-    elif 1000 <= abs(value) < 1e6:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:.2e}"
-    return f"{text} {unit}".rstrip()
-
-
-def _plain(value: Value) -> Value:
-    """Numbers that JSON cannot hold as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return f"{f'{value:,}' if isinstance(value, int) else plain(value)} {unit}".rstrip()

@@ -1,6 +1,5 @@
 """Starts ``cppo-verl run`` for a stage, watches the GPUs' memory, and reads what it logged."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas
 import psutil
 
+from cppo_verl import jsonlines
 from cppo_verl.launch import checkpoints, supervise
-from cppo_verl.selftest import machine
+from cppo_verl.launch.quoting import quote
 from cppo_verl.selftest.setting import SelftestError, Setting
 
 ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 # as the quickstart sets them: trainer, rollout engine and Ray share few cores
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
-ALWAYS = {"TOKENIZERS_PARALLELISM": "false"}
+MEMORY_USED = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True)
@@ -40,35 +39,43 @@ def start(setting: Setting, overrides: Sequence[str], fresh: bool, until: Callab
         SelftestError: it ended before ``until`` said so.
     """
     command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
-    environment = {**os.environ, **ALWAYS, **(ON_CPU if setting.on_cpu else {})}
-    output = setting.out / "stages" / setting.stage / f"run-{time.time_ns()}.log"
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
+    output = setting.logs / f"run-{time.time_ns()}.log"
     began, gpu_gb, killed = time.monotonic(), 0.0, False
     with output.open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            [*command, *overrides], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
+        given = [*command, *overrides]
+        child = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         while child.poll() is None:
             time.sleep(0.05)
             if not setting.on_cpu and not killed:
-                gpu_gb = max([gpu_gb, *machine.gpu_memory_in_use()])
+                gpu_gb = max([gpu_gb, *gpu_memory_in_use()])
             if not killed and until():
                 killed = kill_driver(setting.run)
     said = output.read_text(encoding="utf-8")
     print(said, flush=True)
     if not killed and child.returncode != 0:
-        raise SelftestError(f"the run ended with exit status {child.returncode}:\n{said[-3000:]}")
+        raise SelftestError(f"the run ended with exit status {child.returncode}")
     return Start(time.monotonic() - began, child.returncode, said, gpu_gb)
+
+
+def gpu_memory_in_use() -> list[float]:
+    """GB on each GPU, by whatever process; nothing without nvidia-smi."""
+    try:
+        done = subprocess.run(MEMORY_USED, capture_output=True, text=True, timeout=30)
+        return [float(mib) * 2**20 / 1e9 for mib in done.stdout.splitlines()]
+    except (OSError, subprocess.TimeoutExpired, ValueError):  # [N/A]
+        return []
 
 
 def kill_driver(run: Path) -> bool:
     """SIGKILL the trainer's driver; whether there was one."""
     for process in supervise.processes_of(run):
-        try:
-            if "verl.trainer.main_ppo" in process.cmdline():
-                os.kill(process.pid, signal.SIGKILL)
-                return True
-        except (psutil.Error, ProcessLookupError):
-            continue
+        if "verl.trainer.main_ppo" in supervise.title(process):
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+            return True
     return False
 
 
@@ -79,23 +86,18 @@ def checkpoint_of(run: Path) -> int:
 
 def alarms(run: Path) -> int:
     """Alarms in the console logs of all starts."""
-    logs = (path.read_text(encoding="utf-8", errors="replace") for path in run.glob("logs/console-*.log"))
-    return sum(ALARM in line for text in logs for line in text.splitlines())
-
-
-def logged(run: Path) -> pandas.DataFrame:
-    """One row a step, one column a metric, as verl's file logger has the run over all its starts."""
-    from cppo_verl.reporting.logs import read_run
-
-    return read_run(run).frame
+    return sum(
+        path.read_text(encoding="utf-8", errors="replace").count(ALARM) for path in run.glob("logs/console-*.log")
+    )
 
 
 def steps_of_last_start(run: Path) -> list[int]:
     """Steps that the run's last start logged."""
     newest = max(run.glob("logs/metrics-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return [json.loads(line)["step"] for line in newest.read_text(encoding="utf-8").splitlines()]
+    return [line["step"] for line in jsonlines.read(newest)[0]]
 
 
 def as_overrides(given: Mapping[str, object]) -> list[str]:
-    """Key and value as Hydra takes them."""
-    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
+    """Key and value as Hydra takes them; paths quoted."""
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in given.items()}
+    return [f"{key}={quote(value) if isinstance(value, Path) else value}" for key, value in texts.items()]

@@ -11,7 +11,7 @@ from tests import ROOT
 
 
 def table(folder: Path) -> Table:
-    return Table("stage", folder / "rows.json")
+    return Table(folder / "rows.jsonl")
 
 
 def failed(rows: list[Row]) -> set[str]:

@@ -9,10 +9,7 @@ from cppo_verl.selftest.setting import SelftestError
 
 
 def test_stage(setting, table):
-    counter = setting.out / f"{setting.stage}.count"
-    counter.write_text(counter.read_text() + "x" if counter.exists() else "x")
-    note = f"token {os.environ.get('CANARY_TOKEN', '')} in {os.path.expanduser('~')}/x"
-    table.equal("first row", 1, 1, note=note)
+    table.equal("first row", 1, 1, note=f"in {os.path.expanduser('~')}/x")
     match setting.options.get("do", "hold"):
         case "fail":
             table.at_most("gap", 0.3, 0.2, 0.1, "m")

@@ -1,170 +1,197 @@
-"""A selftest from the first stage to the page: kept results, stages that fail, die or hang, a killed selftest."""
+"""A selftest from the command line to the page: stages that fail, die, hang or cannot run, and what is said of them."""
 
 import dataclasses
 import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 
+from cppo_verl import jsonlines
+from cppo_verl.cli import main, selftest
 from cppo_verl.launch import supervise
-from cppo_verl.selftest import report, session
-from cppo_verl.selftest.machine import Machine
-from cppo_verl.selftest.setting import SelftestError, Setting
-from cppo_verl.selftest.stages import STAGES, Needs, Stage
+from cppo_verl.selftest import report, session, setting, watched_run
+from cppo_verl.selftest.setting import Setting
+from cppo_verl.selftest.stages import STAGES, Stage
 from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, Result, Row, judged, show
 from tests import ROOT
 from tests.selftest import table
 
-HERE = Machine("cpu", host_gb=8, disk_gb=8, facts={"system": "a <table>", "verl": "0.9.1"})
+FACTS = {"system": "a <table>", "verl": "0.9.1"}
 
 
-def stage(name: str, limit: float = 60, needs: Needs | None = None, **options) -> Stage:
-    own = needs or Needs(host_gb=0.1)
-    return Stage(name, f"Stage {name}", "tests.selftest.fake_stage", {"cpu": 1, "cuda": 1}, limit, own, options)
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
 
 
-@pytest.fixture
-def setting(tmp_path, monkeypatch) -> Setting:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return Setting(tmp_path, "cpu", 2)
+def stage(name: str, limit: float = 60, options: dict | None = None, **needs) -> Stage:
+    needs = {"host_gb": 0.1, **needs}
+    return Stage(name, name, "tests.selftest.fake_stage", {"cpu": 1}, limit, **needs, options=options or {})
 
 
-def run(setting: Setting, *stages: Stage, here: Machine = HERE):
+def run(folder, *stages: Stage) -> tuple[dict[str, Result], str]:
     said: list[str] = []
-    results = session.run(setting, here, stages, said.append, lambda _: None)
+    results = session.run(Setting(folder, "cpu", 2, 0, 8, 8), stages, said.append, lambda _: None)
     return {result.stage: result for result in results}, "\n".join(said)
 
 
-def times_run(setting: Setting, name: str) -> int:
-    return len((setting.out / f"{name}.count").read_text())
+# ---- running
 
 
-def test_every_end_of_a_stage_is_told(setting, monkeypatch):
-    monkeypatch.setenv("CANARY_TOKEN", "canary-3b9d52")
-    stages = [stage("a"), *(stage(do, do=do) for do in ("fail", "stop", "raise", "die")), stage("hang", 5, do="hang")]
-    results, said = run(setting, *stages)
+def test_every_end_of_a_stage_is_told_and_the_next_call_runs_it_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ends = [stage(do, options={"do": do}) for do in ("fail", "stop", "raise", "die")]
+    results, said = run(tmp_path, stage("a"), *ends, stage("hang", 5, {"do": "hang"}))
     assert [result.verdict for result in results.values()] == [HOLDS] + 5 * [FAILS]
     assert all(result.rows[0].what == "first row" for result in results.values())  # what was measured before is kept
-    assert results["a"].rows[0].note == "token *** in ~/x"  # no secret, no home folder
-    assert "canary-3b9d52" not in (setting.out / "results/a.json").read_text()
-    assert "FAILS gap: 0.3 m, limit 0.2 m" in said and not results["fail"].reason
     assert [row.what for row in results["fail"].rows] == ["first row", "gap", "last row"]
-    assert results["stop"].reason.startswith("it has no bread")
-    assert "ZeroDivisionError: half of nothing" in results["raise"].reason
+    assert "FAILS gap: 0.300 m, limit 0.200 m" in said and not results["fail"].reason
+    assert "SelftestError: it has no bread" in said and "ZeroDivisionError: half of nothing" in said
     assert "exit status 9" in results["die"].reason and "out of yarn" in results["die"].reason
     assert "longer than 5 s" in results["hang"].reason
-    assert not list(supervise.processes_of(setting.out / "stages" / "hang"))  # nor its sleeping child
+    assert not list(supervise.processes_of(tmp_path / "stages/hang"))  # nor its sleeping child
+    assert len(run(tmp_path, stage("a"))[0]["a"].rows) == 2
 
 
-def test_what_holds_is_kept_until_something_changes_and_what_failed_is_tried_again(setting):
-    good, bad = stage("good"), stage("bad", do="fail")
-    first, _ = run(setting, good, bad)
-    second, _ = run(setting, good, bad)
-    assert second["good"] == first["good"]
-    assert (times_run(setting, "good"), times_run(setting, "bad")) == (1, 2)
-    run(setting, stage("good", extra=1))
-    run(setting, good, here=dataclasses.replace(HERE, facts={"system": "a chair"}))
-    run(dataclasses.replace(setting, steps=9), good)
-    assert times_run(setting, "good") == 4
-    (setting.out / "results/good.json").write_text('{"stage": "good", "ver')  # damaged
-    run(setting, good)
-    assert times_run(setting, "good") == 5
+def test_what_a_killed_selftest_left_is_ended_and_two_do_not_share_a_folder(tmp_path):
+    (tmp_path / "runs/one-topk").mkdir(parents=True)
+    marked = {**os.environ, supervise.MARKER: str(tmp_path / "runs/one-topk")}
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=marked)
+    with supervise.lock(tmp_path), pytest.raises(supervise.AlreadyRunning):
+        run(tmp_path)
+    assert left.poll() is None
+    run(tmp_path)
+    left.wait(10)
 
 
-def test_what_this_machine_lacks_is_said_and_counts_as_neither(setting):
+def test_what_this_machine_lacks_is_said_and_counts_as_neither(tmp_path):
     lacking = {
-        "gpus": (Needs(ranks=3), "needs 3 GPUs and this machine has 2"),
-        "package": (Needs(packages=("no_such_package",)), "not installed: no_such_package"),
-        "memory": (Needs(host_gb=100), "needs 100 GB of free memory and there are 8.0"),
-        "disk": (Needs(disk_gb=100), "needs 100 GB of free disk and there are 8.0"),
-        "after": (Needs(after=("doctor",)), "comes after doctor"),
+        "gpus": ({"ranks": 3}, "needs 3 GPUs and this machine has 2"),
+        "package": ({"packages": ("no_such_package",)}, "not installed: no_such_package"),
+        "memory": ({"host_gb": 100}, "needs 100 GB of free memory and there are 8.0"),
+        "disk": ({"disk_gb": 100}, "needs 100 GB of free disk and there are 8.0"),
+        "after": ({"after": ("doctor",)}, "comes after doctor"),
     }
-    results, _ = run(setting, *(stage(name, needs=needs) for name, (needs, _) in lacking.items()))
+    results, _ = run(tmp_path, *(stage(name, **needs) for name, (needs, _) in lacking.items()))
     for name, (_, reason) in lacking.items():
         assert results[name].verdict == NOT_RUN and reason in results[name].reason
-    assert "no GPU" in stage("a").unmet(Machine("", host_gb=8, disk_gb=8), setting, {})
+    assert "no GPU" in stage("a").unmet(Setting(tmp_path, "", 0, 0, 8, 8), {})
+    small = Setting(tmp_path, "cuda", 1, 4, 99, 99)
+    assert STAGES["rules"].unmet(small, {}) == "" and "30 GB a GPU" in STAGES["speed"].unmet(small, {})
 
 
-def test_a_killed_selftest_goes_on_at_the_unfinished_stage(setting):
-    """SIGKILL while the second stage hangs; what it started is ended by the next call."""
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom tests.selftest.test_session import *\n"
-        "stages = [stage('good'), stage('late', do='hang')]\n"
-        "session.run(Setting(Path(sys.argv[1]), 'cpu', 2), HERE, stages, print, print)"
+# ---- the machine
+
+
+def test_this_machine_and_its_setting_survive_json(tmp_path):
+    here, facts = setting.here(tmp_path / "not" / "there" / "yet")
+    assert (here.device, here.ranks) == ("cpu", 2) and here.host_gb > 0.1 and here.disk_gb > 0.1
+    assert {"system", "Python", "verl", "torch", "source"} <= set(facts)
+    asked = dataclasses.replace(here, overrides=("a=1",), options={"kill": True})
+    assert Setting.loads(asked.dumps()) == asked
+
+
+def test_gpus_as_torch_and_nvidia_smi_show_them(monkeypatch, tmp_path):
+    """Of two GPUs, made up: only a machine with some can show the rest."""
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace\n"
+        "made_up = SimpleNamespace(name='Made-up 9000', total_memory=80e9)\n"
+        "cuda = SimpleNamespace(device_count=lambda: 2, get_device_properties=lambda index: made_up)\n"
     )
-    first = subprocess.Popen([sys.executable, "-c", program, str(setting.out)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (setting.out / "late.count").exists():
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    with pytest.raises(supervise.AlreadyRunning):
-        run(setting, stage("a"))
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    left = list(supervise.processes_of(setting.out / "stages" / "late"))
-    assert left
-    results, _ = run(setting, stage("good"), stage("late"))
-    assert times_run(setting, "good") == 1 and times_run(setting, "late") == 2
-    assert {result.verdict for result in results.values()} == {HOLDS}
-    assert not [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    here, facts = setting.here(tmp_path)
+    assert (here.device, here.ranks, here.gpu_gb) == ("cuda", 2, 80)
+    assert facts["GPUs"] == "Made-up 9000, 80 GB; Made-up 9000, 80 GB"
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    assert setting.here(tmp_path)[0].device == ""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for prints, used in (("1024\n40960\n", [1.073741824, 42.94967296]), ("[N/A]\n", []), ("", [])):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<END\n{prints}END\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        assert watched_run.gpu_memory_in_use() == used
 
 
-def test_fresh_deletes_a_selftest_and_nothing_else(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(SelftestError, match="--fresh would delete"):
-        session.clear(tmp_path)
-    report.write(tmp_path, HERE, [])
-    session.clear(tmp_path)
-    assert not tmp_path.exists()
+# ---- table and page
 
 
-def test_a_limit_is_a_limit_and_rows_survive_json(tmp_path):
+def test_a_limit_is_a_limit_and_every_row_is_on_disk_at_once(tmp_path):
     made = table(tmp_path)
     for measured in (0.9, 1.0, 1.1, math.nan, math.inf):
         made.at_most("x", measured, 1.0, 0.5, "GB", "why")
+        assert len(jsonlines.read(made.path)[0]) == len(made.rows)
     assert [row.verdict for row in made.rows] == [HOLDS, HOLDS, FAILS, FAILS, FAILS]
-    again = Result.from_json(json.loads(made.path.read_text()))
-    assert again.rows[3] == Row("x", FAILS, "nan", 0.5, 1.0, "GB", "why")
-    assert (again.verdict, again.reason) == (FAILS, "the stage did not come to its end")
-    assert judged("rules", []).verdict == FAILS and judged("rules", again.rows[:2]).verdict == HOLDS
-
-
-SHOWN = {"0": 0, "1,234,567": 1_234_567, "1.23": 1.23456, "0.0123": 0.0123456, "4.32e-07": 4.321e-7}
-SHOWN |= {"12,346": 12_345.678, "yes": True, "no": False, "": None, "ok": "ok"}
-
-
-@pytest.mark.parametrize("text", SHOWN)
-def test_numbers_read_well(text):
-    assert show(SHOWN[text]) == text
-    assert show(3.0, "s") == "3 s" and show("ok", "GB") == "ok"
+    assert Row(**jsonlines.read(made.path)[0][3]) == Row("x", FAILS, "nan", 0.5, 1.0, "GB", "why")
+    assert judged("rules", []).verdict == FAILS and judged("rules", made.rows[:2]).verdict == HOLDS
+    assert judged("rules", made.rows[:2], reason="it died").verdict == FAILS
+    shown = {"1,234,567": 1_234_567, "0.0123": 0.0123456, "4.32e-7": 4.321e-7, "yes": True, "": None, "ok": "ok"}
+    assert all(show(value) == text for text, value in shown.items()) and show(3, "s") == "3 s"
 
 
 def test_the_page_stands_alone_is_escaped_and_says_what_the_others_say(tmp_path):
-    good = judged("doctor", [Row("versions", HOLDS, "ok", "ok", note="verl <0.9.1>")], 12.4)
+    home = os.path.expanduser("~")
+    good = judged("doctor", [Row("versions", HOLDS, "ok", "ok", note=f"verl <0.9.1> in {home}/x")], 12.4)
     rows = [Row("gap", FAILS, 0.31, 0.1, 0.2, "GB"), Row("time | it took", "noted", 1234.5, unit="s")]
     bad = judged("rules", rows, 3.0, "died:\n<b>last</b> words ```")
-    report.write(tmp_path, HERE, [good, bad, Result("all-sp2", NOT_RUN, reason="not installed: flash_attn")])
+    lacking = Result("all-sp2", NOT_RUN, reason="not installed: flash_attn")
+    report.write(tmp_path, "cpu", FACTS, [good, bad, lacking])
     page, text = (tmp_path / report.PAGE).read_text(), (tmp_path / report.TEXT).read_text()
     assert not re.search(r"<script|<link|<img|src=|https?://|@import|url\(", page)
     assert set(re.findall(r'href="#([^"]+)"', page)) == set(re.findall(r'<section id="([^"]+)"', page))
-    assert "verl &lt;0.9.1&gt;" in page and "&lt;b&gt;last&lt;/b&gt; words" in page and "a &lt;table&gt;" in page
+    assert "verl &lt;0.9.1&gt; in ~/x" in page and "&lt;b&gt;last&lt;/b&gt; words" in page and "a &lt;table&gt;" in page
     assert "because not installed: flash_attn." in page
     said = "1 of 2 stages hold; rules fails; not run here: all-sp2"
     assert json.loads((tmp_path / report.DATA).read_text())["sentence"] == said
-    assert said in page and said in text and "1,234 s" in page and "| 1,234 s |" in text
+    assert said in page and said in text and "1234 s" in page and "| 1234 s |" in text
     assert "| time \\| it took |" in text and "words '''" in text
 
 
-def test_stages_have_names_titles_and_more_time_than_expected():
-    names = [stage.name for stage in STAGES]
-    assert len(set(names)) == len(names)
-    for one in STAGES:
+# ---- the command
+
+
+def test_list_says_what_stages_need_and_take(capsys, tmp_path):
+    assert main.main(["selftest", "--list", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{name} " in "\n" + said for name in STAGES if name != "recipe")
+    assert "about 110 s  One rank, binary divergence" in said
+    assert "needs 2 ranks, 6 GB memory, after doctor, after tiny\n" in said
+    assert [stage.name for stage in session.chosen("rules,all-topk", 4, "", "")] == [
+        "doctor",
+        "rules",
+        "tiny",
+        "all-topk",
+    ]
+    for one in STAGES.values():
         assert set(one.seconds) == {"cpu", "cuda"} and max(one.seconds.values()) * 4 <= one.limit
-        assert set(one.needs.after) <= set(names)
+        assert set(one.after) <= set(STAGES)
+
+
+WRONG = {
+    "--stages rules,ruls": "--stages ruls: no such stage; there are doctor, rules",
+    "--steps 2": "--steps 2: a run is killed after its second step and resumed; give 3 or more",
+    "--model m": "--model without --recipe",
+    "--recipe qwen9": "--recipe qwen9: there is no qwen9.sh in run_scripts (qwen3_1p7b,",
+    "": "pip install pytest",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_use_is_named_before_anything_runs(arguments, capsys, tmp_path, monkeypatch):
+    if not arguments:
+        monkeypatch.setattr(selftest, "find_spec", lambda name: None)
+    assert main.main(["selftest", "--out", str(tmp_path / "out"), *arguments.split()]) == 2
+    assert WRONG[arguments] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_exit_status(monkeypatch, tmp_path):
+    for verdicts, strict, status in [
+        ((HOLDS,), False, 0), ((HOLDS, FAILS), False, 1), ((HOLDS, NOT_RUN), False, 0), ((HOLDS, NOT_RUN), True, 1),
+    ]:  # fmt: skip
+        results = [Result(stage, verdict) for stage, verdict in zip(("rules", "losses"), verdicts, strict=False)]
+        monkeypatch.setattr(session, "run", lambda *_, results=results: results)
+        assert main.main(["selftest", "--out", str(tmp_path), *["--strict"][: int(strict)]]) == status

@@ -11,26 +11,25 @@ import verl  # noqa: F401  (loads the plug-in)
 from cppo_verl import presets
 from cppo_verl.integration import checks
 from cppo_verl.integration.topk import logits
-from cppo_verl.selftest import recipe_script, stage_losses, stage_recipe, stage_rules, stage_stack, watched_run
+from cppo_verl.reporting.logs import read_run
+from cppo_verl.selftest import stage_losses, stage_recipe, stage_rules, stage_stack
 from cppo_verl.selftest.batches import binary_batch, topk_batch
-from cppo_verl.selftest.machine import Machine
-from cppo_verl.selftest.setting import SelftestError, Setting
+from cppo_verl.selftest.setting import SelftestError, Setting, recipe_overrides
 from cppo_verl.selftest.stages import STAGES
 from cppo_verl.trust_region import rules
 from data_prep.tiny_model import build_tokenizer
-from recipe import memory, settings
-from recipe.shapes import SHAPES
+from recipe import settings
 from tests.selftest import failed, table
 
 # ---- rules and losses
 
 
-def decided(tmp_path, name: str, kind: str = "tv") -> set[str]:
+def decided(tmp_path, name: str) -> set[str]:
     """What fails of a rule and of the divergences."""
-    setting, found = Setting(tmp_path, "cpu", 2), table(tmp_path)
     batches = [binary_batch(24, 512), topk_batch(6, 96, stage_rules.K)]
-    stage_rules.test_decisions(name, batches, setting, found)
-    stage_rules.test_divergence(kind, torch.float32, batches, setting, found)
+    found, pairs = table(tmp_path), stage_rules.paired(batches, "cpu")
+    stage_rules.test_decisions(name, pairs, found)
+    stage_rules.test_divergence(pairs, found)
     return failed(found.rows)
 
 
@@ -90,7 +89,6 @@ def test_a_wrong_gather_is_found(mutation, monkeypatch, tmp_path):
 
 # ---- the whole stack
 
-STACK = {stage.name: stage for stage in STAGES if stage.module.endswith("stage_stack")}
 P = stage_stack.P
 FIRST, LATER, MASKED = "first-update gap, first of them", "first-update gap, later", "masked before any update"
 NORMS, SOME = "gradient norms finite and above 0", "steps with something to learn"
@@ -100,85 +98,82 @@ SANE |= {"timing_s/step": 1.5, "timing_s/gen": 0.5, "timing_s/update_actor": 0.7
 
 
 def of_stage(tmp_path, name: str, device: str = "cpu", ranks: int = 2) -> Setting:
-    return Setting(tmp_path, device, ranks, steps=4, stage=name, options=dict(STACK[name].options))
+    return Setting(tmp_path, device, ranks, steps=4, stage=name, options=dict(STAGES[name].options))
 
 
-@pytest.mark.parametrize(
-    ("name", "device", "machine", "ranks"),
-    [
-        ("all-topk", "cpu", 2, 2),
-        ("one-topk", "cuda", 1, 1),
-        ("all-binary", "cuda", 8, 8),
-        ("all-sp2", "cuda", 7, 6),
-    ],
-)
+ON_PAPER = [
+    ("all-topk", "cpu", 2, 2),
+    ("one-topk", "cuda", 1, 1),
+    ("all-binary", "cuda", 8, 8),
+    ("all-sp2", "cuda", 7, 6),
+]
+
+
+@pytest.mark.parametrize(("name", "device", "machine", "ranks"), ON_PAPER)
 def test_the_start_check_takes_the_command_line(name, device, machine, ranks, tmp_path):
     """GPUs' command lines too: what they hold is checked on paper, what they do only a GPU can show."""
-    head, *rest = stage_stack.overrides(of_stage(tmp_path, name, device, machine))
+    folder = tmp_path / "a, b=c"  # paths are quoted
+    head, *rest = stage_stack.overrides(of_stage(folder, name, device, machine))
     config = presets.compose(head.removeprefix("+trust_region="), rest)
     checks.require(config)
-    assert ("+platform=cpu" in rest) == (device == "cpu")
+    assert ("+platform=cpu" in rest) == (device == "cpu") and config.data.train_files.startswith(str(folder))
     actor = config.actor_rollout_ref.actor
     sp = actor.fsdp_config.ulysses_sequence_parallel_size
     assert (config.trainer.n_gpus_per_node, sp) == (ranks, 2 if name == "all-sp2" else 1)
     assert actor.policy_loss.estimator == ("binary" if name.endswith("binary") else "topk")
 
 
-@pytest.mark.parametrize(
-    ("found", "steps", "changed"),
-    [
-        (set(), (1, 2, 3, 4), {}),
-        ({"steps in the log"}, (1, 2, 4), {}),
-        ({FIRST}, (1, 2, 3, 4), {GAP: [1e-3, 2e-9, 2e-9, 2e-9]}),
-        ({LATER}, (1, 2, 3, 4), {GAP: [2e-9, 2e-9, 0.003, 2e-9]}),
-        ({MASKED}, (1, 2, 3, 4), {P + "first_update/masked_share": [0, 0, 0.2, 0]}),
-        ({"alarms"}, (1, 2, 3, 4), {"alarms": 1}),
-        ({NORMS}, (1, 2, 3, 4), {NORM: [0.5, 0.0, 0.5, 0.5]}),
-        ({NORMS}, (1, 2, 3, 4), {NORM: [0.5, None, 0.5, 0.5]}),
-        (set(), (1, 2, 3, 4), {NORM: [0.5, 0.0, 0.5, 0.5], ZERO: [0, 1, 0, 0]}),
-        ({SOME, LATER}, (1, 2, 3, 4), {ZERO: [1, 1, 1, 0]}),
-        ({SOME}, (1, 2, 3, 4), {ZERO: [1, 1, 1, 1]}),
-        ({"updates move the policy"}, (1, 2, 3, 4), {P + "divergence_mean": [2e-9] * 4}),
-        ({"mass of the top-K and the sampled token in (0, 1]"}, range(1, 9), {P + "topk_mass": [0.9, 1.2, *[0.9] * 6]}),
-    ],
-)
+WRONG = [
+    (set(), (1, 2, 3, 4), {}),
+    ({"steps in the log"}, (1, 2, 4), {}),
+    ({FIRST}, (1, 2, 3, 4), {GAP: [1e-3, 2e-9, 2e-9, 2e-9]}),
+    ({LATER}, (1, 2, 3, 4), {GAP: [2e-9, 2e-9, 0.003, 2e-9]}),
+    ({MASKED}, (1, 2, 3, 4), {P + "first_update/masked_share": [0, 0, 0.2, 0]}),
+    ({"alarms"}, (1, 2, 3, 4), {"alarms": 1}),
+    ({NORMS}, (1, 2, 3, 4), {NORM: [0.5, 0.0, 0.5, 0.5]}),
+    ({NORMS}, (1, 2, 3, 4), {NORM: [0.5, None, 0.5, 0.5]}),
+    (set(), (1, 2, 3, 4), {NORM: [0.5, 0.0, 0.5, 0.5], ZERO: [0, 1, 0, 0]}),
+    ({SOME, LATER}, (1, 2, 3, 4), {ZERO: [1, 1, 1, 0]}),
+    ({SOME}, (1, 2, 3, 4), {ZERO: [1, 1, 1, 1]}),
+    ({"updates move the policy"}, (1, 2, 3, 4), {P + "divergence_mean": [2e-9] * 4}),
+    ({"mass of the top-K and the sampled token in (0, 1]"}, range(1, 9), {P + "topk_mass": [0.9, 1.2, *[0.9] * 6]}),
+]
+
+
+@pytest.mark.parametrize(("found", "steps", "changed"), WRONG)
 def test_what_is_wrong_in_a_log_is_found(tmp_path, found, steps, changed):
     made, rows = of_stage(tmp_path, "one-topk" if P + "topk_mass" in changed else "one-binary"), table(tmp_path)
-    alarms = changed.pop("alarms", 0)
     (made.run / "logs").mkdir(parents=True)
-    lines = [
-        {"step": step, "data": {**SANE, **{key: values[i] for key, values in changed.items()}}}
-        for i, step in enumerate(steps)
-    ]
+    of_step = [{key: values[i] for key, values in changed.items() if key != "alarms"} for i in range(len(steps))]
+    lines = [{"step": step, "data": SANE | own} for step, own in zip(steps, of_step, strict=True)]
     (made.run / "logs/metrics-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (made.run / "logs/console-1.log").write_text("fine\n" + "(pid=1) TRUST REGION ALARM: gap\n" * alarms)
-    stage_stack.test_log(made, rows, watched_run.logged(made.run))
+    (made.run / "logs/console-1.log").write_text("(pid=1) TRUST REGION ALARM: gap\n" * changed.get("alarms", 0))
+    stage_stack.test_log(made, rows, read_run(made.run).frame)
     assert failed(rows.rows) == found
 
 
 # ---- a recipe's step
 
-ON_GPUS = Machine("cuda", gpus=("H100",) * 8, gpu_gb=80)
+
+def of_recipe(tmp_path, name: str, device: str, ranks: int) -> Setting:
+    overrides = recipe_overrides(name, "", device, ranks)
+    return Setting(tmp_path, device, ranks, 80, recipe=name, overrides=overrides, stage="recipe")
 
 
-def of_recipe(tmp_path, name: str, here: Machine) -> Setting:
-    overrides = recipe_script.overrides(name, "", here)
-    return Setting(tmp_path, here.device, here.ranks, here.gpu_gb, recipe=name, overrides=overrides, stage="recipe")
-
-
-@pytest.mark.parametrize(("name", "here"), [("qwen3_1p7b", Machine("cpu")), ("qwen3_30b_a3b_base", ON_GPUS)])
-def test_the_scripts_own_command_line_with_the_stages_changes(name, here, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "device"), [("qwen3_1p7b", "cpu"), ("qwen3_30b_a3b_base", "cuda")])
+def test_the_scripts_own_command_line_with_the_stages_changes(name, device, tmp_path, monkeypatch):
     monkeypatch.setenv("METHOD", "dppo")
-    head, *rest = stage_recipe.command(of_recipe(tmp_path, name, here))
+    head, *rest = stage_recipe.command(of_recipe(tmp_path / "a, b", name, device, 8))
     config = presets.compose(head.removeprefix("+trust_region="), rest)
     checks.require(config)
     assert head == "+trust_region=dppo_tv"  # the script's own variables count
+    assert config.data.val_files == [str(tmp_path / "a, b/runs/recipe-val.parquet")]
     assert (config.trainer.total_training_steps, config.actor_rollout_ref.rollout.ignore_eos) == (1, True)
     s = settings.read([head, *rest])
-    assert (s.longest, s.gpus_per_node) == ((112, 1) if here.device == "cpu" else (1024 + 16384, 8))
+    assert (s.longest, s.gpus_per_node) == ((112, 1) if device == "cpu" else (1024 + 16384, 8))
     monkeypatch.setenv("METHOD", "dpo")
     with pytest.raises(SelftestError, match="METHOD='dpo' is not one of"):
-        recipe_script.overrides(name, "", here)
+        recipe_overrides(name, "", device, 8)
 
 
 def test_prompts_fill_their_room_and_validation_has_its_own(tmp_path):
@@ -190,44 +185,40 @@ def test_prompts_fill_their_room_and_validation_has_its_own(tmp_path):
     assert (len(train), len(val)) == (4, 1)
     texts = [
         tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False)
-        for frame in (train, val)
-        for chat in frame["prompt"]
+        for chat in (*train["prompt"], *val["prompt"])
     ]
     assert len(set(texts)) == 5
     assert all(46 < len(tokenizer.encode(text, add_special_tokens=False)) <= 48 for text in texts)
     with pytest.raises(SelftestError, match="no room for the model's chat template"):
-        stage_recipe.filling(tokenizer, 0, 5)
+        stage_recipe.write_prompts(made, str(tmp_path / "tokenizer"), 1, 5)
 
 
 STEP = {"timing_s/gen": 300.0, "timing_s/update_actor": 60.0, "timing_s/step": 380.0, NORM: 0.1, GAP: 0.001,
         "response_length/min": 8192.0, "prompt_length/min": 1020.0, stage_recipe.MAX_ALLOCATOR: 40.0,
         "perf/cpu_memory_used_gb": 120.0}  # fmt: skip
+OFF = {
+    "": {},
+    "training": {stage_recipe.MAX_ALLOCATOR: 60.0},
+    "peak memory of the fullest GPU": {"gpu_gb": 81},
+    "seconds, generation": {"timing_s/gen": 5000.0, "timing_s/step": 5080.0},
+    "seconds, update": {"timing_s/update_actor": 5000.0, "timing_s/step": 5320.0},
+    "seconds, other": {"timing_s/step": 5000.0},
+    "response tokens, shortest": {"response_length/min": 900.0},
+    "room left in the shortest prompt": {"prompt_length/min": 200.0},
+    "first-update gap": {GAP: 0.5},
+    "gradient norm above 0": {NORM: 0.0},
+}
 
 
-@pytest.mark.parametrize(
-    ("what", "gpu_gb", "changed"),
-    [
-        (set(), 70, {}),
-        ({"training"}, 70, {stage_recipe.MAX_ALLOCATOR: 60.0}),
-        ({"peak memory of the fullest GPU"}, 81, {}),
-        ({"seconds, generation"}, 70, {"timing_s/gen": 5000.0, "timing_s/step": 5080.0}),
-        ({"seconds, update"}, 70, {"timing_s/update_actor": 5000.0, "timing_s/step": 5320.0}),
-        ({"seconds, other"}, 70, {"timing_s/step": 5000.0}),
-        ({"response tokens, shortest"}, 70, {"response_length/min": 900.0}),
-        ({"room left in the shortest prompt"}, 70, {"prompt_length/min": 200.0}),
-        ({"first-update gap"}, 70, {GAP: 0.5}),
-        ({"gradient norm above 0"}, 70, {NORM: 0.0}),
-    ],
-)
-def test_a_step_is_judged_by_its_plan(what, gpu_gb, changed, tmp_path):
-    """A made-up step of the 8B recipe on made-up GPUs."""
-    made, rows, step = of_recipe(tmp_path, "qwen3_8b_base", ON_GPUS), table(tmp_path), {**STEP, **changed}
-    s, model = settings.read(made.overrides), "Qwen/Qwen3-8B-Base"
-    need = memory.estimate(SHAPES["qwen3_8b_base"], s, 80e9)
-    stage_recipe.test_lengths(rows, s, step)
-    stage_recipe.test_update(made, rows, step)
-    stage_recipe.test_memory(made, rows, step, need, watched_run.Start(1.0, 0, "", gpu_gb))
-    stage_recipe.test_seconds(made, rows, s, model, step, need)
-    assert failed(rows.rows) == what
-    cpu = dataclasses.replace(made, device="cpu")
-    stage_recipe.test_memory(cpu, rows, {}, need, watched_run.Start(1.0, 0, "", 0.0))  # noted, not judged
+def test_a_step_is_judged_by_its_plan(tmp_path):
+    """Made-up steps of the 8B recipe on made-up GPUs."""
+    made, model = of_recipe(tmp_path, "qwen3_8b_base", "cuda", 8), "Qwen/Qwen3-8B-Base"
+    planned = settings.read(made.overrides)
+    for what, changed in OFF.items():
+        rows, step = table(tmp_path), STEP | changed
+        stage_recipe.judge_update(made, rows, planned, step)
+        stage_recipe.judge_plan(made, rows, planned, model, step, step.get("gpu_gb", 70))
+        assert failed(rows.rows) == {what} - {""}
+    rows = table(tmp_path)
+    stage_recipe.judge_plan(dataclasses.replace(made, device="cpu"), rows, planned, model, STEP, 0.0)
+    assert {row.verdict for row in rows.rows} == {"noted"}
