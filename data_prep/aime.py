@@ -26,7 +26,7 @@ def prepare(
 ) -> Path:
     """Write the validation file of ``year`` and say so; the file's path."""
     name = f"aime{year % 100}"
-    table = Table(name=name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
+    table = Table(name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
     return math_table.prepare(out, table, source or HUB[year], options or Options())
 
 

@@ -17,6 +17,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,7 @@ def parse_expression(text: str) -> Expression:
 
 def allowed_moves(value: int, limit: int) -> list[Move]:
     """Moves from ``value`` whose result lies in 0..limit, in a fixed order."""
-    moves = [(sign, digit) for sign in "+-" for digit in DIGITS]
-    return [move for move in moves if 0 <= apply_move(value, move) <= limit]
+    return [move for move in product("+-", DIGITS) if 0 <= apply_move(value, move) <= limit]
 
 
 @cache
@@ -186,9 +186,8 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     drawn = draw_expressions(arguments)
     splits = {"val": drawn[: arguments.val], "train": drawn[arguments.val :]}
     rows = {split: [make_row(e, index, split) for index, e in enumerate(drawn)] for split, drawn in splits.items()}
-    files = storage.write_splits(out, rows)
-    manifest = {"data_source": DATA_SOURCE, "arguments": asdict(arguments), "seed": arguments.seed, "files": files}
-    storage.write_manifest(out, manifest)
+    manifest = {"data_source": DATA_SOURCE, "arguments": asdict(arguments), "seed": arguments.seed}
+    storage.write_splits(out, rows, manifest)
     return True
 
 

@@ -7,6 +7,7 @@ spacing, font and size commands, dollar signs and drawings removed), they are eq
 characters or more, lies within the longer: DAPO adds a sentence where it changed an answer to a whole number.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -57,9 +58,10 @@ def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) 
     matches = []
     for row, text in enumerate(train):
         key = normalise(text)
-        found = (*exact[key], "equal") if key in exact else _contained(key, known)
-        if found:
-            matches.append(Match(row, text, found[2], found[0], found[1]))
+        if key in exact:
+            matches.append(Match(row, text, "equal", *exact[key]))
+        elif found := _contained(key, known):
+            matches.append(Match(row, text, "contained", *found))
     return matches
 
 
@@ -95,15 +97,11 @@ def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
         return
     matches = find_matches(read_prompts(train), {path.name: read_prompts(path) for path in validation})
     kept = _write_without(train, {match.row for match in matches}, out)
-    storage.write_jsonl([asdict(match) for match in matches], dropped)
-    files = {
-        out.name: {"rows": kept, "sha256": storage.sha256_of(out)},
-        dropped.name: {"rows": len(matches), "sha256": storage.sha256_of(dropped)},
-    }
+    atomic.write(dropped, "".join(json.dumps(asdict(match), ensure_ascii=False) + "\n" for match in matches))
+    files = {path.name: storage.file_entry(path, rows) for path, rows in ((out, kept), (dropped, len(matches)))}
     storage.write_manifest(out.parent, {"arguments": arguments, "files": files}, manifest_name)
-    commands.say(
-        f"{out}: {kept} rows; {len(matches)} left out for being validation problems (listed in {dropped.name})"
-    )
+    found = f"{len(matches)} left out for being validation problems (listed in {dropped.name})"
+    commands.say(f"{out}: {kept} rows; {found}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.run(lambda: remove(options.train, options.val, options.out))
 
 
-def _contained(key: str, known: Sequence[tuple[str, str, int]]) -> tuple[str, int, str] | None:
+def _contained(key: str, known: Sequence[tuple[str, str, int]]) -> tuple[str, int] | None:
     for other, name, row in known:
         shorter, longer = sorted((key, other), key=len)
         if len(shorter) >= MIN_CONTAINED and shorter in longer:
-            return name, row, "contained"
+            return name, row
     return None
 
 

@@ -13,34 +13,8 @@ from typing import Any
 
 LONGEST = 10_000  # characters of an expression
 OWN_TEXT = "reasoning_gym.arithmetic.bitwise_arithmetic"  # evaluates its question, which is its own
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "asin",
-        "acos",
-        "atan",
-        "acot",
-        "asec",
-        "acsc",
-        "sinh",
-        "cosh",
-        "tanh",
-        "coth",
-        "asinh",
-        "acosh",
-        "atanh",
-        "exp",
-        "log",
-        "ln",
-        "sqrt",
-    ]
-    + ["Abs", "abs", "sign", "pi", "E"]
-)
+WORDS = "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth asinh acosh atanh"
+FUNCTIONS = frozenset(f"{WORDS} exp log ln sqrt Abs abs sign pi E".split())
 TOKEN = re.compile(r"\s+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|\*\*|[-+*/(),]|(?P<name>[A-Za-z]+)")
 OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 

@@ -7,10 +7,9 @@ output there is nothing to do.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_prep import commands, problems, storage
 from data_prep.problems import BadRow, Problem
@@ -95,10 +94,13 @@ def prepare(out: Path, table: Table, source: Source, options: Options) -> Path:
         commands.report(path, False)
         return path
     reading = read_table(file, columns, table, options)
-    files = storage.write_splits(out, {table.name: make_rows(list(reading.unique.values()), table, options)})
-    content = {"arguments": arguments, "counts": reading.counts(), "bad_rows": reading.faults, "files": files}
-    storage.write_manifest(out, content, manifest_name)
     counts = reading.counts()
+    content = {"arguments": arguments, "counts": counts, "bad_rows": reading.faults}
+    asked = [
+        (found, found.prompt if options.keep_wording else problems.ask(found)) for found in reading.unique.values()
+    ]
+    rows = [problems.make_row(*pair, table.data_source, index, table.split) for index, pair in enumerate(asked)]
+    storage.write_splits(out, {table.name: rows}, content, manifest_name)
     by_index = f"{counts['unique_by_index']} by index, " if "unique_by_index" in counts else ""
     commands.say(
         f"{path}: {len(reading.unique)} rows of {reading.read} read "
@@ -127,13 +129,6 @@ def read_table(file: LocalFile, columns: problems.Columns, table: Table, options
             "give another --source, or the number you expect with --problems"
         )
     return reading
-
-
-def make_rows(unique: Sequence[Problem], table: Table, options: Options) -> list[dict[str, Any]]:
-    """verl's rows, numbered from 0."""
-    prompts = [problem.prompt if options.keep_wording else problems.ask(problem) for problem in unique]
-    pairs = enumerate(zip(unique, prompts, strict=True))
-    return [problems.make_row(problem, prompt, table.data_source, i, table.split) for i, (problem, prompt) in pairs]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

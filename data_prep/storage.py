@@ -7,7 +7,7 @@ nothing to do.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,31 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    """Rows of nested dictionaries as one parquet file, written atomically."""
-    with atomic.replacing(path) as temporary:
-        pandas.DataFrame(rows).to_parquet(temporary, index=False)
+def write_splits(
+    folder: Path, splits: Mapping[str, list[dict[str, Any]]], content: Mapping[str, Any], name: str = MANIFEST
+) -> None:
+    """``folder``/SPLIT.parquet for each split that has rows, each atomically; then the manifest, ``content`` and files.
 
-
-def write_splits(folder: Path, splits: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """``folder``/NAME.parquet for each split that has rows; their entries for a manifest: rows and sha256 by file."""
+    Rows may be nested dictionaries.
+    """
     files = {}
     for split, rows in splits.items():
         if rows:
             path = folder / f"{split}.parquet"
-            write_parquet(rows, path)
-            files[path.name] = {"rows": len(rows), "sha256": sha256_of(path)}
-    return files
+            with atomic.replacing(path) as temporary:
+                pandas.DataFrame(rows).to_parquet(temporary, index=False)
+            files[path.name] = file_entry(path, len(rows))
+    write_manifest(folder, {**content, "files": files}, name)
 
 
-def write_jsonl(entries: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """One JSON object a line, written atomically."""
-    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    atomic.write(path, text)
+def file_entry(path: Path, rows: int) -> dict[str, Any]:
+    """What a manifest says of a file with rows."""
+    return {"rows": rows, "sha256": sha256_of(path)}
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], name: str = MANIFEST) -> None:
     """Write ``content`` as ``folder``/``name``, atomically; write it last, after the files it describes."""
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    atomic.write(folder / name, text)
+    atomic.write(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_prep.validations import mean_and_error
+
 NO_TARGET = -100
 
 
@@ -68,14 +70,9 @@ def sample(
 def measure(right: Sequence[Sequence[bool]]) -> dict[str, float]:
     """accuracy with its standard error over rows, and pass@n (share of rows with a right sample); ``right`` is a list
     of samples for each row."""
-    means = [sum(row) / len(row) for row in right]
-    accuracy = sum(means) / len(means)
-    spread = sum((mean - accuracy) ** 2 for mean in means) / max(1, len(means) - 1)
-    return {
-        "accuracy": accuracy,
-        "standard_error": math.sqrt(spread / len(means)),
-        f"pass@{len(right[0])}": sum(map(any, right)) / len(right),
-    }
+    accuracy, error = mean_and_error([sum(row) / len(row) for row in right])
+    passed = sum(map(any, right)) / len(right)
+    return {"accuracy": accuracy, "standard_error": error, f"pass@{len(right[0])}": passed}
 
 
 class Trainer:

@@ -9,14 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from data_prep import supervised
-from data_prep.arithmetic import (
-    DATA_SOURCE,
-    Expression,
-    chat_prompt,
-    partial_results,
-    reference_solution,
-    solution_text,
-)
+from data_prep.arithmetic import Expression, chat_prompt, partial_results, reference_solution, solution_text
 from data_prep.arithmetic_reward import compute_score
 from data_prep.supervised import Example
 from data_prep.tiny_qwen3 import Recipe
@@ -96,7 +89,7 @@ def careless_results(expression: Expression, error_rate: float, limit: int, rng:
 
 def is_right(expression: Expression, response: str) -> bool:
     """What the quickstart's reward says."""
-    return bool(compute_score(DATA_SOURCE, response, str(partial_results(expression)[-1]))["acc"])
+    return bool(compute_score("arithmetic", response, str(partial_results(expression)[-1]))["acc"])
 
 
 class WarmStart(supervised.Trainer):
@@ -114,26 +107,18 @@ class WarmStart(supervised.Trainer):
 
     def learn_to_compute(self) -> float:
         """Train on reference solutions until samples are nearly always right; returns their accuracy."""
-        r = self.recipe
+        r, drawn = self.recipe, self._batches(reference_solution)
+        check, most = r.computing_check_every, r.computing_max_steps
         return self.until(
-            self._batches(reference_solution),
-            lambda step: r.learning_rate,
-            lambda accuracy: accuracy >= r.computing_accuracy,
-            r.computing_check_every,
-            r.computing_max_steps,
-            self.report,
+            drawn, lambda step: r.learning_rate, lambda found: found >= r.computing_accuracy, check, most, self.report
         )
 
     def learn_to_be_careless(self) -> float:
         """Train on solutions with errors until samples are as careless as wanted; returns their accuracy."""
-        r = self.recipe
+        r, drawn = self.recipe, self._batches(self._careless_solution)
+        rate, check, most = r.careless_learning_rate, r.careless_check_every, r.careless_max_steps
         return self.until(
-            self._batches(self._careless_solution),
-            lambda step: r.careless_learning_rate,
-            lambda accuracy: accuracy <= r.careless_accuracy,
-            r.careless_check_every,
-            r.careless_max_steps,
-            self.report,
+            drawn, lambda step: rate, lambda found: found <= r.careless_accuracy, check, most, self.report
         )
 
     def final_accuracy(self) -> float:

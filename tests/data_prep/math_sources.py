@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +56,5 @@ def write(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
     return path
 
 
-def write_large(path: Path, unique: int, copies: int, length: int) -> Path:
-    """unique x copies rows in verl's columns with problems of about ``length`` characters, written in pieces."""
-    filler = "Consider the sum of the digits of the number below. " * (length // 52)
-    rows = [verl_row(wrapped(f"{filler}Number {i}."), str(i), f"id-{i}") for i in range(unique)]
-    table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
-        for _ in range(copies):
-            writer.write_table(table)
-    return path
-
-
 def output_rows(path: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def problems_of(path: Path) -> Iterator[str]:
-    """The prompts of a prepared file."""
-    return (row["prompt"][0]["content"] for row in output_rows(path))

@@ -57,21 +57,12 @@ def test_rows_have_verls_columns(rows: list[dict]):
         assert set(row) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
         assert row["data_source"] == "arithmetic"
         assert [set(message) for message in row["prompt"]] == [{"role", "content"}]
-        assert row["prompt"][0] == {"role": "user", "content": row["extra_info"]["expression"] + "=?"}
-        assert row["reward_model"]["style"] == "rule"
-        assert isinstance(row["reward_model"]["ground_truth"], str)
-
-
-def test_index_and_split_name_the_row(folder: Path):
-    for split, size in (("train", SMALL.train), ("val", SMALL.val)):
-        info = pandas.read_parquet(folder / f"{split}.parquet")["extra_info"]
-        assert [entry["index"] for entry in info] == list(range(size))
-        assert {entry["split"] for entry in info} == {split}
-
-
-def test_ground_truth_is_the_expressions_value(rows: list[dict]):
-    for row in rows:
-        assert row["reward_model"]["ground_truth"] == str(eval(row["extra_info"]["expression"]))
+        expression = row["extra_info"]["expression"]
+        assert row["prompt"][0] == {"role": "user", "content": expression + "=?"}
+        assert row["reward_model"] == {"style": "rule", "ground_truth": str(eval(expression))}
+    places = [(row["extra_info"]["split"], row["extra_info"]["index"]) for row in rows]
+    assert places == [("train", i) for i in range(SMALL.train)] + [("val", i) for i in range(SMALL.val)]
+    assert len({row["extra_info"]["expression"] for row in rows}) == len(rows)  # no expression occurs twice
 
 
 def test_every_equation_of_a_solution_holds_and_starts_where_the_last_one_ended(rows: list[dict]):
@@ -93,10 +84,6 @@ def test_the_reward_agrees_with_the_papers_scorer_on_solutions_and_perturbed_one
             found = compute_score("arithmetic", response, truth)
             assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": found["pred"]}
             assert (found["acc"], found["pred"]) == paper_scorer.verdict(response, truth)
-
-
-def test_no_expression_occurs_twice(rows: list[dict]):
-    assert len({row["extra_info"]["expression"] for row in rows}) == SMALL.train + SMALL.val
 
 
 def test_all_expressions_can_be_asked_for_and_not_one_more():
@@ -130,12 +117,13 @@ def test_same_arguments_give_the_same_bytes_and_another_seed_others(folder: Path
 
 
 def test_second_call_rewrites_nothing_and_repairs_what_was_changed(tmp_path: Path):
-    arithmetic.main(["--out", str(tmp_path), "--train", "20", "--val", "5"])
+    line = ["--out", str(tmp_path), "--train", "20", "--val", "5"]
+    arithmetic.main(line)
     first, times = contents(tmp_path), [os.stat(tmp_path / name).st_mtime_ns for name in FILES]
-    arithmetic.main(["--out", str(tmp_path), "--train", "20", "--val", "5"])
+    arithmetic.main(line)
     assert [os.stat(tmp_path / name).st_mtime_ns for name in FILES] == times
     (tmp_path / "val.parquet").write_bytes(b"torn")
-    arithmetic.main(["--out", str(tmp_path), "--train", "20", "--val", "5"])
+    arithmetic.main(line)
     assert contents(tmp_path) == first
     assert sorted(os.listdir(tmp_path)) == sorted(FILES)
 
@@ -143,12 +131,9 @@ def test_second_call_rewrites_nothing_and_repairs_what_was_changed(tmp_path: Pat
 def test_manifest_describes_the_files(folder: Path):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["seed"] == SMALL.seed and manifest["arguments"]["val"] == SMALL.val
-    assert {name: entry["rows"] for name, entry in manifest["files"].items()} == {
-        "train.parquet": SMALL.train,
-        "val.parquet": SMALL.val,
-    }
-    for name, entry in manifest["files"].items():
-        assert entry["sha256"] == storage.sha256_of(folder / name)
+    sizes = {"train.parquet": SMALL.train, "val.parquet": SMALL.val}
+    files = {name: {"rows": size, "sha256": storage.sha256_of(folder / name)} for name, size in sizes.items()}
+    assert manifest["files"] == files
 
 
 def test_the_command_refuses_what_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

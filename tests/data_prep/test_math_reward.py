@@ -8,6 +8,7 @@ import re
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
-from data_prep import arithmetic_reward, math_reward, paper_scorer
+from data_prep import arithmetic_reward, math_reward, paper_scorer, reasoning_gym_reward
 from data_prep.math_reward import compute_score
 from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
@@ -34,12 +35,6 @@ KEYS = {"score", "acc", "pred", "timed_out", "paper", "verified"}
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     trace = tmp_path_factory.mktemp("code") / "t"
     return hostile_completions(COUNT, seed=1, path=str(trace)), trace
-
-
-def from_config(**reward_kwargs: Any) -> Any:
-    """The function as verl loads it: by the file's path."""
-    choice = {"path": math_reward.__file__, "name": "compute_score", "reward_kwargs": reward_kwargs}
-    return get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": choice}}))
 
 
 def score(response: Any, truth: Any = "5", **options: Any) -> dict[str, Any]:
@@ -84,14 +79,8 @@ def written_responses(count: int) -> list[tuple[str, str]]:
     """Responses of every kind and length with their truths, right and wrong, some of them hostile."""
     rng, pairs = random.Random(3), []
     forms = [(form, "5" if value == "none" else value) for form, value in FORMS]
-    for frame in (
-        "Answer: {}",
-        "**Answer:** {}",
-        "so \\boxed{{{}}}",
-        "Answer: {}\nno.\nAnswer: 7",
-        "it is {}",
-        "Answer:{}",
-    ):
+    frames = ["Answer: {}", "**Answer:** {}", "so \\boxed{{{}}}", "Answer: {}\nno.\nAnswer: 7", "it is {}", "Answer:{}"]
+    for frame in frames:
         pairs += [("x" * rng.choice([0, 50, 299, 5000]) + frame.format(form), value) for form, value in forms]
     pairs += [(text, "5") for text in hostile_completions(count - len(pairs), seed=2, path="/nowhere/t")]
     return pairs
@@ -115,14 +104,7 @@ def test_a_response_that_is_not_text_scores_as_empty(response: Any):
     ("truth", "reason"),
     [
         *[("34", ""), ("x=5", ""), ("1,234", ""), ("\\frac12", ""), ("5 cm", ""), ("(0, 1]", "")],
-        *[
-            ("34.0", "written '34'"),
-            (34, ""),
-            (34.0, ""),
-            (2.5, "type float"),
-            (["34"], "type list"),
-            (None, "missing"),
-        ],
+        *[("34.0", "written '34'"), (34, ""), (34.0, ""), (2.5, "type float"), (["34"], "list"), (None, "missing")],
         *[("units", "the scorer reads ''"), ("\\$", "the scorer reads ''"), ("[INVALID]", "not an answer")],
     ],
 )
@@ -235,10 +217,12 @@ def test_without_the_package_the_option_says_what_to_install(monkeypatch: pytest
         score("Answer: 6", math_verify=True)
 
 
-def test_a_verifier_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(math_reward, "_judge", Sandbox("data_prep.no_such_module"))
+@pytest.mark.parametrize("reward", [math_reward, reasoning_gym_reward])
+def test_a_judge_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch, reward: Any):
+    monkeypatch.setattr(reward, "_judge", Sandbox("data_prep.no_such_module"))
+    entry = json.dumps({"question": "?", "answer": "5", "metadata": {"source_dataset": "chain_sum"}})
     with pytest.raises(SandboxError, match="No answer is judged"):
-        score("Answer: 10/2+0", math_verify=True)
+        reward.compute_score("any", "Answer: 10/2+0", "5", {"entry": entry}, math_verify=True)
 
 
 # Hostile answers
@@ -267,9 +251,8 @@ def test_hostile_completions_by_value_in_threads(hostile: tuple[list[str], Path]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     score("Answer: 6+0", math_verify=True, time_limit=20.0)
     with ThreadPoolExecutor(8) as threads:
-        verdicts = list(
-            threads.map(lambda text: score(text, math_verify=True, time_limit=LIMIT), hostile[0][:IN_THREADS])
-        )
+        verify = partial(score, math_verify=True, time_limit=LIMIT)
+        verdicts = list(threads.map(verify, hostile[0][:IN_THREADS]))
     for verdict in verdicts:
         check(verdict)
     assert sum(verdict["timed_out"] for verdict in verdicts) >= 5
@@ -281,15 +264,11 @@ def test_hostile_completions_by_value_in_threads(hostile: tuple[list[str], Path]
 # verl
 
 
-def test_verls_reward_manager_takes_the_verdict():
+def test_verls_reward_manager_takes_the_verdict(tokenizer):
     """The DAPO reward manager, in its event loop, with the function as the config names it."""
     import torch
     from verl import DataProto
     from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
-
-    from data_prep.tiny_model import build_tokenizer
-
-    tokenizer = build_tokenizer()
 
     async def run(text: str) -> dict[str, Any]:
         ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
@@ -301,10 +280,11 @@ def test_verls_reward_manager_takes_the_verdict():
                 "extra_info": np.array([{"index": 0, "num_turns": None}], dtype=object),
             },
         )
-        config = OmegaConf.create({"reward": {"reward_kwargs": {}}})
-        function = from_config(math_verify=True, time_limit=LIMIT)
+        kwargs = {"math_verify": True, "time_limit": LIMIT}
+        choice = {"path": math_reward.__file__, "name": "compute_score", "reward_kwargs": kwargs}
+        config = OmegaConf.create({"reward": {"reward_kwargs": {}, "custom_reward_function": choice}})
         DAPORewardManager.init_class(config, tokenizer)
-        return await DAPORewardManager(config, tokenizer, function).run_single(batch)
+        return await DAPORewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(batch)
 
     right = asyncio.run(run("Answer: 10/2"))
     assert right["reward_score"] == 1.0 and set(right["reward_extra_info"]) == KEYS
@@ -313,9 +293,8 @@ def test_verls_reward_manager_takes_the_verdict():
 
 
 def test_validation_metrics_tell_the_verdicts_apart():
-    verdicts = [
-        score(f"Answer: {answer}", math_verify=True, time_limit=LIMIT) for answer in ("5", "6", "99999999!", "5.")
-    ]
+    responses = [f"Answer: {answer}" for answer in ("5", "6", "99999999!", "5.")]
+    verdicts = [score(response, math_verify=True, time_limit=LIMIT) for response in responses]
     infos = {key: [verdict[key] for verdict in verdicts] for key in KEYS}
     metrics = process_validation_metrics(["aime24"] * 4, ["a"] * 4, infos)["aime24"]
     assert metrics["acc"]["mean@4"] == 0.5 and metrics["paper"]["mean@4"] == 0.25

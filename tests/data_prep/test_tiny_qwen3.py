@@ -23,19 +23,6 @@ SHORT = Recipe(layers=1, hidden=64, held_out=128, error_rate=0.5, learning_rate=
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_model.build_tokenizer()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     arithmetic.prepare(folder, SHORT_DATA)
@@ -43,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model_folder(data: Path, one_thread: None) -> Path:
+def model_folder(data: Path) -> Path:
     assert tiny_qwen3.prepare(data, data.parent / "models" / "tiny", SHORT)
     return data.parent / "models" / "tiny"
 

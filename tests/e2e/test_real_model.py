@@ -42,15 +42,8 @@ def test_a_model_of_ones_own_trains_on_two_tasks(work: Work):
 
 
 def test_both_engines_say_the_same(work: Work):
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.same_tokens",
-        "--model",
-        work.model,
-        "--data",
-        work.data / "val.parquet",
-    ]
+    options = ["--model", work.model, "--data", work.data / "val.parquet"]
+    command = [sys.executable, "-m", "benchmarks.same_tokens", *options]
     values = {**os.environ, "VERL_PLATFORM": "cpu"}
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env=values, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
