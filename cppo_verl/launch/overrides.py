@@ -45,7 +45,7 @@ def parse(overrides: Sequence[str]) -> Overrides:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise OverrideError(f"{text}: {error}") from None
+            raise OverrideError(f"{text}: {str(error).rstrip('.')}.") from None
         if override.is_sweep_override():
             raise OverrideError(f"{text}: several values are a sweep; a list is [a,b], a text with a comma is quoted.")
         key = override.key_or_group

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
 from cppo_verl import presets
+from cppo_verl.integration.trainer import SyncTrainer
 from cppo_verl.launch import checkpoints
 
 TRIALS = 25 * int(os.environ.get("CPPO_VERL_FUZZ", "1"))
@@ -36,8 +36,7 @@ def make_trainer(root: Path):
     fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters())
     manager = FSDPCheckpointManager(model, optimizer, processing_class=None)
-    kind = get_trainer_cls("trust_region")
-    trainer = kind.__new__(kind, CONFIG)
+    trainer = SyncTrainer.__new__(SyncTrainer)
     trainer.config = CONFIG.copy()
     trainer.config.trainer.default_local_dir = str(root)
     trainer.config.trainer.v1.trainer_mode = "sync"  # as the constructor does

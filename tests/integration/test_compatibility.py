@@ -16,8 +16,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.doctor import software
-from cppo_verl.doctor.asked import Asked
-from cppo_verl.doctor.verdicts import Trouble
+from cppo_verl.doctor.verdicts import Asked, Trouble
 from cppo_verl.integration import checks
 from tests import ROOT
 from tests.faults import loss_values

@@ -71,13 +71,13 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
     )
     wanted = {
         "data.train_files": f"{root}/runs/arithmetic-seed2/train.parquet",
-        "data.train_batch_size": "16",
+        "data.train_batch_size": "32",
         "reward.custom_reward_function.path": f"{root}/data_prep/arithmetic_reward.py",
         "actor_rollout_ref.model.path": f"{root}/runs/tiny-qwen3-seed2",
-        ACTOR + "optim.lr": "2e-4",
+        ACTOR + "optim.lr": "3e-4",
         ACTOR + "ppo_mini_batch_size": "4",
         ROLLOUT + "n": "8",
-        "trainer.total_training_steps": "60",
+        "trainer.total_training_steps": "24",
         "trainer.experiment_name": "dppo_tv",
     }
     assert {key: given.get(key) for key in wanted} == wanted
