@@ -61,9 +61,6 @@ def test_the_container_is_made_of_what_is_here():
     assert {".venv", ".venv-gpu", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
 
 
-# --- flash attention --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
     """An empty environment's Python."""
@@ -133,9 +130,6 @@ def test_the_two_stacks_do_not_mix(tmp_path):
     done = subprocess.run(command, env={**os.environ, "CPPO_VENV": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "holds the other stack" in done.stderr
-
-
-# --- the contract -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not GPU_ENV, reason="CPPO_VERL_GPU_ENV is not set (the folder that setup_env.sh gpu makes)")

@@ -124,7 +124,8 @@ def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: fl
     rows = dict(zip(counted, torch.stack(list(counted.values())).sum(-1, dtype=dtype), strict=True))
     rows |= zip(FINITE, torch.linalg.vector_norm(tokens.values, 1, dim=-1), strict=False)  # sums of sizes
     rows |= {
-        "moment": torch.linalg.vecdot(tokens.ordinal, divergence),  # sum_t t D_t
+        # sum_t t D_t; no product of matrices: verl calls the loss under autocast, which would round those to bfloat16
+        "moment": (tokens.ordinal * divergence).sum(-1),
         "divergence_max": divergence.amax(-1),
         "length": length.squeeze(-1),
     }

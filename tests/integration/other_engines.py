@@ -1,9 +1,10 @@
 """The loss as verl's Megatron, VeOmni and torchtitan engines call it: their own forward steps, on one CPU process.
 
-``python -m tests.integration.other_engines FOLDER ENGINE`` prints the loss, the largest difference of its gradient with
-respect to the model's raw logits from FSDP's, and the metrics. The model itself is a stand-in that hands out logits in
-the engine's layout; what lies before and after it is verl's code: inputs, temperature, log-probs, batch statistics.
-Megatron and VeOmni are the packages; no released torchtitan has what verl 0.9.1 imports, so its names are stand-ins.
+``python -m tests.integration.other_engines FOLDER ENGINE...`` prints, for each and for FSDP, the loss, the metrics, and
+the largest difference of its gradient with respect to the model's raw logits from FSDP's. The model itself is a
+stand-in that hands out logits in the engine's layout; what lies before and after it is verl's code: inputs,
+temperature, log-probs, batch statistics. Megatron and VeOmni are the packages; no released torchtitan has what verl
+0.9.1 imports, so its names are stand-ins.
 """
 
 import importlib.abc
@@ -143,11 +144,18 @@ def outcome(engine, micro: Micro):
     return loss.item(), raw.grad, {name: values[0] for name, values in metrics.items()}
 
 
-if __name__ == "__main__":
-    folder, name = sys.argv[1:]
+def main(folder: str, *names: str) -> None:
     sys.path.append(folder)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{name}", rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
     micro = Micro(lengths=((3, 5), (2, 9), (4, 7)), drift=1.0)
-    expected, found = (outcome(engine, micro) for engine in (fsdp, globals()[name]))
-    difference = ((found[1] - expected[1]).abs().max() / expected[1].abs().max()).item()
-    print(json.dumps({"losses": [expected[0], found[0]], "gradient": difference, "metrics": [expected[2], found[2]]}))
+    found = {engine.__name__: outcome(engine, micro) for engine in (fsdp, *(globals()[name] for name in names))}
+    expected = found["fsdp"][1]
+    told = {}
+    for name, (loss, gradient, metrics) in found.items():
+        difference = ((gradient - expected).abs().max() / expected.abs().max()).item()
+        told[name] = {"loss": loss, "gradient": difference, "metrics": metrics}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

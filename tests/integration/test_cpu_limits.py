@@ -20,6 +20,7 @@ SMOLLM2 |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_he
 A_TOKEN = 2 * 30 * 3 * 64 * 4  # bytes in float32
 TINY = SMOLLM2 | {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LEAST = (64, 256 << 20)
+IN_PARTS = "data.max_prompt_length=100 data.max_response_length=100"
 ROLLOUT = "actor_rollout_ref.rollout."
 RUN = ["data.train_batch_size=16", f"{ROLLOUT}n=8", f"{ROLLOUT}max_model_len=88"]  # 128 sequences, a block each
 
@@ -36,12 +37,7 @@ def composed(folder: Path, model, *overrides: str):
         (SMOLLM2, f"+{ROLLOUT}engine_kwargs.vllm.block_size=32", 24, (108, 128 * 96 * A_TOKEN)),
         (SMOLLM2, f"{ROLLOUT}dtype=bfloat16", 24, (108, 128 * 128 * A_TOKEN // 2)),
         (SMOLLM2, f"{ROLLOUT}max_num_seqs=64", 24, (108, 64 * 128 * A_TOKEN)),
-        (
-            SMOLLM2,
-            f"{ROLLOUT}max_model_len=null data.max_prompt_length=100 data.max_response_length=100",
-            24,
-            (108, 128 * 256 * A_TOKEN),
-        ),
+        (SMOLLM2, f"{ROLLOUT}max_model_len=null {IN_PARTS}", 24, (108, 128 * 256 * A_TOKEN)),
         # a small machine: a smaller cache, but room for one sequence
         (SMOLLM2, "", 4, (108, (4 << 30) // 8)),
         (SMOLLM2, f"{ROLLOUT}max_model_len=32768", 1, (108, 32768 * A_TOKEN)),

@@ -58,6 +58,9 @@ def test_divergence_through_verls_engine(kind: str, packed: bool):
     micro = Micro()
     data = micro.data(use_remove_padding=packed)
     output = outputs_of(micro, data, packed, as_loss(actor_config()))
+    chosen = {name: values for name, values in output.items() if name.startswith(logits.CHOSEN)}
+    assert len(chosen) == K + 1  # nothing of the vocabulary's width, and no graph
+    assert all(x.values().ndim == 1 and x.dtype == torch.float32 and not x.requires_grad for x in chosen.values())
     divergence, mass = logits.divergence_of(output, data, kind, K)
     assert divergence.shape == (3, 7) and not divergence.requires_grad
     assert_is_expected(divergence, micro, kind)
@@ -71,15 +74,6 @@ def test_equal_lengths_arrive_as_a_plain_tensor():
     data = micro.data(use_remove_padding=True)
     data[FIELD] = torch.stack([micro.packed(0), micro.packed(1)])
     assert_is_expected(divergence_of(micro, data), micro)
-
-
-def test_nothing_of_the_vocabularys_width_is_made_and_no_graph():
-    micro = Micro()
-    raw = torch.cat(micro.pi_logits).unsqueeze(0).requires_grad_()
-    found = logits.gather_logits(raw, micro.data(), K)
-    assert sorted(found) == sorted(f"{logits.CHOSEN}{i}" for i in range(K + 1))
-    for values in found.values():
-        assert values.shape == (1, raw.shape[1]) and values.dtype == torch.float32 and not values.requires_grad
 
 
 def test_half_precision_logits_bring_their_own_normaliser():
@@ -225,9 +219,10 @@ class TinyModel(torch.nn.Module):
         return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_fused_kernels_give_the_same_divergence(packed: bool):
+@pytest.mark.parametrize(("packed", "rows"), [(True, 1), (True, 3), (False, 100)])
+def test_fused_kernels_give_the_same_divergence(packed: bool, rows: int, monkeypatch):
     """No logits anywhere: hidden states and K + 1 rows of the LM head, and the kernel's own log-prob."""
+    monkeypatch.setattr(fused, "ROWS", rows)
     micro = Micro()
     generator = torch.Generator().manual_seed(9)
     head = torch.randn(VOCABULARY, 16, generator=generator)
@@ -256,15 +251,6 @@ def test_a_model_that_hides_its_hidden_states_is_named():
     output = SimpleNamespace(log_probs=torch.zeros(1, 22), entropy=None)
     with pytest.raises(KnobError, match="hidden states"):
         engine.prepare_model_outputs(output, output_args, data, a_loss)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 100])
-def test_logits_of_chosen_tokens(rows: int):
-    generator = torch.Generator().manual_seed(3)
-    hidden, head = torch.randn(1, 7, 16, generator=generator), torch.randn(VOCABULARY, 16, generator=generator)
-    index = torch.randint(0, VOCABULARY, (1, 7, 5), generator=generator)
-    found = fused.logits_at(hidden, head, index, 0.5, rows)
-    torch.testing.assert_close(found, ((hidden @ head.t()) / 0.5).gather(-1, index))
 
 
 def kernel_logits(hidden: Tensor, head: Tensor, backend: str) -> Tensor:

@@ -110,12 +110,8 @@ def firsts(parts: list[Part], output: AgentLoopOutput) -> list[int]:
     [
         # in three pieces, the second aborted at once: each call's prompt tells where it starts
         ([part(2, [3, 4]), part(4, [5]), part(5, [6, 7])], [1, 2], [3, 4, 5, 6, 7], [300, 400, 500, 600, 700]),
-        (
-            [part(1, [3, 4]), part(5, [7, 8, 9])],
-            [1],
-            [3, 4, 5, 6, 7, 8],
-            [300, 400, 0, 0, 700, 800],
-        ),  # a tool, a cut
+        # a tool, a cut
+        ([part(1, [3, 4]), part(5, [7, 8, 9])], [1], [3, 4, 5, 6, 7, 8], [300, 400, 0, 0, 700, 800]),
         ([part(1, [3, 4, 9])], [1], [3, 4, 5], [300, 400, 0]),  # of another branch
         ([part(1, [3])], [1, 3], [5], [0]),  # of the prompt
         ([], [1], [5, 6], [0, 0]),
@@ -202,17 +198,12 @@ def problems(*overrides: str, preset: str = "cppo_topk") -> str:
     return "\n".join({*checks.run_problems(config), *engines.problems(config)})
 
 
-@pytest.mark.parametrize("preset", ["cppo_topk", "dppo_topk"])
-def test_presets_start(preset: str):
-    assert problems(preset=preset) == ""
-    config = presets.compose(preset)
-    assert config.actor_rollout_ref.actor.policy_loss.estimator == "topk"
-    assert config.actor_rollout_ref.actor.policy_loss.topk == 20
-
-
-@pytest.mark.parametrize("preset", ["cppo_kl", "trm_max", "cppo_soft", "dppo_tv"])
+@pytest.mark.parametrize("preset", ["cppo_topk", "dppo_topk", "cppo_kl", "trm_max", "cppo_soft", "dppo_tv"])
 def test_any_rule_takes_the_estimator(preset: str):
-    assert problems("actor_rollout_ref.actor.policy_loss.estimator=topk", preset=preset) == ""
+    asked = [] if preset.endswith("_topk") else ["actor_rollout_ref.actor.policy_loss.estimator=topk"]
+    assert problems(*asked, preset=preset) == ""
+    policy_loss = presets.compose(preset, asked).actor_rollout_ref.actor.policy_loss
+    assert (policy_loss.estimator, policy_loss.topk) == ("topk", 20)
 
 
 LIGER = "actor_rollout_ref.model.use_fused_kernels=true actor_rollout_ref.model.fused_kernel_options.impl_backend=liger"

@@ -186,3 +186,12 @@ def test_what_is_summarised_is_the_loss_the_caller_took():
     sums("cppo", batch)
     for before, after in zip(copy, (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask), strict=True):
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["cppo", "dppo"])
+def test_autocast_changes_no_figure(name: str):
+    """verl's FSDP, VeOmni and torchtitan engines call the loss under it; products of matrices would be rounded."""
+    batch = random_batch(0, rows=4, width=40).to(torch.float32)
+    expected = figures(name, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert figures(name, batch) == expected

@@ -25,9 +25,7 @@ ROWS = 256  # tokens whose rows of the LM head are copied at a time: 44 MB in bf
 
 
 @torch.no_grad()
-def logits_at(
-    hidden: Tensor, weight: Tensor, index: Tensor, temperature: float, rows: int = ROWS, rounded: bool = True
-) -> Tensor:
+def logits_at(hidden: Tensor, weight: Tensor, index: Tensor, temperature: float, rounded: bool = True) -> Tensor:
     """Logits of chosen tokens, (..., columns) float32, without a graph.
 
     They are rounded where the kernel rounds its own, so that the sampled token's logit is the one behind its log-prob:
@@ -42,7 +40,7 @@ def logits_at(
     flat, columns = hidden.detach().flatten(0, -2), index.flatten(0, -2)
     parts = []
     with nullcontext() if rounded else torch.autocast(hidden.device.type, enabled=False):
-        for states, which in zip(flat.split(rows), columns.split(rows), strict=True):
+        for states, which in zip(flat.split(ROWS), columns.split(ROWS), strict=True):
             product = torch.bmm(weight.detach()[which].to(dtype), states.unsqueeze(-1).to(dtype))
             parts.append(product.squeeze(-1).div_(temperature).float())
     return torch.cat(parts).view(index.shape)
