@@ -118,7 +118,7 @@ def of_metrics(runs: Runs, model: str, key: str) -> Picture | None:
         lines = _lines(runs, model, partial(_values, metric, width, end if key == "warm-up" else np.inf))
         plot = Plot(tuple(lines), unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log, hole=HOLE)
         if lines:
-            panels.append(_named(Panel(f"{key}-{len(panels)}", metric.title, "", (plot,), legend=False)))
+            panels.append(_panel(f"{key}-{len(panels)}", metric.title, plot))
         else:
             absent.append(metric.label)
     smoothed = f"Each point is the mean of {width} steps." if width > 1 else "Every step as logged, not smoothed."
@@ -138,7 +138,7 @@ def positions(runs: Runs, model: str) -> Picture | None:
     )
     plot = Plot(tuple(replace(line, dots=True) for line in lines), x="position in the response", hole=None)
     figure = "" if t_stop(model) is None else "Figure 2"
-    panel = _named(Panel("positions", "Divergence along the response", "", (plot,), legend=False))
+    panel = _panel("positions", "Divergence along the response", plot)
     return Picture("positions", model, figure, "Position-conditioned deviation", caption, (panel,)) if lines else None
 
 
@@ -179,14 +179,13 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best, collapsed=crosses))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
     plot = Plot(tuple(lines), label=label, hole=None, stop=stop)
-    return _named(Panel(key, title, "", (plot,), legend=False)) if lines else None
+    return _panel(key, title, plot) if lines else None
 
 
-def _named(panel: Panel) -> Panel:
-    """The panel with its words: what it shows, and where each line ends."""
-    plot = panel.plots[0]
-    unit = f" ({plot.label})" if plot.label else ""
-    words = f"{panel.title}{unit} by {plot.x}, a line for each method. Last values: {last_values(panel)}."
+def _panel(key: str, title: str, plot: Plot) -> Panel:
+    """A panel with its words: what it shows, and where each line ends."""
+    panel, unit = Panel(key, title, "", (plot,), legend=False), f" ({plot.label})" if plot.label else ""
+    words = f"{title}{unit} by {plot.x}, a line for each method. Last values: {last_values(panel)}."
     return replace(panel, words=words)
 
 

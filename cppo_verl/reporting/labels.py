@@ -101,13 +101,9 @@ def deviations(label: Label, settings: Settings) -> list[str]:
     setting = paper.settings().get(label.model)
     if setting is None or label.method not in paper.METHODS:
         return []
-    wanted: dict[str, object] = {
-        "prompts": setting.prompts,
-        "responses": setting.n,
-        "mini_batch": setting.minibatch,
-        "max_response_length": setting.max_response_tokens,
-        "loss_mode": {"GRPO": "vanilla"}.get(label.method, _normal(label.method)),
-    }
+    mode = {"GRPO": "vanilla"}.get(label.method, _normal(label.method))
+    wanted: dict[str, object] = {"prompts": setting.prompts, "responses": setting.n, "mini_batch": setting.minibatch}
+    wanted |= {"max_response_length": setting.max_response_tokens, "loss_mode": mode}
     if label.method in ("CPPO", "DPPO"):
         wanted["delta"] = setting.delta
     if label.method == "CPPO":

@@ -11,7 +11,7 @@ import re
 import sys
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -178,7 +178,8 @@ class Merge:
         """What a reader should know of how the log came about."""
         stems = {re.sub(r"[-_.0-9]+$", "", file.path.stem) for file in self.files}
         if len(stems) > 1:
-            yield f"These logs lie together and are merged as one run's, by name: {listing(self.files)}."
+            names = listing(file.path for file in self.files)
+            yield f"These logs lie together and are merged as one run's, by name: {names}."
         for start, file in enumerate(self.files):
             name = file.path.name
             if file.torn:
@@ -221,8 +222,8 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     if not merge.columns.rows:
         torn, skipped = sum(file.torn for file in merge.files), sum(file.skipped for file in merge.files)
         raise NoStepsError(
-            f"no steps in {listing(merge.files, whole=True)}: {len(merge.files)} files, 0 records, {torn} torn last "
-            f"lines, {skipped} skipped lines. Is the run past its first step?"
+            f"no steps in {listing(find_logs(place), whole=True)}: {len(merge.files)} files, 0 records, {torn} torn "
+            f"last lines, {skipped} skipped lines. Is the run past its first step?"
         )
     settings, notes = settings_beside(place)
     odd = {name: np.array(sorted(steps)) for name, steps in sorted(merge.columns.odd.items()) if steps}
@@ -252,7 +253,7 @@ def find_logs(place: Path) -> list[Path]:
         )
     if found[0].parent == place and not starts_of_one(found):
         raise LogError(
-            f"{place} holds {len(found)} logs, which look like several runs ({listing(map(LogFile, found))}). "
+            f"{place} holds {len(found)} logs, which look like several runs ({listing(found)}). "
             "Give one of these files; starts of one run are named metrics-<start>.jsonl."
         )
     return found
@@ -285,9 +286,9 @@ def to_float(value: float | None) -> float:
         return math.inf if value is not None and value > 0 else -math.inf
 
 
-def listing(files: Any, whole: bool = False) -> str:
+def listing(paths: Iterable[Path], whole: bool = False) -> str:
     """The first few names (with ``whole`` the paths)."""
-    names = [str(file.path) if whole else file.path.name for file in files]
+    names = [str(path) if whole else path.name for path in paths]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 

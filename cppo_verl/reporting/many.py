@@ -3,6 +3,7 @@ them where one of its models is there, and one page that shows all."""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,8 +119,8 @@ def summaries(study: Study, compared: Comparisons) -> list[str]:
 
 def summary(study: Study, results: tables.Results) -> str:
     """How much of the tables there is, and how far it is from the paper."""
-    cells = tables.all_cells(results)
-    of = {state: sum(cell.state == state for cell in cells) for state in ("scored", "collapse", "missing", "unscored")}
+    cells = [cell for row in results.values() for cell in row.values()]
+    of = Counter(cell.state for cell in cells)
     said = (
         f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
         f"scored, {of['collapse']} collapsed and {of['missing']} are missing"

@@ -152,26 +152,25 @@ def _numbers(entry: Entry, curve: pd.Series) -> dict[str, object]:
     assert entry.run is not None
     masked, times = MASKED_OR_CLIPPED.of(entry.run.frame), STEP_TIME.of(entry.run.frame)
     scores = (curve.max(), curve.iloc[-1], curve.idxmax(), curve.index[-1]) if len(curve) else [nan] * 4
-    return {
-        **dict(zip(("best", "final", "best_step", "final_step"), scores, strict=True)),
-        "collapsed": entry.score.collapsed_at is not None,
-        "masked": 100 * masked.mean(),
-        "seconds": times.median(),
-        "hours": times.sum() / 3600 if len(times) else nan,
-    }
+    found = dict(zip(("best", "final", "best_step", "final_step"), scores, strict=True))
+    hours = times.sum() / 3600 if len(times) else nan
+    found |= {"collapsed": entry.score.collapsed_at is not None, "masked": 100 * masked.mean()}
+    return found | {"seconds": times.median(), "hours": hours}
 
 
 def _difference(
     rows: Sequence[Mapping[str, object]], curves: Sequence[pd.Series], name: str, base: str, measure: str
 ) -> dict[str, float]:
     """By the seeds that both have; where a seed has several runs of a method, the mean over all pairs of it."""
-    ours, theirs = ([i for i, row in enumerate(rows) if row["method"] == method] for method in (name, base))
+    of = [
+        [(str(row["seed"]), curve) for row, curve in zip(rows, curves, strict=True) if row["method"] == method]
+        for method in (name, base)
+    ]
     pairs: dict[str, list[float]] = {}
-    for i, j in product(ours, theirs):
-        seed = str(rows[i]["seed"])
-        common = curves[i].index.intersection(curves[j].index)
-        if seed and seed == rows[j]["seed"] and len(common):
-            one, other = curves[i].loc[: common[-1]], curves[j].loc[: common[-1]]
-            gap = one.iloc[-1] - other.iloc[-1] if measure == "final" else one.max() - other.max()
+    for (seed, ours), (other, theirs) in product(*of):
+        common = ours.index.intersection(theirs.index)
+        if seed and seed == other and len(common):
+            one, two = ours.loc[: common[-1]], theirs.loc[: common[-1]]
+            gap = one.iloc[-1] - two.iloc[-1] if measure == "final" else one.max() - two.max()
             pairs.setdefault(seed, []).append(float(gap))
     return {seed: sum(values) / len(values) for seed, values in pairs.items()}

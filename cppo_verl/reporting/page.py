@@ -36,10 +36,11 @@ def write_report(run: Run, out: Path, title: str | None = None, recorded: str = 
     said = content_of(run, title, recorded)
     with atomic.replacing(out / "metrics.csv") as path:
         run.frame.to_csv(path, index_label="step", lineterminator="\n", encoding="utf-8", errors="replace")
+    drawings = {panel.key: Markup(pictures.svg(panel, panel.key)) for panel in said["panels"] if panel.caption}
     written = {
         "report.png": figure_png(run, said),
         "report.md": render("run.md", **said).encode(),
-        "report.html": html_page(said).encode(),
+        "report.html": render("run.html", drawings=drawings, **said).encode(),
     }
     for name, data in written.items():
         atomic.write(out / name, data)
@@ -66,12 +67,6 @@ def content_of(run: Run, title: str | None = None, recorded: str = "") -> dict[s
     }
 
 
-def html_page(said: dict[str, Any]) -> str:
-    """One self-contained page: style and drawings inside, no scripts, no references."""
-    drawings = {panel.key: Markup(pictures.svg(panel, panel.key)) for panel in said["panels"] if panel.caption}
-    return render("run.html", drawings=drawings, **said)
-
-
 def figure_png(run: Run, said: dict[str, Any]) -> bytes:
     """The run's panels as one PNG, two in a row."""
     points, head = steps_a_point(run.frame), said["head"]
@@ -82,12 +77,13 @@ def figure_png(run: Run, said: dict[str, Any]) -> bytes:
 
 def start_table(place: Path | None) -> str:
     """What the run said at its start of who won, its own text; empty where it kept none."""
-    path = place / START if place is not None and place.is_dir() else None
-    return path.read_text(encoding="utf-8", errors="replace").rstrip() if path is not None and path.is_file() else ""
+    if place is None or not (place / START).is_file():
+        return ""
+    return (place / START).read_text(encoding="utf-8", errors="replace").rstrip()
 
 
 def _footer(run: Run) -> str:
     steps, points = run.frame.index, steps_a_point(run.frame)
     span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
     drawn = "Nothing is smoothed." if points == 1 else f"A drawn point is the mean of {points} steps, the table is not."
-    return f"{count(len(steps), 'step')} ({span}) from {listing(run.files)}. {drawn}"
+    return f"{count(len(steps), 'step')} ({span}) from {listing(file.path for file in run.files)}. {drawn}"

@@ -143,13 +143,13 @@ def _own_validations(run: Run) -> Score:
 
 
 def _with_collapse(score: Score, run: Run, counted: pd.Series, stop: float) -> Score:
-    fell = collapse(counted) if score.kind == ACCURACY else None  # rewards have no zero to fall to
-    if fell is not None:
-        step, best = fell
-        return replace(score, collapsed_at=step, collapse=f"score below half of {best:.2f} from step {step} on")
-    broken = broken_gradient(run, stop)
-    why = "" if broken is None else f"gradient norm not finite from step {broken} on"
-    return replace(score, collapsed_at=broken, collapse=why)
+    if score.kind == ACCURACY and (fell := collapse(counted)) is not None:  # rewards have no zero to fall to
+        return replace(
+            score, collapsed_at=fell[0], collapse=f"score below half of {fell[1]:.2f} from step {fell[0]} on"
+        )
+    if (broken := broken_gradient(run, stop)) is not None:
+        return replace(score, collapsed_at=broken, collapse=f"gradient norm not finite from step {broken} on")
+    return score
 
 
 def collapse(counted: pd.Series) -> tuple[int, float] | None:
@@ -228,13 +228,8 @@ def cell_of(entries: Sequence[Entry], model: str, method: str) -> Cell:
         state = "collapse" if collapsed else "unscored" if own else "missing"
         return Cell(model, method, state, collapsed=collapsed, runs=len(own), paper=printed)
     table = pd.DataFrame([dict(score.best) for score in scored]).dropna(axis=1)
-    scores = {str(name): estimate(list(values)) for name, values in table.items()}
+    n, errors = len(scored), table.sem()
+    scores = {str(x): Estimate(float(table[x].mean()), float(errors[x]) if n > 1 else None, n) for x in table}
     steps = tuple(score.step for score in scored if score.step is not None)
     ends = min(score.last_step for score in scored)
     return Cell(model, method, "scored", scores, steps, collapsed, len(own), ends, printed)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error over seeds; ``values`` are not empty."""
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return Estimate(float(np.mean(values)), error, len(values))

@@ -1,7 +1,7 @@
 """Reads many runs: finds them, labels them, scores them, and keeps of each log only what the report shows."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from cppo_verl import paper
 from cppo_verl.reporting.labels import Label, LabelError, deviations, label_of
-from cppo_verl.reporting.logs import NoStepsError, Run, read_run, starts_of_one
+from cppo_verl.reporting.logs import NoStepsError, read_run, starts_of_one
 from cppo_verl.reporting.metrics import DRAWN
 from cppo_verl.reporting.scores import Entry, Score, score_run
 from cppo_verl.reporting.settings import CONFIG_FILE, settings_beside
@@ -75,12 +75,9 @@ def read_entry(place: Path, named: Label | None, skip_bad_lines: bool) -> Entry:
     label = named or label_of(run.settings, place.resolve())
     differing = deviations(label, run.settings)
     notes = (*run.notes, *([f"not the paper's setting: {', '.join(differing)}"] if differing else []))
-    return Entry(str(place), label, reduced(run), score_run(run, label.model), notes, named is not None)
-
-
-def reduced(run: Run) -> Run:
-    """The run with the columns that the report draws, so that many fit in memory."""
-    return replace(run, frame=run.frame[[name for name in run.frame.columns if name in DRAWN]].copy())
+    # of its columns those that are drawn, so that many runs fit in memory
+    kept = replace(run, frame=run.frame[[name for name in run.frame.columns if name in DRAWN]].copy())
+    return Entry(str(place), label, kept, score_run(run, label.model), notes, named is not None)
 
 
 def _below(place: Path, depth: int) -> list[Path]:
@@ -101,14 +98,13 @@ def _unique(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
     return list(first.values()), again
 
 
-def _double_notes(entries: Sequence[Entry]) -> list[str]:
+def _double_notes(entries: Sequence[Entry]) -> Iterator[str]:
     places: dict[Label, list[str]] = {}
     for entry in entries:
         if entry.run is not None:
             places.setdefault(entry.label, []).append(entry.place)
-    notes = []
     for label, found in places.items():
         one = label.model not in paper.settings() and label.seed
         how = "count as one seed, with their mean" if one else "are counted as so many seeds"
-        notes += [f"{len(found)} runs are {label}, and {how}: {', '.join(found)}."] * (len(found) > 1)
-    return notes
+        if len(found) > 1:
+            yield f"{len(found)} runs are {label}, and {how}: {', '.join(found)}."

@@ -121,15 +121,11 @@ class NumberRow:
 def number_rows(run: Run) -> list[NumberRow]:
     """First, last, lowest and highest value of everything the panels show."""
     found = validation(run.frame)
-    if found is None:
-        rows = [NumberRow("learning", "validation accuracy", "val-core/*/acc/mean@*")]
-    else:
-        variable = "acc" if found.kind == "accuracy" else "reward"
-        names = {source: validation_metric(source, variable, n) for source, n in found.samples.items()}
-        rows = [
-            NumberRow("learning", f"validation {found.kind}, {source}", names[source], _cells(values, found.unit))
-            for source, values in found.by_source.items()
-        ]
+    rows = [NumberRow("learning", "validation accuracy", "val-core/*/acc/mean@*")] if found is None else []
+    if found is not None:
+        for source, values in found.by_source.items():
+            logged = validation_metric(source, "acc" if found.kind == "accuracy" else "reward", found.samples[source])
+            rows.append(NumberRow("learning", f"validation {found.kind}, {source}", logged, _cells(values, found.unit)))
     for metric in NUMBERS:
         name = first_logged(run.frame, metric.names)
         if name or metric.always:

@@ -36,10 +36,6 @@ def results_of(entries: Sequence[Entry]) -> Results | None:
     return {model: {method: cell_of(entries, model, method) for method in paper.METHODS} for model in paper.settings()}
 
 
-def all_cells(results: Results) -> list[Cell]:
-    return [cell for row in results.values() for cell in row.values()]
-
-
 def table1_csv(results: Results) -> str:
     """A row a method, a column a model; then for each model the paper's score, difference, standard error and n."""
     keys = [model_key(model) for model in results]
@@ -56,7 +52,7 @@ def table4_csv(results: Results) -> str:
     heads = ["model", "t_stop", "method", *COLUMNS, "state", "step", "n", "collapsed", "last_step"]
     heads += [f"{name}_{part}" for name in COLUMNS for part in ("paper", "difference", "standard_error")]
     rows = []
-    for cell in all_cells(results):
+    for cell in (cell for row in results.values() for cell in row.values()):
         n = cell.scores["avg"].n if cell.scores else 0
         fixed = [cell.state, " ".join(map(str, cell.steps)), n, cell.collapsed, cell.ends]
         more = [x for name in COLUMNS for x in _extra(cell, name)[:3]]

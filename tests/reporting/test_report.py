@@ -98,22 +98,20 @@ def test_metric_names_are_those_the_package_logs():
     assert metrics.FIRST_UPDATE.removeprefix(metrics.TRUST_REGION + "first_update/") in logged.FIRST_UPDATE
 
 
+def settings_of(folder, config: object) -> dict[str, object]:
+    (folder / "config.yaml").write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    return read_settings(folder / "config.yaml")
+
+
 def test_settings_are_read_and_shown(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    settings = read_settings(tmp_path / "config.yaml")
-    table = dict(settings_table(settings))
+    settings = settings_of(tmp_path, CONFIG)
     shown = {"Model": "tiny-qwen3", "Prompts × responses": "16 × 4", "Learning rate": "0.0002",
              "Token threshold delta": "0.15", "Seeds": "rollout 7, mini-batches 42"}  # fmt: skip
-    assert {label: table[label] for label in shown} == shown  # data.seed is null
+    assert shown.items() <= dict(settings_table(settings)).items()  # data.seed is null
     assert method_name(settings) == "CPPO"
-
-
-def test_settings_resolve_interpolations_and_yaml_numbers_without_a_dot(tmp_path):
-    (tmp_path / "config.yaml").write_text(
-        "actor_rollout_ref: {actor: {optim: {lr: 1e-6}, ppo_mini_batch_size: '${data.train_batch_size}'}}\n"
-        "data: {train_batch_size: 32}\n"
-    )
-    assert read_settings(tmp_path / "config.yaml") == {"learning_rate": 1e-6, "mini_batch": 32, "prompts": 32}
+    odd = "actor_rollout_ref: {actor: {optim: {lr: 1e-6}, ppo_mini_batch_size: '${data.train_batch_size}'}}\n"
+    found = settings_of(tmp_path, odd + "data: {train_batch_size: 32}\n")
+    assert found == {"learning_rate": 1e-6, "mini_batch": 32, "prompts": 32}
 
 
 def test_knobs_that_the_rule_does_not_use_are_left_out_and_none_of_a_rule_from_outside(tmp_path):
@@ -124,8 +122,7 @@ def test_knobs_that_the_rule_does_not_use_are_left_out_and_none_of_a_rule_from_o
     assert dppo == [("Rule", "dppo"), ("Token threshold delta", "0.15")]
     assert method_name({"loss_mode": "cppo", **knobs}) == "CPPO (soft)"
     loss = {"loss_mode": "cutoff", "rule_module": "/a/cutoff.py", "grace": 2, "delta": 0.1, "w_min": 0.8, "dro_beta": 1}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"actor_rollout_ref": {"actor": {"policy_loss": loss}}}))
-    own = dict(settings_table(read_settings(tmp_path / "config.yaml")))
+    own = dict(settings_table(settings_of(tmp_path, {"actor_rollout_ref": {"actor": {"policy_loss": loss}}})))
     assert (own["Rule"], own["grace"], own["Last weight w_min"]) == ("cutoff", "2", "0.8") and "dro_beta" not in own
 
 
