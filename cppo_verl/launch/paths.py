@@ -3,17 +3,18 @@
 import glob
 from collections.abc import Iterator
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING
 
 from cppo_verl.launch.quoting import quote
+
+if TYPE_CHECKING:  # a plan is made with Python alone
+    from omegaconf import DictConfig
 
 MODEL = "actor_rollout_ref.model.path"
 DATA = ("data.train_files", "data.val_files")
 
 
-def problems(config: DictConfig) -> Iterator[str]:
+def problems(config: "DictConfig") -> Iterator[str]:
     """One sentence for each path of model and data that cannot work on this machine."""
     for key in (MODEL, *DATA):
         for path in files(config, key):
@@ -23,7 +24,7 @@ def problems(config: DictConfig) -> Iterator[str]:
                 yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
 
 
-def read_literally(config: DictConfig) -> Iterator[tuple[str, str]]:
+def read_literally(config: "DictConfig") -> Iterator[tuple[str, str]]:
     """Override and reason for data files that are there, and whose names datasets would take for a pattern."""
     for key in DATA:
         given = files(config, key)
@@ -36,8 +37,11 @@ def _is_misread(file: str) -> bool:
     return glob.escape(file) != file and Path(file).is_file() and glob.glob(file) != [file]
 
 
-def files(config: DictConfig, key: str) -> list[str]:
+def files(config: "DictConfig", key: str) -> list[str]:
     """The paths under a key that takes one or a list; none where the value refers to one that is not there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         value = OmegaConf.select(config, key)
     except OmegaConfBaseException:  # the start check says so
