@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cppo_verl.launch.quoting import quote
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a plan is made with Python alone
     from omegaconf import DictConfig
 
 MODEL = "actor_rollout_ref.model.path"
@@ -39,7 +39,7 @@ def _is_misread(file: str) -> bool:
 
 def files(config: "DictConfig", key: str) -> list[str]:
     """The paths under a key that takes one or a list; none where the value refers to one that is not there."""
-    from omegaconf import OmegaConf  # here: a recipe's plan needs nothing but Python
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:

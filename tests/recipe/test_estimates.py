@@ -21,22 +21,14 @@ def hf_config(shape: Shape, **changes):
     import transformers
 
     common = {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "vocab_size": shape.vocabulary,
         "tie_word_embeddings": shape.tied,
-    }
-    if shape.experts:
-        experts = {
-            "num_experts": shape.experts,
-            "num_experts_per_tok": shape.chosen,
-            "moe_intermediate_size": shape.inner,
-        }
-        return transformers.Qwen3MoeConfig(**common, **experts, **changes)
-    return transformers.Qwen3Config(**common, intermediate_size=shape.inner, **changes)
+    }  # fmt: skip
+    if not shape.experts:
+        return transformers.Qwen3Config(**common, intermediate_size=shape.inner, **changes)
+    common |= {"num_experts": shape.experts, "num_experts_per_tok": shape.chosen, "moe_intermediate_size": shape.inner}
+    return transformers.Qwen3MoeConfig(**common, **changes)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -65,24 +57,17 @@ def test_a_shape_is_read_from_config_json(tmp_path):
         shape_of("qwen3_4b", "Qwen/Qwen3-4B")
 
 
-@pytest.mark.parametrize(
-    ("name", "within"), [("qwen3_1p7b", 0.05), ("qwen3_8b_base", 0.05), ("qwen3_30b_a3b_base", 0.15)]
-)
+NEAR = {"qwen3_1p7b": 0.05, "qwen3_8b_base": 0.05, "qwen3_30b_a3b_base": 0.15}
+
+
+@pytest.mark.parametrize(("name", "within"), NEAR.items())
 def test_activations_of_a_layer_are_what_autograd_keeps(name, within):
     """One real decoder layer in bf16 on 64 tokens, narrowed eight times."""
     import transformers
 
     full = SHAPES[name]
-    shape = dataclasses.replace(
-        full,
-        hidden=full.hidden // 8,
-        heads=full.heads // 8,
-        kv_heads=max(full.kv_heads // 8, 1),
-        inner=full.inner // 8,
-        layers=1,
-        vocabulary=64,
-        experts=full.experts // 8,
-    )
+    narrow = {field: max(getattr(full, field) // 8, 1) for field in ("hidden", "heads", "kv_heads", "inner")}
+    shape = dataclasses.replace(full, **narrow, layers=1, vocabulary=64, experts=full.experts // 8)
     config = hf_config(shape, attn_implementation="sdpa")
     model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     layer, tokens = model.model.layers[0], 64

@@ -129,11 +129,9 @@ def test_what_all_methods_share(model):
     assert (actor.entropy_coeff, actor.use_kl_loss, config.algorithm.use_kl_in_reward) == (0, False, False)
     assert (config.algorithm.adv_estimator, config.algorithm.norm_adv_by_std_in_grpo) == ("group_relative", True)
     assert config.trainer.v1.trust_region.skip_zero_variance
-    assert (actor.loss_agg_mode, actor.loss_scale_factor) == (
-        "seq-mean-token-sum-norm",
-        config.data.max_response_length,
-    )
-    assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
+    length = config.data.max_response_length
+    assert (actor.loss_agg_mode, actor.loss_scale_factor) == ("seq-mean-token-sum-norm", length)
+    assert rollout.max_model_len == config.data.max_prompt_length + length
     assert [Path(file).name for file in config.data.val_files] == ["aime24.parquet", "aime25.parquet", "aime26.parquet"]
     # by these the report knows model, method and seed
     assert (config.trainer.project_name, config.trainer.experiment_name) == (model, "cppo-seed0")
@@ -263,16 +261,9 @@ def test_the_page_agrees_with_the_tables():
     for model, name in PAPER_NAMES.items():
         row = paper.settings()[name]
         cells = (
-            f"`{model}.sh`",
-            f"{row.prompts} x {row.n}",
-            f"{row.minibatch} ({row.updates})",
-            f"{row.max_response_tokens:,}",
-            f"{row.delta:.2f}",
-            f"{row.delta_b_min:.3f}",
-            f"{row.w_min}",
-            row.budget,
-            str(paper.t_stop()[name]),
-            f"{scores['DPPO'][model]:.2f}, {scores['CPPO'][model]:.2f}",
-        )
+            f"`{model}.sh`", f"{row.prompts} x {row.n}", f"{row.minibatch} ({row.updates})",
+            f"{row.max_response_tokens:,}", f"{row.delta:.2f}", f"{row.delta_b_min:.3f}", f"{row.w_min}", row.budget,
+            str(paper.t_stop()[name]), f"{scores['DPPO'][model]:.2f}, {scores['CPPO'][model]:.2f}",
+        )  # fmt: skip
         assert f"| {' | '.join(cells)} |" in page
     assert all(f"`{method}`" in page for method in methods.METHODS)
