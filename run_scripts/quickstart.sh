@@ -5,6 +5,7 @@
 #   METHOD=cppo   any preset: cppo cppo_soft cppo_kl dppo_tv dppo_kl ...
 #   MODE=sync     which of verl's trainers: sync colocate_async (docs/staleness.md)
 #   STEPS=24      training steps          SEED=0    of data, model and run      RANKS=1   data-parallel ranks
+#   PROMPTS=32 LR=3e-4 DECAY=cosine (or constant) TEST_FREQ=8 SAVE_FREQ=8
 #   RUN=runs/...  run directory; started again, the same command resumes there (FRESH=1 starts over)
 # Further arguments are Hydra overrides for verl: run_scripts/quickstart.sh actor_rollout_ref.actor.optim.lr=1e-4
 set -euo pipefail
@@ -16,11 +17,11 @@ DATA=$WORK/arithmetic-seed$SEED
 MODEL=$WORK/tiny-qwen3-seed$SEED
 REWARD=$root/data_prep/arithmetic_reward.py
 EXTRA="" TITLE=""
-EXTRA_ARGS=(actor_rollout_ref.actor.optim.lr_scheduler_type=cosine) # large steps first, where the trust region binds
+EXTRA_ARGS=(actor_rollout_ref.actor.optim.lr_scheduler_type="${DECAY:-cosine}") # large steps first, where the region binds
 THREADS=1 # a process: trainer, rollout engine and Ray share two cores
-PROMPTS=32 N=8 MINIBATCH=4 # 8 updates a rollout batch
+PROMPTS=${PROMPTS:-32} N=8 MINIBATCH=4 # 8 updates a rollout batch
 PROMPT_TOKENS=48 RESPONSE_TOKENS=64 MODEL_LENGTH=128 PACK=1024
-LR=3e-4 TEST_FREQ=8 SAVE_FREQ=8 VAL_N=2
+LR=${LR:-3e-4} TEST_FREQ=${TEST_FREQ:-8} SAVE_FREQ=${SAVE_FREQ:-8} VAL_N=2
 
 prepare() {
   "$python" -m data_prep.arithmetic --out "$DATA" --seed "$SEED"
