@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
+from cppo_verl.trust_region import budget
 from tests.helpers import Batch, actor_config, random_batch
 
 LIMIT = 100
@@ -52,6 +53,12 @@ def usual(width: int = 5000) -> Batch:
     batch = random_batch(seed=0, rows=16, width=width).to(torch.float32)
     batch.log_prob = (batch.old_log_prob + (batch.log_prob - batch.old_log_prob).clamp(-2, 2)).clamp_max(0.0)
     return batch
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """The quantile as an accelerator takes it."""
+    monkeypatch.setattr(budget, "BY_NUMPY", ())
 
 
 def test_cppo_launches_at_most_100_kernels():

@@ -39,6 +39,16 @@ def test_quantile_against_numpy(q: float, dtype: torch.dtype, rtol: float):
 
 
 @pytest.mark.parametrize("q", QUANTILES)
+def test_an_accelerator_finds_the_same_bits(q: float, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(1)
+    mask = torch.from_numpy(random_mask(rng, 60, 41)).bool()
+    values = torch.from_numpy(rng.exponential(1.0, mask.shape).astype(np.float32)) * mask
+    here = budget.masked_quantile(values, mask, q)
+    monkeypatch.setattr(budget, "BY_NUMPY", ())
+    assert torch.equal(budget.masked_quantile(values, mask, q), here)
+
+
+@pytest.mark.parametrize("q", QUANTILES)
 def test_quantile_with_ties(q: float):
     values = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, True, True, False, False]])

@@ -110,6 +110,20 @@ def test_moving_padding_within_a_row_changes_nothing(name: str, batch: Batch, kn
 
 
 @bounded
+@given(names, batches(), knob_sets(horizon="max", max_response_length=40), st.integers(1, 5))
+def test_appended_padding_changes_nothing_with_the_configured_horizon(name: str, batch: Batch, knobs: dict, more: int):
+    """``horizon=max`` takes the configured length, so the padding of a micro-batch does not matter to it either."""
+    at_the_end = [batch.mask.shape[1]] * more
+    wide = Batch(
+        pad(batch.log_prob, at_the_end, -1.0),
+        pad(batch.old_log_prob, at_the_end, -5.0),
+        pad(batch.advantages, at_the_end, 1.0),
+        pad(batch.mask, at_the_end, 0),
+    )
+    assert torch.equal(gates(name, wide, knobs)[:, :-more], gates(name, batch, knobs))
+
+
+@bounded
 @given(names, batches(), knob_sets(), st.data())
 def test_micro_batches_and_their_order_change_nothing(name: str, batch: Batch, knobs: dict, data):
     whole = gates(name, batch, knobs)

@@ -177,6 +177,15 @@ def test_cppo_keeps_what_algorithm_1_keeps(number: int):
     assert len(different) <= 2
 
 
+def test_float32_decisions_over_long_responses():
+    """Up to 2048 tokens a response: rounding in the prefix sums stays within the margin, and flips are rare."""
+    for kind in KNOBS:
+        batch = random_batch(seed=99, rows=8, width=2048).to(torch.float32)
+        every, different = compare(batch, "cppo", settings(kind, ("response", None), "quantile", "linear"))
+        assert all(d.margin < 1e-6 * (1 + d.spent_after) for d in different)
+        assert len(different) < 1e-4 * len(every)
+
+
 def test_the_first_clause_of_nearly_equal_log_probs_in_float32():
     """A confident token moves away from mu by less than float32 can tell from rho = 1; the prefix budget is spent.
 

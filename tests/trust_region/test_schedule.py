@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cppo_verl.trust_region import schedule
+from tests import reference
 from tests.helpers import random_mask
 
 
@@ -45,6 +46,17 @@ def test_horizon_max_by_hand():
     # on a bare tensor the horizon is its width
     got = schedule.linear_weights_max(mask, 0.6, None, torch.float64)
     assert got.tolist() == [pytest.approx([1, 0.8, 0]), pytest.approx([0, 0.8, 0.6])]
+
+
+@pytest.mark.parametrize("max_length", [None, 7, 12, 40])
+def test_both_horizons_against_loops(max_length: int | None):
+    rng = np.random.default_rng(0)
+    mask = torch.from_numpy(random_mask(rng, 200, 12)).bool()
+    own = linear(mask, 0.55).tolist()
+    absolute = schedule.linear_weights_max(mask, 0.55, max_length, torch.float64).tolist()
+    for row, valid in enumerate(mask.tolist()):
+        assert own[row] == pytest.approx(reference.linear_weights(valid, 0.55), abs=1e-15)
+        assert absolute[row] == pytest.approx(reference.linear_weights_by_column(valid, 0.55, max_length), abs=1e-15)
 
 
 # ---- shuffled
