@@ -86,19 +86,6 @@ def test_the_estimator_is_verls_grpo_where_groups_vary(normalise: bool):
     assert varied > 90
 
 
-def test_the_estimator_leaves_its_findings_for_the_trainer():
-    rewards, mask, uid = random_rollout(1)
-    found: list = []
-    token = estimator.findings.set(found)
-    try:
-        estimator.compute_group_relative_advantage(rewards, mask, uid)
-    finally:
-        estimator.findings.reset(token)
-    estimator.compute_group_relative_advantage(rewards, mask, uid)
-    assert len(found) == 1
-    assert torch.equal(found[0].group_size, torch.full((80,), 8))
-
-
 def test_rewards_that_are_not_finite_are_named():
     rewards = torch.zeros(20)
     rewards[3], rewards[11] = math.nan, math.inf
