@@ -147,9 +147,9 @@ def _token_sums(rows: Rows) -> dict[str, float]:
     sums = {
         "masked_share": masked,
         "masked_share_token_threshold": over,
-        "masked_share_prefix_budget": masked - over,
+        "masked_share_prefix_budget": max(masked - over, 0.0),  # a soft gate's sums round
         "masked_share_positive": raised,
-        "masked_share_negative": masked - raised,
+        "masked_share_negative": max(masked - raised, 0.0),
         "ratio_capped_share": rows["capped"].sum(),
         "positive_log_prob_share": rows["above_zero"].sum(),
         "divergence_mean": rows["divergence"][:, -1].sum(),
