@@ -106,7 +106,7 @@ def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[
     memory = min((size for _, size in found), default=0.0)
     state: dict[str, Any] = gitstate.state()
     facts = {
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "system": f"{platform.uname().system} {platform.release()}, {platform.machine()}",
         "host": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB",
         "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none",
         "Python": platform.python_version(),
