@@ -4,13 +4,13 @@
 #
 #   METHOD=cppo   any preset: cppo cppo_soft cppo_kl dppo_tv dppo_kl ...
 #   MODE=sync     which of verl's trainers: sync colocate_async (docs/staleness.md)
-#   STEPS=24      training steps          SEED=0    of data, model and run      RANKS=1   data-parallel ranks
-#   PROMPTS=32 LR=3e-4 DECAY=cosine (or constant) TEST_FREQ=8 SAVE_FREQ=8
+#   STEPS=30      training steps          SEED=0    of data, model and run      RANKS=1   data-parallel ranks
+#   PROMPTS=32 LR=3e-4 DECAY=cosine (or constant) TEST_FREQ=10 SAVE_FREQ=10
 #   RUN=runs/...  run directory; started again, the same command resumes there (FRESH=1 starts over)
 # Further arguments are Hydra overrides for verl: run_scripts/quickstart.sh actor_rollout_ref.actor.optim.lr=1e-4
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-METHOD=${METHOD:-cppo} STEPS=${STEPS:-24} SEED=${SEED:-0} RANKS=${RANKS:-1}
+METHOD=${METHOD:-cppo} STEPS=${STEPS:-30} SEED=${SEED:-0} RANKS=${RANKS:-1}
 WORK=${WORK:-$root/runs}
 NAME=quickstart
 DATA=$WORK/arithmetic-seed$SEED
@@ -21,7 +21,7 @@ EXTRA_ARGS=(actor_rollout_ref.actor.optim.lr_scheduler_type="${DECAY:-cosine}") 
 THREADS=1 # a process: trainer, rollout engine and Ray share two cores
 PROMPTS=${PROMPTS:-32} N=8 MINIBATCH=4 # 8 updates a rollout batch
 PROMPT_TOKENS=48 RESPONSE_TOKENS=64 MODEL_LENGTH=128 PACK=1024
-LR=${LR:-3e-4} TEST_FREQ=${TEST_FREQ:-8} SAVE_FREQ=${SAVE_FREQ:-8} VAL_N=2
+LR=${LR:-3e-4} TEST_FREQ=${TEST_FREQ:-10} SAVE_FREQ=${SAVE_FREQ:-10} VAL_N=2
 
 prepare() {
   "$python" -m data_prep.arithmetic --out "$DATA" --seed "$SEED"

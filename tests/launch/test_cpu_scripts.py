@@ -77,7 +77,7 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
         ACTOR + "optim.lr": "3e-4",
         ACTOR + "ppo_mini_batch_size": "4",
         ROLLOUT + "n": "8",
-        "trainer.total_training_steps": "24",
+        "trainer.total_training_steps": "30",
         "trainer.experiment_name": "dppo_tv",
     }
     assert {key: given.get(key) for key in wanted} == wanted
