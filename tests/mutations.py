@@ -131,12 +131,12 @@ MUTATIONS = (
         "tests/integration/test_skip.py tests/integration/test_trainer.py",
     ),
     Mutation(
-        "start-silent",
-        "start table: no key of the preset counts as taken over",
+        "start-two-rules",
+        "start: another preset's rule beside the flag is no contradiction",
         "cppo_verl/integration/start_table.py",
         "asked == given",
         "True",
-        "tests/integration/test_start_table.py",
+        "tests/integration/test_checks.py",
     ),
     Mutation(
         "quoting-backslash",
