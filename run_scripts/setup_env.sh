@@ -28,8 +28,8 @@ requirements=$root/requirements
 flash() { [[ $stack == cpu ]] || "$root/run_scripts/flash_attention.sh" "$venv/bin/python"; }
 
 pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-uv() { # uv's command and pip's settings, into "installer"
-  installer=("${pip[@]}")
+uv() { # uv's command into "installer", pip's settings as "variables" (not by env, which reads "=" in a path as one more)
+  installer=("${pip[@]}") variables=(UV_INDEX_STRATEGY=unsafe-best-match)
   [[ -z ${CPPO_PIP:-} ]] || return 0
   local settings
   if ! [[ -x $venv/bin/uv ]] && ! "${pip[@]}" "uv>=0.5" 2>/dev/null; then
@@ -37,15 +37,14 @@ uv() { # uv's command and pip's settings, into "installer"
   elif ! settings=$("$venv/bin/python" "$root/run_scripts/uv_settings.py"); then
     say "so pip installs: minutes instead of half a minute"
   else
-    local variables
     mapfile -t variables <<<"$settings"
-    installer=(env "${variables[@]}" "$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
+    installer=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
   fi
 }
 install() { # with a sign of life every five seconds
   local begun=$SECONDS
   touch "$unfinished"
-  "${installer[@]}" "$@" >&2 &
+  (export "${variables[@]}" && exec "${installer[@]}" "$@") >&2 &
   local job=$!
   trap 'kill "$job" 2>/dev/null' EXIT
   while sleep 1 && kill -0 "$job" 2>/dev/null; do
