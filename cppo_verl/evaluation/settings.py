@@ -1,5 +1,6 @@
 """What an evaluation depends on, and where a value comes from: the command line, the run's own config, a default."""
 
+import glob
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,13 @@ def read_run_config(path: Path | None) -> RunConfig:
     }
     reward = value("reward.custom_reward_function") or {}
     return RunConfig(
-        val_files=[files] if isinstance(files, str) else list(files),
+        val_files=[path for file in ([files] if isinstance(files, str) else files) for path in _meant(file)],
         sampling={k: v for k, v in sampling.items() if v is not None},
         reward=Reward(reward.get("path"), reward.get("name") or "compute_score", reward.get("reward_kwargs") or {}),
         trust_remote_code=bool(value("actor_rollout_ref.model.trust_remote_code")),
     )
+
+
+def _meant(file: str) -> list[str]:
+    """verl reads ``* ? [`` as a pattern, and `cppo-verl run` escapes them where they are a name."""
+    return [file] if Path(file).is_file() else sorted(glob.glob(file)) or [file]

@@ -1,6 +1,7 @@
 """What the command line, a run's config and the defaults make of an evaluation, and what they refuse."""
 
 import argparse
+import glob
 import json
 from types import SimpleNamespace
 
@@ -45,6 +46,16 @@ def test_the_command_line_goes_before_the_run(tmp_path):
     assert settings.read_run_config(tmp_path / "none.yaml") == settings.RunConfig()
     paper = settings.Sampling()
     assert (paper.n, paper.temperature, paper.top_p) == (16, 0.7, 0.95)
+
+
+def test_the_runs_data_may_be_a_pattern(tmp_path):
+    file = tmp_path / "[1] a*b" / "x.parquet"
+    file.parent.mkdir()
+    file.touch()
+    config = tmp_path / "config.yaml"
+    for said in (file, glob.escape(str(file)), tmp_path / "*b" / "x.parquet"):
+        config.write_text(json.dumps({"data": {"val_files": [str(said)]}}))
+        assert settings.read_run_config(config).val_files == [str(file)]
 
 
 def test_options():
