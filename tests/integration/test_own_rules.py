@@ -91,7 +91,7 @@ def test_a_file_beside_its_preset_becomes_an_absolute_path(tmp_path, registries)
     [
         ("grace=-1", ["grace=-1 is outside [0, inf)"]),
         ("+graze=1", ["graze=1 is no knob", "grace"]),
-        ("loss_mode=cppo", ["rule_module=", "has no effect under loss_mode=cppo", "loss_mode to its rule"]),
+        ("loss_mode=cppo", ["rule_module=", "has no effect under loss_mode=cppo", "set loss_mode to its rule"]),
         ("loss_mode=onw", ["loss_mode='onw' is not one of", "defines own"]),
         ("rule_module=/nowhere.py", ["rule_module=/nowhere.py cannot be imported", "no file /nowhere.py"]),
     ],

@@ -250,11 +250,8 @@ def test_marks_are_read_beside_the_engines_own_fields():
     for numbers in (None, [-1, -1, -1, -1]):
         if numbers:
             data[looks.FIELD] = torch.tensor(numbers)
-        with looks.watch(data) as none:
-            assert none is None and looks.watching() is None
+        assert looks.Watch.of(data) is None
     data[looks.FIELD] = torch.tensor([-1, 5, -1, 0])
-    with looks.watch(data) as found:
-        assert found.numbers == [5, 0] and found.rows.tolist() == [1, 3]
-        assert looks.watching() is found
-    assert looks.watching() is None
+    found = looks.Watch.of(data)
+    assert found.numbers == [5, 0] and found.rows.tolist() == [1, 3]
     assert tensordict_utils.get_non_tensor_data(data, "a", None) == 1

@@ -59,11 +59,11 @@ def test_an_output_is_no_member_of_the_group():
     """Four sessions with rewards 1, 0, 1, 0; two return two outputs. By hand: mean 1/2, deviation sqrt(1/3)."""
     keys = ["a_0_0", "a_0_1", "a_1_0", "a_2_0", "a_3_0", "a_3_1", "b_0_0", "b_1_0"]
     rewards = torch.tensor([0.5, 1.0, 0.0, 1.0, 7.0, 0.0, 1.0, 1.0])  # a session's reward is its last output's
-    found = estimator.session_advantages(keys, rewards, normalise=True)
+    found = estimator.session_advantages(keys, rewards)
     assert found.tolist() == pytest.approx([0.866, 0.866, -0.866, 0.866, -0.866, -0.866, 0, 0], abs=1e-3)
     for name in skip.SESSIONS:
         assert skip.zero_variance(keys, rewards.tolist(), name) == [False] * 6 + [True] * 2
-    assert estimator.session_advantages(keys[-2:], rewards[-2:], normalise=True) is None  # verl's rows are right
+    assert estimator.session_advantages(keys[-2:], rewards[-2:]) is None  # verl's rows are right
 
 
 @pytest.mark.parametrize(
