@@ -30,11 +30,10 @@ OPTIONS, ROLLOUT, ACTOR = "trainer.v1.trust_region", "actor_rollout_ref.rollout"
 MODE = f"{OPTIONS}.mode"
 SWITCHES = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval")
 COUNTS = {"record": 0, "record_limit_mb": 1, "record_seed": 0}  # options that are whole numbers, and their least
+ESTIMATOR = "algorithm.adv_estimator"
 TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
 VARIABLES = "ray_kwargs.ray_init.runtime_env.env_vars"
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
-
-Need = tuple[str, Callable[[Any], bool], str]  # a key, whether a value will do, and why one that will not
 
 
 def one_of(*values: Any) -> Callable[[Any], bool]:
@@ -67,54 +66,39 @@ LAST_CHECKPOINT = (
 )
 LONGEST = "verl divides by the longest response of each micro-batch; set it to data.max_response_length"
 OWN_GPUS = "rollout has GPUs of its own there; say how many"
-ALWAYS: list[Need] = [
-    (f"{ROLLOUT}.calculate_log_probs", bool, "mu is known by the rollout's own log-probs; set it to True"),
-    (f"{ROLLOUT}.logprobs_mode", one_of("processed_logprobs", None), f"{NOT_MU} processed_logprobs"),
-    (f"{ROLLOUT}.top_p", one_of(1), f"{NOT_MU} 1"),
-    (f"{ROLLOUT}.top_k", one_of(-1, 0), f"{NOT_MU} -1"),
+SEPARATE, REPRODUCIBLE = f"{MODE}=separate_async", f"{OPTIONS}.reproducible=True"
+SUM_NORM = f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"
+ONE_RANK = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend=uni"
+Need = tuple[str, str, Callable[[Any], bool], str]
+NEEDS: list[Need] = [  # beside which setting, of which key, what value will do, and why another will not
+    ("", f"{ROLLOUT}.calculate_log_probs", bool, "mu is known by the rollout's own log-probs; set it to True"),
+    ("", f"{ROLLOUT}.logprobs_mode", one_of("processed_logprobs", None), f"{NOT_MU} processed_logprobs"),
+    ("", f"{ROLLOUT}.top_p", one_of(1), f"{NOT_MU} 1"),
+    ("", f"{ROLLOUT}.top_k", one_of(-1, 0), f"{NOT_MU} -1"),
+    ("", f"{ROLLOUT}.temperature", at_least(1e-5), f"{NOT_MU} 1"),  # vLLM is greedy below
+    ("", "trainer.use_v1", bool, "the legacy trainer replaces the loss in bypass mode; set it to True"),
+    ("", "trainer.v1.trainer_mode", none_of(*MODES), VERLS_TRAINER),
+    ("", "trainer.max_actor_ckpt_to_keep", none_of(1), LAST_CHECKPOINT),
+    ("", "trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
+    ("", MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
+    (SEPARATE, f"{ROLLOUT}.nnodes", at_least(1), OWN_GPUS),
+    (SEPARATE, f"{ROLLOUT}.n_gpus_per_node", at_least(1), OWN_GPUS),
+    (SEPARATE, f"{ROLLOUT}.checkpoint_engine.backend", none_of("naive"), "weights cross to other GPUs; set it to nccl"),
+    (SEPARATE, "actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError; set it to True"),
+    (REPRODUCIBLE, MODE, one_of("sync", None), f"which responses a step gets depends on time; set {MODE}=sync"),
+    (REPRODUCIBLE, f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
+    (REPRODUCIBLE, "algorithm.filter_groups.enable", none_of(True), "refilled prompts come by time; set it to False"),
+    (REPRODUCIBLE, f"{ROLLOUT}.name", one_of("vllm"), "only vLLM is given a seed a response; set it to vllm"),
+    ("distillation.enabled=True", TASK_REWARDS, bool, "the rule would not train; set it to True, or take no preset"),
+    (SUM_NORM, f"{ACTOR}.loss_scale_factor", none_of(None), LONGEST),
     (
-        f"{ROLLOUT}.temperature",
-        lambda value: at_least(0)(value) and value > 0,
-        f"{NOT_MU} 1, or another number above 0",
+        f"{ESTIMATOR}=group_relative",
+        f"{ROLLOUT}.n",
+        at_least(2),
+        "a group of one has no advantage; set it to 2 or more",
     ),
-    ("trainer.use_v1", bool, "the legacy trainer replaces the loss in bypass mode; set it to True"),
-    ("trainer.v1.trainer_mode", none_of(*MODES), VERLS_TRAINER),
-    ("trainer.max_actor_ckpt_to_keep", none_of(1), LAST_CHECKPOINT),
-    ("trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
-    (MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
+    (ONE_RANK, f"{ROLLOUT}.tensor_model_parallel_size", one_of(1), "that executor runs one rank; set it to mp"),
 ]
-BESIDE: dict[tuple[str, Any], list[Need]] = {  # a key and its value, and what is needed then
-    (MODE, "separate_async"): [  # or verl's trainer ends once Ray has started
-        (f"{ROLLOUT}.nnodes", at_least(1), OWN_GPUS),
-        (f"{ROLLOUT}.n_gpus_per_node", at_least(1), OWN_GPUS),
-        (
-            f"{ROLLOUT}.checkpoint_engine.backend",
-            none_of("naive"),
-            "weights cross to other GPUs; set it to nccl or gloo",
-        ),
-        ("actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError of its log line; set it to True"),
-    ],
-    (f"{OPTIONS}.reproducible", True): [
-        (MODE, one_of("sync", None), f"which responses a step gets depends on when they end; set {MODE}=sync"),
-        (f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
-        (
-            "algorithm.filter_groups.enable",
-            none_of(True),
-            "refilled prompts come in the order of time; set it to False",
-        ),
-        (f"{ROLLOUT}.name", one_of("vllm"), "only vLLM is given a seed a response; set it to vllm"),
-    ],
-    ("distillation.enabled", True): [
-        (TASK_REWARDS, bool, "the rule would not train; set it to True, or leave the preset out"),
-    ],
-    (f"{ACTOR}.loss_agg_mode", "seq-mean-token-sum-norm"): [(f"{ACTOR}.loss_scale_factor", none_of(None), LONGEST)],
-    ("algorithm.adv_estimator", "group_relative"): [
-        (f"{ROLLOUT}.n", at_least(2), "a group of one has no advantage; set it to 2 or more"),
-    ],
-    (f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend", "uni"): [
-        (f"{ROLLOUT}.tensor_model_parallel_size", one_of(1), "that executor runs one rank; set it to mp"),
-    ],
-}
 
 
 class RunConfigError(ValueError):
@@ -215,35 +199,35 @@ def _sizes(config: DictConfig) -> Iterator[str]:
 
 
 def _needs(config: DictConfig) -> Iterator[str]:
-    """What the tables above say, and what depends on the rule, or on two values at once."""
-    read, mode = OmegaConf.select, str(OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode"))
-    needs = {"": ALWAYS, f"{KEY_PREFIX}.loss_mode={mode}": _needs_of_rule(mode)}
-    needs |= {f"{key}={value}": these for (key, value), these in BESIDE.items() if read(config, key) == value}
-    if not is_proximal(config):
-        needs[f"{KEY_PREFIX}.anchor=rollout"] = [("algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED)]
-    if mode_of(config) == "separate_async":
-        syncs, mini = "trainer.v1.separate_async.parameter_sync_step", f"{ACTOR}.ppo_mini_batch_size"
-        size = read(config, syncs) * read(config, mini)
-        said = f"{syncs}={read(config, syncs)} and {mini}={read(config, mini)}"
-        needs[said] = [("data.train_batch_size", one_of(size), f"it must be their product; set it to {size}")]
-    for beside, these in needs.items():
-        for key, will_do, why in these:
-            if not will_do(read(config, key)):
-                yield f"{key}={read(config, key)}{beside and f' with {beside}'}: {why}."
+    read = partial(OmegaConf.select, config)
+    for beside, key, will_do, why in [*NEEDS, *_needs_of_rule(config), *_needs_of_sync(config)]:
+        other, _, value = beside.partition("=")
+        if (not beside or str(read(other)) == value) and not will_do(read(key)):
+            yield f"{key}={read(key)}{beside and f' with {beside}'}: {why}."
 
 
-def _needs_of_rule(mode: str) -> list[Need]:
-    can, needs = capability(mode), []
-    gated = " and ".join(sorted(name for name in RULES if capability(name).gates == GATES))
+def _needs_of_rule(config: DictConfig) -> Iterator[Need]:
+    mode = str(OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode"))
+    can, beside = capability(mode), f"{KEY_PREFIX}.loss_mode={mode}"
     if can.needs_kl:
-        needs.append((f"{KEY_PREFIX}.divergence", one_of("kl"), "TRM is defined on KL(mu||pi); set it to kl"))
+        yield beside, f"{KEY_PREFIX}.divergence", one_of("kl"), "TRM is defined on KL(mu||pi); set it to kl"
     if not can.scales:
-        needs.append((f"{KEY_PREFIX}.budget_target", one_of(None), "no threshold of the rule scales; set it to null"))
+        yield beside, f"{KEY_PREFIX}.budget_target", one_of(None), "no threshold of the rule scales; set it to null"
     if can.own_weight:
-        needs.append((f"{KEY_PREFIX}.trace", one_of(1, None), "the rule has a weight of its own; set it to 1"))
-    idle = set(GATES) - set(can.gates)
-    needs.append((f"{KEY_PREFIX}.gate", none_of(*idle), f"it has no effect; set it to hard. {gated} have gates"))
-    return needs
+        yield beside, f"{KEY_PREFIX}.trace", one_of(1, None), "the rule has a weight of its own; set it to 1"
+    gated = " and ".join(sorted(name for name in RULES if capability(name).gates == GATES))
+    why = f"it has no effect; set it to hard. {gated} have gates"
+    yield beside, f"{KEY_PREFIX}.gate", none_of(*(gate for gate in GATES if gate not in can.gates)), why
+    if not is_proximal(config):
+        yield "", "algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED
+
+
+def _needs_of_sync(config: DictConfig) -> Iterator[Need]:
+    if mode_of(config) == "separate_async":
+        keys = "trainer.v1.separate_async.parameter_sync_step", f"{ACTOR}.ppo_mini_batch_size"
+        syncs, mini = (OmegaConf.select(config, key) for key in keys)
+        why = f"it must be {keys[0]}={syncs} times {keys[1]}={mini}; set it to {syncs * mini}"
+        yield SEPARATE, "data.train_batch_size", one_of(syncs * mini), why
 
 
 def _options(config: DictConfig) -> Iterator[str]:

@@ -200,9 +200,9 @@ def test_prompts_that_were_evicted_are_forgotten(mode):
 
 def test_equal_prompts_of_a_step_have_places():
     places = Places()
-    assert places.next((1, False), ["x", "y", "x"]) == [0, 0, 1]
-    assert places.next((1, False), ["x", "y"]) == [2, 1]  # a second batch of the same step
-    assert places.next((1, True), ["x"]) == places.next((2, False), ["x"]) == [0]
+    assert [places.next((1, False), text) for text in "xyx"] == [0, 0, 1]
+    assert [places.next((1, False), text) for text in "xy"] == [2, 1]  # a second batch of the same step
+    assert places.next((1, True), "x") == places.next((2, False), "x") == 0
 
 
 def test_the_sums_of_several_calls_are_one_step():
