@@ -10,6 +10,16 @@ logger = logging.getLogger(__name__)
 
 MARK = "TRUST REGION ALARM"  # ``cppo-verl run`` shows console lines with it
 GAP = metrics.PREFIX + "first_update/divergence_mean"
+LOOK_FOR = (
+    "before any update, the trainer's probabilities are that far from the rollout's, and the trust region is spent on "
+    "it. Look for: a temperature or logprobs_mode that only one of them applies; response_mask counting tool output; "
+    "log-probs of older weights; a rollout in lower precision."
+)
+STALE = (
+    "old responses spend the trust region before any update is made (those of the newest weights stand at {:.3g}). Set "
+    "actor_rollout_ref.actor.policy_loss.anchor=proximal, or budget_target=0.08 there, or let fewer versions pass "
+    "(trainer.v1.sampler.max_off_policy_threshold)."
+)
 
 
 def raise_alarm(sentence: str | None) -> bool:
@@ -22,12 +32,11 @@ def raise_alarm(sentence: str | None) -> bool:
 def shared_prompts(train_dataset: Any, val_dataset: Any, prompt_key: str) -> str | None:
     """Validation prompts that are also trained on; a dataset that does not show its prompts is not looked into."""
     train, val = (_prompts(dataset, prompt_key) for dataset in (train_dataset, val_dataset))
-    shared = train & val
-    if not shared:
+    if not train & val:
         return None
     return (
-        f"{len(shared)} of {len(val)} validation prompts are in data.train_files too, such as "
-        f"{min(shared)[:120]}: validation does not measure generalisation. Take them out of the training files "
+        f"{len(train & val)} of {len(val)} validation prompts are in data.train_files too, such as "
+        f"{min(train & val)[:120]}: validation does not measure generalisation. Take them out of the training files "
         "(python -m data_prep.contamination)."
     )
 
@@ -52,16 +61,5 @@ def spent(reported: Mapping[str, Any], delta_b: float, stale: bool) -> str | Non
     gap = reported.get(GAP, 0.0)
     if not gap > delta_b:
         return None
-    said = f"{GAP}={gap:.3g} is above {delta_b:g}: "
-    if not stale:
-        return said + (
-            "before any update, the trainer's probabilities are that far from the rollout's, and the trust region is "
-            "spent on it. Look for: a temperature or logprobs_mode that only one of the two applies; response_mask "
-            "counting tool output; log-probs of older weights; a rollout in lower precision."
-        )
     fresh = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
-    return said + (
-        "old responses spend the trust region before any update is made (those of the newest weights stand at "
-        f"{fresh:.3g}). Set actor_rollout_ref.actor.policy_loss.anchor=proximal, or budget_target=0.08 there, or let "
-        "fewer versions pass (trainer.v1.sampler.max_off_policy_threshold)."
-    )
+    return f"{GAP}={gap:.3g} is above {delta_b:g}: {STALE.format(fresh) if stale else LOOK_FOR}"

@@ -5,7 +5,8 @@ asks again inside Ray. What trains all the same, but not as a preset would, is t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -14,21 +15,90 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
-from cppo_verl.integration import anchor, attention, engines, rule_checks, start_table, topk
+from cppo_verl.integration import attention, engines, start_table, topk
+from cppo_verl.integration.config import config_class
 from cppo_verl.integration.cpu import limits
+from cppo_verl.integration.losses import require_registered
 from cppo_verl.launch import paths, sizes
-from cppo_verl.trust_region.knobs import KEY_PREFIX
-from cppo_verl.trust_region.rules import capability
+from cppo_verl.trust_region import extensions
+from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, knob_names, names_from_outside
+from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, capability, knobs_of_rule
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 MODES = ("sync", "colocate_async", "separate_async")
-OPTIONS = "trainer.v1.trust_region"
+OPTIONS, ROLLOUT, ACTOR = "trainer.v1.trust_region", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 MODE = f"{OPTIONS}.mode"
+SWITCHES = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval")
 COUNTS = {"record": 0, "record_limit_mb": 1, "record_seed": 0}  # options that are whole numbers, and their least
-KNOWN = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval", *COUNTS)
-ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
-EXECUTOR = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend"
+ESTIMATOR = "algorithm.adv_estimator"
+TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
+VARIABLES = "ray_kwargs.ray_init.runtime_env.env_vars"
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+
+
+def one_of(*values: Any) -> Callable[[Any], bool]:
+    """Whether a value is among these."""
+    return lambda value: value in values
+
+
+def none_of(*values: Any) -> Callable[[Any], bool]:
+    """Whether it is not."""
+    return lambda value: value not in values
+
+
+def at_least(low: float, kind: Any = (int, float)) -> Callable[[Any], bool]:
+    """Whether a value is a number of that size."""
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and value >= low
+
+
+NOT_MU = "log-probs are then not those of the policy that sampled (validation has its own val_kwargs); set it to"
+RECOMPUTED = (
+    "the rule measures from the policy that sampled; set it to True. To measure from log-probs that the trainer "
+    f"recomputes, set {KEY_PREFIX}.anchor=proximal"
+)
+VERLS_TRAINER = (
+    "verl's own trainer has no exact metrics, no skipping, no alarms, and none of the options of the preset. Leave it "
+    f"out, and name it in {MODE}: the trust region then goes over that trainer"
+)
+LAST_CHECKPOINT = (
+    "verl deletes the last checkpoint before the next one is complete, and a run that dies in between has none. Set "
+    "trainer.max_actor_ckpt_to_keep to 2, which takes no more room at the peak"
+)
+LONGEST = "verl divides by the longest response of each micro-batch; set it to data.max_response_length"
+OWN_GPUS = "rollout has GPUs of its own there; say how many"
+SEPARATE, REPRODUCIBLE = f"{MODE}=separate_async", f"{OPTIONS}.reproducible=True"
+SUM_NORM = f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"
+ONE_RANK = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend=uni"
+Need = tuple[str, str, Callable[[Any], bool], str]
+NEEDS: list[Need] = [  # beside which setting, of which key, what value will do, and why another will not
+    ("", f"{ROLLOUT}.calculate_log_probs", bool, "mu is known by the rollout's own log-probs; set it to True"),
+    ("", f"{ROLLOUT}.logprobs_mode", one_of("processed_logprobs", None), f"{NOT_MU} processed_logprobs"),
+    ("", f"{ROLLOUT}.top_p", one_of(1), f"{NOT_MU} 1"),
+    ("", f"{ROLLOUT}.top_k", one_of(-1, 0), f"{NOT_MU} -1"),
+    ("", f"{ROLLOUT}.temperature", at_least(1e-5), f"{NOT_MU} 1"),  # vLLM is greedy below
+    ("", "trainer.use_v1", bool, "the legacy trainer replaces the loss in bypass mode; set it to True"),
+    ("", "trainer.v1.trainer_mode", none_of(*MODES), VERLS_TRAINER),
+    ("", "trainer.max_actor_ckpt_to_keep", none_of(1), LAST_CHECKPOINT),
+    ("", "trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
+    ("", MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
+    (SEPARATE, f"{ROLLOUT}.nnodes", at_least(1), OWN_GPUS),
+    (SEPARATE, f"{ROLLOUT}.n_gpus_per_node", at_least(1), OWN_GPUS),
+    (SEPARATE, f"{ROLLOUT}.checkpoint_engine.backend", none_of("naive"), "weights cross to other GPUs; set it to nccl"),
+    (SEPARATE, "actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError; set it to True"),
+    (REPRODUCIBLE, MODE, one_of("sync", None), f"which responses a step gets depends on time; set {MODE}=sync"),
+    (REPRODUCIBLE, f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
+    (REPRODUCIBLE, "algorithm.filter_groups.enable", none_of(True), "refilled prompts come by time; set it to False"),
+    (REPRODUCIBLE, f"{ROLLOUT}.name", one_of("vllm"), "only vLLM is given a seed a response; set it to vllm"),
+    ("distillation.enabled=True", TASK_REWARDS, bool, "the rule would not train; set it to True, or take no preset"),
+    (SUM_NORM, f"{ACTOR}.loss_scale_factor", none_of(None), LONGEST),
+    (
+        f"{ESTIMATOR}=group_relative",
+        f"{ROLLOUT}.n",
+        at_least(2),
+        "a group of one has no advantage; set it to 2 or more",
+    ),
+    (ONE_RANK, f"{ROLLOUT}.tensor_model_parallel_size", one_of(1), "that executor runs one rank; set it to mp"),
+]
 
 
 class RunConfigError(ValueError):
@@ -47,7 +117,12 @@ def _is_misplaced(config: DictConfig) -> bool:
 
 def mode_of(config: DictConfig) -> str:
     """Which of verl's trainers the trust region goes over, as the config says it."""
-    return str(OmegaConf.select(config, MODE, default="sync"))
+    return str(OmegaConf.select(config, MODE) or "sync")
+
+
+def is_proximal(config: DictConfig) -> bool:
+    """Whether a composed verl config asks for the proximal anchor."""
+    return OmegaConf.select(config, f"{KEY_PREFIX}.anchor") == "proximal"
 
 
 def require(config: DictConfig, here: bool = False, overrides: Sequence[str] = ()) -> None:
@@ -69,189 +144,107 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
     """One sentence for each thing that stands in the way of the run described by ``config``, on any machine."""
     if metadata.version("verl") not in SUPPORTED_VERL:
         yield f"verl {metadata.version('verl')} is outside {SUPPORTED_VERL}: pip install verl==0.9.1."
-    try:
-        knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-        if _is_misplaced(config):
-            yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
-        yield from start_table.contradictions(config, overrides)
-        yield from rule_checks.problems(knobs)
-        values = {key: _plain(OmegaConf.select(config, key)) for key in sizes.KEYS}
-        yield from sizes.problems(values, _heads(OmegaConf.select(config, "actor_rollout_ref.model.path")))
-        yield from _rollout_policy_problems(config)
-        yield from _loss_problems(config, knobs)
-        yield from _trainer_problems(config, knobs)
-        yield from _option_problems(config, knobs)
-        yield from _secret_problems(config)
-    except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
-        yield f"{' '.join(str(error).split())}."
+    if _is_misplaced(config):
+        yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
+    contradictions = partial(start_table.contradictions, overrides=overrides)
+    of_topk = [topk.problems] if OmegaConf.select(config, f"{KEY_PREFIX}.estimator") == "topk" else []
+    yield from _told(config, contradictions, _rule, _sizes, _needs, *of_topk, engines.problems, _options, _secrets)
 
 
 def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that ``config`` asks for and this environment does not have."""
+    yield from _told(config, paths.problems, attention.here_problems, limits.problems)
+
+
+def _told(config: DictConfig, *checks: Callable[[DictConfig], Iterable[str]]) -> Iterator[str]:
     try:
-        yield from paths.problems(config)
-        yield from attention.here_problems(config)
-        yield from limits.problems(config)
-    except OmegaConfBaseException as error:
+        for check in checks:
+            yield from check(config)
+    except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
         yield f"{' '.join(str(error).split())}."
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _rule(config: DictConfig) -> Iterator[str]:
+    """Whether the rule that is named is there, and the knobs are its own; a rule from outside is brought in for it."""
+    knobs = OmegaConf.select(config, KEY_PREFIX) or {}
+    mode, module = str(knobs.get("loss_mode")), knobs.get("rule_module")
+    try:
+        extensions.bring(mode, module)
+        config_class(mode)
+        if mode in extensions.from_outside():
+            require_registered(mode)
+        elif mode not in RULES and mode not in VERL_LOSSES:
+            yield extensions.unknown_rule(mode, module)
+        elif module:
+            yield f"{extensions.KEY}={module} has no effect under loss_mode={mode}; set loss_mode to its rule."
+    except KnobError as error:
+        yield str(error)
+    kind = knobs_of_rule(mode)
+    for name in names_from_outside(knobs):
+        if name not in knob_names(kind):
+            yield f"{KEY_PREFIX}.{name}={knobs[name]!r} is no knob; there are {', '.join(knob_names(kind))}."
+    try:
+        kind(**{name: knobs[name] for name in knob_names(kind) if name in knobs})
+    except KnobError as error:
+        yield from str(error).splitlines()
 
 
-def _heads(model_path: Any) -> sizes.Heads | None:
-    path = sizes.model_config(model_path)
-    return None if path is None else sizes.heads_of(path)
+def _sizes(config: DictConfig) -> Iterator[str]:
+    values = {key: OmegaConf.select(config, key) for key in sizes.KEYS}
+    values = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()
+    }
+    model = sizes.model_config(values[paths.MODEL])
+    yield from sizes.problems(values, None if model is None else sizes.heads_of(model))
 
 
-def _rollout_policy_problems(config: DictConfig) -> Iterator[str]:
-    """mu must be the policy that sampled, by the rollout engine's own log-probs."""
-    read = OmegaConf.select
-    calculated = read(config, f"{ROLLOUT}.calculate_log_probs", default=False)
-    bypass = read(config, "algorithm.rollout_correction.bypass_mode", default=False)
-    if anchor.is_proximal(config) and not calculated:
-        yield (
-            f"{ROLLOUT}.calculate_log_probs={calculated} with {KEY_PREFIX}.anchor=proximal: the weight from the "
-            "rollout to the proximal policy needs the rollout's log-probs; set it to True."
-        )
-    if not anchor.is_proximal(config) and not (calculated and bypass):
-        yield (
-            f"{ROLLOUT}.calculate_log_probs={calculated} and algorithm.rollout_correction.bypass_mode={bypass}: the "
-            "rule measures the distance from the policy that sampled, so both must be True. A preset sets them; an "
-            "override on the command line took that back. To measure from log-probs that the trainer recomputes, set "
-            f"{KEY_PREFIX}.anchor=proximal."
-        )
-    for key, neutral, effect in (
-        ("logprobs_mode", ("processed_logprobs", None), "log-probs are then not those of the policy that sampled"),
-        ("top_p", (1,), "tokens are then not drawn from the policy whose log-probs are reported"),
-        ("top_k", (-1, 0), "tokens are then not drawn from the policy whose log-probs are reported"),
-    ):
-        value = read(config, f"{ROLLOUT}.{key}", default=neutral[0])
-        if value not in neutral:
-            yield f"{ROLLOUT}.{key}={value}: {effect}; set it to {neutral[0]} (validation has its own val_kwargs)."
-    temperature = read(config, f"{ROLLOUT}.temperature", default=1.0)
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        yield f"{ROLLOUT}.temperature={temperature} must be above 0 for training."
-    ranks = read(config, f"{ROLLOUT}.tensor_model_parallel_size", default=1)
-    if read(config, EXECUTOR) == "uni" and ranks != 1:
-        yield f"{EXECUTOR}=uni runs one rank, and tensor_model_parallel_size={ranks} wants more; set it to mp."
+def _needs(config: DictConfig) -> Iterator[str]:
+    read = partial(OmegaConf.select, config)
+    for beside, key, will_do, why in [*NEEDS, *_needs_of_rule(config), *_needs_of_sync(config)]:
+        other, _, value = beside.partition("=")
+        if (not beside or str(read(other)) == value) and not will_do(read(key)):
+            yield f"{key}={read(key)}{beside and f' with {beside}'}: {why}."
 
 
-def _loss_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str]:
-    read, mode = OmegaConf.select, str(knobs.get("loss_mode"))
-    if capability(mode).needs_kl and knobs.get("divergence") != "kl":
-        yield f"{KEY_PREFIX}.divergence={knobs.get('divergence')!r}: TRM is defined on KL(mu||pi); set it to kl."
-    if knobs.get("budget_target") is not None and not capability(mode).scales:
-        yield (
-            f"{KEY_PREFIX}.budget_target={knobs.get('budget_target')} with loss_mode={mode}, which has no threshold "
-            "that scales; set it to null."
-        )
-    if knobs.get("estimator", "binary") == "topk":
-        yield from topk.problems(config)
-    yield from engines.problems(config)
-    task_rewards = "distillation.distillation_loss.use_task_rewards"
-    if read(config, "distillation.enabled") and not read(config, task_rewards):
-        yield (
-            f"distillation.enabled=True with {task_rewards}=False: verl's distillation loss then trains alone, and "
-            f"nothing of the rule {mode}; set {task_rewards}=True, or leave the preset out."
-        )
-    scale = read(config, f"{ACTOR}.loss_scale_factor")
-    if read(config, f"{ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm" and scale is None:
-        yield (
-            f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm without {ACTOR}.loss_scale_factor divides by each "
-            "micro-batch's longest response; set it to data.max_response_length."
-        )
-    n = read(config, f"{ROLLOUT}.n", default=1)
-    if read(config, "algorithm.adv_estimator") == "group_relative" and not _at_least(2, n):
-        yield (
-            f"algorithm.adv_estimator=group_relative with {ROLLOUT}.n={n}: a group of one has no advantage; set n to "
-            "2 or more."
-        )
+def _needs_of_rule(config: DictConfig) -> Iterator[Need]:
+    mode = str(OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode"))
+    can, beside = capability(mode), f"{KEY_PREFIX}.loss_mode={mode}"
+    if can.needs_kl:
+        yield beside, f"{KEY_PREFIX}.divergence", one_of("kl"), "TRM is defined on KL(mu||pi); set it to kl"
+    if not can.scales:
+        yield beside, f"{KEY_PREFIX}.budget_target", one_of(None), "no threshold of the rule scales; set it to null"
+    if can.own_weight:
+        yield beside, f"{KEY_PREFIX}.trace", one_of(1, None), "the rule has a weight of its own; set it to 1"
+    gated = " and ".join(sorted(name for name in RULES if capability(name).gates == GATES))
+    why = f"it has no effect; set it to hard. {gated} have gates"
+    yield beside, f"{KEY_PREFIX}.gate", none_of(*(gate for gate in GATES if gate not in can.gates)), why
+    if not is_proximal(config):
+        yield "", "algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED
 
 
-def _trainer_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str]:
-    read, mode, trainer = OmegaConf.select, mode_of(config), OmegaConf.select(config, "trainer.v1.trainer_mode")
-    if not read(config, "trainer.use_v1", default=True):
-        yield "trainer.use_v1=False: the legacy trainer replaces the loss in bypass mode; set trainer.use_v1=True."
-    if trainer in MODES:
-        yield (
-            f"trainer.v1.trainer_mode={trainer} beside the preset's trust_region: verl's own trainer has no exact "
-            "metrics, no skipping, no alarms, and none of the options of the preset. Leave it out, and set "
-            f"{MODE}={trainer}: the trust region then goes over that trainer."
-        )
-    if mode not in MODES:
-        yield f"{MODE}={mode!r} is not one of {', '.join(MODES)}."
-    if mode == "separate_async":
-        yield from _separate_problems(config)
-    for key, value in (("max_actor_ckpt_to_keep", 1), ("remove_previous_ckpt_in_save", True)):
-        if read(config, f"trainer.{key}") == value:
-            yield (
-                f"trainer.{key}={value}: verl deletes the last checkpoint before the next one is complete, and a run "
-                "that dies in between has none. Set trainer.max_actor_ckpt_to_keep to 2, which takes no more room at "
-                "the peak."
-            )
+def _needs_of_sync(config: DictConfig) -> Iterator[Need]:
+    if mode_of(config) == "separate_async":
+        keys = "trainer.v1.separate_async.parameter_sync_step", f"{ACTOR}.ppo_mini_batch_size"
+        syncs, mini = (OmegaConf.select(config, key) for key in keys)
+        why = f"it must be {keys[0]}={syncs} times {keys[1]}={mini}; set it to {syncs * mini}"
+        yield SEPARATE, "data.train_batch_size", one_of(syncs * mini), why
 
 
-def _separate_problems(config: DictConfig) -> Iterator[str]:
-    """What verl's trainer asserts once Ray has started."""
-    read, said = OmegaConf.select, f"with {MODE}=separate_async"
-    syncs = read(config, "trainer.v1.separate_async.parameter_sync_step")
-    batch, mini = read(config, "data.train_batch_size"), read(config, f"{ACTOR}.ppo_mini_batch_size")
-    if batch != syncs * mini:
-        yield (
-            f"data.train_batch_size={batch} {said} must be trainer.v1.separate_async.parameter_sync_step={syncs} times "
-            f"{ACTOR}.ppo_mini_batch_size={mini}: set it to {syncs * mini}."
-        )
-    for key in ("nnodes", "n_gpus_per_node"):
-        value = read(config, f"{ROLLOUT}.{key}")
-        if not _at_least(1, value):
-            yield f"{ROLLOUT}.{key}={value} {said}: rollout has GPUs of its own there; say how many."
-    if not read(config, "actor_rollout_ref.hybrid_engine", default=True):
-        yield (
-            f"actor_rollout_ref.hybrid_engine=False {said}: verl 0.9.1 ends in a TypeError of its own log line there; "
-            "set it to True."
-        )
-    if read(config, f"{ROLLOUT}.checkpoint_engine.backend") == "naive":
-        yield (
-            f"{ROLLOUT}.checkpoint_engine.backend=naive {said}: weights have to cross to other GPUs; set it to nccl "
-            "(gloo on the CPU platform)."
-        )
-
-
-def _option_problems(config: DictConfig, knobs: Mapping[str, Any]) -> Iterator[str]:
+def _options(config: DictConfig) -> Iterator[str]:
     """Of what stands under ``trainer.v1.trust_region``."""
-    read, options = OmegaConf.select, OmegaConf.select(config, OPTIONS) or {}
-    for name in options:
-        if name not in KNOWN:
-            yield f"{OPTIONS}.{name}={options[name]} is no option; there are {', '.join(KNOWN)}."
-    for name, low in COUNTS.items():
-        value = options.get(name, low)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            yield f"{OPTIONS}.{name}={value!r} must be a whole number of at least {low}."
-    if not options.get("reproducible"):
-        return
-    said = f"{OPTIONS}.reproducible=True with"
-    if mode_of(config) != "sync":
-        yield f"{said} {MODE}={mode_of(config)}: which responses a step gets depends on when they end; set {MODE}=sync."
-    if knobs.get("estimator") == "topk":
-        yield f"{said} {KEY_PREFIX}.estimator=topk: each brings its own agent loop; choose one of them."
-    if read(config, "algorithm.filter_groups.enable"):
-        yield f"{said} algorithm.filter_groups.enable=True: the order of refilled prompts is that of time."
-    if read(config, f"{ROLLOUT}.name") != "vllm":
-        yield f"{said} {ROLLOUT}.name={read(config, f'{ROLLOUT}.name')}: only vLLM is given a seed a response."
+    options = OmegaConf.select(config, OPTIONS) or {}
+    for name, value in options.items():
+        if name not in (*SWITCHES, *COUNTS):
+            yield f"{OPTIONS}.{name}={value} is no option; there are {', '.join((*SWITCHES, *COUNTS))}."
+        elif name in COUNTS and not at_least(COUNTS[name], int)(value):
+            yield f"{OPTIONS}.{name}={value!r} must be a whole number of at least {COUNTS[name]}."
 
 
-def _secret_problems(config: DictConfig) -> Iterator[str]:
+def _secrets(config: DictConfig) -> Iterator[str]:
     """verl, Hydra and Ray write the whole config into logs."""
-    key = "ray_kwargs.ray_init.runtime_env.env_vars"
-    for name in OmegaConf.select(config, key) or ():
+    for name in OmegaConf.select(config, VARIABLES) or ():
         if SECRET.search(str(name)):
             yield (
-                f"{key}.{name} would be written to the run's logs. Export {name} in the shell that starts the run "
-                "(or that starts Ray, on each node): workers inherit it."
+                f"{VARIABLES}.{name} would be written to the run's logs. Export {name} in the shell that starts the "
+                "run (or that starts Ray, on each node): workers inherit it."
             )
-
-
-def _at_least(low: float, value: Any) -> bool:
-    return isinstance(value, (int, float)) and value >= low

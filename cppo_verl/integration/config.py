@@ -1,6 +1,7 @@
 """The typed form of ``actor_rollout_ref.actor.policy_loss`` that the presets select by ``_target_``."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from verl.workers.config import PolicyLossConfig
@@ -33,11 +34,10 @@ class TrustRegionLossConfig(TrustRegionKnobs, PolicyLossConfig):
 
     def __reduce__(self):
         # by its values, so that a process that unpickles it brings in the rule too
-        return _make, ({each.name: getattr(self, each.name) for each in fields(self)},)
+        return partial(TrustRegionLossConfig, **{each.name: getattr(self, each.name) for each in fields(self)}), ()
 
 
-def _make(values: dict[str, Any]) -> TrustRegionLossConfig:
-    return TrustRegionLossConfig(**values)
+_CLASSES: dict[type[TrustRegionKnobs], type[TrustRegionLossConfig]] = {TrustRegionKnobs: TrustRegionLossConfig}
 
 
 def config_class(loss_mode: str) -> type[TrustRegionLossConfig]:
@@ -48,14 +48,12 @@ def config_class(loss_mode: str) -> type[TrustRegionLossConfig]:
     """
     own = knobs_of_rule(loss_mode)
     if own not in _CLASSES:
-        taken = {each.name for each in fields(TrustRegionLossConfig)} - set(knob_names())
-        for name in set(knob_names(own)) & taken:
+        verls = {each.name for each in fields(TrustRegionLossConfig)} - set(knob_names())
+        if taken := verls.intersection(knob_names(own)):
+            name = min(taken)
             raise KnobError(f"{KEY_PREFIX}.{name} is a key of verl's: give the knob of {own.__name__} another name.")
         _CLASSES[own] = dataclass(type(f"{own.__name__}Config", (own, TrustRegionLossConfig), {"__module__": __name__}))
     return _CLASSES[own]
-
-
-_CLASSES: dict[type[TrustRegionKnobs], type[TrustRegionLossConfig]] = {TrustRegionKnobs: TrustRegionLossConfig}
 
 
 def knobs_of(actor_config) -> TrustRegionLossConfig:
@@ -67,8 +65,7 @@ def knobs_of(actor_config) -> TrustRegionLossConfig:
     knobs = None if actor_config is None else actor_config.policy_loss
     if isinstance(knobs, TrustRegionLossConfig):
         return knobs
-    mode = getattr(knobs, "loss_mode", None)
     raise KnobError(
-        f"{KEY_PREFIX}.loss_mode={mode!r} needs the trust-region knobs beside it. Compose a preset "
-        f"(+trust_region=cppo), or set +{KEY_PREFIX}._target_=cppo_verl.integration.config.TrustRegionLossConfig."
+        f"{KEY_PREFIX}.loss_mode={getattr(knobs, 'loss_mode', None)!r} needs the trust-region knobs beside it. Compose "
+        f"a preset (+trust_region=cppo), or set +{KEY_PREFIX}._target_={__name__}.{TrustRegionLossConfig.__name__}."
     )

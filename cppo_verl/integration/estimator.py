@@ -10,11 +10,6 @@ from cppo_verl.integration import skip
 from cppo_verl.trust_region.advantage import group_relative
 
 
-def register(core_algos) -> None:
-    """Put the estimator into verl's registry."""
-    core_algos.register_adv_est(skip.OURS)(compute_group_relative_advantage)
-
-
 def compute_group_relative_advantage(
     token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config=None, **_: object
 ) -> tuple[Tensor, Tensor]:
@@ -30,25 +25,20 @@ def compute_group_relative_advantage(
         ValueError: when a reward is not finite (names the rows).
     """
     with torch.no_grad():
-        groups = group_relative(token_level_rewards.sum(-1), list(index), normalised(config))
+        groups = group_relative(token_level_rewards.sum(-1), list(index), _is_normalised(config))
         advantages = groups.advantage.unsqueeze(-1) * response_mask
     return advantages, advantages
 
 
-def normalised(config) -> bool:
-    """Whether verl's ``algorithm`` config asks for the division by the deviation."""
-    return True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
+def _is_normalised(config) -> bool:
+    return config is None or bool(config.get("norm_adv_by_std_in_grpo", True))
 
 
-def session_advantages(keys: Sequence[str], rewards: Tensor, normalise: bool) -> Tensor | None:
+def session_advantages(keys: Sequence[str], rewards: Tensor, config=None) -> Tensor | None:
     """Advantages, (batch,), of a batch in which sessions have several outputs; None where none has.
 
-    verl hands an estimator rows, not sessions, and an output is no member of the group: the last one's reward counts
-    once, and all outputs of its session get its advantage, as with verl's own ``grpo``.
-
-    Args:
-        keys: verl's ``{uid}_{session}_{output}``, one a row.
-        rewards: (batch,).
+    verl hands an estimator rows, not sessions, and an output is no member of the group: the reward of a session's last
+    output counts once, for all of them, as with verl's own ``grpo``. ``keys`` are verl's, ``rewards`` (batch,).
     """
     last = skip.last_outputs(keys)
     members = sorted(set(last))
@@ -56,5 +46,5 @@ def session_advantages(keys: Sequence[str], rewards: Tensor, normalise: bool) ->
         return None
     uids = [skip.split(keys[row])[0] for row in members]
     advantages = torch.zeros(len(keys))
-    advantages[members] = group_relative(rewards[members], uids, normalise).advantage
+    advantages[members] = group_relative(rewards[members], uids, _is_normalised(config)).advantage
     return advantages[last]

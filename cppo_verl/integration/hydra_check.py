@@ -29,7 +29,7 @@ class StartCheck(Callback):
             find_rule(config, [Path(source.path) for source in sources if source.schema == "file"])
             overrides = _overrides(config)
             checks.require(config, here=True, overrides=overrides)
-            found = [*start_table.lines(config, overrides), *_entry(config)]
+            found = start_table.lines(config, overrides)
         except checks.RunConfigError as error:
             raise SystemExit(f"cppo_verl: {error}") from None
         except Exception as error:
@@ -37,21 +37,17 @@ class StartCheck(Callback):
                 f"cppo_verl: the start check itself failed ({type(error).__name__}: {error}), and nothing starts "
                 "unchecked. Where that is not a fault of the config, please report it with the command line."
             ) from error
+        program = OmegaConf.select(config, "hydra.job.name")
+        if program not in (None, "main_ppo"):
+            said = f"{program} is not verl.trainer.main_ppo; a trainer that it makes itself is not ours"
+            found.append(f"  program       {said}")
         print("\n".join(found), flush=True)
-        _keep(found, config)
+        _keep("\n".join(found) + "\n", config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """The same for each run of a sweep (``--multirun``), which Hydra announces in this way alone."""
         if OmegaConf.select(config, "hydra.mode") == RunMode.MULTIRUN:
             self.on_run_start(config)
-
-
-def _entry(config: DictConfig) -> list[str]:
-    """A line where the program is another than verl's main one, which may not ask for a trainer by its name."""
-    name = OmegaConf.select(config, "hydra.job.name")
-    if name in (None, "main_ppo"):
-        return []
-    return [f"  program       {name} is not verl.trainer.main_ppo; a trainer that it makes itself is not ours"]
 
 
 def _overrides(config: DictConfig) -> list[str]:
@@ -63,14 +59,12 @@ def _overrides(config: DictConfig) -> list[str]:
     return given + [each for each in OmegaConf.select(config, "hydra.overrides.hydra") or () if "searchpath" in each]
 
 
-def _keep(found: list[str], config: DictConfig) -> None:
+def _keep(said: str, config: DictConfig) -> None:
     """Beside the run's ``config.yaml``: in its run directory, or else where Hydra will write."""
     sweep = OmegaConf.select(config, "hydra.mode") == RunMode.MULTIRUN
     hydras = OmegaConf.select(config, "hydra.runtime.output_dir" if sweep else "hydra.run.dir")
-    folder = Path(os.environ.get(supervise.MARKER) or hydras)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic.write(folder / start_table.FILE, "\n".join(found) + "\n")
+        atomic.write(Path(os.environ.get(supervise.MARKER) or hydras, start_table.FILE), said)
     except OSError as error:
         print(f"{start_table.FILE} is not kept: {error}", flush=True)
 

@@ -1,14 +1,12 @@
 """In a worker: what the loss saw of the recorded responses, sent home with the metrics.
 
-The trainer marks rows with ``FIELD`` (the number it gave a response, -1 for all others). The loss puts a ``Watch``
-around verl's, the rule's verdict is shown to it, and what it saw travels as a metric of its own: gathered over
-data-parallel ranks and mini-batches like the others, once a row, whatever the sequence parallelism, without a file.
+The trainer marks rows with ``FIELD`` (the number it gave a response, -1 for all others). The rule's verdict is shown to
+the ``Watch`` of the loss at hand, and what it saw travels as a metric of its own: gathered over data-parallel ranks and
+mini-batches like the others, once a row, whatever the sequence parallelism, without a file.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,6 @@ from cppo_verl.trust_region.tokens import Tokens
 
 FIELD = "record_row"  # (batch,) int64 in the actor's batch
 METRIC = "trust_region/record"
-
-_watch: ContextVar["Watch | None"] = ContextVar("record_watch", default=None)
 
 
 @dataclass
@@ -41,6 +37,17 @@ class Watch:
     lengths: list[int]
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, data: TensorDict) -> "Watch | None":
+        """For the marked rows of a micro-batch; None where there are none."""
+        marks = data[FIELD].flatten() if FIELD in data.keys() else torch.tensor([])  # noqa: SIM118 - a TensorDict
+        rows = (marks >= 0).nonzero().flatten()
+        if not len(rows):
+            return None
+        responses = data["responses"]
+        ends = responses.offsets().diff() if responses.is_nested else torch.full(marks.shape, responses.shape[1])
+        return cls(rows.to(responses.device), marks[rows].tolist(), ends[rows.to(ends.device)].tolist())
+
     def see_verdict(
         self,
         given: Sequence[Tensor],
@@ -53,23 +60,14 @@ class Watch:
 
         ``divergence`` (batch, length) only where log-probs do not determine it.
         """
-        own = tokens.rows(self.rows)
-        capped = None if verdict.capped is None else verdict.capped[self.rows]
-        verdict = replace(
-            verdict, gate=verdict.gate[self.rows], over_token=verdict.over_token[self.rows], capped=capped
-        )
-        gate, cause = gate_and_cause(own, verdict, ratio_cap)
-        names = ("log_pi", "log_mu", "advantages", "mask", "gate", "cause", "divergence")
-        values = [
-            *(x.detach()[self.rows] for x in given),
-            own.mask,
-            gate,
-            cause,
-            *([] if divergence is None else [divergence[self.rows]]),
-        ]
-        table = torch.stack([value.float() for value in values], 1).cpu().numpy()  # one transfer from the device
+        gate, cause = gate_and_cause(tokens, verdict, ratio_cap)
+        columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
+        columns |= {"mask": tokens.mask, "gate": gate, "cause": cause}
+        columns |= {} if divergence is None else {"divergence": divergence}
+        own = [column.detach()[self.rows].float() for column in columns.values()]
+        table = torch.stack(own, 1).cpu().numpy()  # one transfer from the device
         for number, length, row in zip(self.numbers, self.lengths, table, strict=True):
-            found = {name: column[:length].copy() for name, column in zip(names, row, strict=False)}
+            found = {name: values[:length].copy() for name, values in zip(columns, row, strict=True)}
             found["mask"], found["cause"] = found["mask"].astype(bool), found["cause"].astype(np.int8)
             self.seen.setdefault(number, {}).update(found, width=table.shape[-1])
 
@@ -78,26 +76,3 @@ class Watch:
         for number, row in zip(self.numbers, self.rows.tolist(), strict=True):
             listed = log_pi[row][log_mu[row] > -torch.inf]
             self.seen.setdefault(number, {})["top_k_log_pi"] = listed.float().cpu().numpy()
-
-
-def watching() -> Watch | None:
-    """The watch around the loss at hand; None where nothing of this micro-batch is recorded."""
-    return _watch.get()
-
-
-@contextmanager
-def watch(data: TensorDict) -> Iterator[Watch | None]:
-    """Watch the micro-batch's recorded rows, if there are any."""
-    numbers = data[FIELD].flatten().tolist() if FIELD in data.keys() else []  # noqa: SIM118 - a TensorDict
-    rows = [row for row, number in enumerate(numbers) if number >= 0]
-    found = None
-    if rows:
-        responses = data["responses"]
-        ends = responses.offsets().diff().tolist() if responses.is_nested else [responses.shape[1]] * len(numbers)
-        where = torch.tensor(rows, device=responses.device)
-        found = Watch(where, [numbers[row] for row in rows], [ends[row] for row in rows])
-    token = _watch.set(found)
-    try:
-        yield found
-    finally:
-        _watch.reset(token)

@@ -5,10 +5,9 @@ import them for everybody; this defers each registration to the import that make
 """
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 Action = Callable[[ModuleType], None]
@@ -20,9 +19,8 @@ def on_import(name: str, action: Action) -> None:
     Actions on one module run in the order in which they were given. An exception in one fails that import, loudly, and
     the next attempt runs them all again.
     """
-    module = sys.modules.get(name)
-    if module is not None:
-        action(module)
+    if name in sys.modules:
+        action(sys.modules[name])
         return
     FINDER.actions.setdefault(name, []).append(action)
     if FINDER not in sys.meta_path:
@@ -30,13 +28,13 @@ def on_import(name: str, action: Action) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that are waited for, by asking the other finders."""
+    """Finds the modules that are waited for, by asking the other finders, and has their loader act afterwards."""
 
     def __init__(self) -> None:
         self.actions: dict[str, list[Action]] = {}
         self.asking: set[str] = set()  # modules that the others are being asked for
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+    def find_spec(self, fullname: str, path=None, target=None):
         if fullname not in self.actions or fullname in self.asking:
             return None
         self.asking.add(fullname)
@@ -44,32 +42,20 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec = importlib.util.find_spec(fullname)
         finally:
             self.asking.discard(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, fullname)
+        if spec is None or spec.loader is None:
+            return None
+        loader: importlib.abc.Loader = spec.loader
+        execute = loader.exec_module
+
+        def execute_and_act(module: ModuleType) -> None:
+            execute(module)
+            del loader.exec_module  # the module keeps an ordinary loader
+            for action in self.actions.get(fullname, ()):
+                action(module)
+            self.actions.pop(fullname, None)
+
+        loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec
-
-
-class _Loader(importlib.abc.Loader):
-    """The module's own loader, with the actions behind it; they are forgotten once all have succeeded."""
-
-    def __init__(self, loader: importlib.abc.Loader, name: str):
-        self.loader = loader
-        self.name = name
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        module.__loader__ = self.loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        for action in FINDER.actions.get(self.name, ()):
-            action(module)
-        FINDER.actions.pop(self.name, None)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.loader, name)
 
 
 FINDER = _Finder()

@@ -9,10 +9,10 @@ from cppo_verl.integration.on_import import on_import
 
 
 def _register_losses(core_algos) -> None:
-    from cppo_verl.integration import estimator, losses
+    from cppo_verl.integration import estimator, losses, skip
 
     losses.register(core_algos)
-    estimator.register(core_algos)
+    core_algos.register_adv_est(skip.OURS)(estimator.compute_group_relative_advantage)
 
 
 def _register_trainer(trainer_sync) -> None:

@@ -8,9 +8,10 @@ error is told, and that step has no record; one in a single response costs that 
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transfer_queue as tq
@@ -30,23 +31,14 @@ from cppo_verl.trust_region.thresholds import scaled
 
 logger = logging.getLogger(__name__)
 
-LIMIT_MB = 1024  # of all records of a run, unless trainer.v1.trust_region.record_limit_mb says otherwise
+LOOK = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
 
-def run_dir_of(config: DictConfig) -> Path:
-    """The run directory: where ``checkpoints`` lies, or verl's ``default_local_dir`` under another name."""
-    folder = Path(config.trainer.default_local_dir)
-    return folder.parent if folder.name == "checkpoints" else folder
+class Call(NamedTuple):
+    """One call of the actor's update in ``step``: number ``index`` of ``calls`` (several in the separate trainer only).
 
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of the actor's update, as the trainer knows it.
-
-    Attributes:
-        step: training step. places: of uids in the data loader's order. idle: keys that carry no advantage.
-        ranks: data-parallel ranks. scale: on the thresholds (``budget_target``).
-        index, calls: which of the step's calls it is, and of how many; more than one in the separate trainer only.
+    ``places`` of uids in the data loader's order; ``idle`` keys, which carry no advantage; ``ranks`` of data
+    parallelism; ``scale`` on the thresholds (``budget_target``).
     """
 
     step: int
@@ -58,9 +50,8 @@ class Call:
     calls: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """The recorded responses of a step: their keys in TransferQueue by number, and the updates that see them."""
+class Draw(NamedTuple):
+    """The recorded responses of a step: keys and tags in TransferQueue, and which update sees each first, if known."""
 
     keys: list[str]
     tags: list[dict]
@@ -79,10 +70,10 @@ class Recorder:
         self.config, self.tokenizer = config, tokenizer
         options = config.trainer.v1.trust_region
         self.wanted, self.seed = options.record, options.get("record_seed", 0)
-        self.limit = options.get("record_limit_mb", LIMIT_MB) << 20
-        self.run_dir = run_dir_of(config)
-        self.every = 1
-        self.complained = False
+        self.limit = options.get("record_limit_mb", 1024) << 20
+        folder = Path(config.trainer.default_local_dir)
+        self.run_dir = folder.parent if folder.name == "checkpoints" else folder
+        self.every, self.complained = 1, False
         try:
             self.every = draw.distance(self.run_dir)
         except (RecordError, OSError) as error:
@@ -93,14 +84,26 @@ class Recorder:
 
         Of a step with several calls one is recorded, drawn by the seed.
         """
-        chosen = draw.drawn([1] * call.calls, 1, self.seed, call.step)
-        if call.step % self.every or call.index not in chosen:
-            return batch, None
-        try:
-            return self._mark(batch, call)
-        except Exception as error:  # noqa: BLE001 - a record is not worth a run
-            self._complain("no record of this step", error)
-            return batch, None
+        with self._harmless():
+            if call.step % self.every or call.index not in draw.drawn([1] * call.calls, 1, self.seed, call.step):
+                return batch, None
+            rows = self._rows(batch, call)
+            if not rows:
+                return batch, None
+            header = self._header(batch, call)
+            part = len(batch) // (call.ranks * header.updates)  # verl gives each rank, and each update in it, as many
+            updates: list[int | None] = [call.index * header.updates + row // part % header.updates for row in rows]
+            if self.config.actor_rollout_ref.actor.shuffle:
+                updates = [None] * len(rows)
+            numbers = torch.full((len(batch),), -1, dtype=torch.int64)
+            numbers[rows] = torch.arange(len(rows))
+            fields = TensorDict({looks.FIELD: numbers}, batch_size=len(batch))
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+            marked = batch.select_keys(batch.keys)
+            if marked.fields is not None:
+                marked.fields = [*marked.fields, looks.FIELD]
+            return marked, Draw([batch.keys[row] for row in rows], [batch.tags[row] for row in rows], updates, header)
+        return batch, None
 
     def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
         """Write the step's record.
@@ -108,8 +111,31 @@ class Recorder:
         Args:
             drawn: from ``mark``. seen: of each micro-batch what the workers saw, in the order of the updates.
         """
+        with self._harmless():
+            found = [[part[number] for part in seen if number in part] for number in range(len(drawn.keys))]
+            fields = ["prompts", "responses", "rm_scores"]
+            fields += [topk.FIELD] if drawn.header.knobs.get("estimator") == "topk" else []
+            fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
+            data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
+            columns = zip(*(data[name].unbind() for name in fields), strict=True)
+            responses, failed = [], []
+            for *known, row in zip(drawn.keys, drawn.tags, drawn.updates, found, columns, strict=True):
+                try:
+                    responses.append(self._response(drawn.header, *known, dict(zip(fields, row, strict=True))))
+                except Exception as error:  # noqa: BLE001 - the others are worth a record
+                    failed.append(error)
+            if not responses:
+                raise failed[0]
+            files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
+            self.every = draw.make_room(self.run_dir, self.limit, self.every)
+            if failed:
+                self._complain(f"{len(failed)} of {len(found)} responses are missing in this step's record", failed[0])
+            self.complained = bool(failed)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
         try:
-            self.complained = not self._write(drawn, seen, partition)
+            yield
         except Exception as error:  # noqa: BLE001 - a record is not worth a run
             self._complain("no record of this step", error)
 
@@ -121,35 +147,17 @@ class Recorder:
                 logger.error("while recording", exc_info=error)
         self.complained = True
 
-    def _mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
+    def _rows(self, batch: KVBatchMeta, call: Call) -> list[int]:
+        """Those of the drawn groups, group by group."""
         groups: dict[str, list[int]] = {}
         for row, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True)):
             if key not in call.idle and not tag.get("is_padding", False):
                 groups.setdefault(split(key)[0], []).append(row)
-        if not groups:
-            return batch, None
         uids = sorted(groups, key=lambda uid: (call.places.get(uid, len(call.places)), uid))
         chosen = draw.drawn([len(groups[uid]) for uid in uids], self.wanted, self.seed, call.step)
-        rows = [row for i in chosen for row in sorted(groups[uids[i]], key=lambda row: split(batch.keys[row]))]
-        numbers = torch.full((len(batch),), -1, dtype=torch.int64)
-        numbers[rows] = torch.arange(len(rows))
-        fields = TensorDict({looks.FIELD: numbers}, batch_size=len(batch))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        marked = batch.select_keys(batch.keys)
-        if marked.fields is not None:
-            marked.fields = [*marked.fields, looks.FIELD]
-        header = self._header(call, batch)
-        keys, tags = ([column[row] for row in rows] for column in (batch.keys, batch.tags))
-        return marked, Draw(keys, tags, self._updates(rows, len(batch), header.updates, call), header)
+        return [row for i in chosen for row in sorted(groups[uids[i]], key=lambda row: split(batch.keys[row]))]
 
-    def _updates(self, rows: Sequence[int], batch: int, updates: int, call: Call) -> list[int | None]:
-        """Which update of the step sees each row first: verl gives each rank, and each update in it, an equal part."""
-        if self.config.actor_rollout_ref.actor.shuffle:
-            return [None] * len(rows)
-        part = batch // (call.ranks * updates)
-        return [call.index * updates + row // part % updates for row in rows]
-
-    def _header(self, call: Call, batch: KVBatchMeta) -> Header:
+    def _header(self, batch: KVBatchMeta, call: Call) -> Header:
         actor = self.config.actor_rollout_ref.actor
         knobs: Any = OmegaConf.to_container(OmegaConf.select(self.config, KEY_PREFIX), resolve=True)
         rule = knobs.pop("loss_mode")
@@ -174,43 +182,14 @@ class Recorder:
             version=__version__,
         )
 
-    def _write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> bool:
-        """Whether every response is in the record."""
-        found: list[list[Mapping[str, Any]]] = [[] for _ in drawn.keys]
-        for part in seen:
-            for number, values in part.items():
-                found[number].append(values)
-        fields = ["prompts", "responses", "rm_scores"]
-        fields += [topk.FIELD] if any("divergence" in look for looks_of in found for look in looks_of) else []
-        fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
-        data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
-        columns = [data[name].unbind() for name in fields]
-        rows = [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
-        responses, failed = [], []
-        for known in zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True):
-            try:
-                responses.append(self._response(drawn.header, *known))
-            except Exception as error:  # noqa: BLE001 - the others are worth a record
-                failed.append(error)
-        if not responses:
-            raise failed[0]
-        files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
-        self.every = draw.make_room(self.run_dir, self.limit, self.every)
-        if failed:
-            self._complain(f"{len(failed)} of {len(rows)} responses are missing in this step's record", failed[0])
-        return not failed
-
     def _response(self, header: Header, key: str, tag: dict, update: int | None, found: list, row: dict) -> Response:
-        uid, sample, output = split(key)
-        first, *others = found
+        (uid, sample, output), (first, *others) = split(key), found
         last_update = None if update is None else (header.epochs - 1) * header.updates + update
-        oldest = tag.get("min_global_steps")
+        oldest, packed, rollout = tag.get("min_global_steps"), row.get(topk.FIELD), row.get("rollout_log_probs")
         prompt_ids, token_ids = (row[name].to(torch.int32).numpy() for name in ("prompts", "responses"))
-        packed, rollout = row.get(topk.FIELD), row.get("rollout_log_probs")
-        names = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
         def look(values: Mapping[str, Any], number: int | None) -> Look:
-            columns: Any = {name: values.get(name) for name in names}
+            columns: Any = {name: values.get(name) for name in LOOK}
             return Look(**columns, update=number)
 
         return Response(
@@ -221,13 +200,10 @@ class Recorder:
             prompt_ids=prompt_ids,
             pieces=pieces(self.tokenizer, token_ids.tolist()),
             token_ids=token_ids,
-            mask=first["mask"],
-            log_mu=first["log_mu"],
+            **{name: first[name] for name in ("mask", "log_mu", "advantages", "width")},
             log_rollout=None if rollout is None else rollout.float().numpy(),
-            advantages=first["advantages"],
             reward=float(row["rm_scores"].double().sum()),
             versions_behind=None if oldest is None else header.step - 1 - int(oldest),
-            width=first["width"],
             top_k_mu=None if packed is None else packed.numpy(),
             first=look(first, update),
             last=look(others[-1], last_update) if others else None,

@@ -6,8 +6,7 @@ ordered by which response was finished first. Here each response has a seed of i
 """
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -25,25 +24,17 @@ def seed_of(seed: int, step: int, prompt: object, place: int, sample: int) -> in
 
 def loader_order(keys: Sequence[str], fetched: Sequence[str]) -> list[int]:
     """Row numbers by prompt as ``fetched``, then by sample; keys are verl's ``{uid}_{sample}_{part}``."""
-    positions = {uid: position for position, uid in enumerate(fetched)}
-
-    def place(row: int) -> tuple[int, int, int]:
-        uid, sample, part = skip.split(keys[row])
-        return positions[uid], sample, part
-
-    return sorted(range(len(keys)), key=place)
+    places = {uid: place for place, uid in enumerate(fetched)}
+    order = [(places[uid], sample, part) for uid, sample, part in map(skip.split, keys)]
+    return sorted(range(len(keys)), key=order.__getitem__)
 
 
 class LoaderOrder:
-    """Over verl's trainer: the batch gets the data loader's order before it is cut into mini-batches.
-
-    Attributes:
-        loader_places: place of each prompt's uid in that order, for the prompts that the batch at hand may hold.
-    """
+    """Over verl's trainer: the batch gets the data loader's order before it is cut into mini-batches."""
 
     config: Any
-    loader_places: Mapping[str, int] = MappingProxyType({})
     trainer_mode: str
+    loader_places: dict[str, int]  # place of each uid in that order, of the prompts that the batch at hand may hold
     _fetched: tuple[str, ...] = ()  # uids of the prompts that no batch has had yet, in the loader's order
 
     def _fetch_one_gen_batch(self):

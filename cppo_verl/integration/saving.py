@@ -15,8 +15,6 @@ import orjson
 from cppo_verl import atomic
 from cppo_verl.launch import checkpoints
 
-COUNTING = "_rollout_moe_lb_metrics_accumulator"  # verl's metrics of a step count the load of experts in it
-
 
 class SealedCheckpoints:
     """Over verl's trainer: a checkpoint gets ``unlogged.json`` first and ``data.pt`` last."""
@@ -54,12 +52,12 @@ class SealedCheckpoints:
         batch, metrics, timing, began = self._unlogged
         data, timing = dict(metrics), {**timing, "step": time.perf_counter() - began}
         epoch = (self.global_steps - 1) // self.steps_per_epoch
-        counted = getattr(self, COUNTING, None)
-        setattr(self, COUNTING, copy.deepcopy(counted))
+        counted = self.__dict__.get("_rollout_moe_lb_metrics_accumulator")  # verl counts the load of experts in it
+        self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(counted)
         try:
             self._compute_metrics(  # type: ignore[attr-defined]
                 batch, data, timing, global_steps=self.global_steps, epoch=epoch
             )
         finally:
-            setattr(self, COUNTING, counted)
+            self._rollout_moe_lb_metrics_accumulator = counted
         return orjson.dumps({"step": self.global_steps, "data": data}, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"

@@ -37,7 +37,7 @@ class SeededAgentLoopManager(AgentLoopManagerTQ):
         """As verl's, each prompt with its place among those of the step that are equal to it."""
         step = (int(prompts["global_steps"]), bool(prompts["validate"]) if "validate" in prompts else False)
         texts = [repr(list(prompt)) for prompt in prompts["raw_prompt"]]
-        prompts[PLACE] = torch.tensor(self.places.next(step, texts))
+        prompts[PLACE] = torch.tensor([self.places.next(step, text) for text in texts])
         super().generate_sequences(prompts)
 
 
@@ -48,12 +48,9 @@ class Places:
         self.step: tuple[int, bool] | None = None
         self.asked: Counter[str] = Counter()
 
-    def next(self, step: tuple[int, bool], texts: list[str]) -> list[int]:
-        """For each text, how many equal ones of the step came before it."""
+    def next(self, step: tuple[int, bool], text: str) -> int:
+        """How many equal texts of the step came before this one."""
         if step != self.step:
             self.step, self.asked = step, Counter()
-        places = []
-        for text in texts:
-            places.append(self.asked[text])
-            self.asked[text] += 1
-        return places
+        self.asked[text] += 1
+        return self.asked[text] - 1

@@ -15,26 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 OURS = "group_relative"
 SESSIONS = (OURS, "grpo")  # estimators to which the last output of a session stands for all of it
 GROUPED = (*SESSIONS, "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg")
-TOKEN_DENOMINATORS = ("token-mean", "token-sum")  # aggregations whose scale depends on the rows that are present
 ACTOR = "actor_rollout_ref.actor"
-SWITCH = "trainer.v1.trust_region.skip_zero_variance"
+FORBID = {  # key -> whether its value forbids to leave any response out
+    "trainer.v1.trust_region.skip_zero_variance": lambda value: value is False,
+    "algorithm.adv_estimator": lambda value: str(value) not in GROUPED,
+    "algorithm.use_kl_in_reward": bool,
+    "distillation.enabled": bool,
+    f"{ACTOR}.use_kl_loss": bool,
+    f"{ACTOR}.entropy_coeff": bool,
+    f"{ACTOR}.loss_agg_mode": lambda value: value in ("token-mean", "token-sum"),  # scaled by the rows that are there
+    f"{ACTOR}.shuffle": bool,
+}
 
 
 def obstacles(config: DictConfig) -> Iterator[str]:
     """Each ``key=value`` of a composed verl config for which every response must be trained on."""
-    skipped_with = {
-        SWITCH: lambda value: value is not False,
-        "algorithm.adv_estimator": lambda value: str(value) in GROUPED,
-        "algorithm.use_kl_in_reward": lambda value: not value,
-        "distillation.enabled": lambda value: not value,
-        f"{ACTOR}.use_kl_loss": lambda value: not value,
-        f"{ACTOR}.entropy_coeff": lambda value: not value,
-        f"{ACTOR}.loss_agg_mode": lambda value: value not in TOKEN_DENOMINATORS,
-        f"{ACTOR}.shuffle": lambda value: not value,
-    }
-    for key, allows in skipped_with.items():
+    for key, forbids in FORBID.items():
         value = OmegaConf.select(config, key)
-        if not allows(value):
+        if forbids(value):
             yield f"{key}={value}"
 
 
@@ -57,8 +55,7 @@ def zero_variance(keys: Sequence[str], rewards: Sequence[float], estimator: str)
     """For each response, whether all that count in its prompt's group have the same reward.
 
     Args:
-        keys: verl's, one a row.
-        rewards: of each row.
+        keys: verl's, one a row. rewards: of each row.
         estimator: one of ``GROUPED``. A response that is alone has no advantage under ``OURS``, and its whole reward
             as advantage under verl's.
     """
@@ -77,8 +74,7 @@ def rows_to_keep(
     """Row numbers to keep, in their order; equally many in each of the ``ranks * updates`` cells.
 
     Args:
-        droppable: for each row, whether it may be left out.
-        lengths: tokens of each row.
+        droppable: for each row, whether it may be left out. lengths: tokens of each row.
         ranks, updates: the cells, rank by rank.
         multiple: rows of a cell must remain a multiple of this (the micro-batch size).
 
@@ -87,11 +83,10 @@ def rows_to_keep(
     """
     rows, cells = len(droppable), ranks * updates
     if len(lengths) != rows or cells < 1 or rows % cells:
-        raise ValueError(
-            f"{rows} rows (lengths of {len(lengths)}) do not divide into {ranks} ranks x {updates} updates"
-        )
+        said = f"{rows} rows (lengths of {len(lengths)})"
+        raise ValueError(f"{said} do not divide into {ranks} ranks x {updates} updates")
     size = rows // cells
-    parts = [range(start, start + size) for start in range(0, rows, size)] if size else []
+    parts = [range(start, start + size) for start in range(0, rows, size or 1)]
     needed = max((sum(not droppable[row] for row in part) for part in parts), default=0)
     needed = min(size, max(1, -(-needed // multiple)) * multiple)
     kept: list[int] = []

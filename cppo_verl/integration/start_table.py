@@ -5,6 +5,7 @@ preset that it took over is told, with what follows from it. Where both cannot b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,7 @@ from cppo_verl.trust_region.rules import VERL_LOSSES, capability, knobs_of_rule
 
 FILE = "start.txt"  # in the run directory, or in Hydra's output folder where there is none
 ACTOR, OPTIONS = "actor_rollout_ref.actor", "trainer.v1.trust_region"
+RULE, ESTIMATOR = f"{KEY_PREFIX}.loss_mode", "algorithm.adv_estimator"
 AROUND = ("divergence", "estimator", "topk", "anchor", "budget_target")  # knobs that stand before any rule
 BEHIND = ("ratio_cap", "trace", "trace_cap", "on_nonfinite")  # behind those of ours
 ONLY_WITH = {  # a knob, and the value of another without which it is not looked at
@@ -28,15 +30,21 @@ ONLY_WITH = {  # a knob, and the value of another without which it is not looked
     "max_response_length": ("horizon", "max"),
     **dict.fromkeys(("budget_quantile", "budget_scale", "budget_cap"), ("budget", "quantile")),
 }
-CLIPPING = ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "tau_pos", "tau_neg")
-VERLS_DEFAULTS = dict(zip(CLIPPING, (0.2, 0.2, 0.2, 3.0, 1.0, 1.05), strict=True))
+CLIPPING = {  # verl's defaults
+    "clip_ratio": 0.2,
+    "clip_ratio_low": 0.2,
+    "clip_ratio_high": 0.2,
+    "clip_ratio_c": 3.0,
+    "tau_pos": 1.0,
+    "tau_neg": 1.05,
+}
 READ_BY_VERLS = {  # clip_ratio is looked at where its two parts are null
     "vanilla": ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c"),
     **dict.fromkeys(("cispo", "gspo"), ("clip_ratio_low", "clip_ratio_high")),
     "sapo": ("tau_pos", "tau_neg"),
 }
 FOLLOWS = {  # from another value than the preset's
-    "algorithm.adv_estimator": "advantages are verl's",
+    ESTIMATOR: "advantages are verl's",
     "algorithm.use_kl_in_reward": "rewards carry a KL penalty",
     "algorithm.rollout_correction.bypass_mode": "the trainer recomputes the log-probs",
     f"{ACTOR}.loss_agg_mode": "responses are weighed as verl does in that mode",
@@ -54,32 +62,75 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     Args:
         config: composed of ``overrides``.
     """
-    name, preset = chosen(overrides)
-    mode, idle = str(OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode")), _idle_keys(config)
+    (name, preset), read = chosen(overrides), partial(OmegaConf.select, config)
+    mode, clipping = str(read(RULE)), {f"{ACTOR}.{each}": usual for each, usual in CLIPPING.items()}
+    knobs = [f"{KEY_PREFIX}.{each}" for each in knob_names(knobs_of_rule(mode))]
+    idle = {
+        key for key in (*clipping, *knobs) if key.rpartition(".")[2] not in _looked_at(mode, read(KEY_PREFIX) or {})
+    }
+    decisive = [key for key in (*(clipping if mode in VERL_LOSSES else ()), *knobs) if key not in idle]
+    numbers = [f"{key.rpartition('.')[2]}={read(key)}" for key in decisive if read(key) is not None]
+    why_all = list(skip.obstacles(config))
     rows = [
         ("rule", mode + (f", of the preset {name}" if name else "")),
-        ("numbers", _numbers(config, mode, idle)),
-        ("trainer", f"verl's {OmegaConf.select(config, f'{OPTIONS}.mode')}, under ours"),
-        ("equal rewards", _equal_rewards(config)),
+        ("numbers", " ".join(numbers)),
+        ("trainer", f"verl's {read(f'{OPTIONS}.mode')}, under ours"),
+        ("equal rewards", _equal_rewards(why_all, bool(read("algorithm.filter_groups.enable")))),
     ]
-    if OmegaConf.select(config, "distillation.enabled"):
+    if read("distillation.enabled"):
         rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches"))
     rows += [("engine", each) for each in engines.notes(config)]
-    rows += [("yours", each) for each in _taken_over(config, preset, idle)]
-    rows += [("no effect", each) for each in _without_effect(config, preset, idle)]
-    return ["What trains:", *(f"  {title:<14}{text}" for title, text in rows)]
+    without_effect = []
+    for key, usual in {**clipping, **preset}.items():
+        value = read(key)
+        if isinstance(usual, str) and usual.startswith("${"):
+            usual = read(usual[2:-1])
+        if _same(value, usual) or (key == extensions.KEY and str(value).endswith(f"/{usual}")):  # where the file lies
+            continue
+        if key not in idle:
+            rows.append(("yours", "; ".join([f"{key}={value} (preset: {usual})", *_follows(key, why_all)])))
+        elif value is not None:
+            ours = f"{KEY_PREFIX}.{'ratio_cap' if key.endswith('clip_ratio_c') else 'delta'}"
+            instead = f", whose own is {ours}" if key in clipping and mode not in VERL_LOSSES else ""
+            without_effect.append(("no effect", f"{key}={value} is not looked at by {mode}{instead}"))
+    return ["What trains:", *(f"  {title:<14}{text}" for title, text in [*rows, *without_effect])]
+
+
+def _looked_at(mode: str, knobs: Mapping[str, Any]) -> set[str]:
+    """Names of knobs, and of verl's clipping, that the rule reads."""
+    can = capability(mode)
+    behind = () if mode in VERL_LOSSES else BEHIND[:1] if can.own_weight else BEHIND
+    found = {*can.reads, *AROUND, *behind, *READ_BY_VERLS.get(mode, ())}
+    return found - {name for name, (other, needed) in ONLY_WITH.items() if knobs.get(other) != needed}
+
+
+def _equal_rewards(why_all: Sequence[str], filtered: bool) -> str:
+    if why_all:
+        return f"trained on as all others, because of {' and '.join(why_all)}"
+    before = "verl's filter_groups asks further prompts instead; what remains is" if filtered else "groups of them are"
+    return f"{before} left out of the actor's update, which they would not change"
+
+
+def _follows(key: str, why_all: Sequence[str]) -> Iterator[str]:
+    """From another value of ``key`` than the preset's."""
+    if key in FOLLOWS:
+        yield FOLLOWS[key]
+    if key == ESTIMATOR and not why_all:
+        yield "groups of equal rewards are still left out"
+    if any(each.startswith(f"{key}=") for each in why_all):
+        yield "every response is trained on"
 
 
 def contradictions(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """A sentence where preset and command line name two rules; a rule without a preset may go over another's."""
-    key, (name, preset) = f"{KEY_PREFIX}.loss_mode", chosen(overrides)
-    asked, given = preset.get(key), OmegaConf.select(config, key)
+    name, preset = chosen(overrides)
+    asked, given = preset.get(RULE), OmegaConf.select(config, RULE)
     if asked is None or asked == given:
         return
     homes = [other for other in presets.names() if presets.section(other, (), KEY_PREFIX).get("loss_mode") == given]
     if homes:
         yield (
-            f"{key}={given} beside +{presets.GROUP}={name}, whose rule is {asked}: leave one of the two out; presets "
+            f"{RULE}={given} beside +{presets.GROUP}={name}, whose rule is {asked}: leave one of the two out; presets "
             f"with {given}: {', '.join(homes)}."
         )
 
@@ -101,69 +152,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _idle_keys(config: DictConfig) -> set[str]:
-    """Knobs, and verl's clipping, that the rule does not look at."""
-    knobs = OmegaConf.select(config, KEY_PREFIX) or {}
-    mode = str(knobs.get("loss_mode"))
-    can, verls = capability(mode), mode in VERL_LOSSES
-    looked_at = {*can.reads, *AROUND, *(() if verls else BEHIND[:1] if can.own_weight else BEHIND)}
-    looked_at -= {name for name, (other, needed) in ONLY_WITH.items() if knobs.get(other) != needed}
-    idle = {f"{KEY_PREFIX}.{name}" for name in knob_names(knobs_of_rule(mode)) if name not in looked_at}
-    return idle | {f"{ACTOR}.{name}" for name in CLIPPING if name not in READ_BY_VERLS.get(mode, ())}
-
-
-def _numbers(config: DictConfig, mode: str, idle: set[str]) -> str:
-    """All that the rule decides by."""
-    keys = [f"{ACTOR}.{name}" for name in CLIPPING] if mode in VERL_LOSSES else []
-    keys += [f"{KEY_PREFIX}.{name}" for name in knob_names(knobs_of_rule(mode))]
-    values = {key.rpartition(".")[2]: OmegaConf.select(config, key) for key in keys if key not in idle}
-    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
-
-
-def _equal_rewards(config: DictConfig) -> str:
-    why = list(skip.obstacles(config))
-    if why:
-        return f"trained on as all others, because of {' and '.join(why)}"
-    filtered = OmegaConf.select(config, "algorithm.filter_groups.enable")
-    before = (
-        "verl's filter_groups asks further prompts instead; what remains is " if filtered else "groups of them are "
-    )
-    return before + "left out of the actor's update, which they would not change"
-
-
-def _taken_over(config: DictConfig, preset: Mapping[str, Any], idle: set[str]) -> Iterator[str]:
-    """Each key of the preset with another value, that of the preset, and what follows."""
-    why = {each.partition("=")[0] for each in skip.obstacles(config)}
-    for key, value, theirs in _changed(config, preset):
-        if key not in idle:
-            follows = [FOLLOWS[key]] if key in FOLLOWS else []
-            if key == "algorithm.adv_estimator" and not why:
-                follows.append("groups of equal rewards are still left out")
-            follows += ["every response is trained on"] if key in why else []
-            yield "; ".join([f"{key}={value} (preset: {theirs})", *follows])
-
-
-def _without_effect(config: DictConfig, preset: Mapping[str, Any], idle: set[str]) -> Iterator[str]:
-    mode = OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode")
-    verls = {f"{ACTOR}.{name}": value for name, value in VERLS_DEFAULTS.items()}
-    for key, value, _ in _changed(config, {**verls, **preset}):
-        if key in idle and value is not None:
-            cap = key.endswith("clip_ratio_c")
-            instead = f", whose own is {KEY_PREFIX}.{'ratio_cap' if cap else 'delta'}" if key in verls else ""
-            yield f"{key}={value} is not looked at by {mode}" + ("" if mode in VERL_LOSSES else instead)
-
-
-def _changed(config: DictConfig, usual: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value and usual value of each that differ."""
-    for key, theirs in usual.items():
-        value = OmegaConf.select(config, key)
-        if isinstance(theirs, str) and theirs.startswith("${"):
-            theirs = OmegaConf.select(config, theirs[2:-1])
-        found = key == extensions.KEY and str(value).endswith(f"/{theirs}")  # the preset's own file, where it lies
-        if not found and not _same(value, theirs):
-            yield key, value, theirs
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -22,14 +22,26 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from cppo_verl.integration import alarms, anchor, checks, estimator, looks, losses, skip, topk
+from cppo_verl.integration import alarms, checks, estimator, looks, losses, skip, topk
 from cppo_verl.integration.config import TrustRegionLossConfig, knobs_of
-from cppo_verl.integration.recorder import Call, Draw, Recorder
-from cppo_verl.integration.reproducible import KEY, MANAGER, LoaderOrder
+from cppo_verl.integration.recorder import Call, Recorder
+from cppo_verl.integration.reproducible import MANAGER, LoaderOrder
 from cppo_verl.integration.saving import SealedCheckpoints
 from cppo_verl.trust_region.thresholds import next_scale
 
-NAME = "trust_region"
+
+def measure_from_the_steps_start(config: DictConfig) -> None:
+    """``anchor=proximal``: the trust region is measured from the trained policy at the start of the step.
+
+    verl's decoupled mode does it: it recomputes ``old_log_probs`` with the step's first weights (one more forward over
+    the batch), and its rollout correction brings the way from mu to there as a truncated importance weight a token,
+    unless a user has chosen another.
+    """
+    with open_dict(config):
+        correction = config.algorithm.rollout_correction
+        correction.bypass_mode = False
+        if correction.get("rollout_is") is None:
+            correction.rollout_is = "token"
 
 
 class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
@@ -44,16 +56,16 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
 
     def __init__(self, config: DictConfig):
         checks.require(config)
+        self.options = OmegaConf.select(config, checks.OPTIONS, default={})
         self.use_topk = topk.wanted(config)
         if self.use_topk:
             topk.install(config)
-        elif OmegaConf.select(config, KEY):
-            with open_dict(config):
-                config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER
-        anchor.install(config)
+        if checks.is_proximal(config):
+            measure_from_the_steps_start(config)
         with open_dict(config):
+            if self.options.get("reproducible"):
+                config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER
             config.trainer.v1.trainer_mode = checks.mode_of(config)  # verl asks for this name in several places
-        self.options = OmegaConf.select(config, f"trainer.v1.{NAME}", default={})
         self.zero_variance: set[str] = set()  # keys of responses whose group has zero reward variance
         self.skipped = 0
         self.reported: list[Mapping[str, list]] = []  # the workers' sums of each call of ``update_actor`` in a step
@@ -91,33 +103,25 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         if name not in skip.GROUPED:
             return batch
         field = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
-        rewards = torch.stack([row.sum() for row in self._stored(batch, field)])
+        rewards = torch.stack([row.sum() for row in _stored(batch, field)])
         if name == skip.OURS:
             batch = self._with_session_advantages(batch, rewards)
         flags = skip.zero_variance(batch.keys, rewards.tolist(), name)
         self.zero_variance = {key for key, flag in zip(batch.keys, flags, strict=True) if flag}
-        real = [flag for flag, tag in zip(flags, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        real = [flag for flag, padding in zip(flags, _is_padding(batch), strict=True) if not padding]
         metrics["trust_region/zero_variance_share"] = sum(real) / max(len(real), 1)
         return batch
 
     def _with_session_advantages(self, batch: KVBatchMeta, rewards: torch.Tensor) -> KVBatchMeta:
-        advantages = estimator.session_advantages(batch.keys, rewards, estimator.normalised(self.config.algorithm))
+        advantages = estimator.session_advantages(batch.keys, rewards, self.config.algorithm)
         if advantages is None:
             return batch
-        masks = self._stored(batch, "response_mask")
-        rows = [advantage * mask for advantage, mask in zip(advantages, masks, strict=True)]
+        rows = [one * mask for one, mask in zip(advantages, _stored(batch, "response_mask"), strict=True)]
         nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-        fields = TensorDict({"advantages": nested, "returns": nested}, batch_size=len(batch))
-        return transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-
-    @staticmethod
-    def _stored(batch: KVBatchMeta, field: str) -> Sequence[torch.Tensor]:
-        """A field of the batch in TransferQueue, a tensor a response."""
-        where = {"keys": batch.keys, "partition_id": batch.partition_id}
-        return transfer_queue.kv_batch_get(**where, select_fields=[field])[field].unbind()
+        return _with_fields(batch, advantages=nested, returns=nested)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        if self.use_topk and anchor.is_proximal(self.config):
+        if self.use_topk and checks.is_proximal(self.config):
             topk.ask(batch.extra_info, self.config)  # the recompute pass gathers the proximal policy's log-probs too
         return super()._compute_old_log_prob(batch, metrics)
 
@@ -126,8 +130,7 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
             behind = torch.tensor([self.global_steps - 1 - int(tag["min_global_steps"]) for tag in batch.tags])
             spans = torch.tensor([tag["max_global_steps"] > tag["min_global_steps"] for tag in batch.tags])
             metrics["trust_region/responses_spanning_versions"] = spans.float().mean().item()
-            fields = TensorDict({losses.BEHIND: behind}, batch_size=len(batch))
-            batch = transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+            batch = _with_fields(batch, **{losses.BEHIND: behind})
         return super()._update_actor(batch, metrics)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
@@ -135,7 +138,7 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         batch = super().step(metrics, timing_raw)
         metrics["trust_region/skipped_responses"] = self.skipped
         if len(self.reported) > 1:  # verl averages the averages of a step's calls
-            metrics.update(reduce_metrics(losses.fold(losses.joined(self.reported))))
+            metrics.update(reduce_metrics(losses.fold(*self.reported)))
         self._steer(metrics)
         if not self.alarmed:
             stale = self.trainer_mode != "sync"
@@ -148,7 +151,7 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         if target is None:
             return
         metrics["trust_region/threshold_scale"] = self.scale
-        if losses.tokens_of(self.reported) > 0:  # else nothing could have been masked
+        if any(sum(part.get(losses.COUNT_PREFIX + "tokens", [])) for part in self.reported):  # that could be masked
             self.scale = next_scale(self.scale, float(metrics[losses.PREFIX + "masked_share"]), target)
 
     def _dispatch(self, update_actor, batch: KVBatchMeta):
@@ -156,44 +159,52 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         if self.use_topk:
             topk.ask(batch.extra_info, self.config)
         batch.extra_info[losses.SCALE] = self.scale
-        kept = self._without_zero_variance(batch)
+        ranks, drawn = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1, None
+        kept = self._without_zero_variance(batch, ranks)
         self.skipped += len(batch) - len(kept)
-        marked, drawn = self._mark_recorded(kept)
-        output = update_actor(marked)
+        if self.recorder is not None:
+            call = Call(self.global_steps, self.loader_places, self.zero_variance, ranks, self.scale)
+            call = call._replace(index=self.local_trigger_step, calls=self.parameter_sync_step)
+            with marked_timer("record", self.timing_raw):
+                kept, drawn = self.recorder.mark(kept, call)
+        output = update_actor(kept)
         reported = output["metrics"]
         seen = reported.pop(looks.METRIC, [])
         if self.recorder is not None and drawn is not None:
             with marked_timer("record", self.timing_raw):
-                self.recorder.write(drawn, seen, marked.partition_id)
+                self.recorder.write(drawn, seen, kept.partition_id)
         self.reported.append({k: v for k, v in reported.items() if k.startswith(losses.PREFIX)})
         tensordict_utils.assign_non_tensor_data(output, "metrics", losses.fold(reported))
         return output
 
-    def _mark_recorded(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, Draw | None]:
-        if self.recorder is None:
-            return batch, None
-        places, index, calls = self.loader_places, self.local_trigger_step, self.parameter_sync_step
-        with marked_timer("record", self.timing_raw):
-            call = Call(self.global_steps, places, self.zero_variance, self._ranks(), self.scale, index, calls)
-            return self.recorder.mark(batch, call)
-
-    def _ranks(self) -> int:
-        """Data-parallel ranks of the actor."""
-        return max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
-
-    def _without_zero_variance(self, batch: KVBatchMeta) -> KVBatchMeta:
+    def _without_zero_variance(self, batch: KVBatchMeta, ranks: int) -> KVBatchMeta:
         """The batch less the responses of zero-variance groups, with the same updates and denominators."""
-        padding = [tag.get("is_padding", False) for tag in batch.tags]  # its mask is empty
-        droppable = [key in self.zero_variance or pad for key, pad in zip(batch.keys, padding, strict=True)]
+        droppable = [key in self.zero_variance or pad for key, pad in zip(batch.keys, _is_padding(batch), strict=True)]
         if not any(droppable) or any(skip.obstacles(self.config)):
             return batch
         actor = self.config.actor_rollout_ref.actor
         updates = len(batch) // batch.extra_info["mini_batch_size"]
         multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        rows = skip.rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], self._ranks(), updates, multiple)
+        rows = skip.rows_to_keep(droppable, [tag["seq_len"] for tag in batch.tags], ranks, updates, multiple)
         kept = batch.select_keys([batch.keys[row] for row in rows])
         kept.extra_info = {**batch.extra_info, "mini_batch_size": len(kept) // updates}
         return kept
+
+
+def _is_padding(batch: KVBatchMeta) -> list[bool]:
+    """Of each row, whether verl added it to make the batch divisible; its mask is empty."""
+    return [tag.get("is_padding", False) for tag in batch.tags]
+
+
+def _stored(batch: KVBatchMeta, field: str) -> Sequence[torch.Tensor]:
+    """A field of the batch in TransferQueue, a tensor a response."""
+    where = {"keys": batch.keys, "partition_id": batch.partition_id}
+    return transfer_queue.kv_batch_get(**where, select_fields=[field])[field].unbind()
+
+
+def _with_fields(batch: KVBatchMeta, **fields: torch.Tensor) -> KVBatchMeta:
+    columns = TensorDict(fields, batch_size=len(batch))
+    return transfer_queue.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=columns)
 
 
 class SyncTrainer(TrustRegion, PPOTrainerSync):
@@ -208,14 +219,12 @@ class SeparateAsyncTrainer(TrustRegion, PPOTrainerSeparateAsync):
     """``mode=separate_async``."""
 
 
-MODES: dict[str, type[TrustRegion]] = {
-    "sync": SyncTrainer,
-    "colocate_async": ColocateAsyncTrainer,
-    "separate_async": SeparateAsyncTrainer,
-}
+MODES: dict[str, type[TrustRegion]] = dict(
+    zip(checks.MODES, (SyncTrainer, ColocateAsyncTrainer, SeparateAsyncTrainer), strict=True)
+)
 
 
-@register_trainer(NAME)
+@register_trainer("trust_region")
 class TrustRegionTrainer(PPOTrainer):
     """What verl finds under the name: calling it makes the trainer of the mode, whose checks know an unknown one."""
 

@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
-from verl.utils import tensordict_utils
 from verl.utils.metric import Metric
 from verl.utils.py_functional import append_to_dict
 
@@ -142,8 +141,12 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
     assert result.recorded_tokens > 50 and result.tallies[0].differs == 0
 
 
-def test_the_same_prompts_are_drawn_again(tmp_path, queue):
+def test_which_responses_steps_and_calls_are_drawn(tmp_path, queue):
+    record = step_record(8)
+    files.write(tmp_path, StepRecord(replace(record.header, every=4), record.responses))
     one = Recorder(config_of(tmp_path), TOKENIZER)
+    assert [step for step in range(9, 17) if mark(one, step)[1] is not None] == [12, 16]  # at that distance only
+    one.every = 1
     drawn = [mark(one, step)[1].keys for step in (1, 2, 3, 4, 1)]
     assert drawn[0] == drawn[-1]
     assert len({tuple(keys) for keys in drawn}) > 2
@@ -151,6 +154,13 @@ def test_the_same_prompts_are_drawn_again(tmp_path, queue):
     backwards = batch_meta()
     backwards.reorder(list(range(ROWS))[::-1])  # what finished first does not matter
     assert one.mark(backwards, Call(1, PLACES, set(), 1))[1].keys == drawn[0]
+    chosen = []
+    for step in range(1, 9):  # of several calls one
+        calls = [mark(one, step, index=i, calls=4)[1] for i in range(4)]
+        (found,) = [i for i, call in enumerate(calls) if call is not None]
+        chosen.append(found)
+        assert min(calls[found].updates) >= found * UPDATES
+    assert len(set(chosen)) > 1
 
 
 def test_recording_changes_neither_loss_nor_metrics(tmp_path, queue):
@@ -179,7 +189,7 @@ def alarms(caplog) -> list[str]:
 
 
 @contextmanager
-def full(_):
+def full(*_):
     """The kernel takes no more than so many bytes a file, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -190,31 +200,32 @@ def full(_):
 
 
 @contextmanager
-def in_the_way(tmp_path):
+def in_the_way(tmp_path, _):
     (tmp_path / "records").write_text("no folder")
     yield "exists"
     (tmp_path / "records").unlink()
 
 
-@pytest.mark.parametrize("disk", [full, in_the_way])
-def test_a_disk_that_takes_nothing_costs_records_and_one_alarm(tmp_path, queue, caplog, disk):
+@contextmanager
+def no_queue(_, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "tq", SimpleNamespace())
+        yield "kv_batch"
+
+
+@pytest.mark.parametrize("broken", [full, in_the_way, no_queue])
+def test_a_disk_or_queue_that_fails_costs_records_and_one_alarm(tmp_path, queue, monkeypatch, caplog, broken):
     one, drawn, seen = prepared(tmp_path, queue)
-    with disk(tmp_path) as said:
+    with broken(tmp_path, monkeypatch) as said:
         for _ in range(3):
-            assert mark(one)[1] is not None
+            marked, found = mark(one)
+            assert marked.keys == KEYS and (found is None) == (broken is no_queue)
             one.write(drawn, seen, "train")
-    assert len(alarms(caplog)) == 1 and said in alarms(caplog)[0] and "Traceback" not in caplog.text
+    assert len(alarms(caplog)) == 1 and said in alarms(caplog)[0]
+    assert ("Traceback" in caplog.text) == (broken is no_queue)  # of a disk nothing else is to be said
     assert not list(tmp_path.rglob("*step*"))
-    one.write(drawn, seen, "train")  # the disk has room again
+    one.write(drawn, seen, "train")  # there is room again
     assert len(files.steps(tmp_path)) == 1
-
-
-def test_a_queue_that_fails_costs_the_record(tmp_path, queue, monkeypatch, caplog):
-    one, drawn, _ = prepared(tmp_path, queue)
-    monkeypatch.setattr(recorder, "tq", SimpleNamespace())
-    assert mark(one)[1] is None and mark(one)[0].keys == KEYS
-    one.write(drawn, [], "train")
-    assert len(alarms(caplog)) == 1 and not files.steps(tmp_path)
 
 
 def test_an_error_in_one_response_costs_that_response(tmp_path, queue, monkeypatch, caplog):
@@ -228,33 +239,11 @@ def test_an_error_in_one_response_costs_that_response(tmp_path, queue, monkeypat
     assert f"{len(lost)} of 8 responses are missing" in alarm and "Traceback" in caplog.text
 
 
-def test_a_step_is_recorded_only_at_the_distance(tmp_path, queue):
-    record = step_record(8)
-    files.write(tmp_path, StepRecord(replace(record.header, every=4), record.responses))
-    one = Recorder(config_of(tmp_path), TOKENIZER)
-    assert [step for step in range(9, 17) if mark(one, step)[1] is not None] == [12, 16]
-
-
-def test_of_several_calls_of_a_step_one_is_recorded(tmp_path, queue):
-    one, chosen = Recorder(config_of(tmp_path), TOKENIZER), []
-    for step in range(1, 9):
-        calls = [mark(one, step, index=i, calls=4)[1] for i in range(4)]
-        (found,) = [i for i, call in enumerate(calls) if call is not None]
-        chosen.append(found)
-        assert min(calls[found].updates) >= found * UPDATES
-    assert len(set(chosen)) > 1
-
-
 def test_marks_are_read_beside_the_engines_own_fields():
     _, data, _ = micro_batch(random_batch(0, 4, 8), slice(0, 4), {"a": 1})
-    for numbers in (None, [-1, -1, -1, -1]):
-        if numbers:
-            data[looks.FIELD] = torch.tensor(numbers)
-        with looks.watch(data) as none:
-            assert none is None and looks.watching() is None
+    assert looks.Watch.of(data) is None
+    data[looks.FIELD] = torch.tensor([-1, -1, -1, -1])
+    assert looks.Watch.of(data) is None
     data[looks.FIELD] = torch.tensor([-1, 5, -1, 0])
-    with looks.watch(data) as found:
-        assert found.numbers == [5, 0] and found.rows.tolist() == [1, 3]
-        assert looks.watching() is found
-    assert looks.watching() is None
-    assert tensordict_utils.get_non_tensor_data(data, "a", None) == 1
+    found = looks.Watch.of(data)
+    assert found is not None and found.numbers == [5, 0] and found.rows.tolist() == [1, 3]

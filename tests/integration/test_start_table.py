@@ -1,7 +1,5 @@
 """What is said before a start: argument lists as people have them, and a preset put in front."""
 
-import time
-
 import pytest
 from omegaconf import OmegaConf
 
@@ -64,20 +62,15 @@ def table(preset: str, *overrides: str) -> str:
     config = presets.compose(preset, given)
     given.append(f"+trust_region={preset}")
     checks.require(config, overrides=given)
-    began = time.process_time()
-    lines = start_table.lines(config, given)
-    assert time.process_time() - began < 1
-    return "\n".join(" ".join(line.split()) for line in lines)
+    return "\n".join(" ".join(line.split()) for line in start_table.lines(config, given))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_runs_people_have(family):
     arguments, there, absent = FAMILIES[family]
     said = table("cppo", *arguments)
-    for words in there:
-        assert words in said, said
-    for words in absent:
-        assert words not in said, said
+    assert [words for words in there if words not in said] == []
+    assert [words for words in absent if words in said] == []
 
 
 @pytest.mark.parametrize("preset", presets.names())

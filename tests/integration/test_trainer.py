@@ -13,12 +13,14 @@ from verl.trainer.ppo.metric_utils import RolloutMoELoadBalanceMetricsAccumulato
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from cppo_verl import presets
-from cppo_verl.integration import anchor, checks, losses, saving, trainer
+from cppo_verl.integration import checks, saving, trainer
 from cppo_verl.integration.reproducible import LoaderOrder
 from cppo_verl.integration.seeded import Places
 from cppo_verl.launch import checkpoints
 from cppo_verl.trust_region.metrics import PREFIX
 from cppo_verl.trust_region.thresholds import next_scale
+from tests.faults.saved import save
+from tests.integration.test_checks import GROUP_OF_8, SEPARATE
 
 MODE = "trainer.v1.trust_region.mode"
 
@@ -27,7 +29,8 @@ MODE = "trainer.v1.trust_region.mode"
 def test_one_name_over_each_of_verls_trainers(mode, monkeypatch):
     kind = trainer.MODES[mode]
     monkeypatch.setattr(kind, "__init__", lambda self, config: None)
-    made = get_trainer_cls("trust_region")(config=presets.compose("cppo", separate_pool(mode)))
+    overrides = [GROUP_OF_8, *(SEPARATE if mode == "separate_async" else [f"{MODE}={mode}"])]
+    made = get_trainer_cls("trust_region")(config=presets.compose("cppo", overrides))
     assert type(made) is kind and issubclass(kind, get_trainer_cls(mode))
     # our hooks come before verl's, and verl's own trainer has the last word on everything else
     order = [cls.__name__ for cls in kind.__mro__]
@@ -35,31 +38,19 @@ def test_one_name_over_each_of_verls_trainers(mode, monkeypatch):
     assert kind.on_step_end is get_trainer_cls(mode).on_step_end
 
 
-def separate_pool(mode: str) -> list[str]:
-    rollout = "actor_rollout_ref.rollout."
-    more = [rollout + each for each in ("nnodes=1", "n_gpus_per_node=1", "checkpoint_engine.backend=nccl")]
-    more += ["data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=16"]
-    more += [rollout + "tensor_model_parallel_size=1"]
-    return [f"{MODE}={mode}", rollout + "n=8", *(more if mode == "separate_async" else [])]
-
-
 def test_an_unknown_mode_makes_no_trainer():
-    with pytest.raises(checks.RunConfigError, match="mode='async' is not one of"):
+    with pytest.raises(checks.RunConfigError, match="mode=async: it is not one of"):
         get_trainer_cls("trust_region")(config=presets.compose("cppo", [f"{MODE}=async"]))
 
 
 def test_the_proximal_anchor_sets_verls_switches_and_keeps_what_a_user_set():
     config = presets.compose("cppo", ["actor_rollout_ref.actor.policy_loss.anchor=proximal"])
-    anchor.install(config)
+    trainer.measure_from_the_steps_start(config)
     correction = config.algorithm.rollout_correction
     assert (correction.bypass_mode, correction.rollout_is, correction.rollout_is_threshold) == (False, "token", 2.0)
     config.algorithm.rollout_correction.rollout_is = "sequence"
-    anchor.install(config)
+    trainer.measure_from_the_steps_start(config)
     assert config.algorithm.rollout_correction.rollout_is == "sequence"
-    config = presets.compose("cppo")
-    before = OmegaConf.to_container(config.algorithm)
-    anchor.install(config)
-    assert OmegaConf.to_container(config.algorithm) == before
 
 
 @pytest.mark.parametrize("estimator", ["group_relative", "grpo", "rloo", "gae"])
@@ -99,8 +90,9 @@ def test_groups_of_equal_rewards_are_known_whatever_the_estimator(estimator, mon
 class Base:
     """Stands where verl's trainer stands: writes what verl writes last, and counts experts as verl does."""
 
-    def __init__(self, config, step: int):
-        self.config, self.global_steps, self.steps_per_epoch = config, step, 10
+    def __init__(self, folder, step: int, mode: str = "sync"):
+        trainer = {"default_local_dir": str(folder), "resume_mode": "auto", "v1": {"trainer_mode": mode}}
+        self.config, self.global_steps, self.steps_per_epoch = OmegaConf.create({"trainer": trainer}), step, 10
         self._unlogged = (None, {}, {}, 0.0)
         self._rollout_moe_lb_metrics_accumulator = RolloutMoELoadBalanceMetricsAccumulator()
         self._rollout_moe_lb_metrics_accumulator.load_counts = torch.zeros(2)
@@ -123,48 +115,33 @@ class Saving(saving.SealedCheckpoints, Base):
     pass
 
 
-def run_config(tmp_path, mode: str):
-    return OmegaConf.create(
-        {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "v1": {"trainer_mode": mode}}}
-    )
-
-
 def test_a_checkpoint_carries_the_scale_to_the_bit_and_counts_nothing_twice(tmp_path):
-    one = Saving(run_config(tmp_path, "sync"), 3)
+    one = Saving(tmp_path, 3)
     one.scale = next_scale(1.0, 0.1234567, 0.08)
     one._save_checkpoint()
     assert json.loads((tmp_path / "global_step_3" / checkpoints.RECORD).read_text())["data"]["load"] == 1
     metrics: dict = {}
     one._compute_metrics(None, metrics)  # as verl does behind the checkpoint
     assert metrics["load"] == 1
-    other = Saving(run_config(tmp_path, "sync"), 3)
-    assert other.scale == 1.0
-    other._load_checkpoint()
-    assert other.scale == one.scale != 1.0
-    fresh = Saving(run_config(tmp_path, "sync"), 0)
-    fresh._load_checkpoint()
-    assert fresh.scale == 1.0
+    for step, scale in ((3, one.scale), (0, 1.0)):  # step 0: nothing to resume from
+        other = Saving(tmp_path, step)
+        other._load_checkpoint()
+        assert other.scale == scale
+    assert one.scale != 1.0
 
 
-def test_an_asynchronous_checkpoint_without_its_queue_is_not_whole(tmp_path):
-    from tests.faults.saved import save
-
+def test_an_asynchronous_checkpoint_is_whole_with_its_own_queue_only(tmp_path):
     for step in (2, 4):
         save(tmp_path, step)
         (tmp_path / f"global_step_{step}" / checkpoints.STATE).write_text(json.dumps({"mode": "colocate_async"}))
     (tmp_path / "global_step_2" / checkpoints.QUEUE).mkdir()
     assert checkpoints.fault(tmp_path / "global_step_4") == "transfer_queue is missing"
     step, notes = checkpoints.settle(tmp_path)
-    assert step == 2
-    assert any("transfer_queue is missing" in note for note in notes)
-
-
-def test_a_step_written_again_loses_its_old_queue_first(tmp_path):
-    one = Saving(run_config(tmp_path, "colocate_async"), 3)
-    one._save_checkpoint()
+    assert step == 2 and any("transfer_queue is missing" in note for note in notes)
     folder = tmp_path / "global_step_3"
+    Saving(tmp_path, 3, "colocate_async")._save_checkpoint()
     assert (folder / checkpoints.QUEUE).is_dir()
-    checkpoints.unseal(folder)
+    checkpoints.unseal(folder)  # the step is written again
     assert not (folder / checkpoints.QUEUE).exists() and not (folder / checkpoints.SEAL).exists()
 
 
@@ -204,42 +181,16 @@ def test_prompts_that_were_evicted_are_forgotten(mode):
 
 def test_equal_prompts_of_a_step_have_places():
     places = Places()
-    assert places.next((1, False), ["x", "y", "x"]) == [0, 0, 1]
-    assert places.next((1, False), ["x", "y"]) == [2, 1]  # a second batch of the same step
-    assert places.next((1, True), ["x"]) == places.next((2, False), ["x"]) == [0]
-
-
-def test_the_sums_of_several_calls_are_one_step():
-    """Two calls of one mini-batch each: 1 of 4 tokens masked, then 3 of 12."""
-    calls = [
-        {PREFIX + "sum/masked_share": [1.0], PREFIX + "count/tokens": [4.0], PREFIX + "divergence_max": [0.5]},
-        {PREFIX + "sum/masked_share": [3.0], PREFIX + "count/tokens": [12.0], PREFIX + "divergence_max": [0.2]},
-    ]
-    folded = losses.fold(losses.joined(calls))
-    assert folded[PREFIX + "masked_share"] == [4 / 16]
-    assert folded[PREFIX + "first_update/masked_share"] == [1 / 4]
-    assert folded[PREFIX + "divergence_max"] == [0.5, 0.2]
-    assert losses.tokens_of(calls) == 16
-
-
-def test_ages_that_no_response_has_are_not_logged():
-    reported, name = {}, "divergence_by_staleness/"
-    for age, tokens in ((0, 0.0), (2, 5.0)):
-        reported[f"{PREFIX}sum/{name}{age}"] = [tokens / 10]
-        reported[f"{PREFIX}count/{name}{age}/tokens"] = [tokens]
-    folded = losses.fold(reported)
-    assert folded[f"{PREFIX}{name}2"] == folded[f"{PREFIX}first_update/{name}2"] == [0.1]
-    assert not [name for name in folded if name.endswith("/0")]
+    assert [places.next((1, False), text) for text in "xyx"] == [0, 0, 1]
+    assert [places.next((1, False), text) for text in "xy"] == [2, 1]  # a second batch of the same step
+    assert places.next((1, True), "x") == places.next((2, False), "x") == 0
 
 
 def test_the_scale_follows_the_exact_share_and_rests_without_tokens():
-    one = SimpleNamespace(
-        knobs=SimpleNamespace(budget_target=0.08), scale=2.0, reported=[{PREFIX + "count/tokens": [10.0]}]
-    )
+    one = SimpleNamespace(knobs=SimpleNamespace(budget_target=0.08), scale=2.0)
     metrics = {PREFIX + "masked_share": 0.16}
-    trainer.TrustRegion._steer(one, metrics)
-    assert metrics["trust_region/threshold_scale"] == 2.0  # of the step that was
-    assert one.scale == next_scale(2.0, 0.16, 0.08) > 2.0
-    one.reported, scale = [{PREFIX + "count/tokens": [0.0]}], one.scale
-    trainer.TrustRegion._steer(one, {PREFIX + "masked_share": 0.0})
-    assert one.scale == scale
+    for tokens in (10.0, 0.0):
+        one.reported = [{PREFIX + "count/tokens": [tokens]}]
+        trainer.TrustRegion._steer(one, metrics)
+        assert one.scale == next_scale(2.0, 0.16, 0.08) > 2.0
+        assert metrics["trust_region/threshold_scale"] == (2.0 if tokens else one.scale)  # of the step that was

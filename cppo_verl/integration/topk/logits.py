@@ -134,11 +134,13 @@ def take_log_probs(model_output: dict[str, Tensor], k: int) -> Tensor:
 
 
 @torch.no_grad()
-def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
+def divergence_of(
+    model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int, watch: looks.Watch | None = None
+) -> tuple[Tensor, Tensor]:
     """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
 
     Args:
-        kind: ``tv`` or ``kl``.
+        kind: ``tv`` or ``kl``. watch: is shown log pi of the listed tokens.
     """
     log_pi = no_padding_2_padding(log_probs_of(model_output, k), data)
     log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
@@ -152,7 +154,6 @@ def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, 
         anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
         log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
         rest = rest_mass(log_mu, old_log_prob)
-    watch = looks.watching()
     if watch is not None:
         watch.see_top_k(log_pi, log_mu)
     return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
