@@ -25,7 +25,6 @@ CONTRACT = ("trust_region", "integration", "theory", "launch", "doctor", "recipe
 # Tests that ask about the CPU stack's own packages or make one of their own beside it.
 OF_THE_CPU_STACK = {
     "integration/test_cpu_platform.py": "vLLM's CPU engine is not in this environment",
-    "integration/test_cpu_weights.py": "vLLM's CPU engine is not in this environment",
     "integration/test_compatibility.py": "installs other versions of verl beside the environment",
 }
 
