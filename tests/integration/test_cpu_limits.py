@@ -1,9 +1,6 @@
 """The CPU platform's sizes that follow the model: what is filled in, and what is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from cppo_verl import presets
 from cppo_verl.integration import checks
 from cppo_verl.integration.cpu import limits
 from cppo_verl.integration.cpu.limits import BUCKET, CACHE
-from tests import ROOT
 
 # SmolLM2-135M: 49,152 words of 576 numbers are 108 MiB; 30 layers, 3 key-value heads of 64
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
@@ -69,16 +65,3 @@ def test_too_small_a_value_is_named_with_the_key_that_helps(tmp_path, monkeypatc
     assert f"{CACHE}={128 * A_TOKEN - 1} holds no sequence of 88 tokens of this model" in small
     assert f"set it to {128 * A_TOKEN} or more" in small
     assert not said(f"{BUCKET}=107", platform="")  # a GPU sends large tensors by themselves
-
-
-@pytest.mark.stack
-def test_the_stock_command_line_stops_before_ray(tmp_path):
-    """verl's own entry point: the callbacks of preset and platform both run, and nothing is started."""
-    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
-    overrides = ["+trust_region=cppo", "+platform=cpu", *RUN, f"actor_rollout_ref.model.path={tmp_path}"]
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, f"{BUCKET}=64", f"hydra.run.dir={tmp_path}/h"]
-    values = {**os.environ, "VERL_PLATFORM": "cpu", "HYDRA_FULL_ERROR": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert f"{BUCKET}=64 is smaller than the model's largest tensor" in done.stderr
-    assert "ray" not in done.stdout.lower()
