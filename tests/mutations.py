@@ -197,14 +197,6 @@ MUTATIONS = (
 )
 
 
-def copy_to(folder: Path) -> None:
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(ROOT / name, folder / name)
-
-
 def status(folder: Path, tests: str) -> int:
     """pytest's exit status there, its output kept back."""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests.split()]
@@ -221,21 +213,19 @@ def is_caught(mutation: Mutation, folder: Path) -> bool:
     right = file.read_text(encoding="utf-8")
     assert right.count(mutation.line) == 1, f"{mutation.name}: {mutation.line!r} stands in {mutation.file} not once"
     file.write_text(right.replace(mutation.line, mutation.broken), encoding="utf-8")
-    try:
-        found = status(folder, mutation.tests)
-    finally:
-        file.write_text(right, encoding="utf-8")
+    found = status(folder, mutation.tests)
+    file.write_text(right, encoding="utf-8")
     if found not in (0, FAILED):
         raise RuntimeError(f"{mutation.name}: pytest ended with status {found} on {mutation.tests}")
     return found == FAILED
 
 
 def main() -> int:
+    known = {mutation.name: mutation for mutation in MUTATIONS}
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="mutations (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"mutations (default: all): {' '.join(known)}")
     args = parser.parse_args()
-    known = {mutation.name: mutation for mutation in MUTATIONS}
     if unknown := [name for name in args.names if name not in known]:
         parser.error(f"no mutation is called {unknown[0]}; there are: {' '.join(known)}")
     chosen = [known[name] for name in args.names] or list(MUTATIONS)
@@ -245,7 +235,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        copy_to(folder)
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            copy(ROOT / name, folder / name)
         for tests in sorted({mutation.tests for mutation in chosen}):
             if status(folder, tests):
                 raise SystemExit(f"{tests} fails before anything is broken")

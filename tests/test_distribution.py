@@ -12,6 +12,7 @@ import pytest
 from tests import ROOT
 
 PACKAGED = ("cppo_verl", "data_prep", "recipe", "hydra_plugins")
+PIP = (sys.executable, "-m", "pip")
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -21,7 +22,8 @@ def run(*command: object, cwd: Path) -> str:
 
 
 def tracked() -> list[str]:
-    return run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    return [name for name in listed if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -30,55 +32,32 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     source, dist = folder / "source", folder / "dist"
     for name in tracked():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    build = "from setuptools import build_meta; build_meta.build_sdist({!r})"
-    run(sys.executable, "-c", build.format(str(dist)), cwd=source)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    run(sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(dist)!r})", cwd=source)
     (archive,) = dist.glob("*.tar.gz")
-    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
-    run(*pip, "--wheel-dir", dist, archive, cwd=folder)
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", dist)
+    run(*PIP, "wheel", *options, archive, cwd=folder)
     return next(dist.glob("*.whl"))
 
 
 def test_every_file_of_the_packages_is_in_it(wheel: Path):
-    held = set(zipfile.ZipFile(wheel).namelist())
-    ours = {name for name in tracked() if name.split("/")[0] in PACKAGED}
-    assert len(ours) > 100
-    assert not ours - held
-    assert {name.split("/")[0] for name in held if "dist-info" not in name} == set(PACKAGED)
-
-
-def test_what_it_says_of_itself(wheel: Path):
     archive = zipfile.ZipFile(wheel)
-    (name,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
-    metadata = message_from_bytes(archive.read(name))
+    held, ours = set(archive.namelist()), {name for name in tracked() if name.split("/")[0] in PACKAGED}
+    assert len(ours) > 100 and not ours - held
+    about = {name.split("/", 1)[1]: name for name in held if ".dist-info/" in name}
+    assert {name.split("/")[0] for name in held - set(about.values())} == set(PACKAGED)
+    metadata = message_from_bytes(archive.read(about["METADATA"]))
     assert (metadata["Name"], metadata["License-Expression"] or metadata["License"]) == ("cppo_verl", "Apache-2.0")
-    assert any(name.endswith("/LICENSE") for name in archive.namelist())
-    assert "verl" in metadata["Summary"] and "# cppo_verl" in metadata.get_payload()
-    assert any(
-        classifier.startswith("Programming Language :: Python :: 3.11") for classifier in metadata.get_all("Classifier")
-    )
+    assert any(name.endswith("LICENSE") for name in about) and "# cppo_verl" in metadata.get_payload()
     assert any(requirement.startswith("verl") for requirement in metadata.get_all("Requires-Dist"))
 
 
 def test_it_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
     """Installed with no dependency at all: presets, the paper's tables, settings and the command's first page."""
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv/bin/python"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-        cwd=tmp_path,
-    )
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    run(*PIP, "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     source = (
         "from cppo_verl import presets, paper; import cppo_verl, recipe.methods, data_prep\n"
         "print(len(presets.names()), len(paper.settings()), len(recipe.methods.METHODS), cppo_verl.__file__)"

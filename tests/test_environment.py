@@ -31,19 +31,20 @@ def test_each_word_of_pips_has_its_word_of_uvs(said, meant):
     assert uv_settings.settings(said) == {"UV_INDEX_STRATEGY": "unsafe-best-match", **meant}
 
 
+def told(conf, text: str, **variables: str) -> subprocess.CompletedProcess:
+    """What the script says where pip reads this file and these variables."""
+    conf.write_text(text)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
+    environment = {**clean, "PIP_CONFIG_FILE": str(conf), **variables}
+    return subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+
+
 def test_what_uv_could_not_be_told_leaves_it_to_pip(tmp_path):
-    (tmp_path / "pip.conf").write_text("[install]\nrequire-hashes = yes\n")
-    environment = {**os.environ, "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+    done = told(tmp_path / "pip.conf", "[install]\nrequire-hashes = yes\n")
     assert done.returncode == 3 and "require-hashes" in done.stderr and not done.stdout
 
 
 def test_variables_win_over_files_and_sections_over_the_global_one(tmp_path):
-    (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://far\nfind-links = /far\n[install]\nfind-links =\n  /near\n  /too\n"
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
-    environment |= {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_INDEX_URL": "https://near"}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, check=True)
-    told = done.stdout.splitlines()
-    assert "UV_DEFAULT_INDEX=https://near" in told and "UV_FIND_LINKS=/near,/too" in told
+    text = "[global]\nindex-url = https://far\nfind-links = /far\n[install]\nfind-links =\n  /near\n  /too\n"
+    lines = told(tmp_path / "pip.conf", text, PIP_INDEX_URL="https://near").stdout.splitlines()
+    assert "UV_DEFAULT_INDEX=https://near" in lines and "UV_FIND_LINKS=/near,/too" in lines

@@ -17,17 +17,11 @@ def test_worked_example():
     assert found.standard_error == pytest.approx(math.sqrt(0.5 / 6))
     # only the second problem varies: v = 1/2, k v = 1, N = 6
     assert found.sampling_error == pytest.approx(1 / 6)
-
-
-def test_a_repeated_problem_is_one_cluster():
-    # N = 5, m = 0.6; residual sums 2 - 4 m = -0.4 and 1 - m = 0.4; sqrt(2 * 0.32) / 5 = 0.16
+    # a repeated problem is one cluster: N = 5, m = 0.6; residual sums 2 - 4 m = -0.4 and 1 - m = 0.4
     found = estimates.clustered([[1, 1, 0, 0], [1]])
-    assert found.standard_error == pytest.approx(0.16)
+    assert found.standard_error == pytest.approx(0.16)  # sqrt(2 * 0.32) / 5
     assert found.sampling_error is None
-
-
-def test_one_problem_has_no_standard_error():
-    found = estimates.clustered([[1, 0, 1, 0]])
+    found = estimates.clustered([[1, 0, 1, 0]])  # one problem alone
     assert found.standard_error is None
     assert found.sampling_error == pytest.approx(math.sqrt(1 / 3 / 4))
 

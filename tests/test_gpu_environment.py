@@ -25,30 +25,24 @@ CONTRACT = ("trust_region", "integration", "theory", "launch", "doctor", "recipe
 # Tests that ask about the CPU stack's own packages or make one of their own beside it.
 OF_THE_CPU_STACK = {
     "integration/test_cpu_platform.py": "vLLM's CPU engine is not in this environment",
-    "integration/test_cpu_weights.py": "vLLM's CPU engine is not in this environment",
     "integration/test_compatibility.py": "installs other versions of verl beside the environment",
 }
 
 
-def lines(name: str) -> list[Requirement]:
-    text = (ROOT / f"requirements/{name}.txt").read_text()
-    return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
-
-def verls() -> list[Requirement]:
-    """What verl's own extra for vLLM asks for, read from its metadata."""
-    asked = [Requirement(text) for text in metadata.requires("verl") or ()]
-    extras = ("", "vllm", "verl-core", "math")
-    asked = [r for r in asked if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
-    return [r for r in asked if r.name != "verl"]
-
-
 def test_constraints_agree_with_the_requirements_and_with_verl():
+    def lines(name: str) -> list[Requirement]:
+        text = (ROOT / f"requirements/{name}.txt").read_text()
+        return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+    extras = ("", "vllm", "verl-core", "math")  # what verl's own extra for vLLM asks for
+    verls = [Requirement(text) for text in metadata.requires("verl") or ()]
+    verls = [r for r in verls if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
     pins = {canonicalize_name(r.name): str(r.specifier) for r in lines("gpu-constraints")}
     assert all(re.fullmatch(r"==[^,*]+", pin) for pin in pins.values())
-    for requirement in [*lines("base"), *lines("gpu"), *verls()]:
-        assert canonicalize_name(requirement.name) in pins, f"{requirement} has no pin"
-    for requirement in [*lines("base"), *lines("gpu"), *lines("dev"), *verls()]:
+    for requirement in [*lines("base"), *lines("gpu"), *(r for r in verls if r.name != "verl")]:
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin and requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
+    for requirement in lines("dev"):
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is None or requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
 
@@ -80,56 +74,50 @@ def wheel(folder: Path, source: str) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def flash_attention(python: Path, **variables: str) -> subprocess.CompletedProcess:
-    """The script, without an index and without nvcc."""
+def flash_attention(python: Path, **variables: str) -> tuple[int, str]:
+    """Status and words of the script, without an index and without nvcc."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "FLASH_", "CUDA_"))}
     environment = {**clean, "PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1", **variables}
     command = ["bash", str(ROOT / "run_scripts/flash_attention.sh"), str(python)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def has_flash_attention(python: Path) -> bool:
-    return subprocess.run([str(python), "-c", "import flash_attn"], capture_output=True).returncode == 0
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
 
 
 def test_ways_to_flash_attention(bare, tmp_path):
     """One environment through all of them: nothing, a broken wheel, a good one, what is there, and an old one."""
-    nothing = flash_attention(bare)
-    assert nothing.returncode == 0
-    assert "takes the kernel from the hub" in nothing.stderr and "docs/gpu.md" in nothing.stderr
 
+    def is_there() -> bool:
+        return subprocess.run([str(bare), "-c", "import flash_attn"], capture_output=True).returncode == 0
+
+    status, said = flash_attention(bare)
+    assert status == 0 and "takes the kernel from the hub" in said and "docs/gpu.md" in said
     broken = wheel(tmp_path / "broken", "import flash_attn_2_cuda")
-    done = flash_attention(bare, FLASH_ATTN_WHEEL=str(broken))
-    assert done.returncode == 1 and not has_flash_attention(bare)
-    assert "No module named 'flash_attn_2_cuda'); taken out again" in done.stderr
-
+    status, said = flash_attention(bare, FLASH_ATTN_WHEEL=str(broken))
+    assert status == 1 and not is_there() and "No module named 'flash_attn_2_cuda'); taken out again" in said
     good = wheel(tmp_path / "good", "def flash_attn_varlen_func(): pass")
-    assert f"flash-attn 2.8.3 from {good}" in flash_attention(bare, FLASH_ATTN_WHEEL=str(good)).stderr
-    assert has_flash_attention(bare)
-    assert "flash-attn 2.8.3 is there" in flash_attention(bare).stderr
-
+    assert f"flash-attn 2.8.3 from {good}" in flash_attention(bare, FLASH_ATTN_WHEEL=str(good))[1] and is_there()
+    assert "flash-attn 2.8.3 is there" in flash_attention(bare)[1]
     subprocess.run([str(bare), "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", str(broken)], check=True)
-    done = flash_attention(bare, PIP_FIND_LINKS=str(good.parent))  # a wheel that pip finds by itself
-    assert "taken out again" in done.stderr and has_flash_attention(bare)
+    _, said = flash_attention(bare, PIP_FIND_LINKS=str(good.parent))  # a wheel that pip finds by itself
+    assert "taken out again" in said and is_there()
 
 
 def test_what_compiling_needs_is_said(bare):
-    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build").stderr
+    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build")[1]
     torch = next(bare.parent.parent.glob("lib/python*/site-packages")) / "torch.py"
     torch.write_text("class version: cuda = '13.0'")
-    done = flash_attention(bare, FLASH_ATTN="build")
+    status, said = flash_attention(bare, FLASH_ATTN="build")
     torch.unlink()
-    assert done.returncode == 1 and "needs nvcc of CUDA 13.0" in done.stderr and "docs/gpu.md" in done.stderr
-    assert "'compile' is not one of: auto build none" in flash_attention(bare, FLASH_ATTN="compile").stderr
-    assert flash_attention(bare, FLASH_ATTN="none").returncode == 0
+    assert status == 1 and "needs nvcc of CUDA 13.0" in said and "docs/gpu.md" in said
+    assert "'compile' is not one of: auto build none" in flash_attention(bare, FLASH_ATTN="compile")[1]
+    assert flash_attention(bare, FLASH_ATTN="none") == (0, "")
 
 
 def test_the_two_stacks_do_not_mix(tmp_path):
     (tmp_path / ".cppo_verl_installed").write_text("0123  cpu\n")
     command = ["bash", str(ROOT / "run_scripts/setup_env.sh"), "gpu"]
     done = subprocess.run(command, env={**os.environ, "CPPO_VENV": str(tmp_path)}, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "holds the other stack" in done.stderr
+    assert done.returncode == 1 and "holds the other stack" in done.stderr
 
 
 @pytest.mark.skipif(not GPU_ENV, reason="CPPO_VERL_GPU_ENV is not set (the folder that setup_env.sh gpu makes)")
@@ -142,11 +130,9 @@ def test_the_tests_pass_in_the_gpu_environment(tmp_path, capsys):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **values}, capture_output=True, text=True)
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = Counter(skip.get("message", "") for case in cases for skip in case.iter("skipped"))
+    told = [f"{count} skipped: {reason}" for reason, count in skipped.items()]
+    told += [f"tests/{file} left out: {reason}" for file, reason in OF_THE_CPU_STACK.items()]
     with capsys.disabled():
-        print(f"\nin {GPU_ENV}: {len(cases)} tests, {skipped.total()} could not run")
-        for reason, count in skipped.items():
-            print(f"  {count} skipped: {reason}")
-        for file, reason in OF_THE_CPU_STACK.items():
-            print(f"  tests/{file} left out: {reason}")
+        print(f"\nin {GPU_ENV}: {len(cases)} tests, {skipped.total()} could not run", *told, sep="\n  ")
     assert done.returncode == 0, done.stdout[-8000:]
     assert len(cases) - skipped.total() > 500

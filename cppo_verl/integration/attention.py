@@ -6,7 +6,7 @@ function that transformers calls for every flash attention, and no other; ``laun
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +15,7 @@ from cppo_verl.integration import cpu
 from cppo_verl.launch import sizes
 
 BUILT_IN = ("sdpa", "eager", "flex_attention")
-# The module that transformers 5.9 takes each from (modeling_flash_attention_utils.py).
-FLASH = {
+FLASH = {  # the module that transformers 5.9 takes each from (modeling_flash_attention_utils.py)
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn.cute",
@@ -36,7 +35,7 @@ def missing(name: str) -> str | None:
     if name in BUILT_IN:
         return None
     if name in FLASH:
-        reason = _import_error(FLASH[name])
+        reason = _error_of(importlib.import_module, FLASH[name])
         if reason is None or find_spec(FLASH[name].partition(".")[0]):
             return reason  # transformers goes by the package's name, and looks no further
         in_hub = _hub_error(name)
@@ -51,14 +50,12 @@ def missing(name: str) -> str | None:
 def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each attention that ``config`` asks for and this environment lacks."""
     name = in_force(config)
-    reason = missing(name) if name is not None else None
-    if reason:
+    if name is not None and (reason := missing(name)):
         yield (
             f"{sizes.ATTENTION}={name} cannot be used in this environment ({reason}): install it (docs/gpu.md has the "
             f"ways), or set ++{sizes.ATTENTION}=sdpa, which is right without sequence parallelism, though slower."
         )
-    reason = missing(sizes.VERLS_ATTENTION) if _has_critic(config) and not cpu.enabled() else None
-    if reason:
+    if _has_critic(config) and not cpu.enabled() and (reason := missing(sizes.VERLS_ATTENTION)):
         yield (
             "a critic (algorithm.adv_estimator=gae, critic.enable=True) is loaded by verl with "
             f"{sizes.VERLS_ATTENTION}, whatever attn_implementation says, and this environment has none ({reason}): "
@@ -73,14 +70,6 @@ def _has_critic(config: DictConfig) -> bool:
     return bool(wanted) and OmegaConf.select(config, "critic.strategy") in sizes.FSDP
 
 
-def _import_error(module: str) -> str | None:
-    try:
-        getattr(importlib.import_module(module), NEEDED)
-    except Exception as error:  # noqa: BLE001 - an extension built for another torch fails in many ways
-        return _first_line(error)
-    return None
-
-
 def _hub_error(name: str) -> str | None:
     """Why transformers cannot take the kernel behind ``name`` from the hub; loads it, at first over the network."""
     from transformers.integrations.hub_kernels import load_and_register_attn_kernel
@@ -89,12 +78,12 @@ def _hub_error(name: str) -> str | None:
 
     if not is_kernels_available():
         return "the package kernels is not installed, or too old for transformers"
+    return _error_of(load_and_register_attn_kernel, FLASH_ATTN_KERNEL_FALLBACK.get(name, name))
+
+
+def _error_of(load: Callable, name: str) -> str | None:
     try:
-        getattr(load_and_register_attn_kernel(FLASH_ATTN_KERNEL_FALLBACK.get(name, name)), NEEDED)
-    except Exception as error:  # noqa: BLE001 - no network, no build for this torch, no such kernel
-        return _first_line(error)
+        getattr(load(name), NEEDED)
+    except Exception as error:  # noqa: BLE001 - no network, no such kernel, an extension built for another torch
+        return (str(error) or type(error).__name__).splitlines()[0]
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,45 +10,39 @@ of vLLM's server, whose environment vLLM's processes inherit.
 import os
 from collections.abc import Callable
 from functools import wraps
-from types import ModuleType
 from typing import Any
 
 JOB = "VERL_RAY_JOB_ID"  # where verl's vLLM workers look for the job in the socket's name
 
 
-def own_sender(vllm_rollout: ModuleType) -> None:
+def own_sender(vllm_rollout) -> None:
     """Hook of ``verl.workers.rollout.vllm_rollout.vllm_rollout``, in the trainer's workers."""
 
-    def name(adapter) -> None:
-        job, job_and_node = _job_and_node()
+    def rename(adapter, job: str, job_and_node: str) -> None:
         adapter.zmq_handle = adapter.zmq_handle.replace(job, job_and_node)
 
-    _once_constructed(vllm_rollout.ServerAdapter, name)
+    _once_constructed(vllm_rollout.ServerAdapter, rename)
 
 
-def own_receiver(vllm_async_server: ModuleType) -> None:
+def own_receiver(vllm_async_server) -> None:
     """Hook of ``verl.workers.rollout.vllm_rollout.vllm_async_server``, in the actor that starts vLLM."""
 
-    def name(_) -> None:
-        os.environ[JOB] = _job_and_node()[1]
+    def rename(_, __, job_and_node: str) -> None:
+        os.environ[JOB] = job_and_node
 
-    _once_constructed(vllm_async_server.vLLMHttpServer, name)
+    _once_constructed(vllm_async_server.vLLMHttpServer, rename)
 
 
-def _once_constructed(kind: Any, action: Callable[[Any], None]) -> None:
+def _once_constructed(kind: Any, rename: Callable[[Any, str, str], None]) -> None:
+    """Call ``rename`` with each object, Ray's job id as verl writes it, and what stands for it here."""
     construct = kind.__init__
 
     @wraps(construct)
-    def construct_and_act(self, *args, **kwargs):
+    def construct_and_rename(self, *args, **kwargs):
+        import ray
+
         construct(self, *args, **kwargs)
-        action(self)
+        context = ray.get_runtime_context()
+        rename(self, context.get_job_id(), f"{context.get_job_id()}-{context.get_node_id()[:12]}")
 
-    kind.__init__ = construct_and_act
-
-
-def _job_and_node() -> tuple[str, str]:
-    """Ray's job id as verl writes it, and what stands for it here."""
-    import ray
-
-    context = ray.get_runtime_context()
-    return context.get_job_id(), f"{context.get_job_id()}-{context.get_node_id()[:12]}"
+    kind.__init__ = construct_and_rename

@@ -11,7 +11,7 @@ import torch
 
 from cppo_verl.launch import command_line
 from cppo_verl.trust_region import extensions
-from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs
+from cppo_verl.trust_region.knobs import KnobError
 from cppo_verl.trust_region.loss import policy_loss
 from cppo_verl.trust_region.rules import knobs_of_rule
 from tests import ROOT, pages
@@ -29,11 +29,6 @@ def folder(tmp_path: Path, registries) -> Path:
     return tmp_path
 
 
-def test_the_rule_is_fifteen_lines_or_so():
-    code = pages.files(PAGE, "python")["cutoff.py"]
-    assert len([line for line in code.splitlines() if line.strip() and not line.startswith("#")]) <= 15
-
-
 def test_the_rule_by_hand(folder: Path):
     """mu = 1/2 throughout; tokens 1, 3 and 4 move by 0.2 > 0.1. With one token of grace, 3 and what follows is cut."""
     extensions.load(str(folder / "cutoff.py"))
@@ -42,7 +37,6 @@ def test_the_rule_by_hand(folder: Path):
     batch.old_log_prob.log_()
     log_prob = batch.log_prob.requires_grad_()
     knobs = knobs_of_rule("cutoff")(delta=0.1, grace=1)
-    assert isinstance(knobs, TrustRegionKnobs)
     loss, metrics = policy_loss("cutoff", log_prob, batch.old_log_prob, batch.advantages, batch.mask, knobs)
     loss.backward()
     assert (log_prob.grad != 0).tolist() == [[True, True, False, False, False, True]]  # the last goes back toward mu
@@ -68,8 +62,7 @@ def test_the_bench_takes_it(folder: Path):
     laws = torch.tensor([[[0.5, 0.5]] * 4]).log(), torch.tensor([[[0.8, 0.2]] * 4]).log()
     loss_of = losses.policy_loss(tried["rules"]["cutoff"], 4)
     loss, sums = loss_of(laws[1].requires_grad_(), laws[0], torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
-    assert loss.isfinite()
-    assert losses.means([sums])["masked_share"] == 0.5  # grace 2 of 4
+    assert loss.isfinite() and losses.means([sums])["masked_share"] == 0.5  # grace 2 of 4
     for wrong in ("cppo", "nowhere", str(folder / "trust_region/nowhere.yaml")):
         with pytest.raises(ValueError, match="--try"):
             grid.trial(grid.load(quick=True), [wrong], 1)
@@ -81,9 +74,7 @@ from cppo_verl import presets
 from cppo_verl.launch import command_line
 from cppo_verl.trust_region import extensions
 problems = [command_line.problems(["+trust_region=cutoff", *more]) for more in ([], ["{key}grace=-1"])]
-import hydra
-with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-    config = hydra.compose("ppo_trainer", ["+trust_region=cutoff"])
+config = presets.compose("cutoff", [])
 print(json.dumps([*problems, extensions.from_outside(), config.actor_rollout_ref.actor.policy_loss.grace]))
 """
 

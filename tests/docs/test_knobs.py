@@ -3,22 +3,17 @@
 import re
 
 from cppo_verl import presets
-from cppo_verl.trust_region.knobs import Limits, limits_of
+from cppo_verl.trust_region.knobs import Limits, TrustRegionKnobs, limits_of
 from cppo_verl.trust_region.rules import RULES, VERL_LOSSES
 from tests import ROOT, pages
 
-PRESET = {"max_response_length": "${data.max_response_length}"}  # where the presets know more than the declaration
-
-
-def defaults() -> dict[str, object]:
-    from cppo_verl.trust_region.knobs import TrustRegionKnobs
-
-    return vars(TrustRegionKnobs()) | PRESET
+# where the presets know more than the declaration
+DEFAULTS = vars(TrustRegionKnobs()) | {"max_response_length": "${data.max_response_length}"}
 
 
 def row(name: str, limits: Limits) -> str:
     """A knob's line in the table."""
-    default = defaults()[name]
+    default = DEFAULTS[name]
     shown = "null" if default is None else f"`{default}`" if isinstance(default, str) else f"{default:g}"
     values = f"`{' '.join(limits.choices)}`" if limits.choices else limits.interval()
     kind = "whole number" if limits.kind is int else ""
@@ -27,8 +22,7 @@ def row(name: str, limits: Limits) -> str:
 
 
 def test_the_table_is_the_declaration():
-    text = pages.text("rules.md")
-    table = text[text.index("| knob | default") : text.index("## Metrics")]
+    table = pages.text("rules.md").partition("| knob | default")[2].partition("## Metrics")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert rows[0].startswith("| `loss_mode` |")
     assert all(name in rows[0].replace("`", " ").split() for name in (*RULES, *VERL_LOSSES))
@@ -37,6 +31,6 @@ def test_the_table_is_the_declaration():
 
 def test_the_base_preset_has_the_declared_defaults():
     base = presets.section("base", (), "actor_rollout_ref.actor.policy_loss")
-    assert {name: base[name] for name in defaults()} == defaults()
+    assert {name: base[name] for name in DEFAULTS} == DEFAULTS
     text = (ROOT / "cppo_verl/conf/trust_region/base.yaml").read_text(encoding="utf-8")
     assert [name for name in re.findall(r"^      (\w+):", text, re.M) if name in limits_of()] == list(limits_of())

@@ -12,51 +12,41 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+def text_of(page: Path) -> str:
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-def slugs(path: Path) -> set[str]:
+def slugs(page: Path) -> set[str]:
     """The anchors that forges make of a page's headings."""
-    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower().replace("`", "")).strip().replace(" ", "-") for heading in headings}
 
 
-def links() -> list[tuple[Path, str]]:
-    return [(page, target) for page in PAGES for target in LINK.findall(without_code(page.read_text(encoding="utf-8")))]
+LINKS = [(page, target) for page in PAGES for target in LINK.findall(re.sub(r"`[^`\n]*`", "", text_of(page)))]
 
 
-@pytest.mark.parametrize(("page", "target"), links(), ids=lambda x: x.name if isinstance(x, Path) else x)
-def test_a_link_leads_somewhere(page: Path, target: str):
-    if re.match(r"[a-z]+://", target):
-        return
-    place, _, anchor = target.partition("#")
-    path = (page.parent / place).resolve() if place else page
-    assert path.exists()
-    assert not anchor or anchor in slugs(path)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    lost = []
+    for target in (target for where, target in LINKS if where == page and not re.match(r"[a-z]+://", target)):
+        place, _, anchor = target.partition("#")
+        path = (page.parent / place).resolve() if place else page
+        if not path.exists() or (anchor and anchor not in slugs(path)):
+            lost.append(target)
+    assert not lost
 
 
 def test_the_index_has_every_page():
-    listed = {target for page, target in links() if page == ROOT / "docs/README.md"}
+    listed = {target for page, target in LINKS if page == ROOT / "docs/README.md"}
     assert {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"} <= listed
 
 
-# ---- the files of a public project run what the developer's script runs
-
-TEST_SH = (ROOT / "run_scripts/test.sh").read_text(encoding="utf-8")
-
-
-def test_the_forge_runs_the_same_script():
+def test_forge_and_commits_run_what_the_developers_script_runs():
+    script = (ROOT / "run_scripts/test.sh").read_text(encoding="utf-8")
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert commands and all(command.startswith("bash run_scripts/test.sh") for command in commands)
-
-
-def test_a_commit_is_looked_at_by_the_same_linters():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
-    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
-    assert {repo["repo"] for repo in config["repos"]} == {"local"}
-    tools = {" ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]) for hook in hooks}
-    assert tools == {"ruff check", "ruff format", "mypy"}
-    assert all(f'"$venv/bin/{tool.split()[0]}"' in TEST_SH for tool in tools)
+    tools = {Path(hook["entry"].split()[0]).name for repo in config["repos"] for hook in repo["hooks"]}
+    assert tools == {"ruff", "mypy"} and all(f'"$venv/bin/{tool}"' in script for tool in tools)

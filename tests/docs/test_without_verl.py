@@ -5,12 +5,11 @@ import re
 import subprocess
 import sys
 import types
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs
 from cppo_verl.trust_region.loss import token_losses
@@ -27,43 +26,32 @@ def test_the_training_loop_learns_and_masks(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    steps = re.findall(r"step (\d+): reward ([\d.]+), masked (\d+)%", done.stdout)
+    form = r"step (\d+): reward ([\d.]+), masked (\d+)%"
+    steps = re.findall(form, done.stdout)
     assert [int(step) for step, _, _ in steps] == [4, 8, 12, 16]
     assert float(steps[0][1]) < 0.6 < 0.9 < float(steps[-1][1])
     assert any(int(masked) > 0 for _, _, masked in steps)
     assert float(re.search(r"mean divergence ([\d.]+)", done.stdout)[1]) > 0
-    # what the page says was printed has the same form
-    assert len(re.findall(r"    step \d+: reward [\d.]+, masked \d+%", pages.text(PAGE))) == 4
-
-
-@dataclass
-class LossInputs:
-    """prime-rl's, field by field (v0.8.1.dev67)."""
-
-    trainer_logprobs: Tensor
-    inference_logprobs: Tensor
-    ref_logprobs: Tensor | None
-    advantages: Tensor
-    loss_mask: Tensor
-    loss_weights: Tensor | None = field(default=None)
-
-
-@dataclass
-class LossOutputs:
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    assert len(re.findall("    " + form, pages.text(PAGE))) == 4  # what the page says was printed
 
 
 @pytest.fixture
 def loss_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stand_in = types.ModuleType("prime_rl.trainer.rl.loss")
-    stand_in.LossInputs, stand_in.LossOutputs = LossInputs, LossOutputs
+    """Called with prime-rl's LossInputs, field by field (v0.8.1.dev67)."""
+    loss = types.ModuleType("prime_rl.trainer.rl.loss")
+    loss.LossInputs = loss.LossOutputs = SimpleNamespace
     for name in ("prime_rl", "prime_rl.trainer", "prime_rl.trainer.rl"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setitem(sys.modules, loss.__name__, loss)
     names: dict = {}
     exec(pages.write(PAGE, "python", tmp_path)["trust_region_loss.py"].read_text(), names)
-    return names["trust_region"]
+
+    def call(log_prob, old_log_prob, advantages, mask, weights=None, **knobs):
+        policies = {"trainer_logprobs": log_prob, "inference_logprobs": old_log_prob, "ref_logprobs": None}
+        inputs = SimpleNamespace(**policies, advantages=advantages, loss_mask=mask.bool(), loss_weights=weights)
+        return names["trust_region"](inputs, **knobs)
+
+    return call
 
 
 def test_a_loss_by_import_path_is_the_rule_on_one_sequence(loss_of_the_page):
@@ -72,25 +60,18 @@ def test_a_loss_by_import_path_is_the_rule_on_one_sequence(loss_of_the_page):
     losses, sums = token_losses("cppo", *vars(batch).values(), TrustRegionKnobs(**knobs))
     total = 0.0
     for row in range(20):
-        inputs = LossInputs(
-            batch.log_prob[row].clone().requires_grad_(),
-            batch.old_log_prob[row],
-            None,
-            batch.advantages[row],
-            batch.mask[row].bool(),
-        )
-        outputs = loss_of_the_page(inputs, rule="cppo", **knobs)
+        log_prob, *others = (tensor[row] for tensor in vars(batch).values())
+        log_prob = log_prob.clone().requires_grad_()
+        outputs = loss_of_the_page(log_prob, *others, rule="cppo", **knobs)
         outputs.loss.backward()
         assert outputs.loss.item() == pytest.approx(losses[row].sum().item(), abs=1e-6)
         assert all(value.dim() == 0 for value in outputs.metrics.values())
-        inputs.loss_weights = torch.full_like(inputs.advantages, 0.5)
-        assert loss_of_the_page(inputs, **knobs).loss.item() == pytest.approx(outputs.loss.item() / 2)
+        halved = loss_of_the_page(log_prob, *others, torch.full_like(log_prob, 0.5), **knobs)
+        assert halved.loss.item() == pytest.approx(outputs.loss.item() / 2)
         total += outputs.metrics["actor/trust_region/masked_share"].item() * batch.mask[row].sum().item()
-    assert total == pytest.approx(sums.sums["masked_share"], rel=1e-5)
-    assert total > 0
+    assert total == pytest.approx(sums.sums["masked_share"], rel=1e-5) and total > 0
 
 
 def test_its_knobs_are_checked(loss_of_the_page):
-    row = torch.zeros(3)
     with pytest.raises(KnobError, match="w_min=0"):
-        loss_of_the_page(LossInputs(row, row, None, row, row.bool()), w_min=0)
+        loss_of_the_page(*torch.zeros(4, 3), w_min=0)

@@ -6,9 +6,9 @@ from torch import Tensor
 from verl.utils import tensordict_utils
 from verl.workers.config import ActorConfig
 
-from cppo_verl.integration.config import TrustRegionLossConfig
 from cppo_verl.integration.topk import FIELD
 from cppo_verl.trust_region.topk import pack, tv_coding_bound
+from tests import helpers
 
 K, VOCABULARY, TEMPERATURE = 4, 30, 0.7
 
@@ -18,8 +18,7 @@ def jagged(parts: list[Tensor]) -> Tensor:
 
 
 def actor_config(**knobs) -> ActorConfig:
-    knobs = {"estimator": "topk", "topk": K, **knobs}
-    return ActorConfig(strategy="fsdp", rollout_n=1, use_dynamic_bsz=True, policy_loss=TrustRegionLossConfig(**knobs))
+    return helpers.actor_config(**{"estimator": "topk", "topk": K, **knobs})
 
 
 class Micro:

@@ -14,7 +14,6 @@ from cppo_verl.integration import attention, checks
 from cppo_verl.launch import sizes
 from tests import ROOT
 
-GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
 SDPA = f"++{sizes.ATTENTION}=sdpa"
 GAE = "algorithm.adv_estimator=gae"
 KERNELS = find_spec("kernels") is not None
@@ -38,18 +37,20 @@ def on_a_gpu(monkeypatch) -> None:
 def refusal(*overrides: str, here: bool = True) -> str:
     """What the start check says; empty when it lets the run start."""
     try:
-        checks.require(presets.compose("cppo", [GROUP_OF_8, *overrides]), here=here)
+        checks.require(presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *overrides]), here=here)
     except checks.RunConfigError as error:
         return str(error)
     return ""
 
 
-def test_verls_own_default_needs_flash_attention():
+def test_verls_own_default_needs_flash_attention(monkeypatch, tmp_path):
     said = refusal()
     assert f"{sizes.ATTENTION}=flash_attention_2 cannot be used" in said and "(No module named 'flash_attn'" in said
     assert f"++{sizes.ATTENTION}=sdpa" in said and "docs/gpu.md" in said
     assert refusal(here=False) == ""  # a config is no worse for where it is looked at
-    assert refusal(SDPA) == ""
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c1')")
+    monkeypatch.syspath_prepend(tmp_path)  # built for another torch
+    assert "(flash_attn_2_cuda.so: undefined symbol: _ZN3c1)" in refusal()
 
 
 def test_a_critic_needs_it_whatever_the_config_says(monkeypatch):
@@ -62,14 +63,10 @@ def test_a_critic_needs_it_whatever_the_config_says(monkeypatch):
 
 def test_a_flash_attention_that_imports_is_accepted(flash_attn):
     assert refusal() == refusal(GAE) == refusal(f"{sizes.SP}=2") == ""
+    said = refusal(f"{sizes.SP}=2", SDPA)
+    assert f"{sizes.SP}=2 with {sizes.ATTENTION}=sdpa" in said and f"or {sizes.SP}=1" in said
     del flash_attn.flash_attn_varlen_func  # flash-attn-4 installs a package of the same name
     assert "flash_attn_varlen_func" in refusal()
-
-
-def test_an_extension_built_for_another_torch(monkeypatch, tmp_path):
-    (tmp_path / "flash_attn.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c1')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert "(flash_attn_2_cuda.so: undefined symbol: _ZN3c1)" in refusal()
 
 
 @pytest.mark.parametrize(
@@ -96,43 +93,35 @@ def test_the_hubs_kernel_in_place_of_the_package(tmp_path):
     """A kernel in the hub's cache, as ``kernels`` finds it; none, one for this torch, and one without the function."""
     from kernels.utils import build_variant
 
+    names = ("flash_attention_2", "kernels-community/flash-attn2")
     source = (
         "import sys; from cppo_verl.integration.attention import missing; print(*map(missing, sys.argv[1:]), sep='\\n')"
     )
 
-    def reasons(*names: str) -> list[str]:
+    def reasons() -> list[str]:
         """In a process of its own: transformers keeps what it has found."""
         values = {**os.environ, "HF_HUB_OFFLINE": "1", "KERNELS_CACHE": str(tmp_path)}
         command = [sys.executable, "-c", source, *names]
         done = subprocess.run(command, env=values, cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[-len(names) :]
 
-    names = ("flash_attention_2", "kernels-community/flash-attn2")
-    assert (
-        "No module named 'flash_attn'; the hub's kernel: An error occurred while trying to load" in reasons(*names)[0]
-    )
+    said = "No module named 'flash_attn'; the hub's kernel: An error occurred while trying to load"
+    assert said in reasons()[0]
     repo = tmp_path / "models--kernels-community--flash-attn2"
     kernel = repo / "snapshots/abc/build" / build_variant()
     kernel.mkdir(parents=True)
     (repo / "refs").mkdir()
     (repo / "refs/main").write_text("abc")
     (kernel / "__init__.py").write_text("def flash_attn_varlen_func(*args, **kwargs): pass")
-    assert reasons(*names) == ["None", "None"]
+    assert reasons() == ["None", "None"]
     (kernel / "__init__.py").write_text("")
-    assert "the hub's kernel: " in reasons(names[0])[0]
-
-
-def test_sequence_parallelism_outside_flash_attention_is_refused(flash_attn):
-    said = refusal(f"{sizes.SP}=2", SDPA)
-    assert f"{sizes.SP}=2 with {sizes.ATTENTION}=sdpa" in said and f"or {sizes.SP}=1" in said
-    assert "inside flash attention" in refusal(f"{sizes.OLD_SP}=2", SDPA, here=False)
+    assert "the hub's kernel: " in reasons()[0]
 
 
 def test_other_engines_choose_their_attention_elsewhere():
-    config = presets.compose("cppo", [GROUP_OF_8])
+    config = presets.compose("cppo", [])
     config.actor_rollout_ref.actor.strategy = "megatron"
-    assert attention.in_force(config) is None
-    assert list(attention.here_problems(config)) == []
+    assert attention.in_force(config) is None and list(attention.here_problems(config)) == []
 
 
 def test_heads_of_a_local_model_are_looked_at(tmp_path):

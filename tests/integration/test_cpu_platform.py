@@ -1,12 +1,15 @@
-"""What the CPU platform adds to verl, and changes in vLLM, on their own modules."""
+"""What the CPU platform adds to verl, and changes in vLLM, on their own modules; and its way for weights."""
 
+import asyncio
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-SOURCE = """
+VLLM = """
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 import torch
@@ -42,16 +45,55 @@ def python(source: str, *arguments: str) -> str:
 
 def test_a_critic_has_an_engine_and_its_own_attention(tmp_path):
     """verl loads it with flash attention, whatever the config says."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
-    from tests.integration.engine_ranks import CONFIGS
-
-    AutoModelForCausalLM.from_config(CONFIGS["dense"]).save_pretrained(tmp_path)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Qwen3Config(vocab_size=30, hidden_size=16, intermediate_size=16, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert python(CRITIC, str(tmp_path)).splitlines()[-2:] == ["FSDPEngineWithValueHead", "sdpa 1"]
 
 
 @pytest.mark.stack
 def test_weights_stay_live_and_experts_are_refused():
-    said = python(SOURCE)
+    said = python(VLLM)
     assert "linear weights kept: True" in said
     assert "experts refused: mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu" in said
+
+
+def test_every_rollout_worker_gets_every_tensor_each_time():
+    """Over gloo: a trainer of two ranks and two rollout engines, a thread each."""
+    from cppo_verl.integration.cpu.weights import GlooCheckpointEngine
+
+    weights = {
+        "embed": torch.arange(12.0).view(3, 4),
+        "bias": torch.tensor([1.5], dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 4),
+    }
+
+    async def received(engine) -> dict[str, torch.Tensor]:
+        return {name: tensor async for name, tensor in engine.receive_weights()}
+
+    def exchange(engine, arguments: dict, turn: int):
+        """What verl has each process do; the tensors that arrived, on a rollout worker."""
+        engine.init_process_group(**arguments)
+        if arguments["rank"] > 0:
+            return asyncio.run(received(engine))
+        return asyncio.run(engine.send_weights((name, value + turn) for name, value in weights.items()))
+
+    engines = [GlooCheckpointEngine(bucket_size=1 << 20, is_master=i == 0) for i in range(4)]
+    for turn in range(2):  # every exchange meets anew
+        topology = GlooCheckpointEngine.build_topology(2, 2, [engine.prepare() for engine in engines])
+        arguments = [{key: values[i] for key, values in kind.items()} for kind in topology for i in range(2)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(exchange, engines, arguments, [turn] * 4))
+        assert found[:2] == [None, None]
+        for arrived in found[2:]:
+            assert list(arrived) == list(weights)
+            for name, value in weights.items():
+                assert arrived[name].dtype == value.dtype and torch.equal(arrived[name], value + turn)
+        place = engines[0].place
+        assert place is not None and place.exists()
+        for engine in engines:
+            engine.finalize()
+        assert not place.exists()

@@ -29,6 +29,7 @@ print(json.dumps({
     "main": sys.modules["__main__"].__file__, "drawn": numpy.random.random(), "threads": torch.get_num_threads(),
     "job": in_rays_place.JOB, "parent": os.getppid()}))
 """
+PARENT = "import os; print(os.getppid())"
 SPAWN = """
 import multiprocessing, os, sys
 
@@ -72,19 +73,16 @@ def served(tmp_path_factory):
         patch.setattr(subprocess, "Popen", lambda command, **options: popen([*light, *command[3:]], **options))
         server.start(environment, log)
         patch.undo()
-        yield server.variables[fork_server.PYTHON], {**environment, "RAY_JOB_ID": "01000000"}, server._process.pid
+        job = {**environment, "RAY_JOB_ID": "01000000"}
+        python = server.variables[fork_server.PYTHON]
+        assert run(python, folder / "first.py", PARENT, job).stdout == f"{server._process.pid}\n"
+        yield python, job, server._process.pid
 
 
 def run(python: str, script: Path, source: str, environment, *arguments: str, **options):
     script.write_text(source)
     command = [python, "-B", str(script), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **options)
-
-
-def about(python: str, script: Path, environment, *arguments: str, **options) -> dict:
-    done = run(python, script, ABOUT, environment, *arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def gone(pid: int) -> bool:
@@ -96,11 +94,12 @@ def gone(pid: int) -> bool:
 
 def test_a_fork_is_the_program_that_was_asked_for(served, tmp_path):
     python, job, server = served
-    assert about(python, tmp_path / "first.py", job)["parent"] == server
     values = {**job, "PYTHONPATH": "/of/the/client", "OMP_NUM_THREADS": "2", "ONLY_HERE": "1"}
     del values["VERL_PLATFORM"]
     script = tmp_path / "program.py"
-    told = about(python, script, values, "-u", "two words", cwd=tmp_path)
+    told, again = (
+        json.loads(run(python, script, ABOUT, values, "-u", "two words", cwd=tmp_path).stdout) for _ in range(2)
+    )
     of_the_shell = {"PWD", "OLDPWD", "_", "SHLVL"}
     assert {k: v for k, v in told["environment"].items() if k not in of_the_shell} == {
         k: v for k, v in values.items() if k not in of_the_shell
@@ -109,7 +108,7 @@ def test_a_fork_is_the_program_that_was_asked_for(served, tmp_path):
     assert told["path"] == [str(tmp_path), "/of/the/client"]  # where the module in Ray's place is not
     assert (told["folder"], told["threads"], told["parent"]) == (str(tmp_path), 2, server)
     assert told["job"] == "01000000"  # it was not imported before the job's environment was there
-    assert told["drawn"] != about(python, script, job)["drawn"]
+    assert told["drawn"] != again["drawn"]
 
 
 def test_programs_end_as_they_would(served, tmp_path):
@@ -134,33 +133,34 @@ def test_client_and_fork_end_with_each_other(served, tmp_path, to_the_fork, numb
     assert gone(fork)  # nor is it left as a zombie
 
 
-@pytest.mark.parametrize("other", [{"RAY_JOB_ID": "02000000"}, {"RAY_RAYLET_PID": "1"}, {"PYTHONHASHSEED": "7"}])
-def test_what_was_imported_for_others_gets_a_plain_python(served, tmp_path, other):
-    """Another job, and a Python with another order of its sets."""
+@pytest.mark.parametrize(
+    ("other", "arguments"),
+    [
+        ({"RAY_JOB_ID": "02000000"}, ["{script}"]),  # what was imported for another job
+        ({"RAY_RAYLET_PID": "1"}, ["{script}"]),
+        ({"PYTHONHASHSEED": "7"}, ["{script}"]),  # another order of Python's sets
+        ({}, ["-I", "{script}"]),  # an option that changes Python
+        ({}, ["-c", PARENT]),
+    ],
+)
+def test_what_cannot_be_served_gets_a_plain_python(served, tmp_path, other, arguments):
+    """Also where no server is."""
     python, job, server = served
-    assert about(python, tmp_path / "first.py", job)["parent"] == server
-    assert about(python, tmp_path / "program.py", {**job, **other})["parent"] != server
-
-
-@pytest.mark.parametrize(("option", "told"), [("-I", "1 False\n"), ("-c", "0 False\n")])
-def test_other_ways_to_start_python_get_a_plain_one(served, tmp_path, option, told):
-    """Options that change Python, and code on the command line; also where no server is."""
-    source = "import sys; print(sys.flags.isolated, 'torch' in sys.modules)"
-    (tmp_path / "program.py").write_text(source)
-    command = [option, source if option == "-c" else str(tmp_path / "program.py")]
-    python, job, _ = served
+    (tmp_path / "program.py").write_text(PARENT)
+    command = [word.format(script=tmp_path / "program.py") for word in arguments]
     with fork_server.ForkServer() as unserved:
         for each in (python, unserved.variables[fork_server.PYTHON]):
-            assert subprocess.run([each, *command], env=job, capture_output=True, text=True).stdout == told
+            done = subprocess.run([each, *command], env={**job, **other}, capture_output=True, text=True)
+            assert int(done.stdout) != server
     assert not os.path.exists(unserved.variables[fork_server.PYTHON])
 
 
 def test_a_client_that_dies_as_it_asks_harms_nobody(served, tmp_path):
     python, job, server = served
     source = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({os.path.dirname(python) + '/socket'!r})"
-    for said in ("", "; s.send(bytes(7) + b'\\x09')", "; s.send(bytes(7) + b'\\x09{'); s.send(b'nonsense')"):
+    for said in ("", "; s.send(b'{')", "; s.send(b'{'); s.send(b'nonsense')"):
         subprocess.run([sys.executable, "-c", source + said], check=True)
-    assert about(python, tmp_path / "program.py", job)["parent"] == server
+    assert run(python, tmp_path / "program.py", PARENT, job).stdout == f"{server}\n"
 
 
 @pytest.mark.stack
@@ -188,15 +188,12 @@ def test_a_folder_too_deep_for_a_socket_starts_no_server(tmp_path, monkeypatch):
     assert done.stdout == "1\n"
 
 
-def test_only_a_run_on_the_cpu_without_another_hook_is_served(monkeypatch):
+def test_only_a_run_on_the_cpu_without_a_python_of_its_own_is_served(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     assert fork_server.for_run({}) is not None
     assert fork_server.for_run({fork_server.HOOK: "mine.hook"}) is None
     monkeypatch.delenv("VERL_PLATFORM")
     assert fork_server.for_run({}) is None
-
-
-def test_the_users_own_python_stays(monkeypatch):
     monkeypatch.setenv(fork_server.PYTHON, "/tmp/with a blank/python")
     ours = {"py_executable": "/bin/sh '/tmp/with a blank/python'"}
     for none in (None, {}, {"py_executable": None}, {"env_vars": {"A": "1"}, "working_dir": None}):

@@ -13,9 +13,9 @@ from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServer
 from verl.workers.rollout.replica import TokenOutput
 
 from cppo_verl import presets
-from cppo_verl.integration import checks, engines, topk
+from cppo_verl.integration import checks, topk
 from cppo_verl.integration.topk import FIELD, agent_loop
-from cppo_verl.integration.topk.agent_loop import Part, carry, collecting, lay_out, without_top_k
+from cppo_verl.integration.topk.agent_loop import Part, carry, collecting, lay_out
 from cppo_verl.trust_region.topk import pack
 
 # ---- server
@@ -47,46 +47,42 @@ def test_server_reads_vllms_flat_rows():
             top_k_arrays(vllms_answer(), tokens, k)
 
 
-class FakeVllm:
-    """vLLM's client as far as the recorder uses it: an async stream of cumulative outputs."""
-
-    def __init__(self):
-        self.asked: list = []
-
-    async def generate(self, *, sampling_params, request_id, **_):
-        self.asked.append(sampling_params)
-        for n in (1, 2):
-            completion = SimpleNamespace(token_ids=[5, 9][:n], logprobs=vllms_answer(ROWS[:n]))
-            yield SimpleNamespace(request_id=request_id, outputs=[completion])
-
-
 def test_only_a_request_that_wants_k_gets_k():
     from vllm import SamplingParams
 
     from cppo_verl.integration.topk import server
 
-    async def last_of(engine, asked):
+    seen: list = []
+
+    class Vllm:
+        """vLLM's client as far as the recorder uses it: an async stream of cumulative outputs."""
+
+        async def generate(self, *, sampling_params, **_):
+            seen.append((sampling_params.logprobs, sampling_params.flat_logprobs, sampling_params.detokenize))
+            for n in (1, 2):
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 9][:n], logprobs=vllms_answer(ROWS[:n]))])
+
+    async def last_of(asked):
         server._asked.set(asked)
-        parameters = SamplingParams(logprobs=0, max_tokens=2)
-        stream = engine.generate(prompt=None, sampling_params=parameters, request_id="r")
+        stream = server.RecordingEngine(Vllm()).generate(sampling_params=SamplingParams(logprobs=0, max_tokens=2))
         return [output async for output in stream][-1].outputs[0]
 
-    engine, asked = server.RecordingEngine(FakeVllm()), server.Asked(k=2)
-    completion = asyncio.run(last_of(engine, asked))
-    assert asked.found is not None and asked.found["ids"].tolist() == [[5, 5, 7], [9, 5, 7]]
+    found: dict = {}
+    completion = asyncio.run(last_of((2, found)))
+    assert found["ids"].tolist() == [[5, 5, 7], [9, 5, 7]]
     # what verl's server does with the result
     read = [entry[completion.token_ids[i]].logprob for i, entry in enumerate(completion.logprobs)]
     assert read == pytest.approx([-0.1, -4.0])
-    asyncio.run(last_of(engine, None))
-    assert [(p.logprobs, p.flat_logprobs, p.detokenize) for p in engine.asked] == [(2, True, False), (0, False, True)]
+    asyncio.run(last_of(None))
+    assert seen == [(2, True, False), (0, False, True)]
 
 
 # ---- a session's parts, laid against its responses
 
 
-def part(start: int, tokens: list[int], log_prob: float = -1.0) -> Part:
+def part(start: int, tokens: list[int], log_prob: float = -1.0, shift: int = 0) -> Part:
     """Top-2 whose ids say which token they belong to, 100 * token + column; sampled at ``log_prob``."""
-    ids = np.array([[t, 100 * t, 100 * t + 1] for t in tokens], dtype=np.int32)
+    ids = np.array([[t, 100 * t + shift, 100 * t + shift + 1] for t in tokens], dtype=np.int32)
     values = np.array([[log_prob, -2.0, -3.0]] * len(tokens), dtype=np.float32)
     return Part(start, tokens, ids, values)
 
@@ -105,36 +101,41 @@ def firsts(parts: list[Part], output: AgentLoopOutput) -> list[int]:
     return ids[:, 1].tolist() if ids.shape[1] > 1 else [0] * len(ids)
 
 
+# Two outputs of one session, after prompts of equal length, that begin alike: the log-probs tell whose a part is
+TWINS = [part(2, [11, 12, 13], -0.5), part(2, [11, 12, 99], -0.7, shift=5)]
+
+
 @pytest.mark.parametrize(
-    ("parts", "prompt", "response", "found"),
+    ("parts", "output", "found"),
     [
         # in three pieces, the second aborted at once: each call's prompt tells where it starts
-        ([part(2, [3, 4]), part(4, [5]), part(5, [6, 7])], [1, 2], [3, 4, 5, 6, 7], [300, 400, 500, 600, 700]),
+        (
+            [part(2, [3, 4]), part(4, [5]), part(5, [6, 7])],
+            output_of([1, 2], [3, 4, 5, 6, 7]),
+            [300, 400, 500, 600, 700],
+        ),
         # a tool, a cut
-        ([part(1, [3, 4]), part(5, [7, 8, 9])], [1], [3, 4, 5, 6, 7, 8], [300, 400, 0, 0, 700, 800]),
-        ([part(1, [3, 4, 9])], [1], [3, 4, 5], [300, 400, 0]),  # of another branch
-        ([part(1, [3])], [1, 3], [5], [0]),  # of the prompt
-        ([], [1], [5, 6], [0, 0]),
+        ([part(1, [3, 4]), part(5, [7, 8, 9])], output_of([1], [3, 4, 5, 6, 7, 8]), [300, 400, 0, 0, 700, 800]),
+        ([part(1, [3, 4, 9])], output_of([1], [3, 4, 5]), [300, 400, 0]),  # of another branch
+        ([part(1, [3])], output_of([1, 3], [5]), [0]),  # of the prompt
+        ([part(1, [3, 4])], output_of([1], [3, 4, 5], [-1.0, -0.9, 0.0]), [300, 0, 0]),  # one re-scored, one a tool's
+        ([], output_of([1], [5, 6]), [0, 0]),
+        (TWINS, output_of([1, 2], [11, 12, 13], [-0.5] * 3), [1100, 1200, 1300]),
+        (TWINS[::-1], output_of([1, 2], [11, 12, 13], [-0.5] * 3), [1100, 1200, 1300]),
+        (TWINS, output_of([3, 4], [11, 12, 99], [-0.7] * 3), [1105, 1205, 9905]),
     ],
 )
-def test_parts_are_laid_against_their_tokens(parts, prompt, response, found):
-    assert firsts(parts, output_of(prompt, response)) == found
+def test_parts_are_laid_against_their_tokens(parts, output, found):
+    assert firsts(parts, output) == found
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_two_outputs_of_one_session_keep_their_own(order: int):
-    """Prompts of equal length, and answers that begin alike: the log-probs tell whose a part is."""
-    one, other = part(2, [11, 12, 13], -0.5), part(2, [11, 12, 99], -0.7)
-    other.ids[:, 1:] += 5
-    parts = [one, other][::order]
-    assert firsts(parts, output_of([1, 2], [11, 12, 13], [-0.5] * 3)) == [1100, 1200, 1300]
-    assert firsts(parts, output_of([3, 4], [11, 12, 99], [-0.7] * 3)) == [1105, 1205, 9905]
-
-
-def test_trained_tokens_without_a_top_k_are_counted():
-    parts, output = [part(1, [3, 4])], output_of([1], [3, 4, 5], [-1.0, -0.9, 0.0])  # one changed, one a tool's
-    assert firsts(parts, output) == [300, 0, 0]
-    assert without_top_k(output, lay_out(parts, output)[1]) == 1
+def test_trained_tokens_without_a_top_k_are_told_once(monkeypatch):
+    worker, told = SimpleNamespace(warned=False), []
+    monkeypatch.setattr(agent_loop.logger, "warning", lambda text, *values: told.append(text % values))
+    output = output_of([1], [3, 4, 5], [-1.0, -0.9, 0.0])
+    for _ in range(2):
+        agent_loop.TopKAgentLoopWorker._warn_of_bare(worker, output, lay_out([part(1, [3, 4])], output)[1])
+    assert len(told) == 1 and "of 2 trained tokens of a response 1 came from no generation call" in told[0]
 
 
 def test_the_fields_of_an_output_gain_one():
@@ -148,43 +149,33 @@ def test_the_fields_of_an_output_gain_one():
     assert after["extra_fields"] == {"min_global_steps": 3}
 
 
-class FakeServer:
-    """A rollout server that is aborted after two tokens, then goes on; tokens count up from the prompt's length."""
-
-    def __init__(self):
-        self.requests = 0
-        self.generate = SimpleNamespace(remote=self._generate)
-
-    async def _generate(self, *, prompt_ids, sampling_params, **_):
-        self.requests += 1
-        n = 2 if self.requests == 1 else 3
-        made = part(len(prompt_ids), list(range(len(prompt_ids), len(prompt_ids) + n)))
-        return TokenOutput(
-            token_ids=made.token_ids,
-            log_probs=[-1.0] * n,
-            stop_reason="aborted" if n == 2 else "completed",
-            extra_fields={"global_steps": 1, "topk": {"ids": made.ids, "log_probs": made.log_probs}},
-        )
-
-
 @pytest.mark.parametrize(("client_class", "tokens"), [(LLMServerClient, 2), (FullyAsyncLLMServerClient, 5)])
 def test_the_client_collects_every_call(client_class: type, tokens: int):
-    """verl's plain client, and the one that resumes aborted calls by itself."""
-    rollout = SimpleNamespace(rollout=SimpleNamespace(name="vllm"))
-    client = client_class(config=SimpleNamespace(actor_rollout_ref=rollout))
+    """verl's plain client, and the one that resumes by itself: the server is aborted after two tokens, then goes on."""
+    client = client_class(
+        config=SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(name="vllm")))
+    )
     client.__class__ = collecting(client_class)
-    server = FakeServer()
+    reasons = iter(["aborted", "completed"])
+
+    async def generate(*, prompt_ids, **_):
+        """Tokens count up from the prompt's length."""
+        reason, start = next(reasons), len(prompt_ids)
+        made = part(start, list(range(start, start + (2 if reason == "aborted" else 3))))
+        arrays = {"ids": made.ids, "log_probs": made.log_probs}
+        fields = {"global_steps": 1, "topk": arrays}
+        log_probs = [-1.0] * len(made.token_ids)
+        return TokenOutput(token_ids=made.token_ids, log_probs=log_probs, stop_reason=reason, extra_fields=fields)
 
     async def acquire(request_id, **_):
-        return "server", server
-
-    client._acquire_server, client._release_server = acquire, lambda *_, **__: None
+        return "server", SimpleNamespace(generate=SimpleNamespace(remote=generate))
 
     async def session():
         agent_loop._parts.set([])
         output = await client.generate("r", prompt_ids=[0, 1, 2], sampling_params={"logprobs": 2})
         return output, agent_loop._parts.get()
 
+    client._acquire_server, client._release_server = acquire, lambda *_, **__: None
     output, parts = asyncio.run(session())
     assert "topk" not in output.extra_fields and len(output.token_ids) == tokens
     assert firsts(parts, output_of([0, 1, 2], output.token_ids)) == [100 * token for token in output.token_ids]
@@ -193,17 +184,13 @@ def test_the_client_collects_every_call(client_class: type, tokens: int):
 # ---- configuration
 
 
-def problems(*overrides: str, preset: str = "cppo_topk") -> str:
-    config = presets.compose(preset, ["actor_rollout_ref.rollout.n=4", *overrides])
-    return "\n".join({*checks.run_problems(config), *engines.problems(config)})
+def problems(preset: str, *overrides: str) -> str:
+    return "\n".join(checks.run_problems(presets.compose(preset, ["actor_rollout_ref.rollout.n=4", *overrides])))
 
 
-@pytest.mark.parametrize("preset", ["cppo_topk", "dppo_topk", "cppo_kl", "trm_max", "cppo_soft", "dppo_tv"])
+@pytest.mark.parametrize("preset", ["dppo_topk", "cppo_kl", "trm_max", "cppo_soft"])
 def test_any_rule_takes_the_estimator(preset: str):
-    asked = [] if preset.endswith("_topk") else ["actor_rollout_ref.actor.policy_loss.estimator=topk"]
-    assert problems(*asked, preset=preset) == ""
-    policy_loss = presets.compose(preset, asked).actor_rollout_ref.actor.policy_loss
-    assert (policy_loss.estimator, policy_loss.topk) == ("topk", 20)
+    assert problems(preset, "actor_rollout_ref.actor.policy_loss.estimator=topk") == ""
 
 
 LIGER = "actor_rollout_ref.model.use_fused_kernels=true actor_rollout_ref.model.fused_kernel_options.impl_backend=liger"
@@ -225,7 +212,7 @@ LIGER = "actor_rollout_ref.model.use_fused_kernels=true actor_rollout_ref.model.
     ],
 )
 def test_what_cannot_work_is_refused(overrides: str, said: list[str]):
-    text = problems(*overrides.split())
+    text = problems("cppo_topk", *overrides.split())
     assert all(words in text for words in said), text
 
 

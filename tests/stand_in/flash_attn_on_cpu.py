@@ -1,7 +1,7 @@
 """Named in VERL_USE_EXTERNAL_MODULES: has transformers accept ``flash_attn`` in a process without a GPU.
 
-transformers looks for the package, its distribution, its version, and for a GPU. The first three are here; the last
-question alone is answered for it. The answer is kept by transformers' own cache, wherever the function was imported to.
+transformers looks for the package, its distribution, its version, and for a GPU; the last question alone is answered
+for it. The answer is kept by transformers' own cache, wherever the function was imported to.
 """
 
 from unittest import mock

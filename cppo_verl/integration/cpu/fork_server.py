@@ -1,13 +1,10 @@
 """Processes of a CPU run that are forked from one which has imported torch, vLLM and verl already: only to save time.
 
-A start of verl is a chain of about ten processes, and on the CPU each would import them anew: most of the start. The
-launcher starts this server beside the trainer, and ``python`` in the server's folder stands in for Python where Ray
+The launcher starts this server beside the trainer, and ``python`` in the server's folder stands in for Python where Ray
 starts a worker and where vLLM starts its engine. Behind it is the client below: it hands its arguments, environment and
 open files to the server, whose child becomes that program. The client stays beside it, passes signals on, and each ends
-with the other. Where the server cannot serve, the client becomes a plain Python.
-
-Ray reads a job's variables at its own import. So the server imports Ray, and what imports Ray, in the environment of
-the first worker; a process of another job gets a plain Python. So does one that Python would start differently.
+with the other. Where the server cannot serve, the client becomes a plain Python: with other options of Python's, and in
+another Ray job, for Ray reads a job's variables at its own import and so is imported in those of the first worker.
 """
 
 import atexit
@@ -18,7 +15,6 @@ import importlib
 import json
 import os
 import re
-import select
 import shlex
 import signal
 import socket
@@ -29,14 +25,8 @@ import threading
 from pathlib import Path
 
 # imported while the trainer's driver imports its own
-WITHOUT_RAY = [
-    "torch",
-    "tensordict",
-    "transformers.generation",
-    "datasets",
-    "peft",
-    "vllm.entrypoints.openai.api_server",
-]
+WITHOUT_RAY = ["torch", "tensordict", "transformers.generation", "datasets", "peft"]
+WITHOUT_RAY += ["vllm.entrypoints.openai.api_server"]
 WITH_RAY = ["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "verl.trainer.main_ppo", "verl.workers.engine_workers"]
 WITH_RAY += ["verl.workers.rollout.vllm_rollout.vllm_async_server", "verl.experimental.agent_loop"]
 WITH_RAY += ["verl.experimental.reward_loop", "cppo_verl.integration.trainer"]
@@ -47,7 +37,7 @@ HOOK = "RAY_RUNTIME_ENV_HOOK"  # Ray's: a function that ray.init has complete th
 PYTHON = "CPPO_VERL_WORKER_PYTHON"
 LOOK = 0.2  # seconds between looks for children that ended, and at whether the launcher lives
 HIGH = 512  # from this number on a child keeps its own open files
-LENGTH = 8  # bytes of a number on the socket, most significant first
+PID_BYTES = 8  # of the answer to a client, most significant first; 0 is no process
 MOST_FILES = 253  # that the kernel lets pass at once
 HARMLESS = ("-B", "-u")  # the only options of Python's that the server may ignore
 SPAWNED = re.compile(
@@ -139,19 +129,16 @@ def client(path: str, arguments: list[str]) -> int:
 
 def _asked_for(connection: socket.socket, path: str, program: list[str]) -> int:
     """The process that the server forked; 0 if it did not."""
-    files = []
-    for number in map(int, os.listdir("/proc/self/fd")):  # the one that lists them is closed by now
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            files.append(number)
-    files.remove(connection.fileno())
+    listed = [number for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    files = [
+        int(number) for number in listed if int(number) != connection.fileno()
+    ]  # that of the list is closed by now
     said = {"arguments": program, "environment": dict(os.environ), "folder": os.getcwd(), "numbers": files}
-    data = json.dumps(said).encode()
     try:
         connection.connect(path)
-        socket.send_fds(connection, [len(data).to_bytes(LENGTH, "big")], files)  # an OSError if there are too many
-        connection.sendall(data)
-        return int.from_bytes(connection.recv(LENGTH, socket.MSG_WAITALL), "big")
+        socket.send_fds(connection, [b"{"], files)  # an OSError if there are too many
+        connection.sendall(json.dumps(said).encode()[1:] + b"\n")
+        return int.from_bytes(connection.recv(PID_BYTES, socket.MSG_WAITALL), "big")
     except OSError:
         return 0
 
@@ -170,34 +157,40 @@ def serve(listener: socket.socket, launcher: int, python: str) -> None:
     cpu.settle()
     _import(WITHOUT_RAY)
     listener = socket.socket(fileno=_high(listener.detach()))
+    listener.settimeout(LOOK)
     imported, fixed = False, {name: os.environ.get(name) for name in OF_PYTHON}
-    while True:
-        ready = select.select([listener], [], [], LOOK)[0]
-        if os.getppid() != launcher:
-            sys.exit()
+    while os.getppid() == launcher:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not ready:
+        try:
+            connection = listener.accept()[0]
+        except TimeoutError:
             continue
-        files: list[int] = []
-        connection = listener.accept()[0]
-        with contextlib.suppress(OSError, ValueError):  # of a client that died as it asked
-            size, files, _, _ = socket.recv_fds(connection, LENGTH, MOST_FILES)
-            with connection.makefile("rb") as stream:
-                said = json.loads(stream.read(int.from_bytes(size, "big")))
-            if not imported and _has(said["environment"], fixed):
-                _take_environment(said["environment"])
-                _import(WITH_RAY)
-                gc.freeze()
-                imported, fixed = True, fixed | {name: os.environ.get(name) for name in OF_A_JOB}
-            if _has(said["environment"], fixed) and threading.active_count() == 1 and not os.fork():
-                break
+        files, said = _request(connection)
+        if said and not imported and _has(said["environment"], fixed):
+            _take_environment(said["environment"])
+            _import(WITH_RAY)
+            gc.freeze()
+            imported, fixed = True, fixed | {name: os.environ.get(name) for name in OF_A_JOB}
+        servable = said and _has(said["environment"], fixed) and threading.active_count() == 1
+        if servable and not os.fork():
+            listener.close()
+            gc.enable()
+            _become(said, connection, files, python)
+            return
         for file in [connection.detach(), *files]:
             os.close(file)
-    listener.close()
-    gc.enable()
-    _become(said, connection, files, python)
+
+
+def _request(connection: socket.socket) -> tuple[list[int], dict]:
+    """A client's open files, and what it said; nothing of one that died as it asked."""
+    files: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        first, files, _, _ = socket.recv_fds(connection, 1, MOST_FILES)
+        with connection.makefile("rb") as stream:
+            return files, json.loads(first + stream.readline())
+    return files, {}
 
 
 def _has(environment: dict[str, str], values: dict[str, str | None]) -> bool:
@@ -207,7 +200,7 @@ def _has(environment: dict[str, str], values: dict[str, str | None]) -> bool:
 def _become(said: dict, connection: socket.socket, files: list[int], python: str) -> None:
     """Run the client's program in this process; its status goes to the client."""
     connection = socket.socket(fileno=_high(connection.detach()))
-    connection.send(os.getpid().to_bytes(LENGTH, "big"))
+    connection.send(os.getpid().to_bytes(PID_BYTES, "big"))
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     for number, file in zip(said["numbers"], [_high(file) for file in files], strict=True):
         os.dup2(file, number)

@@ -8,7 +8,6 @@ the bucket by itself there, and vLLM takes a share of the GPU's memory.
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -29,18 +28,13 @@ FLOAT32 = 4
 BYTES = {"bfloat16": 2, "float16": 2, "half": 2}  # of a number in the cache; the others take 4
 
 
-@dataclass(frozen=True)
-class Need:
-    """Of a dense model in a run: MiB of its largest tensor in float32; tokens of the longest sequence, where that is
-    known, and its bytes in the KV cache."""
+def need(config: DictConfig) -> tuple[int, int, int]:
+    """What a composed config's model needs, if it is dense.
 
-    bucket: int
-    tokens: int | None = None
-    cache: int = 0
-
-
-def need(config: DictConfig) -> Need | None:
-    """What a composed config's model needs; None where its config.json is not at hand, or says too little."""
+    Returns:
+        MiB of its largest tensor in float32, tokens of the longest sequence, and bytes of that one in the KV cache; 0
+        for what config and config.json do not say.
+    """
     path = sizes.model_config(OmegaConf.select(config, "actor_rollout_ref.model.path"))
     try:
         model = json.loads(path.read_text(encoding="utf-8"))  # type: ignore[union-attr]
@@ -50,13 +44,12 @@ def need(config: DictConfig) -> Need | None:
         widest = max(int(model["vocab_size"]), int(model["intermediate_size"]), heads * head)
         cached = 2 * int(model["num_hidden_layers"]) * int(model.get("num_key_value_heads") or heads) * head
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-        return None
-    bucket, tokens = math.ceil(widest * hidden * FLOAT32 / (1 << 20)), _longest(config)
-    if tokens is None:
-        return Need(bucket)
-    block = OmegaConf.select(config, BLOCK_SIZE) or BLOCK
+        return 0, 0, 0
+    parts = [_whole(config, key) for key in (sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS)]
+    tokens = _whole(config, sizes.ROLLOUT + "max_model_len") or (sum(parts) if all(parts) else 0)
+    block = _whole(config, BLOCK_SIZE) or BLOCK
     size = BYTES.get(str(OmegaConf.select(config, sizes.ROLLOUT + "dtype")), FLOAT32)
-    return Need(bucket, tokens, math.ceil(tokens / block) * block * cached * size)
+    return math.ceil(widest * hidden * FLOAT32 / (1 << 20)), tokens, math.ceil(tokens / block) * block * cached * size
 
 
 def fill(config: DictConfig, memory: int | None = None) -> None:
@@ -65,31 +58,28 @@ def fill(config: DictConfig, memory: int | None = None) -> None:
     Args:
         memory: bytes of this machine.
     """
-    needed = need(config) or Need(LEAST_BUCKET)
+    bucket, _, one = need(config)
+    batch = max(_whole(config, sizes.PROMPTS), 1) * max(_whole(config, sizes.N), 1)
+    at_once = min(batch, max(_whole(config, sizes.ROLLOUT + "max_num_seqs"), 1))
     most = (memory or psutil.virtual_memory().total) // SHARE
-    cache = max(min(_at_once(config) * needed.cache, most), needed.cache)
-    for key, value in {BUCKET: max(LEAST_BUCKET, needed.bucket), CACHE: max(LEAST_CACHE, cache)}.items():
+    cache = max(min(at_once * one, most), one)
+    for key, value in {BUCKET: max(LEAST_BUCKET, bucket), CACHE: max(LEAST_CACHE, cache)}.items():
         if OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
 
 
 def problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each of the two that the user set too small for the model; nothing where verl is on a GPU."""
-    needed = need(config) if cpu.enabled() else None
-    if needed is None:
+    if not cpu.enabled():
         return
-    bucket, cache = OmegaConf.select(config, BUCKET), OmegaConf.select(config, CACHE)
-    if isinstance(bucket, int) and bucket < needed.bucket:
-        yield (
-            f"{BUCKET}={bucket} is smaller than the model's largest tensor, {needed.bucket} MiB in float32, which has "
-            f"to fit at the first exchange of weights: set it to {needed.bucket} or more, or to null to have it follow "
-            "the model."
-        )
-    if isinstance(cache, int) and cache < needed.cache:
-        yield (
-            f"{CACHE}={cache} holds no sequence of {needed.tokens} tokens of this model, which vLLM refuses: set it to "
-            f"{needed.cache} or more, or to null to have it follow the model."
-        )
+    bucket, tokens, cache = need(config)
+    for key, least, why in (
+        (BUCKET, bucket, f"is smaller than the model's largest tensor, {bucket} MiB in float32, which travels whole"),
+        (CACHE, cache, f"holds no sequence of {tokens} tokens of this model, which vLLM refuses"),
+    ):
+        given = OmegaConf.select(config, key)
+        if isinstance(given, int) and given < least:
+            yield f"{key}={given} {why}: set it to {least} or more, or to null to have it follow the model."
 
 
 class FillLimits(Callback):
@@ -100,18 +90,7 @@ class FillLimits(Callback):
         fill(config)
 
 
-def _longest(config: DictConfig) -> int | None:
-    """Tokens of the longest sequence."""
-    length = OmegaConf.select(config, sizes.ROLLOUT + "max_model_len")
-    if length is None:
-        parts = [OmegaConf.select(config, key) for key in (sizes.PROMPT_TOKENS, sizes.RESPONSE_TOKENS)]
-        length = sum(parts) if all(isinstance(part, int) for part in parts) else None
-    return length if isinstance(length, int) else None
-
-
-def _at_once(config: DictConfig) -> int:
-    """Sequences that vLLM may have at once: all of a batch, unless that is more than it is allowed."""
-    keys = (sizes.PROMPTS, sizes.N, sizes.ROLLOUT + "max_num_seqs")
-    counts = [OmegaConf.select(config, key) for key in keys]
-    prompts, samples, most = (count if isinstance(count, int) else 1 for count in counts)
-    return max(1, min(prompts * samples, most))
+def _whole(config: DictConfig, key: str) -> int:
+    """The whole number under ``key``; 0 where there is none."""
+    value = OmegaConf.select(config, key)
+    return value if isinstance(value, int) else 0

@@ -1,16 +1,14 @@
 """Weights from the trainer to rollout engines in other processes, over gloo: verl's separate trainer without a GPU.
 
 Registered with verl as ``checkpoint_engine.backend=gloo``. The trainer's first rank sends one tensor after the other to
-all rollout workers; its other ranks only take part in gathering each tensor. Ranks meet in a file, as on one machine.
+all rollout workers; its other ranks only take part in gathering each tensor.
 """
 
 import asyncio
 import datetime
 import itertools
 import json
-import os
 import secrets
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
-from cppo_verl.launch import supervise
+from cppo_verl.integration import cpu
 
 OUT = -1  # rank of a trainer process that sends nothing
 PATIENCE = datetime.timedelta(minutes=5)
@@ -31,7 +29,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     """One broadcast a tensor from rank 0; its name, shape and dtype stand in the file where the ranks meet.
 
     Args:
-        bucket_size: as verl hands it; tensors travel one by one, so it is not used.
+        bucket_size: not used, for tensors travel one by one.
         is_master: whether this is the trainer's first rank.
     """
 
@@ -41,19 +39,17 @@ class GlooCheckpointEngine(CheckpointEngine):
         self.group: Any = None  # ProcessGroupGloo while weights travel
 
     def prepare(self) -> dict[str, Any]:
-        """A file to meet in, from the sender; a new one each time."""
-        folder = os.environ.get(supervise.MARKER) or tempfile.gettempdir()
-        self.place = Path(folder, f".weights-{secrets.token_hex(8)}") if self.is_master else None
+        """A new file to meet in, from the sender."""
+        self.place = cpu.meeting_place(f".weights-{secrets.token_hex(8)}") if self.is_master else None
         return {"place": str(self.place) if self.place else None}
 
     @classmethod
     def build_topology(cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]):
         """The trainer's first rank and every rollout worker, in this order."""
-        place, size = metadata[0]["place"], 1 + rollout_world_size
-        trainers, rollouts = [0] + [OUT] * (actor_wg_world_size - 1), list(range(1, size))
+        size = 1 + rollout_world_size
         return tuple(
-            {"rank": ranks, "world_size": [size] * len(ranks), "place": [place] * len(ranks)}
-            for ranks in (trainers, rollouts)
+            {"rank": ranks, "world_size": [size] * len(ranks), "place": [metadata[0]["place"]] * len(ranks)}
+            for ranks in ([0] + [OUT] * (actor_wg_world_size - 1), list(range(1, size)))
         )
 
     def init_process_group(self, rank: int, world_size: int, place: str) -> None:  # type: ignore[override]

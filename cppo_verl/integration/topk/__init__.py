@@ -16,13 +16,10 @@ FIELD = "rollout_topk"  # in TransferQueue and in the actor's batch: ``trust_reg
 EXTRA = "topk"  # in TokenOutput.extra_fields: {"ids": (tokens, K+1) int32, "log_probs": (tokens, K+1) float32}
 MANAGER = "cppo_verl.integration.topk.agent_loop.TopKAgentLoopManager"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
-VLLM_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm"
-PADDED_KEY = "actor_rollout_ref.actor.fsdp_config.pad_to_length"
+MAX_LOGPROBS_KEY = "actor_rollout_ref.rollout.engine_kwargs.vllm.max_logprobs"
+VLLM_MAX_LOGPROBS = 20  # vLLM's default of it
 BACKEND_KEY = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
-MODE_KEY = "trainer.v1.trainer_mode"
-DISAGGREGATED_KEY = "actor_rollout_ref.rollout.disaggregation.enabled"
 VERLS_TRAINERS = ("sync", "colocate_async", "separate_async")
-VLLM_MAX_LOGPROBS = 20  # vLLM's default of max_logprobs
 
 
 def wanted(config: DictConfig) -> bool:
@@ -38,12 +35,11 @@ def install(config: DictConfig) -> None:
     """
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-    rollout = config.actor_rollout_ref.rollout
     with open_dict(config):
-        rollout.agent.agent_loop_manager_class = MANAGER
-        engine = rollout.engine_kwargs.setdefault("vllm", {})
-        if engine.get("max_logprobs") is None:
-            engine["max_logprobs"] = max(config.actor_rollout_ref.actor.policy_loss.topk, VLLM_MAX_LOGPROBS)
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER
+    if OmegaConf.select(config, MAX_LOGPROBS_KEY) is None:
+        most = max(config.actor_rollout_ref.actor.policy_loss.topk, VLLM_MAX_LOGPROBS)
+        OmegaConf.update(config, MAX_LOGPROBS_KEY, most, force_add=True)
     RolloutReplicaRegistry.register("vllm", _load_replica)
 
 
@@ -66,26 +62,23 @@ def problems(config: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(config, key)
         return default if value is None else value
 
-    k, most = read(f"{KEY_PREFIX}.topk", VLLM_MAX_LOGPROBS), read(f"{VLLM_KEY}.max_logprobs", -1)
-    if isinstance(most, int) and isinstance(k, int) and most != -1 and most < k:
+    k, most = read(f"{KEY_PREFIX}.topk", VLLM_MAX_LOGPROBS), read(MAX_LOGPROBS_KEY, -1)
+    if isinstance(most, int) and isinstance(k, int) and -1 != most < k:
         yield (
-            f"{VLLM_KEY}.max_logprobs={most} is below {KEY_PREFIX}.topk={k}: vLLM refuses to return that many; "
-            f"raise max_logprobs to {k} or lower topk."
+            f"{MAX_LOGPROBS_KEY}={most} is below {KEY_PREFIX}.topk={k}: vLLM refuses to return that many; raise "
+            f"max_logprobs to {k} or lower topk."
         )
-    for key, refused, reason, remedy in (
-        ("distillation.enabled", read("distillation.enabled", False), "it uses the same hook on the logits", "False"),
-        (MANAGER_KEY, read(MANAGER_KEY, MANAGER) != MANAGER, "another agent loop hands on no log-probs", "null"),
-        (PADDED_KEY, read(PADDED_KEY, False), "verl's engine then shows no logits", "False"),
-        (
-            BACKEND_KEY,
-            read("actor_rollout_ref.model.use_fused_kernels", False) and read(BACKEND_KEY) == "liger",
-            "the normaliser follows from the sampled token's logit, and how liger rounds that depends on the GPU",
-            "torch or triton",
-        ),
-        (MODE_KEY, read(MODE_KEY) in VERLS_TRAINERS, "verl's own trainer asks for none", "trust_region"),
-        (DISAGGREGATED_KEY, read(DISAGGREGATED_KEY, False), "the two servers do not hand it on", "False"),
+    fused = read("actor_rollout_ref.model.use_fused_kernels", False)
+    liger = "the normaliser follows from the sampled token's logit, and how liger rounds that depends on the GPU"
+    for key, is_wrong, reason, remedy in (
+        ("distillation.enabled", bool, "it uses the same hook on the logits", "False"),
+        (MANAGER_KEY, lambda name: name not in (None, MANAGER), "another agent loop hands on no log-probs", "null"),
+        ("actor_rollout_ref.actor.fsdp_config.pad_to_length", bool, "verl's engine then shows no logits", "False"),
+        (BACKEND_KEY, lambda name: fused and name == "liger", liger, "torch or triton"),
+        ("trainer.v1.trainer_mode", VERLS_TRAINERS.__contains__, "verl's own trainer asks for none", "trust_region"),
+        ("actor_rollout_ref.rollout.disaggregation.enabled", bool, "the two servers do not hand it on", "False"),
     ):
-        if refused:
+        if is_wrong(read(key)):
             yield f"{key}={read(key)} with {KEY_PREFIX}.estimator=topk: {reason}; set it to {remedy}."
     cutoff = read("trainer.v1.trust_region.topk_cutoff", 0.0)
     if not (isinstance(cutoff, int | float) and 0 <= cutoff < 1):

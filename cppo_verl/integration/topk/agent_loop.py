@@ -9,8 +9,7 @@ import logging
 import types
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -28,14 +27,10 @@ from cppo_verl.trust_region.topk import pack
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One generation call: where its first token stands in the whole sequence, its tokens, their top-K.
+class Part(NamedTuple):
+    """One generation call. ``ids`` and ``log_probs`` are (tokens, K + 1), the sampled token's in the first column."""
 
-    ``ids`` and ``log_probs`` are (tokens, K + 1), the sampled token's in the first column.
-    """
-
-    start: int
+    start: int  # of its first token in the whole sequence
     token_ids: Sequence[int]
     ids: np.ndarray
     log_probs: np.ndarray
@@ -88,27 +83,9 @@ def lay_out(parts: Sequence[Part], output: AgentLoopOutput) -> tuple[Tensor, Ten
     return torch.from_numpy(ids), torch.from_numpy(log_probs)
 
 
-def without_top_k(output: AgentLoopOutput, log_probs: Tensor) -> int:
-    """How many trained tokens have no top-K: an agent loop wrote them, or changed their log-probs."""
-    return int((torch.tensor(output.response_mask).bool() & (log_probs == -torch.inf).all(-1)).sum())
-
-
-class _Carrying:
-    """Adds the packed top-K to the fields that go to TransferQueue (and not to the reward workers)."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), FIELD: self.__dict__[FIELD]}  # type: ignore[misc]
-
-
-@functools.cache
-def _carrying(output_class: type[AgentLoopOutput]) -> type[AgentLoopOutput]:
-    return types.new_class(f"Carrying{output_class.__name__}", (_Carrying, output_class))
-
-
 def carry(output: AgentLoopOutput, packed: Tensor) -> None:
-    """Have the output's ``as_dict`` also hold ``packed``."""
-    output.__class__ = _carrying(type(output))
-    output.__dict__[FIELD] = packed
+    """Have this output's ``as_dict``, which goes to TransferQueue and not to reward workers, also hold ``packed``."""
+    output.__dict__["as_dict"] = lambda: {**type(output).as_dict(output), FIELD: packed}
 
 
 class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[name-defined]
@@ -133,18 +110,22 @@ class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignor
     async def _agent_loop_postprocess(self, output, validate, **kwargs):
         if not validate:
             for one in output if isinstance(output, list) else [output]:
-                carry(one, self._packed(one))
+                ids, log_probs = lay_out(_parts.get() or [], one)
+                self._warn_of_bare(one, log_probs)
+                sampled = torch.tensor(one.response_logprobs, dtype=torch.float32)
+                response = torch.tensor(one.response_ids, dtype=torch.long)
+                carry(one, pack(ids, log_probs, response, sampled, self.cutoff))
         return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
-    def _packed(self, output: AgentLoopOutput) -> Tensor:
-        ids, log_probs = lay_out(_parts.get() or [], output)
-        bare = without_top_k(output, log_probs)
-        if bare and not self.warned:
-            self.warned = True  # once a worker
+    def _warn_of_bare(self, output: AgentLoopOutput, log_probs: Tensor) -> None:
+        """Once a worker, of trained tokens that an agent loop wrote, or whose log-probs it changed."""
+        bare = torch.tensor(output.response_mask).bool() & (log_probs == -torch.inf).all(-1)
+        if not self.warned and bare.any():
+            self.warned = True
             text = "of %d trained tokens of a response %d came from no generation call, or with another log-prob: %s"
-            logger.warning(text, sum(output.response_mask), bare, "they get the binary divergence, not the top-K one.")
-        sampled = torch.tensor(output.response_logprobs, dtype=torch.float32)
-        return pack(ids, log_probs, torch.tensor(output.response_ids, dtype=torch.long), sampled, self.cutoff)
+            logger.warning(
+                text, sum(output.response_mask), int(bare.sum()), "they get the binary divergence, not top-K's."
+            )
 
 
 class TopKAgentLoopManager(AgentLoopManagerTQ):

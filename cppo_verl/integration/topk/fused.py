@@ -2,12 +2,10 @@
 
 verl's FSDP engine calls no logits processor then. The engine here is verl's with one forward hook on the decoder: it
 sees the hidden states while the LM head's weight is gathered, and takes h . W_k / temperature. The normaliser follows
-from the kernel's own log-prob of the sampled token, as with gathered logits. 0.3 ms at most for 8,192 tokens of hidden
-size 4,096 at 4.8 TB/s, and at most ``ROWS`` x (K + 1) rows of the LM head in memory.
+from the kernel's own log-prob of the sampled token, as with gathered logits.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,10 +13,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from verl.utils import tensordict_utils
 from verl.workers.engine.fsdp.transformer_impl import EngineRegistry, FSDPEngineWithLMHead
 
-from cppo_verl.integration.topk.logits import PROXIMAL, asked, gather_logits, local_index, named, take_log_probs
+from cppo_verl.integration.topk import logits
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 
 ROWS = 256  # tokens whose rows of the LM head are copied at a time: 44 MB in bfloat16 at K = 20 and hidden size 4,096
@@ -51,38 +48,28 @@ def rounds(model: torch.nn.Module) -> bool:
     return "triton" not in type(model).forward.__name__
 
 
-@dataclass
-class Request:
-    """What the forward hook is to look at, and the logits that it found there: both (..., K + 1)."""
-
-    index: Tensor
-    temperature: float
-    found: Tensor | None = None
-
-
 class TopKEngine(FSDPEngineWithLMHead):
     """verl's FSDP engine; with fused kernels and a top-K batch it adds the chosen logits to the model's output."""
 
-    request: Request | None = None  # of the micro-batch at hand
+    index: Tensor | None = None  # of the micro-batch at hand: what the hook is to look at, in the shape of the input
+    found: Tensor | None = None  # the logits there
+    temperature: float
     watched: torch.nn.Module | None = None  # whose decoder has our hook
 
     def prepare_model_inputs(self, micro_batch: TensorDict):
         inputs, output_args = super().prepare_model_inputs(micro_batch)
-        self.request = None
-        if _flag(micro_batch, "use_fused_kernels", False) and asked(micro_batch):
-            self._watch()
-            index = _index(micro_batch, inputs["input_ids"].shape[-1])
-            self.request = Request(index, float(micro_batch["temperature"]))
+        self.index = self.found = None
+        if logits.flag(micro_batch, "use_fused_kernels", False) and logits.asked(micro_batch):
+            model: Any = getattr(self.module, "_fsdp_wrapped_module", self.module)
+            if self.watched is not model:
+                self.watched = model
+                model.get_decoder().register_forward_hook(lambda _, __, output: self._look(model, output[0]))
+            self.index = _index(micro_batch, inputs["input_ids"].shape[-1])
+            self.temperature = float(micro_batch["temperature"])
         return inputs, output_args
 
-    def _watch(self) -> None:
-        model: Any = getattr(self.module, "_fsdp_wrapped_module", self.module)
-        if self.watched is not model:
-            self.watched = model
-            model.get_decoder().register_forward_hook(lambda _, __, output: self._look(model, output[0]))
-
     def _look(self, model: Any, hidden: Tensor) -> None:
-        if self.request is None:
+        if self.index is None:
             return
         weight = model.get_output_embeddings().weight
         if isinstance(weight, DTensor):
@@ -90,25 +77,33 @@ class TopKEngine(FSDPEngineWithLMHead):
                 f"{KEY_PREFIX}.estimator=topk with use_fused_kernels: the LM head is sharded on its own, so its rows "
                 "are not at hand; set actor_rollout_ref.model.use_fused_kernels=False."
             )
-        index, temperature = self.request.index, self.request.temperature
-        self.request.found = logits_at(hidden, weight, index, temperature, rounded=rounds(model))
+        self.found = logits_at(hidden, weight, self.index, self.temperature, rounded=rounds(model))
 
     def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
-        recomputing = logits_processor_func is None and asked(micro_batch)
-        k = _flag(micro_batch, "topk", None)
-        if recomputing:  # no loss follows: this pass makes log-probs, of the policy that is to be the anchor
+        k = logits.flag(micro_batch, "topk", None)
+        # where no loss follows, this pass makes the log-probs of the policy that is to be the anchor
+        recomputing = logits_processor_func is None and logits.asked(micro_batch)
+        processor = partial(logits.gather_logits, k=k) if recomputing else logits_processor_func
+        model_output = super().prepare_model_outputs(output, output_args, micro_batch, processor)
+        offsets = micro_batch["input_ids"].offsets()
+        nested: Any = torch.nested.nested_tensor_from_jagged
+        if self.index is not None:
+            named = logits.named(self._unpadded(micro_batch, output_args.get("pad_size")))
+            model_output |= {name: nested(values.squeeze(0), offsets) for name, values in named.items()}
+            self.index = self.found = None
+        if not recomputing:
+            return model_output
+        others = {k: v for k, v in model_output.items() if not k.startswith((logits.CHOSEN, logits.NORMALISER))}
+        return others | {logits.PROXIMAL: nested(logits.log_probs_of(model_output, k), offsets)}
 
-            def logits_processor_func(student_logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
-                return gather_logits(student_logits, data, k)
-
-        model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        if self.request is not None:
-            unpad = partial(self._gather_and_unpad_packed, pad_size=output_args.get("pad_size"))
-            model_output |= _nested(self.request, micro_batch, unpad)
-            self.request = None
-        if recomputing:
-            model_output[PROXIMAL] = take_log_probs(model_output, k)
-        return model_output
+    def _unpadded(self, micro_batch: TensorDict, pad_size: int) -> Tensor:
+        """The logits that were found, (tokens, K + 1), gathered from the ranks that share the sequences."""
+        if self.found is None:
+            raise KnobError(f"{KEY_PREFIX}.estimator=topk with use_fused_kernels: the model hid its hidden states")
+        if logits.flag(micro_batch, "use_remove_padding", True):
+            return self._gather_and_unpad_packed(self.found.squeeze(0), pad_size)
+        lengths = micro_batch["input_ids"].offsets().diff()
+        return self.found[torch.arange(self.found.shape[1], device=lengths.device) < lengths.unsqueeze(-1)]
 
 
 def _index(micro_batch: TensorDict, length: int) -> Tensor:
@@ -117,30 +112,12 @@ def _index(micro_batch: TensorDict, length: int) -> Tensor:
     Args:
         length: of that input.
     """
-    k = _flag(micro_batch, "topk", None)
-    if _flag(micro_batch, "use_remove_padding", True):
-        return local_index(micro_batch, k, length).unsqueeze(0)
+    k = logits.flag(micro_batch, "topk", None)
+    if logits.flag(micro_batch, "use_remove_padding", True):
+        return logits.local_index(micro_batch, k, length).unsqueeze(0)
     lengths = micro_batch["input_ids"].offsets().diff().tolist()
-    rows = local_index(micro_batch, k, sum(lengths)).split(lengths)
+    rows = logits.local_index(micro_batch, k, sum(lengths)).split(lengths)
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def _nested(request: Request, micro_batch: TensorDict, unpad) -> dict[str, Tensor]:
-    """The logits that were found, named, each nested (batch, tokens); ``unpad`` gathers what the ranks have of one."""
-    if request.found is None:
-        raise KnobError(f"{KEY_PREFIX}.estimator=topk with use_fused_kernels: the model hid its hidden states")
-    offsets = micro_batch["input_ids"].offsets()
-    if _flag(micro_batch, "use_remove_padding", True):
-        found = torch.stack([unpad(column.squeeze(0)) for column in request.found.unbind(-1)], -1)
-    else:
-        valid = torch.arange(request.found.shape[1], device=offsets.device) < offsets.diff().unsqueeze(-1)
-        found = request.found[valid]
-    jagged = torch.nested.nested_tensor_from_jagged
-    return {name: jagged(values.squeeze(0), offsets) for name, values in named(found).items()}
-
-
-def _flag(micro_batch: TensorDict, key: str, default):
-    return tensordict_utils.get_non_tensor_data(data=micro_batch, key=key, default=default)
 
 
 def register() -> None:

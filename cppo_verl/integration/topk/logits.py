@@ -6,6 +6,7 @@ sampled token's log-prob. No pass over the vocabulary, nothing of the vocabulary
 """
 
 import os
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -74,14 +75,13 @@ def local_index(data: TensorDict, k: int, tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def gather_logits(logits: Tensor, data: TensorDict, k: int) -> dict[str, Tensor]:
+def gather_logits(student_logits: Tensor, data: TensorDict, k: int) -> dict[str, Tensor]:
     """What the engine asks of a logits processor: named (1, tokens) tensors.
 
     Args:
-        logits: (1, tokens, vocabulary) any floating dtype, temperature applied.
-        data: the micro-batch.
+        student_logits: (1, tokens, vocabulary) any floating dtype, temperature applied; the name is verl's.
     """
-    logits = logits.detach().squeeze(0)
+    logits = student_logits.detach().squeeze(0)
     outputs = named(logits.gather(-1, local_index(data, k, logits.shape[0])).float())
     if not sampled_log_prob_is_exact(logits.dtype):
         parts = [part.float().logsumexp(-1) for part in logits.split(ROWS)]
@@ -119,18 +119,10 @@ def log_probs_of(model_output: dict[str, Tensor], k: int) -> Tensor:
             "actor_rollout_ref.actor.strategy=fsdp or fsdp2 does."
         )
     columns = [model_output[f"{CHOSEN}{column}"].values() for column in range(k + 1)]
-    chosen, sampled = torch.stack(columns[:k], -1), model_output["log_probs"].values().float()
+    chosen = torch.stack(columns[:k], -1)
     if NORMALISER in model_output:
         return chosen - model_output[NORMALISER].values().unsqueeze(-1)
-    return log_probs_at(chosen, columns[k], sampled)
-
-
-def take_log_probs(model_output: dict[str, Tensor], k: int) -> Tensor:
-    """``log_probs_of`` as nested (batch, tokens, k), in place of the logits in ``model_output``."""
-    log_probs = log_probs_of(model_output, k)
-    for name in [name for name in model_output if name == NORMALISER or name.startswith(CHOSEN)]:
-        del model_output[name]
-    return torch.nested.nested_tensor_from_jagged(log_probs, model_output["log_probs"].offsets())  # type: ignore[attr-defined]
+    return log_probs_at(chosen, columns[k], model_output["log_probs"].values().float())
 
 
 @torch.no_grad()
@@ -144,7 +136,11 @@ def divergence_of(
     """
     log_pi = no_padding_2_padding(log_probs_of(model_output, k), data)
     log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
-    old_log_prob = _padded(data["old_log_probs"], log_prob)
+    old_log_prob = data["old_log_probs"]
+    if old_log_prob.is_nested:
+        old_log_prob = old_log_prob.to_padded_tensor(0.0)
+    missing = log_prob.shape[1] - old_log_prob.shape[1]
+    old_log_prob = torch.nn.functional.pad(old_log_prob, (0, missing)).to(log_prob.dtype)
     log_mu = log_pi.new_full(log_pi.shape, -torch.inf)
     rest = torch.zeros_like(log_prob)
     for row, (_, values, mass) in enumerate(top_k_of(data, k)):
@@ -159,12 +155,11 @@ def divergence_of(
     return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
 
 
-def _padded(values: Tensor, like: Tensor) -> Tensor:
-    values = values.to_padded_tensor(0.0) if values.is_nested else values
-    return torch.nn.functional.pad(values, (0, like.shape[1] - values.shape[1])).to(like.dtype)
+def flag(data: TensorDict, key: str, default: Any) -> Any:
+    """One of verl's switches that travel with a micro-batch."""
+    return tensordict_utils.get_non_tensor_data(data=data, key=key, default=default)
 
 
 def asked(data: TensorDict) -> bool:
-    """Whether ``ask`` was called for this micro-batch and it brings a top-K."""
-    flag = tensordict_utils.get_non_tensor_data(data=data, key="distillation_use_topk", default=False)
-    return bool(flag) and FIELD in data.keys()  # noqa: SIM118
+    """Whether ``topk.ask`` was called for this micro-batch and it brings a top-K."""
+    return bool(flag(data, "distillation_use_topk", False)) and FIELD in data.keys()  # noqa: SIM118

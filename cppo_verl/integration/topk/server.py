@@ -5,7 +5,6 @@ A request wants them when its sampling parameter ``logprobs`` is a whole number;
 
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,8 @@ from vllm.outputs import RequestOutput
 
 from cppo_verl.integration.topk import EXTRA
 
-
-@dataclass
-class Asked:
-    """Of the request at hand: how many log-probs a token, and once it is answered those."""
-
-    k: int
-    found: dict[str, np.ndarray] | None = None
-
-
+# Of the request at hand: how many log-probs a token, and where they go once it is answered
+Asked = tuple[int, dict[str, np.ndarray]]
 _asked: ContextVar[Asked | None] = ContextVar("top_k_of_this_request", default=None)
 
 
@@ -43,14 +35,14 @@ class TopKHttpServer(vLLMHttpServer):
         k = sampling_params.get("logprobs")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
-        asked = Asked(k)
-        token = _asked.set(asked)
+        found: dict[str, np.ndarray] = {}
+        token = _asked.set((k, found))
         try:
             output = await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
         finally:
             _asked.reset(token)
-        if asked.found is not None:
-            output.extra_fields[EXTRA] = asked.found
+        if found:
+            output.extra_fields[EXTRA] = found
         return output
 
 
@@ -76,22 +68,24 @@ class RecordingEngine:
         asked = _asked.get()
         if asked is None:
             return self._engine.generate(sampling_params=sampling_params, **kwargs)
-        sampling_params.logprobs = asked.k
+        sampling_params.logprobs = asked[0]
         sampling_params.flat_logprobs = True
         if not sampling_params.stop:
             sampling_params.detokenize = False
-        return _recorded(self._engine.generate(sampling_params=sampling_params, **kwargs), asked)
+        return _recorded(self._engine.generate(sampling_params=sampling_params, **kwargs), *asked)
 
 
-async def _recorded(outputs: AsyncIterator[RequestOutput], asked: Asked) -> AsyncIterator[RequestOutput]:
+async def _recorded(
+    outputs: AsyncIterator[RequestOutput], k: int, found: dict[str, np.ndarray]
+) -> AsyncIterator[RequestOutput]:
     last = None
     async for last in outputs:
         yield last
     if last is not None and last.outputs:
         completion = last.outputs[0]
-        asked.found = top_k_arrays(completion.logprobs, list(completion.token_ids), asked.k)
+        found.update(top_k_arrays(completion.logprobs, list(completion.token_ids), k))
         # verl reads only the sampled token's: hand it a light view of that
-        sampled = zip(completion.token_ids, asked.found["log_probs"][:, 0].tolist(), strict=True)
+        sampled = zip(completion.token_ids, found["log_probs"][:, 0].tolist(), strict=True)
         completion.logprobs = [{token: Logprob(value)} for token, value in sampled]
 
 

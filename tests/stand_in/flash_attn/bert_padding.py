@@ -6,25 +6,20 @@ from torch import Tensor
 
 
 def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
-    """Rows of x (rows, ...)."""
     return x[indices]
 
 
-def unpad_input(
-    hidden_states: Tensor, attention_mask: Tensor, unused_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, int, Tensor]:
-    """hidden_states (batch, length, ...), masks (batch, length) of 0 and 1.
+def unpad_input(hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int, Tensor]:
+    """hidden_states (batch, length, ...), attention_mask (batch, length) of 0 and 1.
 
     Returns:
         the tokens (tokens, ...), their places in batch x length, cu_seqlens (batch + 1,) int32, the longest length, and
-        the number of tokens of ``attention_mask`` in each row (batch,) int32.
+        the lengths (batch,) int32.
     """
-    present = attention_mask if unused_mask is None else attention_mask + unused_mask
-    lengths = present.sum(-1, dtype=torch.int32)
-    where = present.flatten().nonzero().squeeze(-1)
+    lengths = attention_mask.sum(-1, dtype=torch.int32)
+    where = attention_mask.flatten().nonzero().squeeze(-1)
     cuts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    used = attention_mask.sum(-1, dtype=torch.int32)
-    return hidden_states.flatten(0, 1)[where], where, cuts, int(lengths.max()), used
+    return hidden_states.flatten(0, 1)[where], where, cuts, int(lengths.max()), lengths
 
 
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:

@@ -23,25 +23,7 @@ class _CrossEntropy(torch.autograd.Function):
         return logits.data.copy_(slope), None, None  # the kernel, too, writes where autograd does not look
 
 
-def cross_entropy_loss(
-    logits: Tensor,
-    labels: Tensor,
-    precomputed_lse: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    logit_scale: float = 1.0,
-    lse_square_scale: float = 0.0,
-    ignore_index: int = -100,
-    inplace_backward: bool = False,
-    process_group=None,
-) -> tuple[Tensor, Tensor]:
-    """logits (rows, vocabulary), labels (rows,) int64; losses (rows,) float32 and zeros for the z-losses.
-
-    Raises:
-        NotImplementedError: for what verl does not ask for.
-    """
-    if precomputed_lse is not None or label_smoothing or logit_scale != 1 or lse_square_scale or process_group:
-        raise NotImplementedError("stand-in for flash-attn: cross_entropy_loss takes logits, labels, inplace_backward")
-    if (labels == ignore_index).any():
-        raise NotImplementedError(f"stand-in for flash-attn: labels of {ignore_index}")
+def cross_entropy_loss(logits: Tensor, labels: Tensor, inplace_backward: bool = False) -> tuple[Tensor, Tensor]:
+    """logits (rows, vocabulary), labels (rows,) int64, none of them ignored; losses (rows,) float32 and zeros."""
     losses = _CrossEntropy.apply(logits, labels, inplace_backward)
     return losses, torch.zeros_like(losses)
