@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from cppo_verl.reporting import intervals, logs
+from cppo_verl import estimates
+from cppo_verl.reporting import logs
 from cppo_verl.reporting import metrics as names
 from data_prep import validations
 
@@ -121,7 +122,7 @@ def read(plan: Mapping[str, Any], work: Path) -> str:
     for one, other in plan.get("pairs") or itertools.combinations([arm for arm in plan["arms"] if arm in ends], 2):
         seeds = sorted(ends.get(one, {}).keys() & ends.get(other, {}).keys())
         if len(seeds) > 1:
-            mean, low, high = intervals.interval([ends[one][seed] - ends[other][seed] for seed in seeds])
+            mean, low, high = estimates.interval([ends[one][seed] - ends[other][seed] for seed in seeds])
             lines.append(f"{one} - {other} at the end: {mean:+.3f}, 95% {low:+.3f} to {high:+.3f}, {len(seeds)} seeds")
     return "\n".join(lines)
 

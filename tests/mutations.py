@@ -190,8 +190,8 @@ MUTATIONS = (
         "report-first-start",
         "reports: a step that was trained twice keeps its first numbers",
         "cppo_verl/reporting/logs.py",
-        "self.columns.forget(step)",
-        "return",
+        "row = self.rows[step] = Row(start)",
+        "pass",
         "tests/reporting/test_logs.py",
     ),
 )

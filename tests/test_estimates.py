@@ -61,3 +61,17 @@ def test_both_errors_are_what_repeated_evaluations_show():
         drawn = rng.random((*ability.shape, 16)) < ability[..., None]
         estimated = [getattr(estimates.clustered(one.tolist()), error) ** 2 for one in drawn[:300].astype(float)]
         assert math.sqrt(np.mean(estimated)) == pytest.approx(drawn.mean(axis=(1, 2)).std(), rel=0.08)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 29, 30, 31, 60, 1000])
+def test_the_t_quantile_holds_97_5_percent(freedom):
+    # Student's density integrated from 0 with x = sqrt(freedom) tan(u): cos(u) to the power of freedom - 1
+    u = np.linspace(0, math.atan(estimates.t975(freedom) / math.sqrt(freedom)), 200_001)
+    whole = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    assert 0.5 + whole * np.trapezoid(np.cos(u) ** (freedom - 1), u) == pytest.approx(0.975, abs=3e-5)
+
+
+def test_interval_of_none_one_and_three():
+    assert math.isnan(estimates.interval([])[0]) and estimates.interval([2.0]) == (2.0, -math.inf, math.inf)
+    half = 4.303 / math.sqrt(3)  # standard deviation 1
+    assert estimates.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - half, 2 + half))

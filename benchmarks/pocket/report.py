@@ -10,7 +10,7 @@ from pandas import DataFrame, Series
 from benchmarks.pocket import BINS
 from benchmarks.pocket.grid import read
 from cppo_verl import atomic
-from cppo_verl.reporting.intervals import interval
+from cppo_verl.estimates import interval
 
 TABLE = ("seconds", "start", "best", "final", "mean", "kept", "masked_share", "masked_share_token_threshold")
 TABLE += ("masked_share_prefix_budget", "tv", "tv_first", "tv_last", "bound_usage", "gap", "gap_bound", "residual")

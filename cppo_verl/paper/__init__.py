@@ -1,7 +1,6 @@
-"""The paper's settings and results as tables: Table 1 (scores), Table 3 (settings), Table 4 (scores by benchmark).
+"""The paper's Table 1 (scores), Table 3 (settings) and Table 4 (scores by benchmark): Avg@16 in percent.
 
 The CSV files beside this module hold the numbers as printed; ``collapse`` marks a run whose training broke down.
-Scores are Avg@16 in percent.
 """
 
 import csv
@@ -43,43 +42,38 @@ class Score:
     avg: float | None
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """The rows of ``<name>.csv`` as printed in the paper."""
+def _rows(name: str) -> list[dict[str, str]]:
     with (files(__package__) / f"{name}.csv").open(encoding="utf-8") as table:
         return list(csv.DictReader(table))
 
 
-def number(cell: str) -> float | None:
-    """A score, or None for a run that collapsed."""
+def _number(cell: str) -> float | None:
     return None if cell == COLLAPSE else float(cell)
 
 
 @cache
 def settings() -> dict[str, Setting]:
     """Table 3 by model name (``Qwen3-1.7B``, ...), in the paper's order."""
-    fields = Setting.__dataclass_fields__
-    return {
-        row["model"]: Setting(**{key: fields[key].type(row[key]) for key in fields})  # type: ignore[operator]
-        for row in rows("table3_config")
-    }
+    kinds = {name: field.type for name, field in Setting.__dataclass_fields__.items()}
+    rows = _rows("table3_config")
+    return {row["model"]: Setting(**{name: kinds[name](row[name]) for name in kinds}) for row in rows}  # type: ignore[operator]
 
 
 @cache
 def breakdown() -> tuple[Score, ...]:
     """Table 4: the scores of every (model, method) at its best step within ``t_stop``."""
+    parts = (*BENCHMARKS, "avg")
+    rows = _rows("table4_breakdown")
     return tuple(
-        Score(row["model"], int(row["t_stop"]), row["method"], *(number(row[key]) for key in (*BENCHMARKS, "avg")))
-        for row in rows("table4_breakdown")
+        Score(row["model"], int(row["t_stop"]), row["method"], *(_number(row[name]) for name in parts)) for row in rows
     )
 
 
 @cache
 def best_avg16() -> dict[str, dict[str, float | None]]:
     """Table 1: method -> column of the file (``qwen3_1p7b``, ...) -> best mean score."""
-    return {
-        row["method"]: {key: number(cell) for key, cell in row.items() if key != "method"}
-        for row in rows("table1_best_avg16")
-    }
+    rows = _rows("table1_best_avg16")
+    return {row.pop("method"): {model: _number(cell) for model, cell in row.items()} for row in rows}
 
 
 @cache

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from cppo_verl import paper
-from cppo_verl.reporting.labels import KNOBS, knobs_of
+from cppo_verl.reporting.comparison import KNOBS
+from cppo_verl.reporting.labels import Label, rule_name
 from cppo_verl.reporting.scores import Entry
+from cppo_verl.reporting.settings import Settings
 from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import short
 
@@ -25,29 +27,29 @@ def groups(entries: Sequence[Entry], model: str) -> dict[str, dict[str, list[Ent
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
     reference = reference_knobs(own, model)
     found: dict[str, dict[str, list[Entry]]] = {key: {} for key in TITLES}
+    variants = set()
     for entry in sorted(own, key=lambda entry: (entry.label.method != "CPPO", entry.label.method)):
-        for key in panels_of(knobs(entry), entry.label.method, reference):
-            found[key].setdefault(_member_name(entry, reference), []).append(entry)
-    return {
-        key: members
-        for key, members in found.items()
-        if any(entry.label.method not in paper.METHODS for runs in members.values() for entry in runs)
-    }
+        knobs, method = knobs_of(entry.settings, entry.label), entry.label.method
+        for key in panels_of(knobs, method, reference):
+            found[key].setdefault(_member_name(knobs, method, reference), []).append(entry)
+            variants |= {key} - ({key} if method in paper.METHODS else set())
+    return {key: members for key, members in found.items() if key in variants}
 
 
-def knobs(entry: Entry) -> Knobs:
-    return knobs_of(entry.run.settings if entry.run is not None else {}, entry.label)
+def knobs_of(settings: Settings, label: Label) -> dict[str, object]:
+    """The rule and its knobs as far as the config says them; without one the rule is what the method is called."""
+    mode = settings.get("loss_mode", rule_name(label.method))
+    return {"rule": "grpo" if mode == "vanilla" else str(mode)} | {k: settings[k] for k in KNOBS if k in settings}
 
 
 def reference_knobs(entries: Sequence[Entry], model: str) -> Knobs:
     """The knobs of the model's CPPO run over those of the paper's Table 3."""
     known: dict[str, object] = {"divergence": "tv", "estimator": "topk", "weights": "linear", "gate": "hard"}
-    setting = paper.settings().get(model)
-    if setting is not None:
+    if setting := paper.settings().get(model):
         known |= {"delta": setting.delta, "delta_b": setting.delta_b_min, "w_min": setting.w_min}
         known["budget"] = setting.budget
-    run = next((entry for entry in entries if entry.label.method == "CPPO"), None)
-    return known | (dict(knobs(run)) if run else {}) | {"rule": "cppo"}
+    own = next((knobs_of(entry.settings, entry.label) for entry in entries if entry.label.method == "CPPO"), {})
+    return known | own | {"rule": "cppo"}
 
 
 def differences(knobs: Knobs, reference: Knobs) -> dict[str, object]:
@@ -79,16 +81,16 @@ def panels_of(knobs: Knobs, method: str, reference: Knobs) -> tuple[str, ...]:
     return (*keys, "sequence") if (rule, knob, value) == ("cppo", "divergence", "kl") else keys
 
 
-def _member_name(entry: Entry, reference: Knobs) -> str:
+def _member_name(knobs: Knobs, method: str, reference: Knobs) -> str:
     """What a run is called in a panel: what sets it apart."""
-    changed, rule = differences(knobs(entry), reference), knobs(entry)["rule"]
-    if entry.label.method in paper.METHODS:
-        return entry.label.method
+    changed, rule = differences(knobs, reference), knobs["rule"]
+    if method in paper.METHODS:
+        return method
     if rule == "dppo":
         return ", ".join(["DPPO", *(_words(k, v) for k, v in changed.items() if k in ("divergence", "estimator"))])
     if rule == "cppo" and changed:
         return ", ".join(_words(knob, value) for knob, value in changed.items())
-    return "TRM Max&Avg" if rule == "trm_max_avg" else entry.label.method
+    return "TRM Max&Avg" if rule == "trm_max_avg" else method
 
 
 def _words(knob: str, value: object) -> str:

@@ -5,18 +5,13 @@ A recipe names its project after the model (``qwen3_1p7b_base``) and its experim
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cppo_verl import paper
 from cppo_verl.errors import UserError
+from cppo_verl.reporting.settings import Settings
 from cppo_verl.reporting.text import clean
-
-Settings = Mapping[str, object]
-
-# Knobs by which variants of a rule differ; what a run does not say is taken to be the reference's.
-KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta_b", "w_min", "trace")
 
 _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
 _SEED = re.compile(r"[-_/](?:seed|s)[-_]?([0-9]+)$")
@@ -52,8 +47,13 @@ def model_name(name: str) -> str:
 
 def method_name(name: str) -> str:
     """The paper's spelling of a method of its Table 1; any other name as it is."""
-    known = {_normal(method): method for method in paper.METHODS}
-    return _ALIASES.get(_normal(name)) or known.get(_normal(name), name)
+    known = {rule_name(method): method for method in paper.METHODS} | _ALIASES
+    return known.get(rule_name(name), name)
+
+
+def rule_name(method: str) -> str:
+    """``TRM-Max`` as ``trm_max``."""
+    return re.sub(r"[^a-z0-9.]+", "_", method.lower()).strip("_")
 
 
 def parse_label(text: str) -> tuple[str, Label]:
@@ -69,8 +69,7 @@ def parse_label(text: str) -> tuple[str, Label]:
             f"--label {text}: not of the form PATH=MODEL/METHOD[/SEED], as in runs/a=qwen3_1p7b_base/cppo/1. "
             "Write a model as its last name, without the organisation."
         )
-    seed = parts[2].removeprefix("seed") if len(parts) == 3 else ""
-    return path, Label(model_name(parts[0]), method_name(parts[1]), seed)
+    return path, Label(model_name(parts[0]), method_name(parts[1]), "".join(parts[2:]).removeprefix("seed"))
 
 
 def label_of(settings: Settings, place: Path) -> Label:
@@ -81,19 +80,13 @@ def label_of(settings: Settings, place: Path) -> Label:
     own_name = clean(place.stem if place.suffix == ".jsonl" else place.name)
     named = str(settings.get("experiment", ""))
     experiment = own_name if named in _SAYS_NOTHING else named
-    found = _SEED.search(experiment)
-    method = method_name(experiment[: found.start()] if found else experiment)
+    method = method_name(_SEED.sub("", experiment))
     if method not in paper.METHODS and named in _SAYS_NOTHING:
         method = _method_of_knobs(settings) or method
-    inside = _SEED_INSIDE.search(own_name)
-    seed = found[1] if found else inside[1] if inside else str(settings.get("data_seed", ""))
-    return Label(_model_of(settings, place), method or "method unknown", seed)
-
-
-def knobs_of(settings: Settings, label: Label) -> dict[str, object]:
-    """The rule and its knobs as far as the config says them; without one the rule is what the method is called."""
-    mode = settings.get("loss_mode", _normal(label.method))
-    return {"rule": "grpo" if mode == "vanilla" else str(mode)} | {k: settings[k] for k in KNOBS if k in settings}
+    seed = _SEED.search(experiment) or _SEED_INSIDE.search(own_name)
+    return Label(
+        _model_of(settings, place), method or "method unknown", seed[1] if seed else str(settings.get("data_seed", ""))
+    )
 
 
 def deviations(label: Label, settings: Settings) -> list[str]:
@@ -101,7 +94,7 @@ def deviations(label: Label, settings: Settings) -> list[str]:
     setting = paper.settings().get(label.model)
     if setting is None or label.method not in paper.METHODS:
         return []
-    mode = {"GRPO": "vanilla"}.get(label.method, _normal(label.method))
+    mode = {"GRPO": "vanilla"}.get(label.method, rule_name(label.method))
     wanted: dict[str, object] = {"prompts": setting.prompts, "responses": setting.n, "mini_batch": setting.minibatch}
     wanted |= {"max_response_length": setting.max_response_tokens, "loss_mode": mode}
     if label.method in ("CPPO", "DPPO"):
@@ -114,8 +107,10 @@ def deviations(label: Label, settings: Settings) -> list[str]:
 
 def _model_of(settings: Settings, place: Path) -> str:
     project, path = str(settings.get("project", "")), str(settings.get("model", ""))
-    known = [model_name(name) for name in (project, path, place.parent.name) if model_name(name) in paper.settings()]
-    return known[0] if known else _SEED.sub("", Path(path.rstrip("/")).name) or project or "model unknown"
+    for name in (project, path, place.parent.name):
+        if model_name(name) in paper.settings():
+            return model_name(name)
+    return _SEED.sub("", Path(path.rstrip("/")).name) or project or "model unknown"
 
 
 def _method_of_knobs(settings: Settings) -> str:
@@ -126,7 +121,3 @@ def _method_of_knobs(settings: Settings) -> str:
     parts = [str(settings[knob]) for knob, value in usual.items() if settings.get(knob, value) != value]
     parts += ["no budget"] if mode == "cppo" and settings.get("budget") == "none" else []
     return method_name(" ".join([mode, *parts])) if mode else ""
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")

@@ -10,9 +10,9 @@ import math
 import re
 import sys
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,9 @@ from cppo_verl import jsonlines
 from cppo_verl.errors import UserError
 from cppo_verl.reporting.metrics import VALIDATION
 from cppo_verl.reporting.settings import settings_beside
-from cppo_verl.reporting.text import clean
+from cppo_verl.reporting.text import clean, count
 
 LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
-REMEDY = "--skip-bad-lines leaves such lines out."
 
 
 class LogError(UserError, ValueError):
@@ -40,15 +39,15 @@ class NoStepsError(LogError):
 
 @dataclass
 class LogFile:
-    """What one file held: ``records`` good lines, ``steps``, whether its last line was ``torn`` by a killed process,
-    how many damaged lines were ``skipped`` on request, where its steps began ``again``: (the step, the one before)."""
+    """One start: ``records`` good lines, whether its last line was ``torn`` by a killed process, how many damaged lines
+    were ``skipped`` on request, where its steps began ``again``: (the step, the one before)."""
 
     path: Path
     records: int = 0
-    steps: set[int] = field(default_factory=set)
     torn: bool = False
     skipped: int = 0
     again: tuple[int, int] | None = None
+    lowest: int = LARGEST_STEP  # of its steps
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ class Run:
         settings: short name -> value, from config.yaml (``cppo_verl.reporting.settings``); empty without one.
         frame: one row a step (index ``step``, ascending, unique), one float64 column a metric; NaN where a step did not
             log the metric, or logged NaN.
-        files: the files it was merged from, by start.
+        files: the files it was merged from, by start. place: the directory or file it was read from.
         notes: sentences for the reader about what is odd in the log.
         nonfinite: metric -> ascending steps at which it was logged as NaN or infinite.
-        place: the directory or file it was read from.
     """
 
     name: str
@@ -71,113 +69,98 @@ class Run:
     frame: pd.DataFrame
     files: tuple[LogFile, ...] = ()
     notes: tuple[str, ...] = ()
-    nonfinite: Mapping[str, np.ndarray] = field(default_factory=dict)
+    nonfinite: Mapping[str, Sequence[int]] = field(default_factory=dict)
     place: Path | None = None
 
 
-class Columns:
-    """Rows by step; NaN where a step did not log a metric. ``odd`` has the steps that logged it as NaN or infinite."""
+@dataclass
+class Row:
+    """A step's numbers, at the places that ``Merge.names`` gives; ``odd`` are the metrics logged as NaN or infinite."""
 
-    def __init__(self) -> None:
-        self.at: dict[str, int] = {}  # a metric's place in a row
-        self.rows: dict[int, array[float]] = {}  # as long as they need to be
-        self.odd: defaultdict[str, set[int]] = defaultdict(set)
-
-    def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Lay ``row`` over what ``step`` holds."""
-        kept = self.rows.setdefault(step, array("d"))
-        places = [self.at.setdefault(name, len(self.at)) for name in row]
-        kept.extend(repeat(math.nan, max(places, default=-1) + 1 - len(kept)))
-        for place, (name, value) in zip(places, row.items(), strict=True):
-            kept[place] = value
-            (self.odd[name].discard if math.isfinite(value) else self.odd[name].add)(step)
-
-    def forget(self, step: int) -> None:
-        """Take out what ``step`` holds; the step stays."""
-        self.rows[step] = array("d")
-        for steps in self.odd.values():
-            steps.discard(step)
-
-    def take_frame(self) -> pd.DataFrame:
-        """One row a step, ascending, one column a metric, by name; empties the rows on the way."""
-        steps, names = sorted(self.rows), sorted(self.at)
-        values = np.full((len(names), len(steps)), np.nan)
-        order = [self.at[name] for name in names]
-        for number, step in enumerate(steps):
-            row = self.rows.pop(step)
-            row.extend(repeat(math.nan, len(names) - len(row)))
-            values[:, number] = np.frombuffer(row)[order]
-        return pd.DataFrame(values.T, index=pd.Index(steps, name="step"), columns=names, copy=False)
+    start: int
+    numbers: "array[float]" = field(default_factory=lambda: array("d"))
+    odd: set[str] = field(default_factory=set)
 
 
 class Merge:
     """The starts of a run laid over each other, in the order in which they are read."""
 
-    def __init__(self, skip_bad_lines: bool = False) -> None:
+    def __init__(self, skip_bad_lines: bool) -> None:
         self.skip_bad_lines = skip_bad_lines
-        self.columns = Columns()
         self.files: list[LogFile] = []
-        self.texts: Counter[str] = Counter()  # values that are no numbers, by metric
-        self.origin: dict[int, int] = {}  # which start trained a step
+        self.names: dict[str, int] = {}  # a metric's place in a row
+        self.rows: dict[int, Row] = {}
+        self.texts: set[str] = set()  # metrics whose values are no numbers
 
     def read(self, path: Path) -> None:
-        """Add a start.
-
-        Raises:
-            LogError: a damaged line before the end of the file, or one that is no record; names file and line.
-        """
-        tally, before = LogFile(path), -LARGEST_STEP
-        self.files.append(tally)
+        """Add a start; a LogError names file and line of what is damaged before its last line, or is no record."""
+        file, before = LogFile(path), -LARGEST_STEP
+        self.files.append(file)
         validated: dict[int, dict[str, float]] = {}  # what this start logged at a step that it did not train (yet)
         torn: jsonlines.Line | None = None  # judged once it is known whether a line follows
         for line in jsonlines.lines(path):
             if torn is not None:
-                self._skip(tally, torn.number, torn.fault)
+                self._skip(file, torn.number, torn.fault)
             torn = line if line.fault else None
             if line.fault:
                 continue
             try:
-                step, data = step_and_data(line.value)
+                step, data = _step_and_data(line.value)
             except ValueError as error:
-                self._skip(tally, line.number, str(error))
+                self._skip(file, line.number, str(error))
                 continue
-            tally.records += 1
-            tally.steps.add(step)
-            tally.again = tally.again or ((step, before) if step < before else None)
+            file.records += 1
+            file.lowest = min(file.lowest, step)
+            file.again = file.again or ((step, before) if step < before else None)
             before = step
             self._add(step, self._numbers(data), validated)
-        tally.torn = torn is not None
+        file.torn = torn is not None
 
-    def _add(self, step: int, row: dict[str, float], validated: dict[int, dict[str, float]]) -> None:
-        start = len(self.files) - 1
-        if self.origin.setdefault(step, start) != start:
-            if row and all(name.startswith(VALIDATION) for name in row):
-                validated.setdefault(step, {}).update(row)
-            else:
-                self.columns.forget(step)
-                row = {**validated.pop(step, {}), **row}
-                self.origin[step] = start
-        self.columns.update(step, row)
-
-    def _skip(self, tally: LogFile, line: int, why: str) -> None:
+    def _skip(self, file: LogFile, line: int, why: str) -> None:
         if not self.skip_bad_lines:
-            raise LogError(f"{tally.path}, line {line}: {why}. {REMEDY}")
-        tally.skipped += 1
+            raise LogError(f"{file.path}, line {line}: {why}. --skip-bad-lines leaves such lines out.")
+        file.skipped += 1
 
     def _numbers(self, data: Mapping[str, object]) -> dict[str, float]:
         """The numeric metrics of a record as floats; null, which is how verl's logger writes NaN, is NaN."""
-        row = {}
-        for name, value in data.items():
-            if value is None or isinstance(value, (int, float)):
-                row[sys.intern(name)] = to_float(value)
+        numeric = {name: x for name, x in data.items() if x is None or isinstance(x, (int, float))}
+        self.texts |= data.keys() - numeric.keys()
+        return {sys.intern(name): _to_float(value) for name, value in numeric.items()}
+
+    def _add(self, step: int, data: dict[str, float], validated: dict[int, dict[str, float]]) -> None:
+        start = len(self.files) - 1
+        row = self.rows.setdefault(step, Row(start))
+        if row.start != start:
+            if data and all(name.startswith(VALIDATION) for name in data):
+                validated.setdefault(step, {}).update(data)
             else:
-                self.texts[name] += 1
-        return row
+                row = self.rows[step] = Row(start)
+                data = {**validated.pop(step, {}), **data}
+        places = [self.names.setdefault(name, len(self.names)) for name in data]
+        row.numbers.extend(repeat(math.nan, max(places, default=-1) + 1 - len(row.numbers)))
+        for place, (name, value) in zip(places, data.items(), strict=True):
+            row.numbers[place] = value
+            (row.odd.discard if math.isfinite(value) else row.odd.add)(name)
+
+    def nonfinite(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for step, name in sorted((step, name) for step, row in self.rows.items() for name in row.odd):
+            found.setdefault(name, []).append(step)
+        return dict(sorted(found.items()))
+
+    def take_frame(self) -> pd.DataFrame:
+        """``Run.frame``; empties the rows on the way."""
+        steps, names = sorted(self.rows), sorted(self.names)
+        values = np.full((len(names), len(steps)), np.nan)
+        order = [self.names[name] for name in names]
+        for number, step in enumerate(steps):
+            row = self.rows.pop(step).numbers
+            row.extend(repeat(math.nan, len(names) - len(row)))
+            values[:, number] = np.frombuffer(row)[order]
+        return pd.DataFrame(values.T, index=pd.Index(steps, name="step"), columns=names, copy=False)
 
     def notes(self) -> Iterator[str]:
-        """What a reader should know of how the log came about."""
-        stems = {re.sub(r"[-_.0-9]+$", "", file.path.stem) for file in self.files}
-        if len(stems) > 1:
+        if len({re.sub(r"[-_.0-9]+$", "", file.path.stem) for file in self.files}) > 1:
             names = listing(file.path for file in self.files)
             yield f"These logs lie together and are merged as one run's, by name: {names}."
         for start, file in enumerate(self.files):
@@ -185,7 +168,7 @@ class Merge:
             if file.torn:
                 yield f"{name}: the last line was torn, as a killed process leaves it, and is left out."
             if file.skipped:
-                yield f"{name}: {file.skipped} damaged line{'s were' if file.skipped > 1 else ' was'} skipped."
+                yield f"{name}: {count(file.skipped, 'damaged line')} {'was' if file.skipped == 1 else 'were'} skipped."
             if not file.records:
                 yield f"{name}: holds no step."
             if file.again:
@@ -193,16 +176,16 @@ class Merge:
                     f"{name}: after step {file.again[1]} comes step {file.again[0]} again; of steps that were "
                     "logged twice the later numbers count."
                 )
-            yield from self._leftovers(start)
-
-    def _leftovers(self, start: int) -> Iterator[str]:
-        """Steps of a start beyond the point from which a later one took over, and not logged again since."""
-        resumed = min((min(later.steps) for later in self.files[start + 1 :] if later.steps), default=LARGEST_STEP)
-        left = sorted(step for step, trained in self.origin.items() if trained == start and step > resumed)
-        if left:
-            span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
-            name = self.files[start].path.name
-            yield f"{span} from {name}, before the run went back to step {resumed}, and not logged again."
+            resumed = min((later.lowest for later in self.files[start + 1 :]), default=LARGEST_STEP)
+            left = sorted(step for step, row in self.rows.items() if row.start == start and step > resumed)
+            if left:
+                span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
+                yield f"{span} from {name}, before the run went back to step {resumed}, and not logged again."
+        for name, steps in self.nonfinite().items():
+            values = f"{count(len(steps), 'logged value')} {'is' if len(steps) == 1 else 'are'}"
+            yield f"{name}: {values} NaN or infinite and not drawn."
+        if self.texts:
+            yield f"Not numbers, and left out: {', '.join(sorted(self.texts))}."
 
 
 def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
@@ -219,18 +202,17 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
     merge = Merge(skip_bad_lines)
     for path in find_logs(place):
         merge.read(path)
-    if not merge.columns.rows:
-        torn, skipped = sum(file.torn for file in merge.files), sum(file.skipped for file in merge.files)
+    if not merge.rows:
+        files = merge.files
+        torn, skipped = sum(file.torn for file in files), sum(file.skipped for file in files)
         raise NoStepsError(
-            f"no steps in {listing(find_logs(place), whole=True)}: {len(merge.files)} files, 0 records, {torn} torn "
-            f"last lines, {skipped} skipped lines. Is the run past its first step?"
+            f"no steps in {listing(file.path for file in files)} of {place}: {len(files)} files, {torn} torn last lines, "
+            f"{skipped} skipped lines. Is the run past its first step?"
         )
     settings, notes = settings_beside(place)
-    odd = {name: np.array(sorted(steps)) for name, steps in sorted(merge.columns.odd.items()) if steps}
-    frame = merge.columns.take_frame()
-    notes += (*merge.notes(), *_value_notes(odd, merge.texts))
+    notes, odd = (*notes, *merge.notes()), merge.nonfinite()
     name = clean(place.stem if place.is_file() else place.name)
-    return Run(name, settings, frame, tuple(merge.files), notes, odd, place)
+    return Run(name, settings, merge.take_frame(), tuple(merge.files), notes, odd, place)
 
 
 def find_logs(place: Path) -> list[Path]:
@@ -245,10 +227,9 @@ def find_logs(place: Path) -> list[Path]:
         raise LogError(f"{place} does not exist. Give a run directory, or the .jsonl file of verl's file logger.")
     found = sorted((place / "logs").glob("*.jsonl"), key=_natural) or sorted(place.glob("*.jsonl"), key=_natural)
     if not found:
-        there = sorted(path.name + "/" * path.is_dir() for path in place.iterdir())
-        shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
         raise NoStepsError(
-            f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found {shown or 'an empty directory'}. "
+            f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found "
+            f"{listing(sorted(place.iterdir())) or 'an empty directory'}. "
             "Was the run started with 'file' in trainer.logger?"
         )
     if found[0].parent == place and not starts_of_one(found):
@@ -264,12 +245,7 @@ def starts_of_one(paths: list[Path]) -> bool:
     return len(paths) == 1 or all(path.name.startswith("metrics-") for path in paths)
 
 
-def step_and_data(record: Any) -> tuple[int, Mapping[str, object]]:
-    """The two parts of a record.
-
-    Raises:
-        ValueError: the record is not one of verl's file logger; says why.
-    """
+def _step_and_data(record: Any) -> tuple[int, Mapping[str, object]]:
     if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
         raise ValueError('not a record of verl\'s file logger, {"step": ..., "data": {...}}')
     step = record.get("step")
@@ -278,26 +254,17 @@ def step_and_data(record: Any) -> tuple[int, Mapping[str, object]]:
     return int(step), record["data"]
 
 
-def to_float(value: float | None) -> float:
-    """A number of JSON as float64."""
-    try:
-        return math.nan if value is None else float(value)
-    except OverflowError:  # an integer beyond float64
-        return math.inf if value is not None and value > 0 else -math.inf
+def _to_float(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return value if isinstance(value, float) else float(Decimal(value))  # where float(value) raises, it is infinite
 
 
-def listing(paths: Iterable[Path], whole: bool = False) -> str:
-    """The first few names (with ``whole`` the paths)."""
-    names = [str(path) if whole else path.name for path in paths]
+def listing(paths: Iterable[Path]) -> str:
+    """The first few names."""
+    names = [path.name for path in paths]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name)]
-
-
-def _value_notes(odd: Mapping[str, np.ndarray], texts: Mapping[str, int]) -> Iterator[str]:
-    for name, steps in odd.items():
-        yield f"{name}: {len(steps)} logged value{'s are' if len(steps) > 1 else ' is'} NaN or infinite and not drawn."
-    if texts:
-        yield f"Not numbers, and left out: {', '.join(sorted(texts))}."

@@ -12,12 +12,11 @@ from typing import Any
 from markupsafe import Markup
 
 from cppo_verl import atomic, paper
-from cppo_verl.reporting import comparison, pictures, tables
+from cppo_verl.reporting import comparison, curves, pictures, tables
+from cppo_verl.reporting.comparison import Comparison, check_baseline, compare
 from cppo_verl.reporting.curves import Picture
-from cppo_verl.reporting.curves import pictures as pictures_of
 from cppo_verl.reporting.labels import model_key
-from cppo_verl.reporting.outcomes import Comparison, check_baseline, compare
-from cppo_verl.reporting.plots import BOLD_WIDTH, Line
+from cppo_verl.reporting.plots import Line
 from cppo_verl.reporting.study import Study
 from cppo_verl.reporting.template import render
 from cppo_verl.reporting.text import count, minus
@@ -38,11 +37,11 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
         compared: ``comparisons(study)``.
     """
     results = tables.results_of(study.entries)
-    drawn = {model: pictures_of(study.entries, model) for model in study.models()}
-    files: dict[str, Any] = {"runs.csv": tables.runs_csv(study.entries)}
+    drawn = {model: curves.pictures(study.entries, model) for model in study.models()}
+    files: dict[str, str | bytes] = {"runs.csv": tables.runs_csv(study.entries)}
     if results is not None:
         files |= {"table1.csv": tables.table1_csv(results), "table4.csv": tables.table4_csv(results)}
-        files |= {f"table{n}.tex": tables.latex(results, n) for n in (1, 4)}
+        files |= {f"table{n}.tex": render(f"table{n}.tex", results=results, tables=tables) for n in (1, 4)}
     if compared:
         each = list(compared.values())
         files["comparison.csv"] = comparison.comparison_csv(each)
@@ -61,11 +60,15 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
 def picture_files(picture: Picture) -> dict[str, bytes]:
     """The picture as ``png`` and ``pdf``; names that no font here can draw get a number in their place."""
     shown = pictures.stand_ins([line.name for line in picture.lines])
-    panels = [panel.renamed(shown) for panel in picture.panels]
+    panels = []
+    for panel in picture.panels:
+        (plot,) = panel.plots
+        lines = tuple(replace(line, name=shown[line.name]) for line in plot.lines)
+        panels.append(replace(panel, plots=(replace(plot, lines=lines),)))
     inches = PANEL_INCHES if len(panels) > 1 else SINGLE_INCHES
-    title, caption = f"{picture.model}: {picture.heading}", picture.caption
     odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in shown.items() if name != x}
-    caption += "".join(f" {number}: {name}." for name, number in odd.items())
+    caption = picture.caption + "".join(f" {number}: {name}." for name, number in odd.items())
+    title = f"{picture.model}: {picture.heading}"
     return pictures.compose(panels, title, caption=caption, columns=3, inches=inches, legend=picture.legend)
 
 
@@ -80,7 +83,7 @@ def comparisons(study: Study, baseline: str | None = None) -> Comparisons:
     return {
         model: each
         for model, each in found.items()
-        if model not in paper.settings() or any(len(pairs) >= ENOUGH_SEEDS for pairs in each.differences.values())
+        if model not in paper.settings() or any(len(each.differences(x, "final")) >= ENOUGH_SEEDS for x in each.others)
     }
 
 
@@ -89,9 +92,10 @@ def html_page(
     title: str | None,
 ) -> str:  # fmt: skip
     """One self-contained page: style and drawings inside, no scripts, no references outside it."""
-    models = study.models()
-    many = f"{count(len(study.entries), 'run')} side by side"
-    own = f"{models[0]}: {many}" if len(models) == 1 else many
+    models, runs = study.models(), count(len(study.entries), "run")
+    own = f"{models[0]}: {runs} side by side" if len(models) == 1 else f"{runs} side by side"
+    places = [Path(entry.place).resolve() for entry in study.entries]
+    above = os.path.commonpath(places) if len(places) > 1 else places[0].parent
     return render(
         "many.html",
         title=title or (TITLE if results is not None else own),
@@ -101,9 +105,9 @@ def html_page(
         drawing=_drawing,
         swatch=_swatch,
         stand_ins=_stand_in_words,
-        places=_short_places([entry.place for entry in study.entries]),
+        places=[os.path.relpath(place, above) for place in places],
         entries=study.entries,
-        footer=f"{count(len(study.entries), 'run')}.",
+        footer=f"{runs}.",
         said=comparison,
         tables=tables,
         results=results,
@@ -113,31 +117,31 @@ def html_page(
 def summaries(study: Study, compared: Comparisons) -> list[str]:
     """What the page leads with: how much of the paper's tables there is, and what was found for each model."""
     results = tables.results_of(study.entries)
-    lead = [summary(study, results)] if results is not None else []
-    return lead + [comparison.sentence(each) for each in compared.values()]
+    lead = [_summary(study, results)] if results is not None else []
+    return lead + [each.sentence() for each in compared.values()]
 
 
-def summary(study: Study, results: tables.Results) -> str:
+def _summary(study: Study, results: tables.Results) -> str:
     """How much of the tables there is, and how far it is from the paper."""
     cells = [cell for row in results.values() for cell in row.values()]
-    of = Counter(cell.state for cell in cells)
+    of = Counter(cell["state"] for cell in cells)
     said = (
         f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
         f"scored, {of['collapse']} collapsed and {of['missing']} are missing"
     )
     said += f"; with runs but no score: {of['unscored']}." if of["unscored"] else "."
-    gaps = [gap for cell in cells if (gap := cell.difference("avg")) is not None]
+    gaps = [gap for cell in cells if (gap := cell["avg"]["gap"]) is not None]
     if gaps:
         most = minus(f", at most {max(gaps, key=abs):+.2f}") if any(gaps) else ""
         mean = sum(map(abs, gaps)) / len(gaps)
         said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average{most}."
-    unfinished = sum(cell.unfinished for cell in cells)
+    unfinished = sum(cell["unfinished"] for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
 
 
 def _drawing(picture: Picture, number: int) -> Markup:
     panel = picture.panels[number]
-    return Markup(pictures.svg(replace(panel, legend=False), f"{_slug(picture.model)}-{panel.key}"))
+    return pictures.svg(replace(panel, legend=False), f"{_slug(picture.model)}-{panel.key}")
 
 
 def _stand_in_words(picture: Picture) -> str:
@@ -147,20 +151,11 @@ def _stand_in_words(picture: Picture) -> str:
     return f" In PNG and PDF, {'; '.join(odd)}." if odd else ""
 
 
-def _swatch(line: Line) -> dict[str, object]:
+def _swatch(line: Line) -> dict[str, Any]:
     """Width and dashes of a line in a legend of the page."""
-    width = 2.4 if line.width >= BOLD_WIDTH else 1.8
+    width = 2.4 if line.width >= curves.BOLD_WIDTH else 1.8
     dashes = "" if isinstance(line.dash, str) else " ".join(f"{width * part:g}" for part in line.dash[1])
     return {"color": line.color, "width": width, "dashes": dashes}
-
-
-def _short_places(places: Sequence[str]) -> list[str]:
-    """Paths without the directory that all of them are in."""
-    absolute = [str(Path(place).resolve()) for place in places]
-    if len(absolute) < 2:
-        return [Path(place).name for place in absolute]
-    above = os.path.commonpath(absolute)
-    return [os.path.relpath(place, above) for place in absolute]
 
 
 def _slug(text: str) -> str:

@@ -4,9 +4,7 @@ One table (``assets/metrics.yaml``), from which the panels of a run, its numbers
 kept of their logs are made. Names are as verl's logger and ``cppo_verl.trust_region.metrics`` write them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,27 +15,17 @@ TRUST_REGION = "actor/trust_region/"
 VALIDATION = ("val-core/", "val-aux/")  # what verl's validation logs, and nothing else does
 
 MASKED = TRUST_REGION + "masked_share"
-MASKED_BY_TOKEN = TRUST_REGION + "masked_share_token_threshold"
-MASKED_BY_BUDGET = TRUST_REGION + "masked_share_prefix_budget"
-MASKED_POSITIVE = TRUST_REGION + "masked_share_positive"
-MASKED_NEGATIVE = TRUST_REGION + "masked_share_negative"
-EFFECTIVE_BUDGET = TRUST_REGION + "effective_delta_b"
-PREFIX_AVERAGE = TRUST_REGION + "prefix_average"
 DIVERGENCE_MEAN = TRUST_REGION + "divergence_mean"
-DIVERGENCE_P99 = TRUST_REGION + "divergence_p99"
 DIVERGENCE_MAX = TRUST_REGION + "divergence_max"
 FIRST_UPDATE = TRUST_REGION + "first_update/divergence_mean"
-SAMPLE_SIZE_TOKENS = TRUST_REGION + "effective_sample_size/tokens"
-SAMPLE_SIZE_RESPONSES = TRUST_REGION + "effective_sample_size/responses"
 BEHIND_MEAN = "training/off_policy/trajectory_staleness_worst/mean"  # verl's own
 BEHIND_MAX = "training/off_policy/trajectory_staleness_worst/max"
 SPANNING = "trust_region/responses_spanning_versions"  # logged by asynchronous modes alone
 SCALE = "trust_region/threshold_scale"
-ZERO_VARIANCE = "trust_region/zero_variance_share"
-TIME_STEP, TIME_GEN, TIME_UPDATE = "timing_s/step", "timing_s/gen", "timing_s/update_actor"
+TIMES = TIME_STEP, TIME_GEN, TIME_UPDATE = "timing_s/step", "timing_s/gen", "timing_s/update_actor"
 TOKEN_GEN = "timing_per_token_ms/gen"  # verl's own: of responses
 TOKEN_UPDATE = "timing_per_token_ms/update_actor"  # of prompts and responses
-LENGTH, GRAD_NORM = "response_length/mean", "actor/grad_norm"
+GRAD_NORM = "actor/grad_norm"
 
 POSITION_BINS = 8
 STALENESS_BINS = 6  # versions behind: 0, 1, ... 4, and 5 or more
@@ -70,17 +58,13 @@ class Metric:
     log: bool = False
     numbers: bool = False
 
-    @classmethod
-    def read(cls, key: str, name: str = "", also: Sequence[str] = (), **values: Any) -> "Metric":
-        return cls((name or key, *also), **values)
-
-    @property
-    def title(self) -> str:
-        return self.label[:1].upper() + self.label[1:]
+    def logged(self, frame: pd.DataFrame) -> str:
+        """The name under which a run has values; empty for none."""
+        return next((name for name in self.names if len(series(frame, name))), "")
 
     def of(self, frame: pd.DataFrame) -> pd.Series:
         """Its finite values by step; empty when it was not logged."""
-        return series(frame, first_logged(frame, self.names) or self.names[0])
+        return series(frame, self.logged(frame))
 
 
 def series(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -90,16 +74,8 @@ def series(frame: pd.DataFrame, name: str) -> pd.Series:
     return frame[name][np.isfinite(frame[name])]
 
 
-def first_logged(frame: pd.DataFrame, candidates: tuple[str, ...]) -> str | None:
-    """The first of these metrics that has a value."""
-    return next((name for name in candidates if len(series(frame, name))), None)
-
-
-ALL = {key: Metric.read(key, **values) for key, values in data("metrics.yaml").items()}
+ALL = {key: Metric(**{"names": [key]} | values) for key, values in data("metrics.yaml").items()}
 REWARD, STEP_TIME, MASKED_OR_CLIPPED = ALL["critic/rewards/mean"], ALL[TIME_STEP], ALL["masked or clipped"]
-NUMBERS = [metric for metric in ALL.values() if metric.panel or metric.numbers]
 # every column that something draws
-DRAWN = dict.fromkeys(
-    [name for metric in ALL.values() for name in metric.names]
-    + [*BY_POSITION, *DIVERGENCE_BY_STALENESS, *FIRST_BY_STALENESS, *MASKED_BY_STALENESS]
-)
+DRAWN = {name for metric in ALL.values() for name in metric.names}
+DRAWN |= {*BY_POSITION, *DIVERGENCE_BY_STALENESS, *FIRST_BY_STALENESS, *MASKED_BY_STALENESS}

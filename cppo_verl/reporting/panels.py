@@ -29,33 +29,29 @@ def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
     Args:
         rows: the run's numbers, from which a panel's words are.
     """
-    folded, points = coarse(run.frame), steps_a_point(run.frame)
+    frame, folded, points = run.frame, coarse(run.frame), steps_a_point(run.frame)
     folded[OTHER] = other_time(folded)
-    own = {"learning": _learning(run.frame, folded), "positions": _positions(run.frame)}
-    left_out = set()
-    if len(series(run.frame, metrics.SPANNING)):
-        own["staleness"] = _staleness(run.frame)
-    else:
-        left_out = {"versions", "staleness"}
-    if not (series(run.frame, metrics.SCALE) != 1).any():
+    own = {"learning": _learning(frame, folded), "positions": _positions(frame), "staleness": _staleness(frame)}
+    left_out = {"versions", "staleness"} if series(frame, metrics.SPANNING).empty else set()
+    if not (series(frame, metrics.SCALE) != 1).any():
         left_out.add("scale")
-    span = (float(run.frame.index[0]), float(run.frame.index[-1]))
-    return [
-        _panel(key, spec, own.get(key) or tuple(_plot(folded, plot) for plot in spec["plots"]), rows, points, span)
-        for key, spec in data("panels.yaml").items()
-        if key not in left_out
-    ]
+    span = (float(frame.index[0]), float(frame.index[-1]))
+    panels = []
+    for key, spec in data("panels.yaml").items():
+        if key not in left_out:
+            plots = own.get(key) or tuple(_plot(folded, plot) for plot in spec["plots"])
+            panels.append(_panel(key, spec, plots, [row for row in rows if row.panel == key], points, span))
+    return panels
 
 
 def _panel(
     key: str, spec: Mapping[str, Any], plots: tuple[Plot, ...], rows: Sequence[NumberRow], points: int,
     span: tuple[float, float],
 ) -> Panel:  # fmt: skip
-    own = [row for row in rows if row.panel == key]
-    said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in own]
-    absent = ", ".join(row.metric for row in own if not row.cells)
+    said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in rows]
+    absent = ", ".join(row.metric for row in rows if not row.cells)
     averaged = spec.get("averaged", "Each point is the mean of {} steps.").format(points) if points > 1 else ""
-    caption = f"{spec['caption']} {averaged}".rstrip() if any(row.cells for row in own) else ""
+    caption = f"{spec['caption']} {averaged}".rstrip() if any(row.cells for row in rows) else ""
     words = f"{spec['title']}, first to last value: {'; '.join(said)}."
     missing = f"{capital(NOT_LOGGED)}: {absent}." if absent else ""
     return Panel(key, spec["title"], caption, plots, words, missing, span=span)
@@ -69,8 +65,7 @@ def steps_a_point(frame: pd.DataFrame) -> int:
 def coarse(frame: pd.DataFrame) -> pd.DataFrame:
     """The drawn columns with ``steps_a_point`` steps folded to one, infinities left out."""
     count = steps_a_point(frame)
-    drawn = frame[[name for name in metrics.DRAWN if name in frame]]
-    finite = drawn.where(np.isfinite(drawn))
+    finite = frame[[name for name in frame if name in metrics.DRAWN]].replace([np.inf, -np.inf], np.nan)
     if count == 1:
         return finite
     steps, width = frame.index.to_numpy(float), count * spacing(frame.index.to_numpy())
@@ -82,10 +77,15 @@ def coarse(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
     """A plot whose lines or areas the specification names."""
-    lines = tuple(_line(frame, name, *style) for name, style in spec.get("lines", {}).items())
-    areas = tuple(_line(frame, name, *style) for name, style in spec.get("areas", {}).items())
-    outline = _line(frame, spec["outline"], "ink") if areas else None
-    every = [line.values for line in (*lines, *areas, *([outline] if outline else []))]
+
+    def line(name: str, color: str, dash: str = "-") -> Line:
+        label = "other" if name == OTHER else ALL[name].short or ALL[name].label
+        return Line(label, series(frame, name), PALETTE[color], dash)
+
+    lines = tuple(line(name, *style) for name, style in spec.get("lines", {}).items())
+    areas = tuple(line(name, *style) for name, style in spec.get("areas", {}).items())
+    outline = line(spec["outline"], "ink") if areas else None
+    every = [each.values for each in (*lines, *areas, *([outline] if outline else []))]
     nothing = "" if any(map(len, every)) else NOT_LOGGED
     if (areas or spec.get("log")) and not any((values > 0).any() for values in every):
         nothing = nothing or "0 at every step"
@@ -93,36 +93,29 @@ def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
     return Plot(lines, areas, outline, instead=nothing and f"{spec['what']}\n{nothing}", **made)
 
 
-def _line(frame: pd.DataFrame, name: str, color: str, dash: str = "-") -> Line:
-    label = "other" if name == OTHER else ALL[name].short or ALL[name].label
-    return Line(label, series(frame, name), PALETTE[color], dash)
-
-
 def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
     """Validation above, as logged; training reward below, on one step axis."""
     found, reward = validation(frame), metrics.REWARD.of(folded)
     top = Plot(instead=f"validation accuracy\n{NOT_LOGGED}")
     if found is not None:
-        sources = ", ".join(found.by_source)
         several = len(found.by_source) > 1
+        sources = ", ".join(found.by_source)
         names = [sources if len(sources) < LEGEND_WIDTH else "each set", *[""] * len(found.by_source)]
         each = zip(names, found.by_source.values(), cycle(("-", "--", ":", "-.")), strict=False)
         lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for name, values, dash in each] if several else []
         name = f"validation {found.kind}" + (f", mean of {len(found.by_source)}" if several else "")
-        mean = Line(name, found.mean, PALETTE["orange"], dots=True)
-        top = Plot((*lines, mean), unit=found.unit, hole=None, from_zero=False)
+        lines.append(Line(name, found.mean, PALETTE["orange"], dots=True))
+        top = Plot(tuple(lines), unit=found.unit, hole=None, from_zero=False)
     below = Line(metrics.REWARD.label, reward, PALETTE["blue"])
-    none = f"training reward\n{NOT_LOGGED}" if reward.empty else ""
-    return top, Plot((below,), from_zero=False, instead=none)
+    return top, Plot((below,), from_zero=False, instead=f"training reward\n{NOT_LOGGED}" if reward.empty else "")
 
 
 def _positions(frame: pd.DataFrame) -> tuple[Plot]:
     """Mean divergence over eight bins of the relative position, a line for each third of the run."""
-    parts = thirds(frame)
     centres = (np.arange(metrics.POSITION_BINS) + 0.5) / metrics.POSITION_BINS
     lines = [
         Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color], dots=True)
-        for (label, means), color in zip(parts, ("late", "middle", "early"), strict=False)
+        for (label, means), color in zip(thirds(frame), ("late", "middle", "early"), strict=False)
     ]
     none = "" if lines else f"divergence by position\n{NOT_LOGGED}"
     return (Plot(tuple(lines), label="mean divergence", x="position in the response", hole=None, instead=none),)
@@ -133,33 +126,37 @@ def thirds(frame: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
 
     Means are over the steps of a third, each step counting once; a bin that a third never logged is NaN.
     """
-    bins = frame.reindex(columns=list(metrics.BY_POSITION))
-    bins = bins.where(np.isfinite(bins)).dropna(how="all")
-    parts = [bins.iloc[index] for index in np.array_split(np.arange(len(bins)), 3) if len(index)]
-    spans = [(int(part.index[0]), int(part.index[-1])) for part in parts]
-    labels = [f"step {first}" if first == last else f"steps {first}–{last}" for first, last in spans]
-    return [(label, part.mean().to_numpy()) for label, part in zip(labels, parts, strict=True)][::-1]
+    bins = finite_columns(frame, metrics.BY_POSITION).dropna(how="all")
+    parts = []
+    for places in np.array_split(np.arange(len(bins)), 3):
+        if len(places):
+            first, last = bins.index[places[0]], bins.index[places[-1]]
+            label = f"step {first}" if first == last else f"steps {first}–{last}"
+            parts.append((label, bins.iloc[places].mean().to_numpy()))
+    return parts[::-1]
+
+
+def finite_columns(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """These columns, NaN where a value is infinite or was not logged."""
+    found = frame.reindex(columns=list(names))
+    return found.where(np.isfinite(found))
 
 
 def other_time(frame: pd.DataFrame) -> pd.Series:
     """Step time that is neither generation nor update, at the steps that logged all three; never below 0."""
-    named = (metrics.TIME_STEP, metrics.TIME_GEN, metrics.TIME_UPDATE)
-    times = pd.concat([series(frame, name) for name in named], axis=1, keys=named, join="inner")
-    return (times[named[0]] - times[named[1]] - times[named[2]]).clip(lower=0.0)
+    times = finite_columns(frame, metrics.TIMES).dropna()
+    return (2 * times[metrics.TIME_STEP] - times.sum(axis=1)).clip(lower=0.0)
 
 
 def _staleness(frame: pd.DataFrame) -> tuple[Plot, Plot]:
     """Divergence and masked share by versions behind, means over the whole run; the last holds all that is older."""
 
-    def line(label: str, names: Sequence[str], color: str, dash: str) -> Line:
-        bins = frame.reindex(columns=list(names))
-        means = pd.Series(bins.where(np.isfinite(bins)).mean().to_numpy()).dropna()
+    def line(label: str, names: Sequence[str], color: str, dash: str = "-") -> Line:
+        means = finite_columns(frame, names).mean().reset_index(drop=True).dropna()
         return Line(label, means, PALETTE[color], dash, dots=True)
 
-    spent = (
-        line("before any update", metrics.FIRST_BY_STALENESS, "orange", "--"),
-        line("over all updates", metrics.DIVERGENCE_BY_STALENESS, "blue", "-"),
-    )
-    masked = line("masked share", metrics.MASKED_BY_STALENESS, "teal", "-")
-    below = Plot((masked,), unit="%", x="versions behind", hole=None)
-    return Plot(spent, label="mean divergence", x="versions behind", hole=None), below
+    before = line("before any update", metrics.FIRST_BY_STALENESS, "orange", "--")
+    lines = (before, line("over all updates", metrics.DIVERGENCE_BY_STALENESS, "blue"))
+    masked = line("masked share", metrics.MASKED_BY_STALENESS, "teal")
+    above = Plot(lines, label="mean divergence", x="versions behind", hole=None)
+    return above, Plot((masked,), unit="%", x="versions behind", hole=None)

@@ -10,18 +10,17 @@ from io import BytesIO, StringIO
 from math import ceil
 from textwrap import fill, shorten
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
 import matplotlib.style
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
-from cppo_verl.reporting.plots import PALETTE, Panel, draw, handles
+from cppo_verl.reporting.plots import PALETTE, Panel, draw
 
 DPI = 150
 SVG_INCHES = (3.7, 2.9)  # at phone width a point is then about a CSS pixel and a quarter
@@ -54,8 +53,8 @@ def compose(
         columns = min(columns, len(panels))
         rows, width = ceil(len(panels) / columns), columns * inches[0]
         said = fill(drawable(caption), round(width * 14)).splitlines()
-        head, foot, body = 0.95, 0.2 * len(said) + 0.15 * bool(said), rows * inches[1]
-        height = head + body + foot
+        foot, body = 0.2 * len(said) + 0.15 * bool(said), rows * inches[1]
+        height = 0.95 + body + foot
         engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, rect=(0, foot / height, 1, body / height))
         figure, left = Figure((width, height), DPI, layout=engine), 0.2 / width
         large = 16 if columns > 1 else 11.5
@@ -64,8 +63,9 @@ def compose(
         figure.text(left, 1 - 0.6 / height, below, fontsize=10, va="top", color=PALETTE["soft"])
         figure.text(left, (foot - 0.03) / height, "\n".join(said), fontsize=9, va="top", color=PALETTE["soft"])
         if legend:
-            shown = handles([line for panel in panels for line in panel.lines])
-            fit = max(1, round(width * 11 / max(len(str(handle.get_label())) + 6 for handle in shown)))
+            lines = {line.name: line for panel in panels for line in panel.lines}.values()
+            shown = [Line2D([], [], color=x.color, linestyle=x.dash, linewidth=x.width, label=x.name) for x in lines]
+            fit = max(1, round(width * 11 / max(len(line.name) + 6 for line in lines)))
             figure.legend(handles=shown, loc="center left", bbox_to_anchor=(left, 1 - 0.68 / height), ncols=fit,
                           borderaxespad=0, handlelength=2.2, fontsize=9 if columns > 1 else 7.5)  # fmt: skip
         rooms = np.asarray(figure.subfigures(rows, columns)).ravel() if len(panels) > 1 else [figure]
@@ -73,60 +73,42 @@ def compose(
             if room is not figure:  # the title of a page of one is its own
                 room.suptitle(panel.title, x=0.03, ha="left", fontsize=11, fontweight="bold")
             draw(room, panel)
-        return {kind: _printed(figure, kind, title) for kind in kinds}
+        facts = {"png": {"Software": None, "Description": title}, "pdf": {"CreationDate": None, "Title": title}}
+        return {kind: _printed(figure, kind, facts[kind]) for kind in kinds}
 
 
-def _printed(figure: Figure, kind: str, title: str) -> bytes:
+def _printed(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     buffer = BytesIO()
-    if kind == "png":
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None, "Description": title})
-    else:
-        from matplotlib.backends.backend_pdf import FigureCanvasPdf  # brings fontTools, which takes a while
-
-        FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None, "Title": title})
+    figure.savefig(buffer, format=kind, metadata=metadata, dpi=DPI)
     return buffer.getvalue()
 
 
-def svg(panel: Panel, key: str) -> str:
+def svg(panel: Panel, key: str) -> Markup:
     """One panel as an ``<svg>`` element without references to anything outside it; ``key`` makes its ids unique."""
     with drawing_style(**{"svg.hashsalt": key}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has the letters
         figure = Figure(SVG_INCHES, layout="constrained", facecolor="none")
         draw(figure, panel)
         buffer = StringIO()
-        nothing: dict[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    root = ElementTree.fromstring(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", buffer.getvalue()))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):  # the page has its own style, and no links
-                parent.remove(child)
-    for element in root.iter():
-        _plain_element(element, f"{key}-")
-    for size in ("width", "height", "version"):
-        root.attrib.pop(size, None)
-    root.attrib.update({"class": "plot", "role": "img", "focusable": "false", "aria-label": panel.words})
-    text = ElementTree.tostring(root, encoding="unicode")
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    whole = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", buffer.getvalue())
+    whole = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", whole, flags=re.DOTALL)
+    root, body = re.split(r"(?<=>)", whole[whole.index("<svg") :], maxsplit=1)
+    (box,) = re.findall(r'viewBox="[^"]*"', root)
+    about = f'class="plot" role="img" focusable="false" aria-label="{escape(panel.words)}"'
+    return Markup(f"<svg {box} {about}>{re.sub('<[^>]*>', _plain_tag, body)}".strip())
+
+
+def _plain_tag(found: re.Match[str]) -> str:
+    """A tag with ids only where something refers to them (those are hashes), short numbers, the page's own font and
+    colours, and no namespace, for HTML needs none. Text holds no ``<`` and no ``>``."""
+    tag = re.sub(r' id="[^"]*"', "", found[0]) if found[0].startswith("<g ") else found[0]
+    tag = re.sub(r"-?[0-9]*\.[0-9]{3,}", lambda number: f"{float(number[0]):.2f}", " ".join(tag.split()))
+    tag = re.sub(r"font: (?:[a-z0-9]+ )*?([0-9.]+px)[^;\"]*", r"font-size: \1", tag)
+    tag = re.sub(r"font-family:[^;\"]*;?\s*", "", tag).replace("xlink:href", "href")
     for name, color in PALETTE.items():
-        text = text.replace(color, f"var(--{name})")
-    return text
-
-
-def _plain_element(element: ElementTree.Element, prefix: str) -> None:
-    """No namespaces (HTML needs none), ids that are unique on the page, short numbers, no font of its own."""
-    element.tag = element.tag.rpartition("}")[2]
-    for name, value in list(element.attrib.items()):
-        del element.attrib[name]
-        name = name.rpartition("}")[2]
-        if name == "id":
-            value = prefix + value
-        elif name in ("d", "points"):
-            value = re.sub(r"-?[0-9]*\.[0-9]+", lambda number: f"{float(number[0]):.2f}", " ".join(value.split()))
-        elif name == "style":  # keeps a font's size and drops its family: the page's own applies
-            value = re.sub(r"font: (?:[a-z0-9]+ )*?([0-9.]+px)[^;]*", r"font-size: \1", value)
-            value = re.sub(r"font-family:[^;]*;?\s*", "", value)
-        value = re.sub(r"url\(#", f"url(#{prefix}", value)
-        element.set(name, f"#{prefix}{value[1:]}" if name == "href" and value.startswith("#") else value)
+        tag = tag.replace(color, f"var(--{name})")
+    return tag
 
 
 @cache

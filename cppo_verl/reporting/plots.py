@@ -3,25 +3,23 @@
 A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cppo_verl.reporting.metrics import STALENESS_BINS
-from cppo_verl.reporting.text import NOT_LOGGED, number, short_exponent
+from cppo_verl.reporting.text import NOT_LOGGED, short_exponent
 
 # The page swaps each of these for a CSS variable of the same name, so that one drawing serves light and dark.
 PALETTE = {"ink": "#22303c", "soft": "#5d6975", "rule": "#d5dbe1", "blue": "#2b6cb0", "orange": "#c05f1a",
            "teal": "#2f8f83", "stone": "#8d98a3", "early": "#74a0d2", "middle": "#3a76b8",
            "late": "#123a66"}  # fmt: skip
-BOLD_WIDTH = 2.0  # of the line to look at
 LEGEND_WIDTH = 54  # letters that fit above the axes of the narrowest panel
 DOTTED_POINTS = 60  # more are drawn as a line alone
 TICKS = {  # by x, where they are not numbers of steps
@@ -29,17 +27,16 @@ TICKS = {  # by x, where they are not numbers of steps
     "versions behind": (range(STALENESS_BINS), [*map(str, range(STALENESS_BINS - 1)), f"{STALENESS_BINS - 1} or more"]),
 }
 
-Dash = Any  # matplotlib's: "-", "--", (offset, (on, off, ...))
-
 
 @dataclass(frozen=True)
 class Line:
-    """``values`` by x, how they are drawn, half the width of their band (``error``), each seed's own, and marks."""
+    """``values`` by x, how they are drawn (``dash`` is matplotlib's), half the width of their band (``error``), each
+    seed's own, and marks."""
 
     name: str
     values: pd.Series
     color: str
-    dash: Dash = "-"
+    dash: Any = "-"
     width: float = 1.5
     dots: bool = False
     error: pd.Series | None = None
@@ -91,15 +88,11 @@ class Panel:
     def lines(self) -> list[Line]:
         return [line for plot in self.plots for line in plot.lines]
 
-    def renamed(self, names: Mapping[str, str]) -> "Panel":
-        plots = [replace(x, lines=tuple(replace(line, name=names[line.name]) for line in x.lines)) for x in self.plots]
-        return replace(self, plots=tuple(plots))
-
 
 def draw(room: Figure | SubFigure, panel: Panel) -> None:
     """The panel on an empty figure."""
-    every = room.subplots(len(panel.plots), 1, sharex=True, sharey=len({p.unit for p in panel.plots}) == 1 and bool(
-        panel.plots[0].areas), squeeze=False)[:, 0]  # fmt: skip
+    stacked = bool(panel.plots[0].areas) and len({plot.unit for plot in panel.plots}) == 1
+    every = room.subplots(len(panel.plots), 1, sharex=True, sharey=stacked, squeeze=False)[:, 0]
     for axes, plot in zip(every, panel.plots, strict=True):
         if plot.instead:
             _write(axes, plot.instead, axes is every[-1] and len(every) > 1)
@@ -109,32 +102,30 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
         _stack(axes, plot)
         _y_axis(axes, plot)
         if panel.legend:
-            legend(axes)
+            _legend(axes)
     if not all(plot.instead for plot in panel.plots):
         _x_axis(every[-1], panel)
 
 
 def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
     for seed in line.seeds:
-        axes.plot(seed.index, _shown(seed, plot), color=line.color, linewidth=0.6, alpha=0.4, zorder=2)
+        axes.plot(seed[seed > 0] if plot.log else seed, color=line.color, linewidth=0.6, alpha=0.4, zorder=2)
     if line.error is not None:
         low, high = line.values - line.error, line.values + line.error
         axes.fill_between(line.values.index, low, high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
     values = line.values[line.values > 0] if plot.log else line.values
     absent = f" ({NOT_LOGGED})" if line.values.empty else " (always 0)" if values.empty else ""
-    x, y = with_gaps(values, plot.hole) if plot.hole else (values.index, values)
-    width = line.width if len(values) <= 100 else 0.7 * line.width
-    dots: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
-    style: dict[str, Any] = {"color": line.color, "linestyle": line.dash, "linewidth": width, "zorder": 2 + line.width}
-    axes.plot(x, _shown(y, plot), label=line.name + absent, **style, **dots)
-    known = np.pad(np.isfinite(np.asarray(y, float)), 1)
+    x, y = with_gaps(values, plot.hole) if plot.hole else (values.index.to_numpy(), values.to_numpy(float))
+    style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
+    style |= {"color": line.color, "linewidth": line.width if len(values) <= 100 else 0.7 * line.width}
+    axes.plot(x, y, label=line.name + absent, linestyle=line.dash, zorder=2 + line.width, **style)
+    known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    lone: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5}
-    axes.plot(np.asarray(x)[alone], np.asarray(y)[alone], color=line.color, **lone)
-    for marks, marker in ((line.best, "o"), (line.collapsed, "x")):
-        for step, value in marks:
-            axes.plot(step, value, color=line.color, marker=marker, markersize=7, markeredgewidth=1.5, zorder=5,
-                      fillstyle="none")  # fmt: skip
+    axes.plot(x[alone], y[alone], color=line.color, linestyle="none", marker="o", markersize=3.5)
+    marks = [(mark, "o") for mark in line.best] + [(mark, "x") for mark in line.collapsed]
+    large: dict[str, Any] = {"markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
+    for (step, value), marker in marks:
+        axes.plot(step, value, color=line.color, marker=marker, **large)
 
 
 def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -160,37 +151,31 @@ def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(axes: Axes, plot: Plot) -> None:
-    """Areas on top of each other, over the steps that logged all parts that were logged at all."""
+    """Areas on top of each other, over the steps that logged all parts that were logged at all, and their outline."""
     logged = [area.values for area in plot.areas if len(area.values)]
-    common = pd.concat(logged, axis=1, join="inner").index if logged else pd.Index([])
+    common = pd.concat(logged, axis=1, join="inner").index if logged else []
     floor: np.ndarray | float = 0.0
     for area in plot.areas:
-        if area.values.empty or common.empty:
+        if area.values.empty or not len(common):
             axes.fill_between([], [], [], color=area.color, label=f"{area.name} ({NOT_LOGGED})")
             continue
         edges, heights = blocks(area.values.loc[common])
         axes.stairs(floor + heights, edges, baseline=floor, fill=True, color=area.color, label=area.name, linewidth=0)
         floor = floor + heights
-    if plot.outline is not None and plot.outline.values.empty:
-        axes.plot([], [], color=PALETTE["ink"], label=f"{plot.outline.name} ({NOT_LOGGED})")
-    elif plot.outline is not None:
-        edges, heights = blocks(plot.outline.values)
+    line = plot.outline
+    if line is not None and line.values.empty:
+        axes.plot([], [], color=line.color, label=f"{line.name} ({NOT_LOGGED})")
+    elif line is not None:
+        edges, heights = blocks(line.values)
         width = 0.8 if len(heights) <= 100 else 0.5
-        axes.stairs(heights, edges, baseline=None, color=PALETTE["ink"], label=plot.outline.name, linewidth=width)
-
-
-def _shown(values: Any, plot: Plot) -> np.ndarray:
-    """What a log scale cannot show is left out."""
-    data = np.asarray(values, dtype=float)
-    return np.where(data > 0, data, np.nan) if plot.log else data
+        axes.stairs(heights, edges, baseline=None, color=line.color, label=line.name, linewidth=width)
 
 
 def _y_axis(axes: Axes, plot: Plot) -> None:
     if plot.log:
         axes.set_yscale("log")
         low, high = axes.dataLim.intervaly
-        subs = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0), numticks=9))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4 if plot.unit == "%" else 5))
@@ -216,7 +201,7 @@ def _x_axis(axes: Axes, panel: Panel) -> None:
         axes.axvline(plot.stop, color=PALETTE["soft"], linewidth=0.8, zorder=0)
 
 
-def legend(axes: Axes) -> None:
+def _legend(axes: Axes) -> None:
     """Above the axes, in as many columns as a narrow panel has room for."""
     handles, labels = axes.get_legend_handles_labels()
     columns = next((n for n in (len(labels), -(-len(labels) // 2)) if _letters(labels, n) <= LEGEND_WIDTH), 1)
@@ -228,18 +213,6 @@ def _letters(labels: Sequence[str], columns: int) -> int:
     """Width of a legend in letters; matplotlib fills it column by column, and a handle takes about five."""
     filled = [column for column in np.array_split(np.array(labels), max(columns, 1)) if len(column)]
     return sum(max(map(len, column)) + 5 for column in filled)
-
-
-def handles(lines: Sequence[Line]) -> list[Line2D]:
-    """What a legend shows of lines, once each."""
-    unique = {line.name: line for line in lines}.values()
-    return [Line2D([], [], color=x.color, linestyle=x.dash, linewidth=x.width, label=x.name) for x in unique]
-
-
-def last_values(panel: Panel) -> str:
-    """Where each line ends, for those who do not see it."""
-    ends = [(plot.unit, x) for plot in panel.plots for x in plot.lines if len(x.values)]
-    return "; ".join(f"{line.name} {number(float(line.values.iloc[-1]), unit)}" for unit, line in ends)
 
 
 def _write(axes: Axes, words: str, steps: bool) -> None:

@@ -1,4 +1,4 @@
-"""A run's score as the paper counts it, whether it collapsed, and scores of several seeds as one cell of a table.
+"""A run's score as the paper counts it, and whether the run collapsed.
 
 Scores are in percent. The steps that count are 1 to T_stop: step 0 validates the model before training and is no
 checkpoint's. A model that the paper does not train has no T_stop, and where it was not validated for accuracy it is
@@ -6,7 +6,7 @@ scored by what was logged: validation reward, else training reward.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,10 +16,9 @@ from cppo_verl import paper
 from cppo_verl.reporting.labels import Label
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.metrics import GRAD_NORM, REWARD, series
-from cppo_verl.reporting.summary import validation, validation_metric
+from cppo_verl.reporting.summary import validation
 
 SAMPLES = 16
-COLUMNS = (*paper.BENCHMARKS, "avg")
 
 COLLAPSE_FALL = 0.5  # of the best score so far
 COLLAPSE_CHECKS = 2  # validations at the end that must all lie below
@@ -43,22 +42,22 @@ class Score:
         table: score by validated step and benchmark, the log's whole length, step 0 included; accuracies in percent,
             rewards as logged.
         kind: what is scored, one of ``KINDS``.
+        absent: why there is no score; empty when there is one.
+        notes: sentences about validations that are not the paper's.
         best: score by benchmark, and ``avg``, at ``step``, the best up to T_stop; empty and None without any.
         last_step: where the log ends.
         collapsed_at: step from which the run was collapsed, with ``collapse`` the reason; None when it was not.
-        absent: why there is no score; empty when there is one.
-        notes: sentences about validations that are not the paper's.
     """
 
-    table: pd.DataFrame
-    last_step: int = 0
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
     kind: str = ACCURACY
-    best: Mapping[str, float] = field(default_factory=dict)
-    step: int | None = None
-    collapsed_at: int | None = None
-    collapse: str = ""
     absent: str = ""
     notes: tuple[str, ...] = ()
+    best: Mapping[str, float] = field(default_factory=dict)
+    step: int | None = None
+    last_step: int = 0
+    collapsed_at: int | None = None
+    collapse: str = ""
 
     @property
     def curve(self) -> pd.Series:
@@ -80,6 +79,14 @@ class Entry:
     notes: tuple[str, ...] = ()
     named: bool = False
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        return self.run.frame if self.run is not None else pd.DataFrame()
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return self.run.settings if self.run is not None else {}
+
     def remarks(self) -> list[str]:
         """What a reader should know of the run."""
         return [x for x in (self.score.collapse, self.score.absent, *self.score.notes, *self.notes) if x]
@@ -98,58 +105,55 @@ def kind_of(entries: Iterable[Entry]) -> str:
 
 def score_run(run: Run, model: str) -> Score:
     """The best mean score up to T_stop; a model of the paper is scored on the paper's benchmarks alone."""
-    stop = math.inf if t_stop(model) is None else float(paper.t_stop()[model])
-    score = _papers_validations(run) if t_stop(model) is not None else _own_validations(run)
+    stop = t_stop(model) or math.inf
+    score = _own_validations(run) if t_stop(model) is None else _papers_validations(run)
     curve = score.curve
     counted = curve[(curve.index > 0) & (curve.index <= stop)]
-    score = _with_collapse(replace(score, last_step=int(run.frame.index[-1])), run, counted, stop)
+    fell = collapse(counted) if score.kind == ACCURACY else None  # rewards have no zero to fall to
+    broken = broken_gradient(run, stop)
+    at, why = (
+        (fell[0], f"score below half of {fell[1]:.2f} from step {fell[0]} on")
+        if fell is not None
+        else (broken, f"gradient norm not finite from step {broken} on" if broken is not None else "")
+    )
+    score = replace(score, last_step=int(run.frame.index[-1]), collapsed_at=at, collapse=why)
     if counted.empty:
         return replace(score, absent=score.absent or "no step after 0 and up to T_stop validated every benchmark")
     step = int(counted.idxmax())
-    best = {str(name): float(x) for name, x in score.table.loc[step].items()}
-    return replace(score, best=best | {"avg": float(counted.loc[step])}, step=step)
+    best = {str(name): float(x) for name, x in score.table.loc[step].items()} | {"avg": float(counted.loc[step])}
+    return replace(score, best=best, step=step)
 
 
 def _papers_validations(run: Run) -> Score:
     """Accuracies on the three benchmarks, Avg@16 or what there is of them."""
     found = validation(run.frame)
     if found is None or found.kind != "accuracy":
-        return Score(pd.DataFrame(), absent="no validation accuracy was logged")
-    missing = [name for name in paper.BENCHMARKS if name not in found.by_source]
-    if missing:
-        return Score(pd.DataFrame(), absent=f"not validated on {', '.join(missing)}")
-    exact = {name: series(run.frame, validation_metric(name, "acc", SAMPLES)) for name in paper.BENCHMARKS}
-    other = [name for name, values in exact.items() if values.empty]
-    notes = [f"{name} was validated with {found.samples[name]} answers a prompt, not {SAMPLES}" for name in other]
-    table = pd.DataFrame(exact | {name: found.by_source[name] for name in other}).dropna()
-    return Score(100 * table, notes=tuple(notes))
+        return Score(absent="no validation accuracy was logged")
+    if missing := [name for name in paper.BENCHMARKS if name not in found.by_source]:
+        return Score(absent=f"not validated on {', '.join(missing)}")
+    columns, notes = {}, []
+    for name in paper.BENCHMARKS:
+        columns[name] = series(run.frame, f"val-core/{name}/acc/mean@{SAMPLES}")
+        if columns[name].empty:
+            columns[name] = found.by_source[name]
+            notes.append(f"{name} was validated with {found.samples[name]} answers a prompt, not {SAMPLES}")
+    return Score(100 * pd.DataFrame(columns).dropna(), notes=tuple(notes))
 
 
 def _own_validations(run: Run) -> Score:
     """Whatever was validated; else the training reward, in means."""
     found = validation(run.frame)
     if found is not None:
-        accuracy = found.kind == "accuracy"
         table = pd.DataFrame(found.by_source).dropna()
-        return Score(100 * table if accuracy else table, kind=ACCURACY if accuracy else VALIDATION_REWARD)
+        return Score(100 * table) if found.kind == "accuracy" else Score(table, VALIDATION_REWARD)
     values = REWARD.of(run.frame)
     if values.empty:
-        return Score(pd.DataFrame(), absent="neither a validation nor a training reward was logged")
+        return Score(absent="neither a validation nor a training reward was logged")
     width = max(1, len(values) // REWARD_POINTS)
     blocks = values.groupby(np.arange(len(values)) // width)
     means = blocks.mean().set_axis(pd.Index([int(part.index[-1]) for _, part in blocks], name="step"))
     note = f"no validation was logged; scored by the training reward, in means of {width} steps"
-    return Score(means.to_frame(TRAINING_REWARD), kind=TRAINING_REWARD, notes=(note,))
-
-
-def _with_collapse(score: Score, run: Run, counted: pd.Series, stop: float) -> Score:
-    if score.kind == ACCURACY and (fell := collapse(counted)) is not None:  # rewards have no zero to fall to
-        return replace(
-            score, collapsed_at=fell[0], collapse=f"score below half of {fell[1]:.2f} from step {fell[0]} on"
-        )
-    if (broken := broken_gradient(run, stop)) is not None:
-        return replace(score, collapsed_at=broken, collapse=f"gradient norm not finite from step {broken} on")
-    return score
+    return Score(means.to_frame(TRAINING_REWARD), TRAINING_REWARD, notes=(note,))
 
 
 def collapse(counted: pd.Series) -> tuple[int, float] | None:
@@ -168,68 +172,5 @@ def broken_gradient(run: Run, stop: float) -> int | None:
     """First of the steps at the end of the log (up to ``stop``) that all have a gradient norm of NaN or infinity; None
     when there are fewer than ``COLLAPSE_STEPS``."""
     good = max((step for step in series(run.frame, GRAD_NORM).index if step <= stop), default=-math.inf)
-    tail = [int(step) for step in run.nonfinite.get(GRAD_NORM, ()) if good < step <= stop]
+    tail = [step for step in run.nonfinite.get(GRAD_NORM, ()) if good < step <= stop]
     return tail[0] if len(tail) >= COLLAPSE_STEPS else None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its standard error (standard deviation with n - 1, over the root of n; None for one)."""
-
-    mean: float
-    error: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A model and method: what its runs scored beside the paper.
-
-    Attributes:
-        state: ``scored``, ``collapse`` (every run), ``unscored`` (runs without a score) or ``missing`` (no run).
-        scores: benchmark (and ``avg``) -> estimate over the runs that did not collapse.
-        steps: best steps of these runs. collapsed, runs: how many there are. ends: the last step of the shortest run.
-        paper: benchmark (and ``avg``) -> the paper's score, None where it collapsed; empty where the paper has no row.
-    """
-
-    model: str
-    method: str
-    state: str
-    scores: Mapping[str, Estimate] = field(default_factory=dict)
-    steps: tuple[int, ...] = ()
-    collapsed: int = 0
-    runs: int = 0
-    ends: int | None = None
-    paper: Mapping[str, float | None] = field(default_factory=dict)
-
-    def shown(self, name: str) -> float | None:
-        """The score as printed, to two decimals."""
-        return round(self.scores[name].mean, 2) if name in self.scores else None
-
-    def difference(self, name: str) -> float | None:
-        """Ours as printed less the paper's; None unless both are numbers."""
-        ours, theirs = self.shown(name), self.paper.get(name)
-        return None if ours is None or theirs is None else round(ours - theirs, 2) + 0.0
-
-    @property
-    def unfinished(self) -> bool:
-        """A run ended before T_stop, so a better step may still come."""
-        return self.ends is not None and self.ends < (t_stop(self.model) or 0)
-
-
-def cell_of(entries: Sequence[Entry], model: str, method: str) -> Cell:
-    """The runs of a model and method, whether there are any or not."""
-    own = [entry.score for entry in entries if (entry.label.model, entry.label.method) == (model, method)]
-    rows = [row for row in paper.breakdown() if (row.model, row.method) == (model, method)]
-    printed = {name: getattr(row, name) for row in rows for name in COLUMNS}
-    collapsed = sum(score.collapsed_at is not None for score in own)
-    scored = [score for score in own if score.step is not None and score.collapsed_at is None]
-    if not scored:
-        state = "collapse" if collapsed else "unscored" if own else "missing"
-        return Cell(model, method, state, collapsed=collapsed, runs=len(own), paper=printed)
-    table = pd.DataFrame([dict(score.best) for score in scored]).dropna(axis=1)
-    n, errors = len(scored), table.sem()
-    scores = {str(x): Estimate(float(table[x].mean()), float(errors[x]) if n > 1 else None, n) for x in table}
-    steps = tuple(score.step for score in scored if score.step is not None)
-    ends = min(score.last_step for score in scored)
-    return Cell(model, method, "scored", scores, steps, collapsed, len(own), ends, printed)

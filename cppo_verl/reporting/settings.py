@@ -54,37 +54,37 @@ def read_settings(path: Path) -> dict[str, object]:
     return {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
 
 
-def settings_table(settings: Settings) -> list[tuple[str, str | None]]:
+def settings_table(settings: Settings) -> list[tuple[str, str]]:
     """(label, text) rows for the page, in reading order, without what the config leaves unset or the rule unused."""
-    text = {name: short(value) for name, value in settings.items()}.get
+    text = {name: short(value) for name, value in settings.items()}
     seeds = {"data": "data_seed", "rollout": "rollout_seed", "mini-batches": "mini_batch_seed"}
-    batch = [text("prompts", ""), text("responses", "")]
+    batch = [text.get("prompts", ""), text.get("responses", "")]
     topk = settings.get("estimator") == "topk" and "topk" in settings
-    rows = [
-        ("Rule", text("loss_mode")),
-        ("Divergence", text("divergence")),
-        ("Estimator", f"top-{settings['topk']}" if topk else text("estimator")),
-        *((label, text(name)) for name, label in KNOB_LABELS.items() if name not in unused_knobs(settings)),
-        *((label, text(name)) for name, (label, usual) in ASYNC_LABELS.items() if settings.get(name, usual) != usual),
-        *((name.removeprefix(OWN), text(name)) for name in own_knobs(settings)),
-        ("Advantage", text("advantage")),
-        ("Model", Path(text("model", "").rstrip("/")).name),
-        ("Prompts × responses", " × ".join(part or "?" for part in batch) if any(batch) else ""),
-        ("Mini-batch (prompts)", text("mini_batch")),
-        ("Learning rate", text("learning_rate")),
-        ("Seeds", ", ".join(f"{label} {settings[key]}" for label, key in seeds.items() if key in settings)),
-    ]
-    return [(label, said) for label, said in rows if said]
+    unused = unused_knobs(settings)
+    rows = {
+        "Rule": text.get("loss_mode"),
+        "Divergence": text.get("divergence"),
+        "Estimator": f"top-{settings['topk']}" if topk else text.get("estimator"),
+        **{label: text.get(name) for name, label in KNOB_LABELS.items() if name not in unused},
+        **{label: text[name] for name, (label, usual) in ASYNC_LABELS.items() if settings.get(name, usual) != usual},
+        **{name.removeprefix(OWN): text[name] for name in own_knobs(settings)},
+        "Advantage": text.get("advantage"),
+        "Model": Path(text.get("model", "").rstrip("/")).name,
+        "Prompts × responses": " × ".join(part or "?" for part in batch) if any(batch) else "",
+        "Mini-batch (prompts)": text.get("mini_batch"),
+        "Learning rate": text.get("learning_rate"),
+        "Seeds": ", ".join(f"{label} {text[key]}" for label, key in seeds.items() if key in text),
+    }
+    return [(label, said) for label, said in rows.items() if said]
 
 
-def method_name(settings: Settings) -> str:
-    """What the method is called in a headline: the rule in capitals, with what sets it apart; empty if unknown."""
+def headline_name(settings: Settings) -> str:
+    """What a headline calls the method: the rule in capitals, with what sets it apart; empty if unknown."""
     mode = str(settings.get("loss_mode", ""))
-    if mode == "cppo":
-        usual = {"divergence": "tv", "gate": "hard"}
-        odd = [str(settings[knob]) for knob in usual if settings.get(knob, usual[knob]) != usual[knob]]
-        return "CPPO" + (f" ({', '.join(odd)})" if odd else "")
-    return {"dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
+    usual = {"divergence": "tv", "gate": "hard"} if mode == "cppo" else {}
+    odd = [str(settings[knob]) for knob in usual if settings.get(knob, usual[knob]) != usual[knob]]
+    name = {"cppo": "CPPO", "dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
+    return f"{name} ({', '.join(odd)})" if odd else name
 
 
 def own_knobs(settings: Settings) -> list[str]:

@@ -1,11 +1,8 @@
 """Reads many runs: finds them, labels them, scores them, and keeps of each log only what the report shows."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pandas as pd
 
 from cppo_verl import paper
 from cppo_verl.reporting.labels import Label, LabelError, deviations, label_of
@@ -43,12 +40,16 @@ def read_study(places: Sequence[Path], labels: Mapping[str, Label], skip_bad_lin
         LabelError: a label for a path that is not among the runs.
     """
     given = {Path(path).resolve(): label for path, label in labels.items()}
-    found, notes = _unique(run for place in places for run in expand(place))
-    strangers = set(given) - {place.resolve() for place in found}
-    if strangers:
-        raise LabelError(f"--label for {sorted(map(str, strangers))[0]}, which is not among the runs of this report.")
-    entries = tuple(read_entry(place, given.get(place.resolve()), skip_bad_lines) for place in found)
-    return Study(entries, (*notes, *_double_notes(entries)))
+    found: dict[Path, Path] = {}  # as resolved -> as given first
+    again: dict[Path, None] = {}
+    for place in (run for given_place in places for run in expand(given_place)):
+        if found.setdefault(place.resolve(), place) is not place:
+            again[found[place.resolve()]] = None
+    if strangers := sorted(map(str, set(given) - set(found))):
+        raise LabelError(f"--label for {strangers[0]}, which is not among the runs of this report.")
+    entries = tuple(read_entry(place, given.get(path), skip_bad_lines) for path, place in found.items())
+    twice = [f"{place} was given more than once and is counted once." for place in again]
+    return Study(entries, (*twice, *_double_notes(entries)))
 
 
 def expand(place: Path) -> list[Path]:
@@ -58,8 +59,7 @@ def expand(place: Path) -> list[Path]:
     """
     if not place.is_dir() or any((place / "logs").glob("*.jsonl")):
         return [place]
-    direct = sorted(place.glob("*.jsonl"))
-    if direct:
+    if direct := sorted(place.glob("*.jsonl")):
         return [place] if starts_of_one(direct) else direct
     return _below(place, DEPTH) or [place]
 
@@ -70,8 +70,8 @@ def read_entry(place: Path, named: Label | None, skip_bad_lines: bool) -> Entry:
         run = read_run(place, skip_bad_lines)
     except NoStepsError:
         settings, notes = settings_beside(place)
-        nothing = Score(pd.DataFrame(), absent="no step was logged")
-        return Entry(str(place), named or label_of(settings, place.resolve()), None, nothing, notes, named is not None)
+        label, nothing = named or label_of(settings, place.resolve()), Score(absent="no step was logged")
+        return Entry(str(place), label, None, nothing, notes, named is not None)
     label = named or label_of(run.settings, place.resolve())
     differing = deviations(label, run.settings)
     notes = (*run.notes, *([f"not the paper's setting: {', '.join(differing)}"] if differing else []))
@@ -88,14 +88,6 @@ def _below(place: Path, depth: int) -> list[Path]:
         elif depth > 1:
             found += _below(child, depth - 1)
     return found
-
-
-def _unique(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The paths once each, and a note on those given again."""
-    first: dict[Path, Path] = {}
-    times = Counter(resolved for place in places if first.setdefault(resolved := place.resolve(), place))
-    again = [f"{first[key]} was given more than once and is counted once." for key, n in times.items() if n > 1]
-    return list(first.values()), again
 
 
 def _double_notes(entries: Sequence[Entry]) -> Iterator[str]:

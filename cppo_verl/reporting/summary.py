@@ -2,15 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.metrics import NUMBERS, REWARD, first_logged, series
-from cppo_verl.reporting.settings import method_name
+from cppo_verl.reporting.metrics import ALL, REWARD, series
+from cppo_verl.reporting.settings import headline_name
 from cppo_verl.reporting.text import capital, count, number
-
-ARROW = "→"
 
 
 @dataclass(frozen=True)
@@ -47,24 +46,15 @@ def validation(frame: pd.DataFrame) -> Validation | None:
             if match and len(series(frame, name)):
                 samples[match[1]] = max(samples.get(match[1], 0), int(match[2]))
         if samples:
-            by_source = {s: series(frame, validation_metric(s, variable, n)) for s, n in samples.items()}
+            by_source = {s: series(frame, f"val-core/{s}/{variable}/mean@{n}") for s, n in samples.items()}
             return Validation(kind, by_source, samples)
     return None
 
 
-def validation_metric(source: str, variable: str, samples: int) -> str:
-    """verl's name for the mean of ``variable`` (``acc`` or ``reward``) over ``samples`` answers a prompt."""
-    return f"val-core/{source}/{variable}/mean@{samples}"
-
-
 @dataclass(frozen=True)
 class Headline:
-    """The result in words.
-
-    Attributes:
-        what: method and metric. figures: before and after, or the only value, or none.
-        span: the steps between. detail: what the number is a mean of, and the best value on the way.
-    """
+    """The result in words: method and metric, its values before and after (or the only one, or none), the steps
+    between, and what the number is a mean of, with the best value on the way."""
 
     what: str
     figures: tuple[str, ...]
@@ -73,19 +63,18 @@ class Headline:
 
     def sentence(self) -> str:
         """All but the detail in one line."""
-        return " ".join(part for part in (self.what, f" {ARROW} ".join(self.figures), self.span) if part)
+        return " ".join(part for part in (self.what, " → ".join(self.figures), self.span) if part)
 
 
 def headline(run: Run) -> Headline:
     """Validation before and after; else the training reward's; else that neither was logged."""
-    method, end = method_name(run.settings), int(run.frame.index[-1])
+    method, end = headline_name(run.settings), int(run.frame.index[-1])
     prefix = f"{method}: " if method else ""
     found = validation(run.frame)
     if found is not None and len(found.mean):
         return _change(f"{prefix}validation {found.kind}", found.mean, found.unit, found.describe(), end)
     absent = "no validation was logged" if found is None else f"no step validated all of {', '.join(found.by_source)}"
-    reward = first_logged(run.frame, REWARD.names)
-    if reward is not None:
+    if reward := REWARD.logged(run.frame):
         values = series(run.frame, reward)
         return _change(f"{prefix}training reward", values, "", f"Metric {reward}; {absent}", end)
     return Headline(capital(f"{prefix}{absent}, nor a training reward"), (), "", f"The log ends at step {end}.")
@@ -93,24 +82,19 @@ def headline(run: Run) -> Headline:
 
 def _change(what: str, values: pd.Series, unit: str, source: str, end: int) -> Headline:
     first, last, best = int(values.index[0]), int(values.index[-1]), int(values.idxmax())
-    figures = [number(float(values.loc[step]), unit) for step in (first, last)]
-    goes_on = f" The log goes on to step {end}." if end > last else ""
+    figures = [number(float(values.loc[step]), unit) for step in dict.fromkeys((first, last))]
     if len(values) == 1:
-        detail = f"{capital(source)}. The only value logged.{goes_on}"
-        return Headline(capital(what), (figures[0],), f"at step {first}", detail)
-    span = f"after {last} steps" if first == 0 else f"from step {first} to step {last}"
-    detail = f"{capital(source)}. Best {number(float(values.loc[best]), unit)} at step {best}.{goes_on}"
-    return Headline(capital(what), tuple(figures), span, detail)
+        span, more = f"at step {first}", "The only value logged."
+    else:
+        span = f"after {last} steps" if first == 0 else f"from step {first} to step {last}"
+        more = f"Best {number(float(values.loc[best]), unit)} at step {best}."
+    goes_on = f" The log goes on to step {end}." if end > last else ""
+    return Headline(capital(what), tuple(figures), span, f"{capital(source)}. {more}{goes_on}")
 
 
-@dataclass(frozen=True)
-class NumberRow:
-    """One line of the table of numbers.
-
-    Attributes:
-        panel: key of the panel that shows the metric, or empty. label: the metric in words. metric: its logged name.
-        cells: first, last, lowest and highest value; empty for what was not logged.
-    """
+class NumberRow(NamedTuple):
+    """A line of the table of numbers: the ``panel`` that shows it (or empty), the metric in words and as logged, and
+    first, last, lowest and highest value, empty for what was not logged."""
 
     panel: str
     label: str
@@ -124,12 +108,11 @@ def number_rows(run: Run) -> list[NumberRow]:
     rows = [NumberRow("learning", "validation accuracy", "val-core/*/acc/mean@*")] if found is None else []
     if found is not None:
         for source, values in found.by_source.items():
-            logged = validation_metric(source, "acc" if found.kind == "accuracy" else "reward", found.samples[source])
-            rows.append(NumberRow("learning", f"validation {found.kind}, {source}", logged, _cells(values, found.unit)))
-    for metric in NUMBERS:
-        name = first_logged(run.frame, metric.names)
-        if name or metric.always:
-            cells = _cells(series(run.frame, name), metric.unit) if name else ()
+            rows.append(NumberRow("learning", f"validation {found.kind}, {source}", source, _cells(values, found.unit)))
+    for metric in ALL.values():
+        name = metric.logged(run.frame)
+        if (metric.panel or metric.numbers) and (name or metric.always):
+            cells = _cells(series(run.frame, name), metric.unit)
             rows.append(NumberRow(metric.panel, metric.label, name or metric.names[0], cells))
     return rows
 

@@ -4,28 +4,28 @@ The first columns of a CSV are the paper's own file, so the two can be compared 
 have (differences, seeds, steps) follows. Differences are between the numbers as printed.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 from cppo_verl import paper
+from cppo_verl.estimates import standard_error
 from cppo_verl.reporting.labels import model_key
-from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Cell, Entry, cell_of
-from cppo_verl.reporting.template import render
+from cppo_verl.reporting.scores import COLLAPSE_RULE, Entry
 from cppo_verl.reporting.text import csv_text
 
-MISSING = "missing"
-T_STOP, METHODS = paper.t_stop(), paper.METHODS
+T_STOP, METHODS, COLUMNS = paper.t_stop(), paper.METHODS, (*paper.BENCHMARKS, "avg")
+PAPERS = {(row.model, row.method): {name: getattr(row, name) for name in COLUMNS} for row in paper.breakdown()}
 BENCHMARK_NAMES = {"aime24": "AIME24", "aime25": "AIME25", "aime26": "AIME26", "avg": "Mean"}
-COUNTING = (
+RULES = (
     "A score is the best unweighted mean of AIME24, AIME25 and AIME26 (Avg@16, percent) over the validated steps 1 to "
-    "T_stop; its parts are those of that step."
+    "T_stop; its parts are those of that step. With several seeds: the mean of their scores ± its standard error "
+    f"(number of seeds); collapsed seeds are counted, and not in the mean. {COLLAPSE_RULE}"
 )
-SEEDS = (
-    "With several seeds: the mean of their scores ± its standard error (number of seeds); collapsed seeds are counted, "
-    "and not in the mean."
-)
-RULES = f"{COUNTING} {SEEDS} {COLLAPSE_RULE}"
+INSTEAD = {"missing": "missing", "unscored": "no score", "collapse": paper.COLLAPSE}  # what stands in place of a score
 
+
+Cell = dict[str, Any]  # see ``cell_of``
 Results = Mapping[str, Mapping[str, Cell]]  # model -> method -> cell
 
 
@@ -33,17 +33,58 @@ def results_of(entries: Sequence[Entry]) -> Results | None:
     """The 28 cells, whether there are runs for them or not; None where no run is of the paper's models."""
     if not any(entry.label.model in paper.settings() for entry in entries):
         return None
-    return {model: {method: cell_of(entries, model, method) for method in paper.METHODS} for model in paper.settings()}
+    results = {model: {method: cell_of(entries, model, method) for method in METHODS} for model in paper.settings()}
+    for cells in results.values():
+        best = max((cell["avg"]["mean"] for cell in cells.values() if cell["n"]), default=None)
+        for cell in cells.values():
+            cell["best"] = bool(cell["n"]) and cell["avg"]["mean"] == best
+    return results
+
+
+def cell_of(entries: Sequence[Entry], model: str, method: str) -> Cell:
+    """What the runs of a model and method scored, beside the paper.
+
+    ``state`` is ``scored``, ``collapse`` (every run), ``unscored`` (runs without a score) or ``missing`` (no run); ``n``
+    runs count, ``steps`` are their best ones, ``ends`` is the last step of the shortest, ``flags`` say what the numbers
+    hide. By benchmark, and ``avg``: ``mean`` and ``gap``, and as text score, ``error``, ``paper`` and ``difference``.
+    """
+    runs = [entry.score for entry in entries if (entry.label.model, entry.label.method) == (model, method)]
+    counted = [score for score in runs if score.step is not None and score.collapsed_at is None]
+    collapsed = sum(score.collapsed_at is not None for score in runs)
+    steps = [score.step for score in counted if score.step is not None]
+    ends = min((score.last_step for score in counted), default=None)
+    unfinished = ends is not None and ends < T_STOP[model]  # a better step may still come
+    flags = [f"so far, to step {ends}"] * unfinished + [f"{collapsed} of {len(runs)} collapsed"] * (collapsed > 0)
+    cell: Cell = {
+        "model": model, "method": method, "n": len(counted), "collapsed": collapsed, "ends": ends, "steps": steps,
+        "state": "scored" if counted else "collapse" if collapsed else "unscored" if runs else "missing",
+        "span": "–".join(dict.fromkeys(map(str, (min(steps), max(steps))))) if steps else "",
+        "unfinished": unfinished, "flags": flags if counted else [],
+    }  # fmt: skip
+    for name, theirs in PAPERS[model, method].items():
+        values = [score.best[name] for score in counted]
+        mean, error = (fmean(values) if values else None), standard_error(values)
+        gap = None if mean is None or theirs is None else round(round(mean, 2) - theirs, 2) + 0.0
+        cell[name] = {
+            "mean": mean,
+            "text": INSTEAD[cell["state"]] if mean is None else f"{mean:.2f}",
+            "error": "" if error is None else f"{error:.2f}",
+            "paper": paper.COLLAPSE if theirs is None else f"{theirs:.2f}",
+            "gap": gap,
+            "difference": "" if gap is None else f"{gap:+.2f}",
+        }
+    return cell
 
 
 def table1_csv(results: Results) -> str:
     """A row a method, a column a model; then for each model the paper's score, difference, standard error and n."""
     keys = [model_key(model) for model in results]
     heads = ["method", *keys, *(f"{k}_{name}" for k in keys for name in ("paper", "difference", "standard_error", "n"))]
-    rows = []
-    for method in paper.METHODS:
-        cells = [results[model][method] for model in results]
-        rows.append([method, *(score_text(c, "avg") for c in cells), *(x for c in cells for x in _extra(c, "avg"))])
+    rows: list[list[object]] = []
+    for method in METHODS:
+        cells = [row[method] for row in results.values()]
+        beside = [[*_beside(cell["avg"]), cell["n"]] for cell in cells]
+        rows.append([method, *(cell["avg"]["text"] for cell in cells), *sum(beside, [])])
     return csv_text(heads, rows)
 
 
@@ -51,19 +92,16 @@ def table4_csv(results: Results) -> str:
     """A row a model and method: the paper's columns, then state, step, seeds, and the rest for each benchmark."""
     heads = ["model", "t_stop", "method", *COLUMNS, "state", "step", "n", "collapsed", "last_step"]
     heads += [f"{name}_{part}" for name in COLUMNS for part in ("paper", "difference", "standard_error")]
-    rows = []
-    for cell in (cell for row in results.values() for cell in row.values()):
-        n = cell.scores["avg"].n if cell.scores else 0
-        fixed = [cell.state, " ".join(map(str, cell.steps)), n, cell.collapsed, cell.ends]
-        more = [x for name in COLUMNS for x in _extra(cell, name)[:3]]
-        scores = [score_text(cell, name) for name in COLUMNS]
-        rows.append([cell.model, paper.t_stop()[cell.model], cell.method, *scores, *fixed, *more])
+    rows: list[list[object]] = []
+    for cell in (cell for cells in results.values() for cell in cells.values()):
+        row = [cell["model"], T_STOP[cell["model"]], cell["method"], *(cell[name]["text"] for name in COLUMNS)]
+        row += [cell["state"], " ".join(map(str, cell["steps"])), cell["n"], cell["collapsed"], cell["ends"]]
+        rows.append(row + sum((_beside(cell[name]) for name in COLUMNS), []))
     return csv_text(heads, rows)
 
 
-def latex(results: Results, table: int) -> str:
-    """A booktabs table: ours, with the paper's score and the difference in small print below."""
-    return render(f"table{table}.tex", results=results, tables=sys.modules[__name__])
+def _beside(score: Mapping[str, Any]) -> list[object]:
+    return [score["paper"], score["difference"], score["error"]]
 
 
 def runs_csv(entries: Sequence[Entry]) -> str:
@@ -76,46 +114,3 @@ def runs_csv(entries: Sequence[Entry]) -> str:
         numbers = [score.last_step if entry.run is not None else "", score.step, best, score.collapsed_at]
         rows.append([entry.place, label.model, label.method, label.seed, *numbers, "; ".join(entry.remarks())])
     return csv_text(heads, rows)
-
-
-def score_text(cell: Cell, name: str) -> str:
-    """The score to two decimals, or what is in its place."""
-    shown = cell.shown(name)
-    if shown is not None:
-        return f"{shown:.2f}"
-    return {"missing": MISSING, "unscored": "no score", "collapse": paper.COLLAPSE}.get(cell.state, "")
-
-
-def steps_text(cell: Cell) -> str:
-    """The best step, or the range of the seeds' best steps."""
-    return "–".join(dict.fromkeys(str(pick(cell.steps)) for pick in (min, max))) if cell.steps else ""
-
-
-def flags(cell: Cell) -> list[str]:
-    """What the number alone would hide."""
-    found = [f"so far, to step {cell.ends}"] if cell.unfinished else []
-    if cell.state == "scored" and cell.collapsed:
-        found.append(f"{cell.collapsed} of {cell.runs} collapsed")
-    return found
-
-
-def paper_text(cell: Cell, name: str) -> str:
-    theirs = cell.paper.get(name)
-    return paper.COLLAPSE if theirs is None else f"{theirs:.2f}"
-
-
-def difference_text(cell: Cell, name: str) -> str:
-    difference = cell.difference(name)
-    return "" if difference is None else f"{difference:+.2f}"
-
-
-def is_best(cell: Cell, cells: Mapping[str, Cell]) -> bool:
-    """Whether it has the highest score of a model."""
-    means = [x.scores["avg"].mean for x in cells.values() if x.scores]
-    return bool(cell.scores) and cell.scores["avg"].mean == max(means)
-
-
-def _extra(cell: Cell, name: str) -> list[str]:
-    found = cell.scores.get(name)
-    error = "" if found is None or found.error is None else f"{found.error:.2f}"
-    return [paper_text(cell, name), difference_text(cell, name), error, str(found.n if found else 0)]

@@ -1,4 +1,4 @@
-"""The pages' templates and styles, which lie in ``assets``. Nothing in them refers to anything outside the page.
+"""The pages' templates and styles, which lie in ``assets`` and refer to nothing outside the page.
 
 Autoescape is on for every page of HTML: what a run is called, and what a model wrote, is text.
 """
@@ -21,8 +21,8 @@ def environment() -> Environment:
         loader=PackageLoader("cppo_verl.reporting", "assets"), autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"md": text.md, "tex": text.tex, "plain": text.plain, "percent": text.percent, "minus": text.minus}
-    made.globals |= {"version": __version__, "md_table": text.md_table, "asset": asset, "capital": text.capital}
+    made.filters |= {name: getattr(text, name) for name in ("md", "tex", "plain", "percent", "minus", "capital")}
+    made.globals |= {"version": __version__, "md_table": text.md_table, "asset": asset}
     return made
 
 
@@ -38,5 +38,5 @@ def data(name: str) -> Any:
 
 
 def render(template: str, /, **values: Any) -> str:
-    """The template with these values in it; a letter that UTF-8 has no bytes for becomes a question mark."""
-    return environment().get_template(template).render(**values).encode("utf-8", "replace").decode()
+    """The template with these values in it."""
+    return text.clean(environment().get_template(template).render(**values))

@@ -7,6 +7,9 @@ from io import StringIO
 
 NOT_LOGGED = "not logged"
 ABSENT = "–"
+TEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+                    | {letter: "\\" + letter for letter in "&%$#_{}"})  # fmt: skip
+MARKDOWN = str.maketrans({letter: "\\" + letter for letter in "\\`*_[]<>#|"})
 
 
 def number(x: float, unit: str = "") -> str:
@@ -64,7 +67,7 @@ def count(n: int, what: str) -> str:
 
 def md(text: object) -> str:
     """Text that Markdown takes literally."""
-    return "".join("\\" + letter if letter in "\\`*_[]<>#|" else letter for letter in " ".join(str(text).split()))
+    return " ".join(str(text).split()).translate(MARKDOWN)
 
 
 def md_table(heads: Sequence[str], rows: Sequence[Sequence[object]], rule: str = "---:") -> str:
@@ -76,8 +79,7 @@ def md_table(heads: Sequence[str], rows: Sequence[Sequence[object]], rule: str =
 
 def tex(text: str) -> str:
     """Text that LaTeX takes literally."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-    return "".join(special.get(letter) or ("\\" + letter if letter in "&%$#_{}" else letter) for letter in text)
+    return text.translate(TEX)
 
 
 def csv_text(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -18,7 +18,8 @@ from cppo_verl.inspection.chunks import pack, rounded
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import PREFIX, TOKEN, RecordError, Response
 from tests.inspection.records import sentence, step_record
-from tests.reporting.pages import Page, realistic_run, status
+from tests.reporting.pages import Page, status
+from tests.reporting.runs import realistic_run
 
 WIDTHS = {"u1": 1, "u4": 4, "f4": 4}
 

@@ -1,28 +1,11 @@
-"""Pages as a reader's browser parses them, the command line, and runs that have everything a run can log."""
+"""Pages as a reader's browser parses them, and the command line that writes them."""
 
 import csv
-import json
-import math
 import re
-from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
-import yaml
-
 from cppo_verl.cli.main import main
-from cppo_verl.reporting.logs import Run
-from tests.reporting.paper_runs import training
-
-LOSS = {"loss_mode": "cppo", "divergence": "tv", "estimator": "binary", "topk": 20, "delta": 0.15, "delta_b": 0.02,
-        "w_min": 0.8, "weights": "linear", "budget": "quantile", "gate": "hard"}  # fmt: skip
-ACTOR = {"policy_loss": LOSS, "ppo_mini_batch_size": 8, "optim": {"lr": 2e-4}, "data_loader_seed": 42}
-CONFIG = {
-    "actor_rollout_ref": {"actor": ACTOR, "model": {"path": "models/tiny-qwen3/"}, "rollout": {"n": 4, "seed": 7}},
-    "algorithm": {"adv_estimator": "group_relative"},
-    "data": {"train_batch_size": 16, "seed": None},
-}
 
 
 class Page(HTMLParser):
@@ -66,6 +49,12 @@ class Page(HTMLParser):
     def attributes(self, wanted: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.tags if tag == wanted]
 
+    def drawings(self) -> list[str]:
+        """What the drawings say to those who do not see them; all are made for phones and screen readers."""
+        found = [attributes for attributes in self.attributes("svg") if attributes.get("class") == "plot"]
+        assert all(a["role"] == "img" and len(str(a["aria-label"])) > 40 and "width" not in a for a in found)
+        return [str(attributes["aria-label"]) for attributes in found]
+
     def check_self_contained(self) -> None:
         """It refers to its own parts alone and runs nothing."""
         assert all(reference.startswith("#") and reference[1:] in self.ids for reference in self.references)
@@ -88,37 +77,3 @@ def reported(*arguments: object) -> Path:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def run_of(rows: Mapping[int, Mapping[str, float]], **settings: object) -> Run:
-    frame = pd.DataFrame.from_dict(rows, orient="index", dtype="float64").rename_axis("step").sort_index()
-    return Run("toy", settings, frame)
-
-
-def write_log(path: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"step": step, "data": row}) + "\n" for step, row in rows))
-    return path
-
-
-def realistic_steps(steps: int = 60) -> list[tuple[int, dict[str, float]]]:
-    """What a run of ``steps`` steps logs, validated every fifth step and before training."""
-    rows = []
-    for step in range(steps + 1):
-        row = training(step, steps, "CPPO") if step else {}
-        if step % 5 == 0:
-            accuracy = 0.48 + 0.34 * (1 - math.exp(-3 * step / steps)) + 0.004 * (step % 3)
-            row |= {"val-core/arithmetic/acc/mean@4": accuracy, "val-aux/arithmetic/reward/mean@4": accuracy}
-        rows.append((step, row))
-    return rows
-
-
-def realistic_run(folder: Path, steps: int = 60) -> Path:
-    """A run that was killed after two thirds, resumed from a checkpoint, and finished."""
-    rows = realistic_steps(steps)
-    killed, checkpoint = 2 * steps // 3 + 3, 2 * steps // 3
-    write_log(folder / "logs/metrics-20260101-090000.jsonl", rows[: killed + 1])
-    resumed = {name: x for name, x in rows[checkpoint][1].items() if name.startswith("val-")}
-    write_log(folder / "logs/metrics-20260101-101500.jsonl", [(checkpoint, resumed), *rows[checkpoint + 1 :]])
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return folder

@@ -6,23 +6,23 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
 from cppo_verl import paper
-from cppo_verl.reporting import metrics, tables
-from cppo_verl.reporting.ablations import differences, groups, panels_of, reference_knobs
-from cppo_verl.reporting.curves import block_means, of_metrics, pictures, positions, validation
-from cppo_verl.reporting.labels import Label, LabelError, knobs_of, label_of, method_name, model_key, parse_label
+from cppo_verl.reporting import metrics
+from cppo_verl.reporting.ablations import differences, groups, knobs_of, panels_of, reference_knobs
+from cppo_verl.reporting.curves import block_means, pictures
+from cppo_verl.reporting.labels import Label, LabelError, label_of, method_name, model_key, parse_label
 from cppo_verl.reporting.logs import Run
-from cppo_verl.reporting.scores import COLLAPSE_RULE, COLUMNS, Entry, score_run
+from cppo_verl.reporting.scores import COLLAPSE_RULE, Entry, score_run
 from cppo_verl.reporting.study import expand, read_study
+from cppo_verl.reporting.tables import COLUMNS
 from recipe.methods import ABLATIONS, KNOB, METHODS, TABLE_1, overrides
 from tests.reporting.pages import Page, read_csv, reported, status
-from tests.reporting.paper_runs import collapsing, config, curve, unrounded, write_paper, write_run
+from tests.reporting.runs import collapsing, config, curve, unrounded, write_paper, write_run
 
 MODEL = "Qwen3-1.7B-Base"
 FEW = ("critic/rewards/mean", metrics.GRAD_NORM)
@@ -36,12 +36,14 @@ def scored_run(scores: dict[int, float], **more: dict[int, float]) -> Run:
     columns = {f"val-core/{name}/acc/mean@16": pd.Series(scores, dtype=float) / 100 for name in paper.BENCHMARKS}
     columns |= {name: pd.Series(values, dtype=float) for name, values in more.items()}
     frame = pd.DataFrame(columns).rename_axis("step").sort_index()
-    odd = {name: np.array([s for s, x in values.items() if not math.isfinite(x)]) for name, values in more.items()}
+    odd = {name: [s for s, x in values.items() if not math.isfinite(x)] for name, values in more.items()}
     return Run("toy", {}, frame, nonfinite=odd)
 
 
-def entry_of(run: Run, method: str, seed: str = "") -> Entry:
-    return Entry(f"{method}{seed}", Label(MODEL, method, seed), run, score_run(run, MODEL))
+def drawn(*runs: Run):
+    """By key, the figures of runs of CPPO."""
+    entries = [Entry(str(i), Label(MODEL, "CPPO"), run, score_run(run, MODEL)) for i, run in enumerate(runs)]
+    return {picture.key: picture for picture in pictures(entries, MODEL)}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,7 @@ def whole(tmp_path_factory) -> Path:
 def mixed(tmp_path_factory) -> Path:
     """Three seeds of CPPO, three of GRPO of which one collapsed, ablations, an unfinished and an empty run."""
     folder = tmp_path_factory.mktemp("mixed")
-    runs = folder / "runs"
-    row = ROWS[MODEL, "CPPO"]
+    runs, row = folder / "runs", ROWS[MODEL, "CPPO"]
     for seed, shift in (("1", -1.0), ("2", 0.0), ("3", 1.0)):
         best = {name: value + shift for name, value in unrounded(row).items()}
         write_run(runs, MODEL, "CPPO", curve(best, 680, 640, int(seed)), f"cppo-seed{seed}", every=40)
@@ -72,18 +73,12 @@ def mixed(tmp_path_factory) -> Path:
     return reported(runs, "--out", folder / "report")
 
 
-@pytest.mark.parametrize(
-    ("ours", "name", "lines"), [("table1.csv", "table1_best_avg16", 8), ("table4.csv", "table4_breakdown", 29)]
-)
-def test_logs_that_encode_the_papers_tables_give_them_back(whole, ours, name, lines):
-    with (files(paper) / f"{name}.csv").open(encoding="utf-8") as stream:
-        printed = list(csv.reader(stream))
-    with (whole / ours).open(encoding="utf-8") as stream:
-        written = [row[: len(printed[0])] for row in csv.reader(stream)]
-    assert written == printed and len(printed) == lines
-
-
-def test_every_difference_from_the_paper_is_then_zero_and_the_page_holds_both_tables(whole):
+def test_logs_that_encode_the_papers_tables_give_them_back(whole):
+    for ours, name, lines in (("table1.csv", "table1_best_avg16", 8), ("table4.csv", "table4_breakdown", 29)):
+        with (files(paper) / f"{name}.csv").open(encoding="utf-8") as stream:
+            printed = list(csv.reader(stream))
+        with (whole / ours).open(encoding="utf-8") as stream:
+            assert [row[: len(printed[0])] for row in csv.reader(stream)] == printed and len(printed) == lines
     rows = read_csv(whole / "table4.csv")
     assert {row[f"{name}_difference"] for row in rows for name in COLUMNS} == {"+0.00", ""}
     collapsed = [(row["model"], row["method"], row["state"]) for row in rows if row["state"] != "scored"]
@@ -94,6 +89,11 @@ def test_every_difference_from_the_paper_is_then_zero_and_the_page_holds_both_ta
     for row in paper.breakdown():
         assert all((paper.COLLAPSE if row.avg is None else f"{getattr(row, name):.2f}") in text for name in COLUMNS)
     assert COLLAPSE_RULE in text
+    text, one = (whole / "table4.tex").read_text(), (whole / "table1.tex").read_text()
+    assert text.count(r"\\") == 1 + 4 + 2 * 28
+    assert text.count("{") == text.count("}") and one.count("{") == one.count("}")
+    assert r" & CPPO & 34.79 & 30.63 & 30.21 & \textbf{31.88} & 1120 \\" in text
+    assert r"CISPO & 28.82 & 11.87 & 29.58 & \textit{collapse} \\" in one and r"\textbf{54.79}" in one
 
 
 def test_three_printed_means_are_not_those_of_the_printed_parts():
@@ -106,41 +106,25 @@ def test_three_printed_means_are_not_those_of_the_printed_parts():
     }
 
 
-def test_latex_has_every_row_and_escapes(whole):
-    text, one = (whole / "table4.tex").read_text(), (whole / "table1.tex").read_text()
-    assert text.count(r"\\") == 1 + 4 + 2 * 28
-    assert text.count("{") == text.count("}") and one.count("{") == one.count("}")
-    assert r" & CPPO & 34.79 & 30.63 & 30.21 & \textbf{31.88} & 1120 \\" in text
-    assert r"CISPO & 28.82 & 11.87 & 29.58 & \textit{collapse} \\" in one and r"\textbf{54.79}" in one
-
-
-def test_seeds_missing_empty_and_unfinished_runs_are_shown_as_such(mixed):
+def test_seeds_missing_empty_and_unfinished_runs_are_shown_as_such_on_an_accessible_page(mixed):
     rows = {(row["model"], row["method"]): row for row in read_csv(mixed / "table4.csv")}
-    cppo, grpo = rows[MODEL, "CPPO"], rows[MODEL, "GRPO"]
-    keys = ("avg", "n", "collapsed", "state", "avg_standard_error")
-    assert tuple(map(cppo.get, keys)) == ("12.78", "3", "0", "scored", "0.58")  # -1, 0, 1: 1 over the root of 3
-    assert tuple(map(grpo.get, keys)) == ("12.28", "2", "1", "scored", "0.50")
-    assert cppo["avg_difference"] == "+0.00"
-    assert len(rows) == 28 and rows["Qwen3-8B-Base", "CPPO"]["avg"] == tables.MISSING
-    dppo = rows[MODEL, "DPPO"]
-    assert rows[MODEL, "TRM-Max"]["avg"] == "no score" and (dppo["n"], dppo["avg_standard_error"]) == ("1", "")
+    keys = ("avg", "n", "collapsed", "state", "avg_standard_error", "avg_difference")
+    cppo, grpo, dppo, trm = (tuple(map(rows[MODEL, x].get, keys)) for x in ("CPPO", "GRPO", "DPPO", "TRM-Max"))
+    assert cppo == ("12.78", "3", "0", "scored", "0.58", "+0.00")  # -1, 0, 1: 1 over the root of 3
+    assert grpo[:5] == ("12.28", "2", "1", "scored", "0.50")
+    assert (dppo[1], dppo[4], trm[0]) == ("1", "", "no score")
+    assert len(rows) == 28 and rows["Qwen3-8B-Base", "CPPO"]["avg"] == "missing"
     page = Page(mixed / "report.html")
     for said in ("± 0.58 (3)", "1 of 3 collapsed", "so far, to step 420", "Paired differences"):
         assert said in page.text
-    assert page.text.count(tables.MISSING) >= 24
+    assert page.text.count("missing") >= 24
     runs = {row["path"].rpartition("/")[2]: row for row in read_csv(mixed / "runs.csv")}
     assert len(runs) == 9
     assert runs["trm_max"]["remarks"] == "no step was logged"
     assert runs["grpo-seed3"]["remarks"].startswith("score below half of ")
     assert (runs["cppo-seed2"]["method"], runs["cppo-seed2"]["seed"]) == ("CPPO", "2")
-
-
-def test_the_page_is_self_contained_and_accessible(mixed):
-    page = Page(mixed / "report.html")
     page.check_self_contained()
-    drawings = [attributes for attributes in page.attributes("svg") if attributes.get("class") == "plot"]
-    assert len(drawings) > 15
-    assert all(a["role"] == "img" and "Last values: " in str(a["aria-label"]) and "width" not in a for a in drawings)
+    assert len(page.drawings()) > 15 and all("Last values: " in words for words in page.drawings())
     assert all("scope" in attributes for attributes in page.attributes("th"))
     assert len(page.attributes("caption")) == len(page.attributes("table")) == 6
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
@@ -170,9 +154,6 @@ def test_the_best_step_is_within_t_stop_after_training_began_and_its_parts_are_o
     score = score_run(run, MODEL)
     assert score.step == 40
     assert score.best == pytest.approx({"aime24": 10.0, "aime25": 10.0, "aime26": 55.0, "avg": 25.0})
-
-
-def test_why_there_is_no_score_and_other_numbers_of_answers():
     assert "no validation accuracy" in score_run(scored_run({}, **{"actor/grad_norm": {1: 1.0}}), MODEL).absent
     assert "up to T_stop" in score_run(scored_run({700: 10.0}), MODEL).absent
     partial = scored_run({20: 10.0})
@@ -249,16 +230,13 @@ def test_runs_are_known_by_their_settings_or_their_place(settings, place, label)
     assert label_of(settings, Path(place)) == Label(*label)
 
 
-def test_spellings():
+def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_path, capsys):
     assert [method_name(x) for x in ("trm_max", "TRM Avg", "dppo_tv", "mine")] == ["TRM-Max", "TRM-Avg", "DPPO", "mine"]
     assert model_key("Qwen/Qwen3-30B-A3B-Base") == "qwen3_30b_a3b_base"
     assert parse_label("runs/a=b=qwen3_1p7b/cppo/7") == ("runs/a=b", Label("Qwen3-1.7B", "CPPO", "7"))
     for text in ("runs/a", "runs/a=cppo", "=m/cppo", "runs/a=m/cppo/1/2", "runs/a=m/"):
         with pytest.raises(LabelError, match="PATH=MODEL/METHOD"):
             parse_label(text)
-
-
-def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_path, capsys):
     run = write_run(tmp_path / "runs", MODEL, "CPPO", {20: NINE, 680: NINE}, logged=FEW)
     out = reported(run, "--label", f"{run}=qwen3_8b_base/minpro/4", "--out", tmp_path / "out")
     (row,) = read_csv(out / "runs.csv")
@@ -269,14 +247,11 @@ def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_pa
     assert "elsewhere, which is not among the runs" in capsys.readouterr().err
 
 
-def test_a_knob_that_another_leaves_without_effect_is_no_difference():
+def test_ablation_panels_name_what_differs_and_leave_no_run_out(tmp_path):
     reference = {"divergence": "tv", "delta": 0.15, "delta_b": 0.02, "budget": "quantile", "w_min": 0.8}
     assert differences({"divergence": "kl", "delta": 0.1, "delta_b": 0.002}, reference) == {"divergence": "kl"}
-    assert differences({"budget": "none", "delta_b": 0.5}, reference) == {"budget": "none"}
+    assert differences({"budget": "none", "delta_b": 0.5}, reference) == {"budget": "none"}  # without effect
     assert differences({"budget": "none", "w_min": 0.6}, reference) == {"budget": "none", "w_min": 0.6}
-
-
-def test_ablation_panels_name_what_differs_and_leave_no_run_out(tmp_path):
     knobs = {"cppo": {}, "cppo_w_min_0.6": {"w_min": 0.6}, "cppo_weights_only": {"budget": "none"},
              "odd": {"w_min": 0.5, "gate": "soft"}}  # fmt: skip
     for name, own in knobs.items():
@@ -292,44 +267,33 @@ def test_ablation_panels_name_what_differs_and_leave_no_run_out(tmp_path):
 
 def test_validation_curves_are_not_smoothed_and_collapsed_seeds_are_not_in_the_mean():
     rising, higher, fallen = falling(5, 7, 9, 10), falling(7, 9, 11, 12), falling(5, 7, 0.1, 0.1)
-    entries = [entry_of(scored_run(x), "CPPO", str(i)) for i, x in enumerate((rising, higher, fallen))]
-    picture = validation({"CPPO": entries}, MODEL)
-    assert picture is not None and "not smoothed" in picture.caption
-    (line,) = picture.panels[0].lines
+    picture = drawn(*map(scored_run, (rising, higher, fallen)))["validation"]
+    (line,) = picture.lines
+    assert "not smoothed" in picture.caption
     assert line.values.to_dict() == pytest.approx({20: 6.0, 40: 8.0, 60: 10.0, 80: 11.0})
     assert line.error is not None and line.error.to_dict() == pytest.approx(dict.fromkeys(rising, 1.0))
     assert len(line.seeds) == 3 and line.collapsed == ((60, pytest.approx(0.1)),)
     assert line.best == ((80, pytest.approx(10.0)), (80, pytest.approx(12.0)))
-    short = [entry_of(scored_run(x), "CPPO") for x in ({20: 4.0, 40: 6.0}, {20: 6.0, 40: 8.0, 60: 90.0})]
-    picture = validation({"CPPO": short}, MODEL)  # averaged where all have a value
-    assert picture is not None and picture.panels[0].lines[0].values.to_dict() == pytest.approx({20: 5.0, 40: 7.0})
+    short = ({20: 4.0, 40: 6.0}, {20: 6.0, 40: 8.0, 60: 90.0})
+    (line,) = drawn(*map(scored_run, short))["validation"].lines  # averaged where all have a value
+    assert line.values.to_dict() == pytest.approx({20: 5.0, 40: 7.0})
 
 
-def drawn(key: str, **logged: dict[int, float]):
-    """A figure of metrics, and the values of the line of its only panel."""
-    picture = of_metrics({"CPPO": [entry_of(scored_run({400: 9.0}, **logged), "CPPO")]}, MODEL, key)
-    assert picture is not None
-    (panel,) = picture.panels
-    return picture, panel.lines[0].values.to_dict()
-
-
-def test_training_is_drawn_in_means_and_the_warm_up_step_by_step_as_the_captions_say():
+def test_training_is_drawn_in_means_the_warm_up_step_by_step_and_what_was_not_logged_not_at_all():
     values = pd.Series({step: float(step) for step in range(1, 8)})
     assert block_means(values, 3).to_dict() == {2.0: 2.0, 5.0: 5.0, 8.0: 7.0}
-    picture, values = drawn("training", **{"critic/rewards/mean": {step: float(step) for step in range(1, 401)}})
-    assert picture.figure == "Figure 9" and picture.caption.startswith("Each point is the mean of 5 steps.")
-    assert "Not logged: response length, tokens, entropy" in picture.caption
-    assert (values[3.0], values[8.0]) == (3.0, 8.0)
-    picture, values = drawn("warm-up", **{metrics.MASKED: dict.fromkeys(range(1, 401), 0.25)})
-    assert "not smoothed" in picture.caption and values == dict.fromkeys(range(1, 69), 0.25)  # T_stop 680
-
-
-def test_positions_are_means_of_the_bins_and_what_was_not_logged_has_no_figure():
+    reward = {"critic/rewards/mean": {step: float(step) for step in range(1, 401)}}
     bins = {name: {1: float(i), 2: float(i + 2)} for i, name in enumerate(metrics.BY_POSITION)}
-    picture = positions({"CPPO": [entry_of(scored_run({20: 9.0}, **bins), "CPPO")]}, MODEL)
-    assert picture is not None
-    assert picture.panels[0].lines[0].values.to_list() == [float(i + 1) for i in range(8)]
-    assert pictures([entry_of(scored_run({}, **{"perf/throughput": {1: 1.0}}), "CPPO")], MODEL) == []
+    found = drawn(scored_run({400: 9.0}, **reward, **bins))
+    values = found["training"].lines[0].values
+    assert "Figure 9" in found["training"].heading and (values[3.0], values[8.0]) == (3.0, 8.0)
+    assert found["training"].caption.startswith("Each point is the mean of 5 steps.")
+    assert "Not logged: response length, tokens, entropy" in found["training"].caption
+    warm_up = found["warm-up"]
+    assert "not smoothed" in warm_up.caption
+    assert warm_up.lines[0].values.to_dict() == {step: float(step) for step in range(1, 69)}  # T_stop 680
+    assert found["positions"].lines[0].values.to_list() == [float(i + 1) for i in range(8)]
+    assert drawn(scored_run({}, **{"perf/throughput": {1: 1.0}})) == {}
 
 
 @pytest.fixture

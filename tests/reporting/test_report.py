@@ -15,21 +15,12 @@ from cppo_verl.reporting.logs import read_run
 from cppo_verl.reporting.page import write_report
 from cppo_verl.reporting.panels import coarse, other_time, panels_of, thirds
 from cppo_verl.reporting.plots import blocks, with_gaps
-from cppo_verl.reporting.settings import method_name, read_settings, settings_table
+from cppo_verl.reporting.settings import headline_name, read_settings, settings_table
 from cppo_verl.reporting.summary import headline, number_rows, validation
 from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import percent, plain
-from tests.reporting.pages import (
-    CONFIG,
-    LOSS,
-    Page,
-    realistic_run,
-    realistic_steps,
-    reported,
-    run_of,
-    status,
-    write_log,
-)
+from tests.reporting.pages import Page, reported, status
+from tests.reporting.runs import CONFIG, LOSS, P, realistic_run, realistic_steps, run_of, save, write_log
 
 ACC, REWARD = "val-core/toy/acc/mean@{}", "val-core/toy/reward/mean@1"
 AIME24, AIME25 = "val-core/aime24/acc/mean@16", "val-core/aime25/acc/mean@16"
@@ -45,40 +36,37 @@ def written(tmp_path_factory):
     ("rows", "sentence", "detail"),
     [
         ({step: {ACC.format(4): x} for step, x in ((0, 0.25), (5, 0.75), (10, 0.5))},
-         "CPPO: validation accuracy 25.0% → 50.0% after 10 steps",
+         "validation accuracy 25.0% → 50.0% after 10 steps",
          "Validated on toy (4 answers a prompt). Best 75.0% at step 5."),
         ({0: {AIME24: 0.1, AIME25: 0.3}, 10: {AIME24: 0.9}, 20: {AIME24: 0.5, AIME25: 0.4}, 25: {"loss": 0.0}},
-         "CPPO: validation accuracy 20.0% → 45.0% after 20 steps",
+         "validation accuracy 20.0% → 45.0% after 20 steps",
          "Unweighted mean of aime24, aime25 (16 answers a prompt each). Best 45.0% at step 20. "
          "The log goes on to step 25."),
-        ({3: {REWARD: -0.5}, 7: {REWARD: 0.25}}, "CPPO: validation reward -0.500 → 0.250 from step 3 to step 7", None),
-        ({4: {ACC.format(1): 0.5}}, "CPPO: validation accuracy 50.0% at step 4", None),
+        ({3: {REWARD: -0.5}, 7: {REWARD: 0.25}}, "validation reward -0.500 → 0.250 from step 3 to step 7", None),
+        ({4: {ACC.format(1): 0.5}}, "validation accuracy 50.0% at step 4", None),
         ({1: {"critic/score/mean": 0.1}, 2: {"critic/score/mean": 0.2}},
-         "CPPO: training reward 0.100 → 0.200 from step 1 to step 2", None),
-        ({1: {"actor/grad_norm": 1.0}}, "CPPO: no validation was logged, nor a training reward", None),
+         "training reward 0.100 → 0.200 from step 1 to step 2", None),
+        ({1: {"actor/grad_norm": 1.0}}, "no validation was logged, nor a training reward", None),
         ({0: {"val-core/a/acc/mean@1": 1.0}, 1: {"val-core/b/acc/mean@1": 1.0}},
-         "CPPO: no step validated all of a, b, nor a training reward", None),
+         "no step validated all of a, b, nor a training reward", None),
     ],
 )  # fmt: skip
 def test_headline_says_before_and_after_of_what_there_is(rows, sentence, detail):
     head = headline(run_of(rows, loss_mode="cppo", divergence="tv", gate="hard"))
-    assert head.sentence() == sentence
+    assert head.sentence() == f"CPPO: {sentence}"
     assert detail in (None, head.detail)
 
 
-def test_validation_takes_the_most_samples_and_prefers_accuracy_to_reward():
+def test_numbers_are_first_last_lowest_highest_and_never_invented():
     rows = {step: {ACC.format(4): 0.9, ACC.format(16): 0.2 * (step + 1), REWARD: -0.6} for step in (0, 1)}
-    found = validation(run_of(rows).frame)
+    found = validation(run_of(rows).frame)  # of the most samples, accuracy before reward
     assert found is not None
     assert (found.kind, found.samples, found.mean.tolist()) == ("accuracy", {"toy": 16}, [0.2, 0.4])
-
-
-def test_numbers_are_first_last_lowest_highest_and_never_invented():
     values = (0.02, math.nan, 0.5, math.inf, 0.004)
     run = run_of({step: {metrics.MASKED: x} for step, x in enumerate(values)})
-    rows = {row.metric: row.cells for row in number_rows(run)}
-    assert rows[metrics.MASKED] == ("2.0%", "0.40%", "0.40%", "50.0%")
-    assert rows[metrics.DIVERGENCE_MEAN] == () and metrics.SCALE not in rows
+    cells = {row.metric: row.cells for row in number_rows(run)}
+    assert cells[metrics.MASKED] == ("2.0%", "0.40%", "0.40%", "50.0%")
+    assert cells[metrics.DIVERGENCE_MEAN] == () and metrics.SCALE not in cells
 
 
 @pytest.mark.parametrize(
@@ -98,63 +86,53 @@ def test_metric_names_are_those_the_package_logs():
     assert metrics.FIRST_UPDATE.removeprefix(metrics.TRUST_REGION + "first_update/") in logged.FIRST_UPDATE
 
 
-def settings_of(folder, config: object) -> dict[str, object]:
-    (folder / "config.yaml").write_text(config if isinstance(config, str) else yaml.safe_dump(config))
-    return read_settings(folder / "config.yaml")
+def test_settings_are_those_that_the_config_sets_and_the_rule_uses(tmp_path):
+    def settings_of(config: object) -> dict[str, object]:
+        (tmp_path / "config.yaml").write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+        return read_settings(tmp_path / "config.yaml")
 
-
-def test_settings_are_read_and_shown(tmp_path):
-    settings = settings_of(tmp_path, CONFIG)
+    settings = settings_of(CONFIG)
     shown = {"Model": "tiny-qwen3", "Prompts × responses": "16 × 4", "Learning rate": "0.0002",
              "Token threshold delta": "0.15", "Seeds": "rollout 7, mini-batches 42"}  # fmt: skip
     assert shown.items() <= dict(settings_table(settings)).items()  # data.seed is null
-    assert method_name(settings) == "CPPO"
+    assert headline_name(settings) == "CPPO"
     odd = "actor_rollout_ref: {actor: {optim: {lr: 1e-6}, ppo_mini_batch_size: '${data.train_batch_size}'}}\n"
-    found = settings_of(tmp_path, odd + "data: {train_batch_size: 32}\n")
-    assert found == {"learning_rate": 1e-6, "mini_batch": 32, "prompts": 32}
-
-
-def test_knobs_that_the_rule_does_not_use_are_left_out_and_none_of_a_rule_from_outside(tmp_path):
+    assert settings_of(f"{odd}data: {{train_batch_size: 32}}\n") == {
+        "learning_rate": 1e-6, "mini_batch": 32, "prompts": 32
+    }  # fmt: skip
     knobs = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8, "budget": "none", "weights": "linear", "gate": "soft"}
     cppo = dict(settings_table({"loss_mode": "cppo", **knobs}))
     assert "Prefix budget delta_b" not in cppo and cppo["Last weight w_min"] == "0.8"
-    dppo = settings_table({"loss_mode": "dppo", **knobs})
-    assert dppo == [("Rule", "dppo"), ("Token threshold delta", "0.15")]
-    assert method_name({"loss_mode": "cppo", **knobs}) == "CPPO (soft)"
+    assert settings_table({"loss_mode": "dppo", **knobs}) == [("Rule", "dppo"), ("Token threshold delta", "0.15")]
+    assert headline_name({"loss_mode": "cppo", **knobs}) == "CPPO (soft)"
     loss = {"loss_mode": "cutoff", "rule_module": "/a/cutoff.py", "grace": 2, "delta": 0.1, "w_min": 0.8, "dro_beta": 1}
-    own = dict(settings_table(settings_of(tmp_path, {"actor_rollout_ref": {"actor": {"policy_loss": loss}}})))
+    own = dict(settings_table(settings_of({"actor_rollout_ref": {"actor": {"policy_loss": loss}}})))
     assert (own["Rule"], own["grace"], own["Last weight w_min"]) == ("cutoff", "2", "0.8") and "dro_beta" not in own
 
 
-HOLED = pd.Series([1.0, 2.0, 3.0, 4.0], index=[1, 2, 3, 9])
-
-
 def test_lines_and_bars_leave_a_hole_where_steps_are_missing():
+    holed = pd.Series([1.0, 2.0, 3.0, 4.0], index=[1, 2, 3, 9])
     assert blocks(pd.Series([1.0, 2.0, 3.0], index=[1, 2, 5]))[0].tolist() == [0.0, 1.5, 3.5, 6.0]  # 3 is no hole of 2
-    assert blocks(HOLED)[0].tolist() == [0.5, 1.5, 2.5, 3.5, 8.5, 9.5]
-    assert with_gaps(HOLED)[0].tolist() == [1, 2, 3, 6, 9]
+    assert blocks(holed)[0].tolist() == [0.5, 1.5, 2.5, 3.5, 8.5, 9.5]
+    assert with_gaps(holed)[0].tolist() == [1, 2, 3, 6, 9]
     for drawn in (blocks, with_gaps):
-        np.testing.assert_array_equal(drawn(HOLED)[1], [1.0, 2.0, 3.0, np.nan, 4.0])
+        np.testing.assert_array_equal(drawn(holed)[1], [1.0, 2.0, 3.0, np.nan, 4.0])
 
 
-def test_thirds_are_means_over_steps_latest_first():
+def test_thirds_are_means_over_steps_latest_first_and_other_time_is_the_rest_of_steps_that_logged_all():
     rows = {step: {name: float(step * (i + 1)) for i, name in enumerate(metrics.BY_POSITION)} for step in range(1, 7)}
     rows[0] = {ACC.format(1): 0.5}  # a step without training is not part of any third
     labels, means = zip(*thirds(run_of(rows).frame), strict=True)
     assert labels == ("steps 5–6", "steps 3–4", "steps 1–2")
     np.testing.assert_allclose(means[0], 5.5 * np.arange(1, 9))
-
-
-def test_other_time_is_the_rest_of_the_steps_that_logged_all_three():
-    step, gen, update = metrics.TIME_STEP, metrics.TIME_GEN, metrics.TIME_UPDATE
-    rows = {1: {step: 5.0, gen: 2.0, update: 1.5}, 2: {step: 5.0, gen: 2.0}, 3: {step: 1.0, gen: 2.0, update: 1.5}}
+    times = {1: (5.0, 2.0, 1.5), 2: (5.0, 2.0), 3: (1.0, 2.0, 1.5)}
+    rows = {step: dict(zip(metrics.TIMES, of, strict=False)) for step, of in times.items()}
     assert other_time(run_of(rows).frame).to_dict() == {1: 1.5, 3: 0.0}
 
 
 @pytest.mark.parametrize(("steps", "points"), [(400, 1), (1000, 3)])
 def test_a_run_of_more_than_400_steps_is_drawn_in_means_and_the_caption_says_so(steps, points):
-    rows = {s: {metrics.MASKED: float(s), metrics.DIVERGENCE_MAX: float(s)} for s in range(1, steps + 1)}
-    run = run_of(rows)
+    run = run_of({s: {metrics.MASKED: float(s), metrics.DIVERGENCE_MAX: float(s)} for s in range(1, steps + 1)})
     drawn = coarse(run.frame)
     assert drawn[metrics.MASKED].iloc[:2].to_dict() == ({1: 1.0, 2: 2.0} if points == 1 else {2.0: 2.0, 5.0: 5.0})
     assert drawn[metrics.DIVERGENCE_MAX].iloc[0] == points  # the largest of them
@@ -162,25 +140,16 @@ def test_a_run_of_more_than_400_steps_is_drawn_in_means_and_the_caption_says_so(
     assert ("Each point is the mean of 3 steps." in masked.caption) == (points == 3)
 
 
-def test_the_page_is_self_contained_and_made_for_phones_and_screen_readers(written):
-    page = Page(written / "report.html")
+def test_page_markdown_table_and_picture_say_the_same(written):
+    page, rows = Page(written / "report.html"), realistic_steps()
     page.check_self_contained()
-    drawings = page.attributes("svg")
-    assert len(drawings) == 6
-    assert all(a["role"] == "img" and len(a["aria-label"]) > 40 and "width" not in a for a in drawings)
+    assert len(page.drawings()) == 6 and "effective delta_b 0." in page.drawings()[3]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.attributes("meta")
-    assert page.attributes("html") == [{"lang": "en"}]
     assert "prefers-color-scheme: dark" in page.source and "@media print" in page.source
     assert "#2b6cb0" not in str(page.tags)  # colours come from the style
     for panel in list(data("panels.yaml").values())[:6]:
         assert panel["title"] in page.text and panel["caption"] in page.text
-    assert "effective delta_b 0." in str(drawings[3]["aria-label"])
-
-
-def test_page_markdown_table_and_picture_say_the_same(written):
-    rows = dict(realistic_steps())
     before, after = (f"{100 * rows[step]['val-core/arithmetic/acc/mean@4']:.1f}%" for step in (0, 60))
-    page = Page(written / "report.html")
     assert f"{before} → to {after}" in page.text and "after 60 steps" in page.text and "quantile" in page.text
     text = (written / "report.md").read_text(encoding="utf-8")
     assert text.startswith(f"# CPPO: validation accuracy {before} → {after} after 60 steps\n")
@@ -206,18 +175,17 @@ def test_the_same_run_gives_the_same_bytes_and_matplotlib_is_left_as_it_was(writ
 
 def test_old_responses_and_steered_thresholds_have_panels_of_their_own(tmp_path):
     rows = realistic_steps(12)
-    for step, row in rows[1:]:
+    for step in range(1, 13):
+        row = rows[step]
         row |= {metrics.BEHIND_MEAN: 1.2, metrics.BEHIND_MAX: 2, metrics.SPANNING: 0.25, metrics.SCALE: 1 + step / 10}
-        row |= {metrics.SAMPLE_SIZE_TOKENS: 0.9, metrics.SAMPLE_SIZE_RESPONSES: 0.4}
+        row |= {P + "effective_sample_size/tokens": 0.9, P + "effective_sample_size/responses": 0.4}
         for i in range(3):
             row[metrics.FIRST_BY_STALENESS[i]] = 0.01 * i
             row[metrics.DIVERGENCE_BY_STALENESS[i]], row[metrics.MASKED_BY_STALENESS[i]] = 0.01 * i + 0.02, 0.03 * i
-    write_log(tmp_path / "logs/metrics-1.jsonl", rows)
     loss = {"actor": {"policy_loss": {**LOSS, "anchor": "proximal", "budget_target": 0.08}}}
-    config = {"actor_rollout_ref": loss, "trainer": {"v1": {"trust_region": {"mode": "colocate_async"}}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    save(tmp_path, {"actor_rollout_ref": loss, "trainer": {"v1": {"trust_region": {"mode": "colocate_async"}}}}, rows)
     page = Page(reported(tmp_path) / "report.html")
-    drawings = [attributes["aria-label"] for attributes in page.attributes("svg")]
+    drawings = page.drawings()
     assert len(drawings) == 9
     assert "versions behind, mean 1.20 to 1.20; versions behind, oldest 2.00 to 2.00" in drawings[6]
     assert "newest weights 0 to 0; the same, one version behind 0.0100 to 0.0100" in drawings[7]
@@ -228,17 +196,17 @@ def test_old_responses_and_steered_thresholds_have_panels_of_their_own(tmp_path)
 def test_missing_metrics_are_said_to_be_not_logged(tmp_path):
     write_log(tmp_path / "metrics-1.jsonl", [(1, {"critic/rewards/mean": 0.5}), (2, {"critic/rewards/mean": 0.6})])
     page = Page(reported(tmp_path) / "report.html")
-    assert [a["aria-label"] for a in page.attributes("svg")] == [
+    assert page.drawings() == [
         "Validation and training reward, first to last value: validation accuracy not logged; "
         "training reward 0.500 to 0.600."
     ]
-    assert f"Not logged: {metrics.EFFECTIVE_BUDGET}, {metrics.PREFIX_AVERAGE}." in page.text
+    assert f"Not logged: {P}effective_delta_b, {P}prefix_average." in page.text
     assert "the settings are not known" in page.text
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-9, math.nan, math.inf, -1.0])
 def test_odd_values_are_drawn_or_left_out_without_failing(tmp_path, value):
-    everything = {name: value for _, row in realistic_steps(5) for name in row}
+    everything = {name: value for row in realistic_steps(5).values() for name in row}
     write_log(tmp_path / "metrics-1.jsonl", [(0, everything), (1, everything), (7, everything)])
     write_report(read_run(tmp_path), tmp_path / "report")
     Page(tmp_path / "report/report.html")
@@ -273,22 +241,17 @@ def test_what_a_run_and_its_model_wrote_is_text_not_markup(tmp_path):
     assert "<img" not in text.replace("```text\nrule: cppo\n'''\n" + HOSTILE, "").replace("\\<img", "")
 
 
-def test_out_title_and_logs_side_by_side(tmp_path, capsys):
-    log = write_log(tmp_path / "cppo.jsonl", realistic_steps(5))
-    write_log(tmp_path / "dppo.jsonl", realistic_steps(5))
-    assert status(log) == 0 and str(tmp_path / "cppo-report/report.html") in capsys.readouterr().out
-    out = reported(log, "--out", tmp_path / "elsewhere", "--title", "A name of my own")
-    assert "A name of my own" in Page(out / "report.html").text
-
-
-def test_errors_are_sentences_on_stderr_and_notes_are_told(tmp_path, capsys):
+def test_errors_are_sentences_notes_are_told_and_logs_side_by_side_have_a_report_each(tmp_path, capsys):
     assert status(tmp_path / "nowhere") == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("cppo-verl report: ") and "nowhere does not exist" in said.err
-    good = write_log(tmp_path / "metrics-1.jsonl", [(1, {"a": 1}), (2, {"a": 2})]).read_text()
-    (tmp_path / "metrics-1.jsonl").write_text(good.replace("\n", "\n{broken\n", 1))
-    assert status(tmp_path) == 1
-    assert "metrics-1.jsonl, line 2" in capsys.readouterr().err
-    out = reported(tmp_path, "--skip-bad-lines")
+    good = write_log(tmp_path / "cppo.jsonl", [(1, {"a": 1}), (2, {"a": 2})]).read_text()
+    (tmp_path / "dppo.jsonl").write_text(good.replace("\n", "\n{broken\n", 1))
+    assert status(tmp_path / "cppo.jsonl") == 0
+    assert str(tmp_path / "cppo-report/report.html") in capsys.readouterr().out
+    assert status(tmp_path / "dppo.jsonl") == 1
+    assert "dppo.jsonl, line 2" in capsys.readouterr().err
+    out = reported(tmp_path / "dppo.jsonl", "--skip-bad-lines", "--out", tmp_path / "elsewhere", "--title", "My own")
     assert "1 damaged line was skipped" in capsys.readouterr().err
-    assert "1 damaged line was skipped" in Page(out / "report.html").text
+    page = Page(out / "report.html").text
+    assert "1 damaged line was skipped" in page and "My own" in page
