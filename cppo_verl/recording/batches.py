@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cppo_verl.recording import files
 from cppo_verl.recording.candidates import CLIPS, Candidate, recorded
 from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad, padded
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
@@ -15,7 +19,9 @@ from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
 from cppo_verl.trust_region.tokens import Tokens
 from cppo_verl.trust_region.topk import TOPK, unpack
 
+SEVERAL = 4  # steps that a note names
 CELLS = 1 << 20  # rows x width of a batch, at most, for rows of up to that length
+Row = tuple[Response, Look, int]
 
 
 @dataclass
@@ -61,16 +67,15 @@ class Batch:
             gate[rows], cause[rows] = self._decide(rows, candidate.changed({"max_response_length": width}))
         return gate, cause
 
-    def _decide(self, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
-        own = self.tokens
-        tokens = Tokens.of(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
-        with torch.no_grad():
-            if candidate.rule not in RULES:
-                low, high, cap = (candidate.clips[name] for name in CLIPS)
-                return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
-            divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
-            verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
-            return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
+    @torch.no_grad()
+    def _decide(self, rows: Any, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        tokens = self.tokens.rows(rows)
+        if candidate.rule not in RULES:
+            low, high, cap = (candidate.clips[name] for name in CLIPS)
+            return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
+        divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
+        verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
+        return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
 
     def divergence(self, candidate: Candidate) -> Tensor:
         """D_t as the candidate measures it, (rows, width) float32.
@@ -93,10 +98,9 @@ class Batch:
                 "(anchor=proximal), of which only D_t of the kind that ran was recorded."
             )
         if kind not in self._divergence:
-            pairs = zip(self.responses, self.looks, strict=True)
             found = [
                 look.divergence if same and look.divergence is not None else top_k_divergence(response, look, kind)
-                for response, look in pairs
+                for response, look in zip(self.responses, self.looks, strict=True)
             ]
             self._divergence[kind] = padded(found, self.tokens.mask.shape[1])
         return self._divergence[kind]
@@ -121,7 +125,7 @@ def top_k_divergence(response: Response, look: Look, kind: str) -> np.ndarray:
 
 def batches(records: Iterable[StepRecord]) -> list[Batch]:
     """All looks of the records, those of one setting together and rows of like length side by side."""
-    settings: dict[str, tuple[Header, list[tuple[Response, Look, int]]]] = {}
+    settings: dict[str, tuple[Header, list[Row]]] = {}
     groups: dict[tuple[int, str], int] = {}
     for record in records:
         header = record.header
@@ -137,9 +141,41 @@ def batches(records: Iterable[StepRecord]) -> list[Batch]:
     ]
 
 
-def _parts(rows: Sequence[tuple[Response, Look, int]]) -> Iterator[Sequence[tuple[Response, Look, int]]]:
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     rows, start = sorted(rows, key=lambda row: row[0].length), 0
     for stop in range(1, len(rows) + 1):
         if stop == len(rows) or (stop + 1 - start) * rows[stop][0].length > CELLS:
             yield rows[start:stop]
             start = stop
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Recorded steps as batches of all their looks; the first one's header; which steps, in words; notes."""
+
+    batches: list[Batch]
+    header: Header
+    scope: str
+    notes: list[str]
+
+
+def select(run_dir: Path, steps: str | None = None) -> Selection:
+    """The records of a run, or of what ``files.chosen_steps`` takes. A damaged one is left out, with a note.
+
+    Raises:
+        RecordError: there is no record, none of these steps, or none that is whole.
+    """
+    notes: list[str] = []
+    records = list(files.read_run(run_dir, files.chosen_steps(run_dir, steps), notes))
+    headers = [record.header for record in records]
+    for what, held in (
+        ("rule or its knobs", [(header.rule, repr(sorted(header.knobs.items()))) for header in headers]),
+        ("tokenizer", [(header.tokenizer, header.vocabulary) for header in headers]),
+    ):
+        changed = [str(header.step) for header, (a, b) in zip(headers[1:], pairwise(held), strict=True) if a != b]
+        if changed:
+            times = f" and so on, {len(changed)} times" if len(changed) > SEVERAL else ""
+            notes.append(f"the {what} changed at step {', '.join(changed[:SEVERAL])}{times}")
+    first, last = headers[0].step, headers[-1].step
+    scope = f"step {first}" if len(headers) == 1 else f"{len(headers)} recorded steps, {first} to {last}"
+    return Selection(batches(records), headers[0], scope, notes)
