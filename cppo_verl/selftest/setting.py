@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
+from cppo_verl.doctor import inputs
 from cppo_verl.errors import UserError
 from cppo_verl.launch import gitstate
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
 # name and GB of each GPU, printed by a process of its own, for torch may open a CUDA context to say so
 SEEN_BY_TORCH = """
 import json, torch
@@ -127,14 +127,8 @@ def recipe_overrides(name: str, model: str, device: str, ranks: int) -> list[str
     Raises:
         SelftestError: no such script, or the script refuses.
     """
-    script = SCRIPTS / f"{name}.sh"
-    if not script.is_file():
-        there = ", ".join(sorted(path.stem for path in SCRIPTS.glob("qwen3_*.sh"))) or "no scripts beside this copy"
-        said = f"there is no {script.name} in run_scripts ({there}); start from the repository"
-        raise SelftestError(f"--recipe {name}: {said}")
     defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
-    environment = {**defaults, **os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
-    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SelftestError(f"--recipe {name}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout.splitlines()
+    try:
+        return inputs.recipe_overrides(name, model, defaults)
+    except UserError as error:
+        raise SelftestError(f"--recipe {name}: {error}") from None

@@ -146,7 +146,7 @@ WRONG = {
     "--stages rules,ruls": "--stages ruls: no such stage; there are doctor, rules",
     "--steps 2": "--steps 2: a run is killed after its second step and resumed; give 3 or more",
     "--model m": "--model without --recipe",
-    "--recipe qwen9": "--recipe qwen9: there is no qwen9.sh in run_scripts (qwen3_1p7b,",
+    "--recipe qwen9": "--recipe qwen9: no such recipe; there are: qwen3_1p7b,",
     "": "pip install pytest",
 }
 
