@@ -44,11 +44,7 @@ def _positive(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print thresholds and overrides.
-
-    Raises:
-        RecordError: there cannot be any; says why.
-    """
+    """Print thresholds and overrides. RecordError: there cannot be any; says why."""
     from cppo_verl.recording import calibrate, candidates  # torch and pyarrow: only when a calibration is asked for
     from cppo_verl.recording.batches import select
     from cppo_verl.recording.family import family_of

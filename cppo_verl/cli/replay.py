@@ -44,11 +44,7 @@ class _Set(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table and write the files.
-
-    Raises:
-        RecordError: there is nothing to replay, or a rule that cannot be; says why.
-    """
+    """Print the table and write the files. RecordError: there is nothing to replay, or a rule that cannot be."""
     from cppo_verl.recording.batches import select  # torch and pyarrow: only when a replay is asked for
     from cppo_verl.recording.replay import replayed
     from cppo_verl.reporting import replay

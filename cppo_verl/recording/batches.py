@@ -51,11 +51,7 @@ class Batch:
         self.counted = self.tokens.mask & counts & ~bad
 
     def decide(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
-        """Gate (float32) and cause (int8) of every token, (rows, width).
-
-        Raises:
-            RecordError: the candidate needs a top-K that was not recorded.
-        """
+        """Gate (float32) and cause (int8) of every token, (rows, width). RecordError: as for ``divergence``."""
         if candidate.ran:
             candidate = recorded(self.header)
         if not depends_on_width(candidate.knobs):
@@ -78,25 +74,17 @@ class Batch:
         return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
 
     def divergence(self, candidate: Candidate) -> Tensor:
-        """D_t as the candidate measures it, (rows, width) float32.
-
-        Raises:
-            RecordError: it needs a top-K that was not recorded.
-        """
+        """D_t as the candidate measures it, (rows, width) float32. RecordError: its top-K was not recorded."""
         kind = candidate.knobs.divergence
         if candidate.knobs.estimator != "topk":
             return self.tokens.divergence(kind)
         if any(look.top_k_log_pi is None for look in self.looks):
-            raise RecordError(
-                f"{candidate.name} needs mu's top-K, which this record does not have: run with "
-                "policy_loss.estimator=topk, or choose a rule with estimator=binary."
-            )
+            said = "run with policy_loss.estimator=topk, or choose a rule with estimator=binary."
+            raise RecordError(f"{candidate.name} needs mu's top-K, which this record does not have: {said}")
         same = kind == self.header.knobs.get("divergence")
         if not same and self.header.knobs.get("anchor") == "proximal":
-            raise RecordError(
-                f"{candidate.name} needs the top-K {kind.upper()} from the policy at the start of the step "
-                "(anchor=proximal), of which only D_t of the kind that ran was recorded."
-            )
+            said = "the policy at the start of the step (anchor=proximal), of which only D_t as it ran was recorded"
+            raise RecordError(f"{candidate.name} needs the top-K {kind.upper()} from {said}.")
         if kind not in self._divergence:
             found = [
                 look.divergence if same and look.divergence is not None else top_k_divergence(response, look, kind)
@@ -161,9 +149,7 @@ class Selection:
 
 def select(run_dir: Path, steps: str | None = None) -> Selection:
     """The records of a run, or of what ``files.chosen_steps`` takes. A damaged one is left out, with a note.
-
-    Raises:
-        RecordError: there is no record, none of these steps, or none that is whole.
+    RecordError: there is no record, none of these steps, or none that is whole.
     """
     notes: list[str] = []
     records = list(files.read_run(run_dir, files.chosen_steps(run_dir, steps), notes))

@@ -92,33 +92,24 @@ class Calibration:
 
 
 def for_share(family: Family, wanted: float, seed: int = 0) -> Calibration:
-    """The thresholds of a family that mask ``wanted``, in (0, 1), of the recorded tokens.
-
-    Raises:
-        RecordError: no factor masks that share.
-    """
+    """Thresholds that mask ``wanted``, in (0, 1), of the recorded tokens. RecordError: no factor masks that share."""
     most, least = map(family.share, FACTORS)
     if not least < wanted < most:
-        raise RecordError(
-            f"no {' and '.join(family.moving)} of {family.base.rule} masks {wanted:.3g} of these tokens: the share is "
-            f"between {least:.3g} and {most:.3g}. Tokens that move back toward the rollout policy are never masked."
-        )
+        what = f"no {' and '.join(family.moving)} of {family.base.rule} masks {wanted:.3g} of these tokens"
+        never = "Tokens that move back toward the rollout policy are never masked."
+        raise RecordError(f"{what}: the share is between {least:.3g} and {most:.3g}. {never}")
     solution = family.factor_of(wanted)
     curves = Curves(family, solution, wanted, seed)
     factor = Interval.of(solution, curves.factors(curves.weights, wanted))
     thresholds = {name: factor.threshold(lambda x, name=name: family.threshold(name, x)) for name in family.moving}
     found = _calibration(family, thresholds, seed, wanted=wanted, held_back=curves.held_back(wanted, seed))
-    expected, wide = found.tokens * wanted, factor.high / factor.low
+    expected, wide, near = found.tokens * wanted, factor.high / factor.low, found.share.value
     if found.groups < FEW_GROUPS or expected < FEW_MASKED or wide > WIDE:
-        found.warnings.append(
-            f"the record is too small for this share: {found.groups} groups, {expected:.0f} masked tokens, thresholds "
-            f"known to a factor of {wide:.2g}. Record more responses (trainer.v1.trust_region.record) or more steps."
-        )
-    if abs(found.share.value - wanted) > 0.1 * wanted:
-        found.warnings.append(
-            f"the share jumps here: {found.share.value:.3g} is the nearest to {wanted:.3g} that a threshold gives, as "
-            "where whole responses are masked."
-        )
+        said = f"{found.groups} groups, {expected:.0f} masked tokens, thresholds known to a factor of {wide:.2g}"
+        found.warnings.append(f"the record is too small for this share: {said}. Record more responses, or more steps.")
+    if abs(near - wanted) > 0.1 * wanted:
+        said = f"{near:.3g} is the nearest to {wanted:.3g} that a threshold gives, as where whole responses are masked"
+        found.warnings.append(f"the share jumps here: {said}.")
     return found
 
 
@@ -174,9 +165,7 @@ def above_gap(family: Family, multiple: float, seed: int = 0) -> Calibration:
     ``delta`` is so many times its 99th percentile, what a single token can show; ``delta_b`` so many times its mean,
     what a prefix collects a token (both of w_t D_t where the rule has weights). A rule that compares the mean of a
     response (TRM-Avg) gets a multiple of the mean.
-
-    Raises:
-        RecordError: no response was recorded at the first update of a step, the gap is 0, or the rule compares no D_t.
+    RecordError: no response was recorded at the first update of a step, the gap is 0, or the rule compares no D_t.
     """
     rule = family.base.rule
     if any(name in CLIPS for name in family.moving):
@@ -193,19 +182,13 @@ def above_gap(family: Family, multiple: float, seed: int = 0) -> Calibration:
     if seen < FEW_GROUPS:
         found.warnings.append(f"only {seen} groups were recorded at a first update: the gap is not known well.")
     if found.share.value > LARGE_SHARE:
-        found.warnings.append(
-            f"these thresholds mask {found.share.value:.3g} of the recorded tokens: the gap is far below what the "
-            "updates move, so it gives no useful threshold here."
-        )
+        said = "the gap is far below what the updates move, so it gives no useful threshold here"
+        found.warnings.append(f"these thresholds mask {found.share.value:.3g} of the recorded tokens: {said}.")
     return found
 
 
 def engine_gap(parts: Sequence[Batch], candidate: Candidate, seed: int) -> tuple[Interval, Interval, int]:
-    """Mean and 99th percentile of w_t D_t over the tokens that a step's first update saw, and of how many groups.
-
-    Raises:
-        RecordError: there are none.
-    """
+    """Mean and 99th percentile of w_t D_t over the tokens that a step's first update saw, and of how many groups."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for part in parts:
         first = torch.tensor([look.update == 0 for look in part.looks]).unsqueeze(-1)
@@ -216,10 +199,8 @@ def engine_gap(parts: Sequence[Batch], candidate: Candidate, seed: int) -> tuple
         pairs.append((gaps[counted].double().numpy(), rows[counted].numpy()))
     values, groups = map(np.concatenate, zip(*pairs, strict=True))
     if not len(values):
-        raise RecordError(
-            "no recorded response was seen by the first update of a step, so the engine gap is not known: record "
-            "more responses a step (trainer.v1.trust_region.record)."
-        )
+        said = "no recorded response was seen by the first update of a step, so the engine gap is not known"
+        raise RecordError(f"{said}: record more responses a step (trainer.v1.trust_region.record).")
     order = np.argsort(values, kind="stable")
     values, (present, groups) = values[order], np.unique(groups[order], return_inverse=True)
     sums, counts = np.bincount(groups, values), np.bincount(groups).astype(float)

@@ -34,9 +34,7 @@ class Candidate:
 
     def changed(self, values: Mapping[str, Any], name: str | None = None) -> "Candidate":
         """The same with other knobs, as a rule of its own that no longer stands for what ran.
-
-        Raises:
-            RecordError: for a knob that is not there or out of range.
+        RecordError for a knob that is not there or out of range.
         """
         names = [*knob_names(type(self.knobs)), *CLIPS]
         if unknown := [key for key in values if key not in names]:
@@ -48,9 +46,7 @@ def build(name: str, rule: str, values: Mapping[str, Any]) -> Candidate:
     """A candidate of plain values; those that the rule does not have are left out.
 
     A rule from outside is imported: an installed one by its entry point, another one by ``rule_module`` in ``values``.
-
-    Raises:
-        RecordError: no such rule, or a knob out of range.
+    RecordError: no such rule, or a knob out of range.
     """
     try:
         if rule not in BUILT_IN and rule not in VERL_LOSSES:
@@ -70,11 +66,7 @@ def recorded(header: Header) -> Candidate:
 
 
 def of_preset(preset: str, header: Header) -> Candidate:
-    """A preset as it would have been composed into this run.
-
-    Raises:
-        RecordError: there is no such preset.
-    """
+    """A preset as it would have been composed into this run. RecordError: there is no such preset."""
     if preset not in presets.names():
         raise RecordError(f"{preset!r} is no preset; there are {', '.join(presets.names())}.")
     actor = presets.settings(preset)["actor_rollout_ref"]["actor"]
@@ -90,9 +82,7 @@ def of_rule(rule: str, assignments: Sequence[str], header: Header) -> Candidate:
     """A rule under the run's knobs, changed by ``KEY=VALUE`` texts; the values are YAML, as Hydra takes them.
 
     ``rule_module=my_rule.py`` brings a rule of one's own, as in a run.
-
-    Raises:
-        RecordError: no such rule or knob, a value out of range, or a text of another form.
+    RecordError: no such rule or knob, a value out of range, or a text of another form.
     """
     values = {}
     for text in assignments:

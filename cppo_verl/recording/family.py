@@ -74,9 +74,7 @@ def family_of(
     ours = candidate.rule in RULES
     names = list(filter(decides, move or (("delta", "delta_b") if ours else ("clip_ratio_low", "clip_ratio_high"))))
     if not names:
-        raise RecordError(
-            f"{candidate.name} masks none of these tokens at any threshold: there is nothing to calibrate."
-        )
+        raise RecordError(f"{candidate.name} masks none of these tokens at any threshold: nothing to calibrate.")
     if strange := [name for name in hold if name not in names]:
         raise RecordError(f"--hold {strange[0]}: what decides here is {', '.join(names)}.")
     if set(names) <= set(hold):

@@ -63,15 +63,12 @@ def steps(run_dir: Path) -> dict[int, Path]:
 
 def chosen_steps(run_dir: Path, text: str | None = None) -> list[int]:
     """The recorded steps that ``--steps`` means: ``12``, ``5-20`` or ``5:20``, ``5:``, ``5:60:3`` (every third one).
-
-    Raises:
-        RecordError: another form, or none of these steps is recorded.
+    RecordError: another form, or none of these steps is recorded.
     """
     recorded = list(steps(run_dir))
     if not recorded:
-        raise RecordError(
-            f"{run_dir / FOLDER} holds no record: run with trainer.v1.trust_region.record=16 (responses a step)."
-        )
+        remedy = "run with trainer.v1.trust_region.record=16 (responses a step)"
+        raise RecordError(f"{run_dir / FOLDER} holds no record: {remedy}.")
     if text is None:
         return recorded
     parts = STEPS.fullmatch(text)
@@ -81,9 +78,8 @@ def chosen_steps(run_dir: Path, text: str | None = None) -> list[int]:
     low, high = int(one or first or recorded[0]), int(one or last or recorded[-1])
     found = [step for step in recorded if low <= step <= high][:: int(every or 1)]
     if not found:
-        raise RecordError(
-            f"--steps {text}: no recorded step is among them; they are {recorded[0]} to {recorded[-1]} ({run_dir})."
-        )
+        there = f"they are {recorded[0]} to {recorded[-1]}"
+        raise RecordError(f"--steps {text}: no recorded step is among them; {there} ({run_dir}).")
     return found
 
 
@@ -124,11 +120,7 @@ def _row(step: int, response: Response) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """What holds for the whole step, without reading a response.
-
-    Raises:
-        RecordError: the file is damaged, no record, or of a later format.
-    """
+    """What holds for the whole step. RecordError: the file is damaged, no record, or of a later format."""
     try:
         with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
             metadata = pyarrow.parquet.read_schema(stream).metadata or {}
@@ -142,19 +134,13 @@ def read_header(path: Path) -> Header:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
     if version > FORMAT:
-        raise RecordError(
-            f"{path} has format {version}, written by cppo_verl {header.version}; this one reads up to {FORMAT}: "
-            "update cppo_verl."
-        )
+        said = f"{path} has format {version}, written by cppo_verl {header.version}"
+        raise RecordError(f"{said}; this one reads up to {FORMAT}: update cppo_verl.")
     return header
 
 
 def read(path: Path) -> StepRecord:
-    """A step's record.
-
-    Raises:
-        RecordError: the file is missing, damaged, no record, or of a later format.
-    """
+    """A step's record. RecordError: the file is missing, damaged, no record, or of a later format."""
     header = read_header(path)
     try:
         with path.open("rb") as stream:
@@ -166,19 +152,12 @@ def read(path: Path) -> StepRecord:
         raise _damaged(path, error) from error
 
 
-def read_run(
-    run_dir: Path, wanted: Sequence[int] | None = None, notes: list[str] | None = None
-) -> Iterator[StepRecord]:
-    """The records of a run in the order of their steps, or of the ``wanted`` steps.
-
-    Args:
-        notes: gets a sentence for each record that is damaged and therefore left out.
-
-    Raises:
-        RecordError: there is none, or none that is whole; without ``notes`` also, one cannot be read.
+def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None = None) -> Iterator[StepRecord]:
+    """The records of a run in the order of their steps, or of the ``wanted`` steps. One that is damaged is left out,
+    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged.
     """
     error, whole = None, 0
-    for step in chosen_steps(run_dir) if wanted is None else wanted:
+    for step in wanted or chosen_steps(run_dir):
         try:
             yield read(path_of(run_dir, step))
             whole += 1

@@ -74,11 +74,7 @@ class Replay:
 
 
 def replay(parts: Sequence[Batch], tried: Sequence[Candidate]) -> Replay:
-    """Run every candidate over the record.
-
-    Raises:
-        RecordError: a candidate needs a top-K that was not recorded.
-    """
+    """Run every candidate over the record. RecordError: a candidate needs a top-K that was not recorded."""
     result = Replay([Tally(candidate) for candidate in tried], np.zeros((len(tried),) * 2, dtype=np.int64))
     for part in parts:
         counted, own = part.counted, part.tokens.mask

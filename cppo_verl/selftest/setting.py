@@ -91,7 +91,7 @@ class Setting:
 
 def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[Setting, dict[str, str]]:
     """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
-    user, host or path; SelftestError where the recipe's script refuses."""
+    user, host or path; SelftestError: the recipe's script refuses."""
     on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
     found = [] if on_cpu else gpus()
     device, ranks = ("cpu", 2) if on_cpu else ("cuda" if found else "", len(found))
@@ -123,9 +123,7 @@ def gpus() -> list[tuple[str, float]]:
 
 def recipe_overrides(name: str, model: str, device: str, ranks: int) -> list[str]:
     """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
-
-    Raises:
-        SelftestError: no such script, or the script refuses.
+    SelftestError: no such script, or the script refuses.
     """
     defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
     try:
