@@ -11,8 +11,8 @@ MASKS_CHANGE_DATA = (
 )
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Add ``calibrate`` to the subparsers of ``cppo-verl``."""
+def add_parser(subparsers) -> None:
+    """Add ``calibrate`` to the command line."""
     parser = subparsers.add_parser(
         "calibrate",
         help="thresholds that mask a wanted share of a run's recorded tokens",
@@ -21,66 +21,50 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "rule with two thresholds keeps their ratio: both are multiplied by one factor; --hold keeps one as it is.",
     )
     add_record_arguments(parser)
-    parser.add_argument("--preset", metavar="NAME", help="the thresholds of a preset instead of the run's rule")
-    goal = parser.add_mutually_exclusive_group(required=True)
+    add, goal = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add("--preset", metavar="NAME", help="the thresholds of a preset instead of the run's rule")
     goal.add_argument("--masked-share", type=_share, metavar="P", help="of the tokens, 0.01 for one in a hundred")
-    goal.add_argument(
-        "--above-gap",
-        type=_positive,
-        metavar="K",
-        help="delta = K times the 99th percentile of the engine gap, delta_b = K times its mean; the gap is the "
-        "divergence at a step's first update, when trainer and rollout engine hold the same weights",
-    )
-    parser.add_argument("--hold", nargs="+", default=[], metavar="KNOB", help="thresholds that stay as they are")
-    parser.add_argument(
-        "--move", nargs="+", default=[], metavar="KNOB", help="knobs to move instead of delta and delta_b (own rules)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    goal.add_argument("--above-gap", type=_positive, metavar="K", help="K times the divergence at a first update")
+    add("--hold", nargs="+", default=[], metavar="KNOB", help="thresholds that stay as they are")
+    add("--move", nargs="+", default=[], metavar="KNOB", help="knobs to move instead of delta and delta_b (own rules)")
+    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
     parser.set_defaults(run=run)
-    return parser
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
+    if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; write 1% as 0.01")
-    return value
+    return float(text)
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
+    if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    return float(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print thresholds and overrides.
-
-    Raises:
-        RecordError: there cannot be any; says why.
-    """
+    """Print thresholds and overrides. RecordError: there cannot be any; says why."""
     from cppo_verl.recording import calibrate, candidates  # torch and pyarrow: only when a calibration is asked for
-    from cppo_verl.recording.masked import family_of
+    from cppo_verl.recording.batches import select
+    from cppo_verl.recording.family import family_of
     from cppo_verl.recording.record import RecordError
-    from cppo_verl.recording.selection import select
 
     selection = select(args.run_dir, args.steps)
     if len(args.rule) + bool(args.preset) > 1:
         raise RecordError("one rule at a time: give one --rule, or one --preset.")
-    candidate = candidates.recorded(selection.header)
     if args.preset:
         candidate = candidates.of_preset(args.preset, selection.header)
     elif args.rule:
-        rule, assignments = args.rule[0]
-        candidate = candidates.of_rule(rule, assignments, selection.header)
-    family = family_of(selection.batches, candidates.fixed(candidate), args.hold, args.move)
-    if args.masked_share is not None:
-        found = calibrate.for_share(selection.batches, family, args.masked_share, args.seed)
+        candidate = candidates.of_rule(*args.rule[0], selection.header)
     else:
-        found = calibrate.above_gap(selection.batches, family, args.above_gap, args.seed)
+        candidate = candidates.recorded(selection.header)
+    family = family_of(selection.batches, candidate, args.hold, args.move)
+    if args.masked_share is not None:
+        found = calibrate.for_share(family, args.masked_share, args.seed)
+    else:
+        found = calibrate.above_gap(family, args.above_gap, args.seed)
     for note in [*selection.notes, *found.warnings]:
         print(f"note: {note}", file=sys.stderr)
-    print("\n".join(calibrate.told(found, selection.scope)))
-    print(f"\n{MASKS_CHANGE_DATA}")
+    print("\n".join([*found.told(selection.scope), "", MASKS_CHANGE_DATA]))
     return 0

@@ -9,23 +9,20 @@ from cppo_verl.doctor.verdicts import FAIL
 
 def add_parser(subparsers) -> None:
     """Add ``doctor`` to the command line."""
-    parser = subparsers.add_parser(
-        "doctor", help="check packages, GPUs, disk, model and recipe: would a run start here"
-    )
+    help = "check packages, GPUs, disk, model and recipe: would a run start here"
+    parser = subparsers.add_parser("doctor", help=help)
     parser.add_argument("--model", help="a folder or hub id that the run would start from")
-    parser.add_argument(
-        "--recipe", help="a script of run_scripts/ by name or path; METHOD=, SP=, ... as for the script"
-    )
+    parser.add_argument("--recipe", help="a script of run_scripts/ by name or path; METHOD=, SP=, ... as for it")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line a check; 0 unless one of them says that a run would not start."""
-    findings = []
+    verdicts = []
     for finding in examine(ask(args.model, args.recipe)):
         text = finding.text.replace("\n", "\n      ")
         print(f"{finding.verdict:>4}  {finding.title}: {text}", flush=True)
-        findings.append(finding)
-    failed = sum(finding.verdict == FAIL for finding in findings)
-    print(f"{failed} of {len(findings)} checks failed: a run would not start." if failed else "A run would start here.")
+        verdicts.append(finding.verdict)
+    failed = verdicts.count(FAIL)
+    print(f"{failed} of {len(verdicts)} checks failed: a run would not start." if failed else "A run would start here.")
     return 1 if failed else 0

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Add ``eval`` to the subparsers of ``cppo-verl``."""
+def add_parser(subparsers) -> None:
+    """Add ``eval`` to the command line."""
     parser = subparsers.add_parser(
         "eval",
         help="Avg@N of a checkpoint or a model, with standard errors",
@@ -18,51 +18,38 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "summary.json, problems.csv, problems.parquet and samples.parquet. Stopped, the same command goes on.",
     )
     # Where none is given, a run's own config.yaml decides, then the default.
-    parser.add_argument("model", metavar="CHECKPOINT", help="run, global_step_N, model folder or hub id")
-    parser.add_argument("--data", nargs="+", type=Path, default=[], help="parquet or jsonl (default: the run's)")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/eval/global_step_N or eval/MODEL)")
-    parser.add_argument("--fresh", action="store_true", help="throw away the responses that --out holds")
-    parser.add_argument("--part-size", type=int, default=8, help="problems saved at a time (%(default)s)")
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--n", type=int, help="samples a problem (16)")
-    sampling.add_argument("--temperature", type=float, help="0 is greedy (0.7)")
-    sampling.add_argument("--top-p", type=float, help="(0.95)")
-    sampling.add_argument("--top-k", type=int, help="-1 is all tokens (-1)")
-    sampling.add_argument("--seed", type=int, help="(0)")
-    sampling.add_argument("--max-response-length", type=int, help="tokens (the run's, else 8192)")
-    sampling.add_argument(
-        "--max-model-len", type=int, help="tokens of prompt and response (the run's, else the model's)"
-    )
-    sampling.add_argument("--chat-template-kwargs", type=_json, help='JSON, such as {"enable_thinking": false}')
-    reward = parser.add_argument_group("scoring")
-    reward.add_argument("--reward-file", help="verl's reward.custom_reward_function.path (the run's, else verl's own)")
-    reward.add_argument("--reward-name", default="compute_score", help="the function in it (%(default)s)")
-    reward.add_argument("--reward-kwargs", type=_json, default={}, help="JSON, further arguments of the function")
-    vllm = parser.add_argument_group("vLLM")
-    vllm.add_argument("--dtype", help="bfloat16, float16 or float32 (the run's rollout dtype, else bfloat16)")
-    vllm.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs a model (%(default)s)")
-    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU (%(default)s)")
-    vllm.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
-    vllm.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    vllm.add_argument(
-        "--vllm",
-        type=_pair,
-        action="append",
-        default=[],
-        dest="extra",
-        metavar="KEY=JSON",
-        help="any vllm.LLM argument",
-    )
+    add = parser.add_argument
+    add("model", metavar="CHECKPOINT", help="run, global_step_N, model folder or hub id")
+    add("--data", nargs="+", type=Path, default=[], help="parquet or jsonl (default: the run's)")
+    add("--out", type=Path, help="where to write (default: RUN/eval/global_step_N or eval/MODEL)")
+    add("--fresh", action="store_true", help="throw away the responses that --out holds")
+    add("--part-size", type=int, default=8, help="problems saved at a time (%(default)s)")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--n", type=int, help="samples a problem (16)")
+    add("--temperature", type=float, help="0 is greedy (0.7)")
+    add("--top-p", type=float, help="(0.95)")
+    add("--top-k", type=int, help="-1 is all tokens (-1)")
+    add("--seed", type=int, help="(0)")
+    add("--max-response-length", type=int, help="tokens (the run's, else 8192)")
+    add("--max-model-len", type=int, help="tokens of prompt and response (the run's, else the model's)")
+    add("--chat-template-kwargs", type=_json, help='JSON, such as {"enable_thinking": false}')
+    add = parser.add_argument_group("scoring").add_argument
+    add("--reward-file", help="verl's reward.custom_reward_function.path (the run's, else verl's own)")
+    add("--reward-name", default="compute_score", help="the function in it (%(default)s)")
+    add("--reward-kwargs", type=_json, default={}, help="JSON, further arguments of the function")
+    add = parser.add_argument_group("vLLM").add_argument
+    add("--dtype", help="bfloat16, float16 or float32 (the run's rollout dtype, else bfloat16)")
+    add("--tensor-parallel-size", type=int, default=1, help="GPUs a model (%(default)s)")
+    add("--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU (%(default)s)")
+    add("--enforce-eager", action="store_true", help="no CUDA graphs")
+    add("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    any_other = {"type": _pair, "action": "append", "default": [], "dest": "extra"}
+    add("--vllm", **any_other, metavar="KEY=JSON", help="any vllm.LLM argument")
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; 0 when the tables are written, 130 when it was interrupted.
-
-    Raises:
-        EvaluationError: they cannot be; says why.
-    """
+    """Evaluate; 0 when the tables are written, 130 when it was interrupted. EvaluationError: they cannot be."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; what stops it is raised
     from cppo_verl.evaluation.engine import EngineOptions
     from cppo_verl.evaluation.evaluate import Request, evaluate

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Add ``replay`` to the subparsers of ``cppo-verl``."""
+def add_parser(subparsers) -> None:
+    """Add ``replay`` to the command line."""
     parser = subparsers.add_parser(
         "replay",
         help="what other rules would have masked on a run's recorded tokens",
@@ -16,31 +16,24 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "and replay-overlap.csv.",
     )
     add_record_arguments(parser)
-    parser.add_argument("--preset", nargs="+", action="extend", default=[], metavar="NAME", help="only these presets")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+    add = parser.add_argument
+    add("--preset", nargs="+", action="extend", default=[], metavar="NAME", help="only these presets")
+    add("--out", type=Path, help="where to write (default: RUN/report)")
     parser.set_defaults(run=run)
-    return parser
 
 
 def add_record_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which run, which steps, and rules of one's own."""
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, with records/ in it")
-    parser.add_argument("--steps", type=_span, metavar="A-B", help="only these steps (default: all that are recorded)")
-    parser.add_argument(
-        "--rule",
-        action=_Rule,
-        default=[],
-        metavar="NAME",
-        help="a loss_mode under the run's own knobs; for replay, may be repeated",
-    )
-    parser.add_argument(
-        "--set", action=_Set, nargs="+", metavar="KEY=VALUE", help="knobs of the --rule before it, such as delta=0.2"
-    )
+    add = parser.add_argument
+    add("run_dir", metavar="RUN", type=Path, help="run directory, with records/ in it")
+    add("--steps", metavar="A-B", help="only these recorded steps (default: all)")
+    add("--rule", action=_Rule, default=[], metavar="NAME", help="a loss_mode under the run's knobs; may be repeated")
+    add("--set", action=_Set, nargs="+", metavar="KEY=VALUE", help="knobs of the --rule before it, such as delta=0.2")
 
 
 class _Rule(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (values, [])])
+        namespace.rule = [*namespace.rule, (values, [])]
 
 
 class _Set(argparse.Action):
@@ -50,22 +43,10 @@ class _Set(argparse.Action):
         namespace.rule[-1][1].extend(values)
 
 
-def _span(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    try:
-        return int(first), int(last or first)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor A-B") from None
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print the table and write the files.
-
-    Raises:
-        RecordError: there is nothing to replay, or a rule that cannot be; says why.
-    """
-    from cppo_verl.recording.replay import replayed  # torch and pyarrow: only when a replay is asked for
-    from cppo_verl.recording.selection import select
+    """Print the table and write the files. RecordError: there is nothing to replay, or a rule that cannot be."""
+    from cppo_verl.recording.batches import select  # torch and pyarrow: only when a replay is asked for
+    from cppo_verl.recording.replay import replayed
     from cppo_verl.reporting import replay
 
     selection = select(args.run_dir, args.steps)
@@ -74,6 +55,5 @@ def run(args: argparse.Namespace) -> int:
     paths = replay.write(told, args.out or args.run_dir / "report")
     for note in told.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(replay.text(told))
-    print("\n".join(str(path) for path in paths))
+    print(replay.text(told), *paths, sep="\n")
     return 0

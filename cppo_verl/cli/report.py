@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Add ``report`` to the subparsers of ``cppo-verl``."""
+def add_parser(subparsers) -> None:
+    """Add ``report`` to the command line."""
     parser = subparsers.add_parser(
         "report",
         help="pages, pictures and tables of runs' logs",
@@ -17,18 +18,15 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="directory with logs/*.jsonl, directory with *.jsonl, one "
-        ".jsonl file of verl's file logger, or a directory of such runs")  # fmt: skip
-    add("--out", type=Path, help="where to write (default: RUN/report for a run or a directory of runs, for a file "
-        "<its name>-report beside it, for several ./cppo-report)")  # fmt: skip
+    add("runs", metavar="RUN", nargs="+", type=Path, help="run directory, directory of runs, or a file logger's .jsonl")
+    add("--out", type=Path, help="default: RUN/report; <name>-report beside a file; ./cppo-report for several")
     add("--title", help="what to call the report (default: the run's name)")
-    add("--label", metavar="PATH=MODEL/METHOD[/SEED]", action="append", default=[],
-        help="what a run is, where its config.yaml does not say so; may be repeated")  # fmt: skip
+    help = "what a run is, where its config.yaml does not say so; may be repeated"
+    add("--label", metavar="PATH=MODEL/METHOD[/SEED]", action="append", default=[], help=help)
     add("--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)")
     add("--tables", action="store_true", help="tables and figures for a single run, too")
     add("--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping")
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,14 +34,19 @@ def run(args: argparse.Namespace) -> int:
     from cppo_verl.reporting.study import expand  # matplotlib and pandas: only when a report is asked for
 
     one = len(args.runs) == 1 and expand(args.runs[0]) == args.runs
-    for line in _one(args) if one and not (args.tables or args.label or args.baseline) else _many(args):
-        tell(line)
+    if one and not (args.tables or args.label or args.baseline):
+        _one(args.runs[0], args)
+    else:
+        _many(args)
     return 0
 
 
-def tell(line: object, stream=None) -> None:
-    """Print a line; of a path that is no text, what cannot be written is a question mark."""
-    print(str(line).encode("utf-8", "replace").decode(), file=stream)
+def tell(*lines: object, notes: Iterable[object] = ()) -> None:
+    """Print lines, and notes to stderr; of a path that is no text, what cannot be written is a question mark."""
+    for note in notes:
+        print(f"note: {note}".encode("utf-8", "replace").decode(), file=sys.stderr)
+    for line in lines:
+        print(str(line).encode("utf-8", "replace").decode())
 
 
 def default_out(place: Path) -> Path:
@@ -52,17 +55,14 @@ def default_out(place: Path) -> Path:
     return place.with_name(f"{place.stem}-report") if place.is_file() else place / "report"
 
 
-def _one(args: argparse.Namespace) -> list[object]:
+def _one(run_dir: Path, args: argparse.Namespace) -> None:
     from cppo_verl.reporting.logs import read_run
     from cppo_verl.reporting.page import write_report
     from cppo_verl.reporting.summary import headline
 
-    found = read_run(args.runs[0], args.skip_bad_lines)
-    out = args.out or default_out(args.runs[0])
-    paths = write_report(found, out, args.title, _inspector(args.runs[0], out, args.title))
-    for note in found.notes:
-        tell(f"note: {note}", sys.stderr)
-    return [headline(found).sentence(), *paths]
+    found, out = read_run(run_dir, args.skip_bad_lines), args.out or default_out(run_dir)
+    paths = write_report(found, out, args.title, _inspector(run_dir, out, args.title))
+    tell(headline(found).sentence(), *paths, notes=found.notes)
 
 
 def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
@@ -72,23 +72,21 @@ def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
     if not (run_dir / "records").is_dir():
         return ""
     try:
-        from cppo_verl.inspection.page import summary, write_page
+        from cppo_verl.inspection.page import write_page
         from cppo_verl.recording.record import RecordError
     except ImportError as error:  # logs copied to a machine without torch
-        tell(f"note: no page of single tokens ({error}).", sys.stderr)
+        tell(notes=[f"no page of single tokens ({error})."])
         return ""
     try:
         index = write_page(run_dir, out / INSPECTOR, title=title)
     except RecordError as error:
-        tell(f"note: no page of single tokens. {error}", sys.stderr)
+        tell(notes=[f"no page of single tokens. {error}"])
         return ""
-    for note in index.notes:
-        tell(f"note: {note}", sys.stderr)
-    tell(out / INSPECTOR)
-    return summary(index, out / INSPECTOR)
+    tell(out / INSPECTOR, notes=index.notes)
+    return index.summary(out / INSPECTOR)
 
 
-def _many(args: argparse.Namespace) -> list[object]:
+def _many(args: argparse.Namespace) -> None:
     from cppo_verl.reporting.labels import parse_label
     from cppo_verl.reporting.many import comparisons, summaries, write_many
     from cppo_verl.reporting.study import read_study
@@ -98,6 +96,4 @@ def _many(args: argparse.Namespace) -> list[object]:
     compared = comparisons(study, args.baseline)
     paths = write_many(study, compared, out, args.title)
     remarks = [f"{entry.place}: {'; '.join([str(entry.label), *entry.remarks()])}" for entry in study.entries]
-    for line in (*(f"note: {note}" for note in study.notes), *remarks):
-        tell(line, sys.stderr)
-    return [*summaries(study, compared), *paths]
+    tell(*summaries(study, compared), *paths, notes=[*study.notes, *remarks])

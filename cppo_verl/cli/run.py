@@ -28,21 +28,17 @@ EPILOG = (
 
 def add_parser(subparsers) -> None:
     """Add ``run`` to the command line."""
-    parser = subparsers.add_parser(
-        "run", help="start verl's trainer with a run directory, progress and a watchdog", epilog=EPILOG
-    )
-    parser.add_argument("run_dir", type=Path, help="logs, checkpoints and the report go here; an existing run resumes")
-    parser.add_argument("--fresh", action="store_true", help="delete what the run directory holds and start anew")
-    parser.add_argument(
-        "--stall-timeout", type=float, default=1800.0, help="seconds without output = hung (%(default)s)"
-    )
-    parser.add_argument("--check", action="store_true", help="compose and check the config, and start nothing")
-    parser.add_argument(
-        "--glance", action="store_true", help="check only what the overrides show by themselves, in milliseconds"
-    )
+    help = "start verl's trainer with a run directory, progress and a watchdog"
+    parser = subparsers.add_parser("run", help=help, epilog=EPILOG)
+    add = parser.add_argument
+    add("run_dir", type=Path, help="logs, checkpoints and the report go here; an existing run resumes")
+    add("--fresh", action="store_true", help="delete what the run directory holds and start anew")
+    add("--stall-timeout", type=float, default=1800.0, help="seconds without output = hung (%(default)s)")
+    add("--check", action="store_true", help="compose and check the config, and start nothing")
+    add("--glance", action="store_true", help="check only what the overrides show by themselves, in milliseconds")
     for name in ("name", "path"):
-        parser.add_argument(f"--config-{name}", f"-c{name[0]}", metavar=name.upper(), help="Hydra's, passed on")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides for verl.trainer.main_ppo")
+        add(f"--config-{name}", f"-c{name[0]}", metavar=name.upper(), help="Hydra's, passed on")
+    add("overrides", nargs="*", help="Hydra overrides for verl.trainer.main_ppo")
     parser.set_defaults(run=run)
 
 
@@ -123,21 +119,19 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
         supervise.run(command, run_dir, console, environment, before=prepare, **watched)
     reached = max(progress.step, checkpoints.pointed_at(run_dir / "checkpoints") or 0)
     if progress.total and reached < progress.total and not config.trainer.val_only:
-        raise UserError(
-            f"the trainer ended at step {reached} of trainer.total_training_steps={progress.total}, without an error: "
-            f"its trainer.total_epochs={config.trainer.total_epochs} were over. Raise them (1000: the steps decide), "
-            "and the same command goes on."
-        )
+        said = f"the trainer ended at step {reached} of trainer.total_training_steps={progress.total}, without an error"
+        why = f"its trainer.total_epochs={config.trainer.total_epochs} were over"
+        raise UserError(f"{said}: {why}. Raise them (1000: the steps decide), and the same command goes on.")
 
 
 def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], config: DictConfig) -> list[str]:
     """What the launcher adds to the user's overrides; whatever of theirs it takes over is said."""
     given = hydra_overrides.parse(overrides).values
-    own = {"trainer.default_local_dir": run_dir / "checkpoints", "hydra.run.dir": hydra_dir}
-    for key, folder in own.items():
+    added = []
+    for key, folder in (("trainer.default_local_dir", run_dir / "checkpoints"), ("hydra.run.dir", hydra_dir)):
         if key in given:
             _note(f"{key}={given[key]} is not used: that lies in {folder}")
-    added = [f"{key}={quote(folder)}" for key, folder in own.items()]
+        added.append(f"{key}={quote(folder)}")
     loggers = list(OmegaConf.select(config, "trainer.logger") or [])
     if "file" not in loggers:
         _note(f"trainer.logger={loggers}: file is added, which progress and report are read from")
@@ -156,15 +150,11 @@ def _is_alone(config: DictConfig) -> bool:
         exposure.require_short_folder(ray_init, os.environ)
         return True
     if address is None:
-        raise UserError(
-            f"trainer.nnodes={config.trainer.nnodes}, and no Ray cluster is here: start it on every node "
-            "(run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1."
-        )
+        remedy = "start it on every node (run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1"
+        raise UserError(f"trainer.nnodes={config.trainer.nnodes}, and no Ray cluster is here: {remedy}.")
     exposure.require_answer(address)
-    _note(
-        f"the run joins the Ray cluster at {address}: its workers are not watched from here. A worker that dies there "
-        "shows when verl says so, or after --stall-timeout seconds without output"
-    )
+    shows = "a worker that dies there shows when verl says so, or after --stall-timeout seconds without output"
+    _note(f"the run joins the Ray cluster at {address}: its workers are not watched from here; {shows}")
     return False
 
 
@@ -180,7 +170,8 @@ def _clear(run_dir: Path) -> None:
 def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfig) -> None:
     """Have verl's ``resume_mode=auto`` find a whole checkpoint, and no gap in the log behind it."""
     trainer = config.trainer
-    ranks, kinds = trainer.nnodes * trainer.n_gpus_per_node, _shards(config)
+    contents = OmegaConf.select(config, "actor_rollout_ref.actor.checkpoint.load_contents") or SHARDS
+    ranks, kinds = trainer.nnodes * trainer.n_gpus_per_node, tuple(SHARDS[name] for name in contents if name in SHARDS)
     if trainer.resume_mode == "resume_path":
         checkpoints.require(str(trainer.resume_from_path), ranks, kinds)
     elif trainer.resume_mode not in ("auto", "disable"):
@@ -195,12 +186,6 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
         print(f"checkpoints: {note}", flush=True)
     if step is not None and checkpoints.recover_record(folder, step, logs, started):
         print(f"checkpoints: step {step} was not logged before the run died; its metrics are taken from it", flush=True)
-
-
-def _shards(config: DictConfig) -> tuple[str, ...]:
-    """Kinds of shards that the run will read."""
-    contents = OmegaConf.select(config, "actor_rollout_ref.actor.checkpoint.load_contents") or SHARDS
-    return tuple(SHARDS[name] for name in contents if name in SHARDS)
 
 
 def _note(text: str) -> None:

@@ -15,13 +15,14 @@ def add_parser(subparsers) -> None:
         description="Runs stages that measure, and writes selftest.html, selftest.md and selftest.json: predicted, "
         "measured, limit, verdict. With VERL_PLATFORM=cpu everything runs in miniature.",
     )
-    parser.add_argument("--out", type=Path, default=Path("cppo-selftest"), help="where to write (%(default)s)")
-    parser.add_argument("--list", action="store_true", help="say what the stages need and take, and run nothing")
-    parser.add_argument("--stages", metavar="A,B", help="only these, and what they come after (default: all)")
-    parser.add_argument("--steps", type=int, default=4, help="training steps of a run of the tiny model (%(default)s)")
-    parser.add_argument("--recipe", metavar="NAME", default="", help="one step of run_scripts/NAME.sh at full lengths")
-    parser.add_argument("--model", metavar="PATH", default="", help="the recipe's model, a folder or a hub id")
-    parser.add_argument("--strict", action="store_true", help="a stage that is not run here counts as failed")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("cppo-selftest"), help="where to write (%(default)s)")
+    add("--list", action="store_true", help="say what the stages need and take, and run nothing")
+    add("--stages", metavar="A,B", help="only these, and what they come after (default: all)")
+    add("--steps", type=int, default=4, help="training steps of a run of the tiny model (%(default)s)")
+    add("--recipe", metavar="NAME", default="", help="one step of run_scripts/NAME.sh at full lengths")
+    add("--model", metavar="PATH", default="", help="the recipe's model, a folder or a hub id")
+    add("--strict", action="store_true", help="a stage that is not run here counts as failed")
     parser.set_defaults(run=run)
 
 
@@ -40,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("pytest") is None:
         raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
     supervise.raise_on_terminate()
-    write = functools.partial(report.write, setting.out, setting.device, facts)
+    write, page = functools.partial(report.write, setting.out, setting.device, facts), setting.out / report.PAGE
     try:
         results = session.run(setting, wanted, functools.partial(print, flush=True), write)
     except KeyboardInterrupt:
-        print(f"\nstopped; {setting.out / report.PAGE} has what was measured", file=sys.stderr)
+        print(f"\nstopped; {page} has what was measured", file=sys.stderr)
         return 130
-    print(report.sentence(results))
-    print(setting.out / report.PAGE)
+    print(report.sentence(results), page, sep="\n")
     bad = (FAILS, NOT_RUN) if args.strict else (FAILS,)
     return 1 if any(result.verdict in bad for result in results) else 0

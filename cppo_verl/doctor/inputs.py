@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,31 +13,38 @@ from cppo_verl.doctor.verdicts import GB, Asked, Trouble, default_run_dir
 from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides, paths
 
-SCRIPTS = Path("run_scripts")
+SCRIPTS = (Path("run_scripts"), Path(__file__).resolve().parents[2] / "run_scripts")
 BYTES_A_PARAMETER = 12  # of a checkpoint: float32 weights and AdamW's two moments
 HUB_TIMEOUT = 15  # seconds
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def recipe_overrides(recipe: str, model: str | None, defaults: Mapping[str, str]) -> list[str]:
+    """What a script of run_scripts, by name or path, gives verl in this environment, beneath which ``defaults`` lie.
+    UserError: no such script, or it refuses.
+    """
+    places = (Path(recipe), *(folder / f"{recipe}.sh" for folder in SCRIPTS))
+    script = next((place for place in places if place.is_file()), None)
+    if script is None:
+        known = sorted({path.stem for folder in SCRIPTS for path in folder.glob("qwen3_*.sh")})
+        raise UserError(f"no such recipe; there are: {', '.join(known) or 'none in this folder'}")
+    environment = {**defaults, **os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
+    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError((done.stderr or done.stdout).strip() or f"{script} failed")
+    return done.stdout.splitlines()
 
 
 def ask(model: str | None, recipe: str | None) -> Asked:
     """What the checks compare with, of a model and of a recipe's composed config."""
     if recipe is None:
         return Asked(model=model, checkpoint_bytes=_checkpoint_bytes("", model))
-    script = Path(recipe) if Path(recipe).is_file() else SCRIPTS / f"{recipe}.sh"
-    name = script.stem
-    if not script.is_file():
-        known = ", ".join(sorted(path.stem for path in SCRIPTS.glob("qwen3_*.sh"))) or "none in this folder"
-        return Asked(model, recipe, problems=(f"no such recipe; there are: {known}",))
-    environment = {**os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
-    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return Asked(model, name, problems=(done.stderr.strip() or f"{script} failed",))
+    name = Path(recipe).stem
     try:
-        config = overrides.compose(done.stdout.splitlines())
+        config = overrides.compose(recipe_overrides(recipe, model, {}))
     except UserError as error:
-        return Asked(model, name, problems=(" ".join(str(error).split()),))
+        return Asked(model, name, problem=" ".join(str(error).split()))
     path = OmegaConf.select(config, paths.MODEL)
-    run_dir = default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{config.trainer.experiment_name}")
     return Asked(
         model=path,
         recipe=name,
@@ -46,7 +53,7 @@ def ask(model: str | None, recipe: str | None) -> Asked:
         gpus_per_node=config.trainer.n_gpus_per_node,
         checkpoints=config.trainer.max_actor_ckpt_to_keep or 2,
         checkpoint_bytes=_checkpoint_bytes(name, path),
-        run_dir=run_dir,
+        run_dir=default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{config.trainer.experiment_name}"),
     )
 
 
@@ -76,22 +83,16 @@ def recipe(asked: Asked) -> str:
     """The recipe's own start checks pass, and its data is there."""
     from cppo_verl.integration import checks
 
-    problems = list(asked.problems)
-    if asked.config is not None:
-        problems += [*checks.run_problems(asked.config), *_missing_data(asked.config)]
+    problems = [asked.problem] if asked.config is None else list(checks.run_problems(asked.config))
+    files = [file for key in paths.DATA if asked.config is not None for file in paths.files(asked.config, key)]
+    remedy = "run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
+    problems += [f"no data at {file}; {remedy}" for file in files if not Path(file).is_file()]
     if problems:
         raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
     return (
         f"{asked.recipe}: {asked.config.trainer.nnodes} x {asked.gpus_per_node} GPUs; all that a run checks of its "
         "config holds, and its data is there"
     )
-
-
-def _missing_data(config) -> Iterator[str]:
-    for key in paths.DATA:
-        for file in paths.files(config, key):
-            if not Path(file).is_file():
-                yield f"no data at {file}; run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
 
 
 def _whole(folder: Path) -> str:

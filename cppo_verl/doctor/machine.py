@@ -6,8 +6,8 @@ A function ``..._line`` says what there is to say of numbers that its check has 
 import ctypes
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cppo_verl.doctor.software import on_cpu
 from cppo_verl.doctor.verdicts import GB, Asked, Note, Skip, Trouble
@@ -20,8 +20,7 @@ LEAST_SHARED, GOOD_SHARED = 1 * GB, 8 * GB  # NCCL's guide asks for 1; verl's ow
 LEAST_DISK = 20 * GB
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """One visible GPU; memory in bytes."""
 
     name: str
@@ -65,13 +64,15 @@ def driver_line(known: tuple[int, int] | None, built: str) -> str:
 
 def gpus(asked: Asked) -> str:
     """The GPUs that verl would use are able to, and free."""
-    import torch
+    from torch import cuda
 
     _cuda_of_torch()
-    if not torch.cuda.is_available():
+    if not cuda.is_available():
         raise Skip("no GPU visible")
-    name, capability, memory = torch.cuda.get_device_name, torch.cuda.get_device_capability, torch.cuda.mem_get_info
-    found = [Gpu(name(index), capability(index), *memory(index)) for index in range(torch.cuda.device_count())]
+    found = [
+        Gpu(cuda.get_device_name(index), cuda.get_device_capability(index), *cuda.mem_get_info(index))
+        for index in range(cuda.device_count())
+    ]
     return gpu_line(found, asked.gpu_share, asked.gpus_per_node)
 
 
@@ -93,8 +94,7 @@ def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
                 f"{share:.0%} of it: end what runs there (nvidia-smi names it), or lower "
                 "actor_rollout_ref.rollout.gpu_memory_utilization"
             )
-    names = ", ".join(sorted({gpu.name for gpu in found}))
-    least = min(gpu.free for gpu in found)
+    names, least = ", ".join(sorted({gpu.name for gpu in found})), min(gpu.free for gpu in found)
     return f"{len(found)} x {names}, at least {least / GB:.1f} GB free, of which vLLM wants {share:.0%}"
 
 
@@ -115,12 +115,13 @@ def shared_memory(asked: Asked) -> str:
 
 def shared_memory_line(free: float) -> str:
     """Of ``free`` bytes of shared memory."""
+    said = f"{free / GB:.2f} GB free in {SHARED_MEMORY}"
     remedy = "start the container with --shm-size=16g or --ipc=host, or mount -o remount,size=16g /dev/shm"
     if free < LEAST_SHARED:
-        raise Trouble(f"{free / GB:.2f} GB free in {SHARED_MEMORY}: NCCL, Ray and vLLM need more; {remedy}")
+        raise Trouble(f"{said}: NCCL, Ray and vLLM need more; {remedy}")
     if free < GOOD_SHARED:
-        raise Note(f"{free / GB:.1f} GB free in {SHARED_MEMORY}: Ray's object store goes to disk beyond that; {remedy}")
-    return f"{free / GB:.0f} GB free in {SHARED_MEMORY}"
+        raise Note(f"{said}: Ray's object store goes to disk beyond that; {remedy}")
+    return said
 
 
 def disk(asked: Asked) -> str:

@@ -60,16 +60,12 @@ def plugin(asked: Asked) -> str:
         loss = core_algos.get_policy_loss_fn(name)
         if not loss.__module__.startswith("cppo_verl."):
             raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
-    broken = extensions.load_installed()
-    if broken:
+    if broken := extensions.load_installed():
         why = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
         raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {why}. Repair or uninstall them.")
-    modules = os.environ.get("VERL_USE_EXTERNAL_MODULES")
-    said = ["loaded by its entry point, in every process of an environment that has cppo_verl installed"]
-    said += [f"VERL_USE_EXTERNAL_MODULES={modules} as well"] if modules else []
-    said += [f"policy losses {', '.join(name for name in RULES if name in BUILT_IN)}"]
-    said += [f"rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items()]
-    return "; ".join(said)
+    outside = [f"; rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items()]
+    ours = ", ".join(name for name in RULES if name in BUILT_IN)
+    return f"loaded by its entry point, in every process of this environment; policy losses {ours}{''.join(outside)}"
 
 
 def preset_configs(asked: Asked) -> str:
@@ -93,10 +89,9 @@ def attention(asked: Asked) -> str:
         return "sdpa, which +platform=cpu sets"
     name = name or VERLS_ATTENTION
     reason, version = missing(name), _version("flash-attn")
-    if reason is None and name == VERLS_ATTENTION:
-        return f"{name} loads: " + (f"flash-attn {version}" if version else "not flash-attn itself, but its stand-in")
     if reason is None:
-        return f"{name} loads"
+        by = f": flash-attn {version}" if version else ": not flash-attn itself, but its stand-in"
+        return f"{name} loads{by if name == VERLS_ATTENTION else ''}"
     if name == VERLS_ATTENTION and find_spec("flash_attn") is not None:
         raise Trouble(
             f"flash-attn {version} is installed but does not load ({reason}): built without its CUDA extension, or for "
@@ -147,11 +142,10 @@ def _missing_hooks() -> Iterator[str]:
     yield from (f"AsyncLLM.generate({name}=)" for name in ("sampling_params", "request_id") if name not in parameters)
     fields = ("logprobs", "flat_logprobs", "detokenize", "stop")
     yield from (f"SamplingParams.{name}" for name in fields if not hasattr(SamplingParams(), name))
-    for module in ("cppo_verl.integration.topk.server",):
-        try:
-            importlib.import_module(module)
-        except (ImportError, AttributeError) as error:
-            yield str(error)
+    try:
+        importlib.import_module("cppo_verl.integration.topk.server")
+    except (ImportError, AttributeError) as error:
+        yield str(error)
 
 
 def _outside(text: str) -> str | None:

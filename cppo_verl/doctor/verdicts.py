@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 OK, NOTE, SKIP, FAIL = "ok", "note", "--", "FAIL"
 GB = 1e9
@@ -31,8 +31,7 @@ class Skip(Verdict):
     verdict = SKIP
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One check: its title, its verdict, and what it says (further lines are details of a failure)."""
 
     title: str
@@ -51,7 +50,7 @@ class Asked:
 
     Attributes:
         model: folder or hub id.
-        recipe: the recipe's name.  config: verl's composed config of it.  problems: what was said instead of a config.
+        recipe: the recipe's name.  config: verl's composed config of it.  problem: what was said instead of a config.
         gpu_share: of a GPU's memory, for vLLM.  gpus_per_node: that the run wants.
         checkpoints: that lie on disk at most.  checkpoint_bytes: of one.  run_dir: where they lie.
     """
@@ -59,7 +58,7 @@ class Asked:
     model: str | None = None
     recipe: str | None = None
     config: Any = None
-    problems: tuple[str, ...] = ()
+    problem: str = ""
     gpu_share: float = 0.5
     gpus_per_node: int | None = None
     checkpoints: int = 2

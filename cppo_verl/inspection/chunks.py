@@ -5,8 +5,7 @@ Floats are rounded to as many bits as a reader is shown: 12 of the mantissa (fou
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,71 +13,53 @@ import numpy as np
 from cppo_verl.recording.numbers import Numbers
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, Look, Response
 
-SHOWN_BITS = 12
-SUMMED_BITS = 16
-ALL_BITS = 23
+SHOWN_BITS, SUMMED_BITS, ALL_BITS = 12, 16, 23
 LEVEL = 6  # of zlib: 9 takes three times as long for a percent
 
-Named = tuple[str, np.ndarray]
+Layout = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A packed response.
-
-    Attributes:
-        layout: (name, kind) of its arrays in their order; kind is ``bytes`` (as long as ``texts`` says), or a number of
-            ``u1``, ``u4`` or ``f4`` for each token.
-        texts: bytes of the prompt and of the response.
-        data: the deflated arrays.
-        facts: what the list of responses shows, by name.
-    """
-
-    layout: tuple[tuple[str, str], ...]
-    texts: tuple[int, int]
-    data: bytes
-    facts: dict[str, Any]
-
-
-def pack(response: Response, derived: Sequence[Numbers]) -> Chunk:
-    """One response; ``derived`` has the numbers of each of its looks."""
+def pack(response: Response, derived: Sequence[Numbers]) -> tuple[bytes, Layout, list[int]]:
+    """One response, of whose looks ``derived`` has the numbers: the deflated arrays; (name, kind) of each in its order,
+    ``bytes`` or a number of ``u1``, ``u4`` or ``f4`` for each token; how many bytes prompt and response have."""
     pieces = [piece.encode("utf-8", "replace") for piece in response.pieces]
-    prompt, text = response.prompt.encode("utf-8", "replace"), b"".join(pieces)
-    arrays = [*_response_arrays(response, pieces)]
+    texts = [response.prompt.encode("utf-8", "replace"), b"".join(pieces)]
+    arrays = _arrays(response) | {"piece": np.array([len(piece) for piece in pieces], np.uint32)}
     for number, (look, numbers) in enumerate(zip(response.looks, derived, strict=True)):
-        arrays += [(f"{name}{number}", values) for name, values in _look_arrays(response, look, numbers)]
-    data = zlib.compress(b"".join([prompt, text, *(_planes(values) for _, values in arrays)]), LEVEL)
-    kinds = [(name, f"{values.dtype.kind}{values.dtype.itemsize}") for name, values in arrays]
-    layout = (("prompt", "bytes"), ("text", "bytes"), *kinds)
-    return Chunk(layout, (len(prompt), len(text)), data, _facts(response, derived))
+        arrays |= {f"{name}{number}": values for name, values in _look_arrays(response, look, numbers).items()}
+    data = zlib.compress(b"".join([*texts, *map(_planes, arrays.values())]), LEVEL)
+    kinds = [(name, f"{values.dtype.kind}{values.dtype.itemsize}") for name, values in arrays.items()]
+    return data, (("prompt", "bytes"), ("text", "bytes"), *kinds), [len(text) for text in texts]
 
 
-def _response_arrays(response: Response, pieces: Sequence[bytes]) -> Iterator[Named]:
-    yield "piece", np.array([len(piece) for piece in pieces], np.uint32)
-    yield "id", response.token_ids.astype(np.uint32)
+def _arrays(response: Response) -> dict[str, np.ndarray]:
+    arrays = {"id": response.token_ids.astype(np.uint32), "mu": rounded(response.log_mu)}
     if not response.mask.all():
-        yield "own", response.mask.astype(np.uint8)
-    yield "mu", rounded(response.log_mu, SHOWN_BITS)
+        arrays["own"] = response.mask.astype(np.uint8)
     if response.log_rollout is not None:
-        yield "rollout", rounded(response.log_rollout, SHOWN_BITS)
+        arrays["rollout"] = rounded(response.log_rollout)
     if response.length and (response.advantages != response.advantages[0]).any():
-        yield "A", rounded(response.advantages, ALL_BITS)
+        arrays["A"] = rounded(response.advantages, ALL_BITS)
+    return arrays
 
 
-def _look_arrays(response: Response, look: Look, numbers: Numbers) -> Iterator[Named]:
-    # pi less mu, not pi: near equal log-probs would lose the difference, which is what a reader looks for
-    yield "moved", rounded(look.log_pi.astype(np.float64) - response.log_mu, SHOWN_BITS)
-    yield "D", rounded(numbers.divergence, SHOWN_BITS)
-    yield "gate", rounded(np.where(response.mask, look.gate, 1.0), SHOWN_BITS)
-    yield "cause", np.where(response.mask, look.cause, 0).astype(np.uint8)
+def _look_arrays(response: Response, look: Look, numbers: Numbers) -> dict[str, np.ndarray]:
+    arrays = {
+        # pi less mu, not pi: near equal log-probs would lose the difference, which is what a reader looks for
+        "moved": rounded(look.log_pi.astype(np.float64) - response.log_mu),
+        "D": rounded(numbers.divergence),
+        "gate": rounded(np.where(response.mask, look.gate, 1.0)),
+        "cause": np.where(response.mask, look.cause, 0).astype(np.uint8),
+    }
     if numbers.weight is not None:
-        yield "w", rounded(numbers.weight, SHOWN_BITS)
+        arrays["w"] = rounded(numbers.weight)
     if numbers.spent is not None and numbers.allowance is not None:
-        yield "S", rounded(numbers.spent, SUMMED_BITS)
-        yield "limit", rounded(numbers.allowance, SUMMED_BITS)
+        arrays |= {"S": rounded(numbers.spent, SUMMED_BITS), "limit": rounded(numbers.allowance, SUMMED_BITS)}
+    return arrays
 
 
-def _facts(response: Response, derived: Sequence[Numbers]) -> dict[str, Any]:
+def facts(response: Response, derived: Sequence[Numbers]) -> dict[str, Any]:
+    """What the list of responses shows, by name."""
     own, first = response.mask.astype(bool), response.first
     causes, advantages = np.where(own, first.cause, 0), response.advantages[own]
     return {
@@ -98,7 +79,7 @@ def _facts(response: Response, derived: Sequence[Numbers]) -> dict[str, Any]:
     }
 
 
-def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+def rounded(values: np.ndarray, bits: int = SHOWN_BITS) -> np.ndarray:
     """Float32 with so many bits of the mantissa left, to the nearest; NaN and infinities stay what they are."""
     values = np.asarray(values, np.float32)
     if bits >= ALL_BITS:

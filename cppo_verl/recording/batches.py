@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cppo_verl.recording import files
 from cppo_verl.recording.candidates import CLIPS, Candidate, recorded
 from cppo_verl.recording.numbers import depends_on_width, gate_and_cause, pad, padded
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
@@ -15,7 +19,9 @@ from cppo_verl.trust_region.rules import RULES, evaluate, observe_clipping
 from cppo_verl.trust_region.tokens import Tokens
 from cppo_verl.trust_region.topk import TOPK, unpack
 
+SEVERAL = 4  # steps that a note names
 CELLS = 1 << 20  # rows x width of a batch, at most, for rows of up to that length
+Row = tuple[Response, Look, int]
 
 
 @dataclass
@@ -45,11 +51,7 @@ class Batch:
         self.counted = self.tokens.mask & counts & ~bad
 
     def decide(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
-        """Gate (float32) and cause (int8) of every token, (rows, width).
-
-        Raises:
-            RecordError: the candidate needs a top-K that was not recorded.
-        """
+        """Gate (float32) and cause (int8) of every token, (rows, width). RecordError: as for ``divergence``."""
         if candidate.ran:
             candidate = recorded(self.header)
         if not depends_on_width(candidate.knobs):
@@ -61,42 +63,32 @@ class Batch:
             gate[rows], cause[rows] = self._decide(rows, candidate.changed({"max_response_length": width}))
         return gate, cause
 
-    def _decide(self, rows: slice | list[int], candidate: Candidate) -> tuple[Tensor, Tensor]:
-        own = self.tokens
-        tokens = Tokens.of(own.log_prob[rows], own.old_log_prob[rows], own.advantages[rows], own.mask[rows])
-        with torch.no_grad():
-            if candidate.rule not in RULES:
-                low, high, cap = (candidate.clips[name] for name in CLIPS)
-                return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
-            divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
-            verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
-            return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
+    @torch.no_grad()
+    def _decide(self, rows: Any, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        tokens = self.tokens.rows(rows)
+        if candidate.rule not in RULES:
+            low, high, cap = (candidate.clips[name] for name in CLIPS)
+            return gate_and_cause(tokens, observe_clipping(tokens, candidate.rule, low, high, cap), cap)
+        divergence = self.divergence(candidate)[rows] if candidate.knobs.estimator == "topk" else None
+        verdict, _ = evaluate(candidate.rule, tokens, candidate.knobs, divergence)
+        return gate_and_cause(tokens, verdict, candidate.knobs.ratio_cap)
 
     def divergence(self, candidate: Candidate) -> Tensor:
-        """D_t as the candidate measures it, (rows, width) float32.
-
-        Raises:
-            RecordError: it needs a top-K that was not recorded.
-        """
+        """D_t as the candidate measures it, (rows, width) float32. RecordError: its top-K was not recorded."""
         kind = candidate.knobs.divergence
         if candidate.knobs.estimator != "topk":
             return self.tokens.divergence(kind)
         if any(look.top_k_log_pi is None for look in self.looks):
-            raise RecordError(
-                f"{candidate.name} needs mu's top-K, which this record does not have: run with "
-                "policy_loss.estimator=topk, or choose a rule with estimator=binary."
-            )
+            said = "run with policy_loss.estimator=topk, or choose a rule with estimator=binary."
+            raise RecordError(f"{candidate.name} needs mu's top-K, which this record does not have: {said}")
         same = kind == self.header.knobs.get("divergence")
         if not same and self.header.knobs.get("anchor") == "proximal":
-            raise RecordError(
-                f"{candidate.name} needs the top-K {kind.upper()} from the policy at the start of the step "
-                "(anchor=proximal), of which only D_t of the kind that ran was recorded."
-            )
+            said = "the policy at the start of the step (anchor=proximal), of which only D_t as it ran was recorded"
+            raise RecordError(f"{candidate.name} needs the top-K {kind.upper()} from {said}.")
         if kind not in self._divergence:
-            pairs = zip(self.responses, self.looks, strict=True)
             found = [
                 look.divergence if same and look.divergence is not None else top_k_divergence(response, look, kind)
-                for response, look in pairs
+                for response, look in zip(self.responses, self.looks, strict=True)
             ]
             self._divergence[kind] = padded(found, self.tokens.mask.shape[1])
         return self._divergence[kind]
@@ -121,7 +113,7 @@ def top_k_divergence(response: Response, look: Look, kind: str) -> np.ndarray:
 
 def batches(records: Iterable[StepRecord]) -> list[Batch]:
     """All looks of the records, those of one setting together and rows of like length side by side."""
-    settings: dict[str, tuple[Header, list[tuple[Response, Look, int]]]] = {}
+    settings: dict[str, tuple[Header, list[Row]]] = {}
     groups: dict[tuple[int, str], int] = {}
     for record in records:
         header = record.header
@@ -137,9 +129,39 @@ def batches(records: Iterable[StepRecord]) -> list[Batch]:
     ]
 
 
-def _parts(rows: Sequence[tuple[Response, Look, int]]) -> Iterator[Sequence[tuple[Response, Look, int]]]:
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     rows, start = sorted(rows, key=lambda row: row[0].length), 0
     for stop in range(1, len(rows) + 1):
         if stop == len(rows) or (stop + 1 - start) * rows[stop][0].length > CELLS:
             yield rows[start:stop]
             start = stop
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Recorded steps as batches of all their looks; the first one's header; which steps, in words; notes."""
+
+    batches: list[Batch]
+    header: Header
+    scope: str
+    notes: list[str]
+
+
+def select(run_dir: Path, steps: str | None = None) -> Selection:
+    """The records of a run, or of what ``files.chosen_steps`` takes. A damaged one is left out, with a note.
+    RecordError: there is no record, none of these steps, or none that is whole.
+    """
+    notes: list[str] = []
+    records = list(files.read_run(run_dir, files.chosen_steps(run_dir, steps), notes))
+    headers = [record.header for record in records]
+    for what, held in (
+        ("rule or its knobs", [(header.rule, repr(sorted(header.knobs.items()))) for header in headers]),
+        ("tokenizer", [(header.tokenizer, header.vocabulary) for header in headers]),
+    ):
+        changed = [str(header.step) for header, (a, b) in zip(headers[1:], pairwise(held), strict=True) if a != b]
+        if changed:
+            times = f" and so on, {len(changed)} times" if len(changed) > SEVERAL else ""
+            notes.append(f"the {what} changed at step {', '.join(changed[:SEVERAL])}{times}")
+    first, last = headers[0].step, headers[-1].step
+    scope = f"step {first}" if len(headers) == 1 else f"{len(headers)} recorded steps, {first} to {last}"
+    return Selection(batches(records), headers[0], scope, notes)

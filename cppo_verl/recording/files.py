@@ -27,6 +27,7 @@ FOLDER = "records"
 FORMAT = 1
 KEY = b"cppo_verl"
 NAME = re.compile(r"step-([0-9]{8,})\.parquet")
+STEPS = re.compile(r"([0-9]+)|([0-9]*)[-:]([0-9]*)(?::([1-9][0-9]*))?")
 
 _RESPONSE = {each.name: each.metadata for each in dataclasses.fields(Response) if each.metadata}
 _LOOK = {each.name: each.metadata for each in dataclasses.fields(Look)}
@@ -43,8 +44,9 @@ SCHEMA = pyarrow.schema(
         for name, said in LAYOUT.items()
     }
 )
-_REPEATING = {"gate", "last_gate", "advantages"}  # of the floats; the bytes of all others compress better apart
-_APART = {n for n, said in LAYOUT.items() if said["list"] and said["kind"] == "float32"} - _REPEATING
+# their bytes compress better apart than by a dictionary of the values, which repeat in gates and advantages alone
+_APART = {n for n, said in LAYOUT.items() if said["list"] and said["kind"] == "float32"}
+_APART -= {"gate", "last_gate", "advantages"}
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -57,6 +59,28 @@ def steps(run_dir: Path) -> dict[int, Path]:
     folder = run_dir / FOLDER
     found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
     return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def chosen_steps(run_dir: Path, text: str | None = None) -> list[int]:
+    """The recorded steps that ``--steps`` means: ``12``, ``5-20`` or ``5:20``, ``5:``, ``5:60:3`` (every third one).
+    RecordError: another form, or none of these steps is recorded.
+    """
+    recorded = list(steps(run_dir))
+    if not recorded:
+        remedy = "run with trainer.v1.trust_region.record=16 (responses a step)"
+        raise RecordError(f"{run_dir / FOLDER} holds no record: {remedy}.")
+    if text is None:
+        return recorded
+    parts = STEPS.fullmatch(text)
+    if parts is None or not text.strip("-:"):
+        raise RecordError(f"--steps {text}: not FIRST:LAST[:EVERY] in whole numbers, as in 10:60:3 or 12.")
+    one, first, last, every = parts.groups()
+    low, high = int(one or first or recorded[0]), int(one or last or recorded[-1])
+    found = [step for step in recorded if low <= step <= high][:: int(every or 1)]
+    if not found:
+        there = f"they are {recorded[0]} to {recorded[-1]}"
+        raise RecordError(f"--steps {text}: no recorded step is among them; {there} ({run_dir}).")
+    return found
 
 
 def write(run_dir: Path, record: StepRecord) -> Path:
@@ -79,30 +103,24 @@ def write(run_dir: Path, record: StepRecord) -> Path:
 
 
 def _row(step: int, response: Response) -> dict[str, Any]:
-    row = {"step": step, **{name: getattr(response, name) for name in _RESPONSE}}
-    row |= {name: getattr(response.first, name) for name in _LOOK}
-    row |= {f"last_{name}": getattr(response.last, name, None) for name in _LOOK}
+    row = {"step": step, "advantage": None, **{name: getattr(response, name) for name in _RESPONSE}}
+    for prefix, look in (("", response.first), ("last_", response.last)):
+        row |= {prefix + name: getattr(look, name, None) for name in _LOOK}
+    for name, said in LAYOUT.items():
+        if said["list"] and said["kind"] != "string" and row[name] is not None:
+            row[name] = np.asarray(row[name], said["kind"])
     advantages = response.advantages[response.mask]
-    row["advantage"] = None
     if (advantages == advantages[:1]).all():
         row |= {"advantage": advantages[0] if len(advantages) else 0.0, "advantages": None}
     if response.mask.all():
         row["mask"] = None
     if response.top_k_mu is not None:
         row["top_k_mu"] = response.top_k_mu.astype("<i2").tobytes()
-    return {name: _as(value, LAYOUT[name]) for name, value in row.items()}
-
-
-def _as(value: Any, said: Mapping[str, Any]) -> Any:
-    return value if value is None or not said["list"] or said["kind"] == "string" else np.asarray(value, said["kind"])
+    return row
 
 
 def read_header(path: Path) -> Header:
-    """What holds for the whole step, without reading a response.
-
-    Raises:
-        RecordError: the file is damaged, no record, or of a later format.
-    """
+    """What holds for the whole step. RecordError: the file is damaged, no record, or of a later format."""
     try:
         with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
             metadata = pyarrow.parquet.read_schema(stream).metadata or {}
@@ -116,19 +134,13 @@ def read_header(path: Path) -> Header:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
     if version > FORMAT:
-        raise RecordError(
-            f"{path} has format {version}, written by cppo_verl {header.version}; this one reads up to {FORMAT}: "
-            "update cppo_verl."
-        )
+        said = f"{path} has format {version}, written by cppo_verl {header.version}"
+        raise RecordError(f"{said}; this one reads up to {FORMAT}: update cppo_verl.")
     return header
 
 
 def read(path: Path) -> StepRecord:
-    """A step's record.
-
-    Raises:
-        RecordError: the file is missing, damaged, no record, or of a later format.
-    """
+    """A step's record. RecordError: the file is missing, damaged, no record, or of a later format."""
     header = read_header(path)
     try:
         with path.open("rb") as stream:
@@ -140,38 +152,22 @@ def read(path: Path) -> StepRecord:
         raise _damaged(path, error) from error
 
 
-def read_run(run_dir: Path, wanted: Sequence[int] | None = None) -> Iterator[StepRecord]:
-    """The records of a run in the order of their steps; of the ``wanted`` steps only, where given.
-
-    Raises:
-        RecordError: there is none, a wanted step is not among them, or one cannot be read.
+def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None = None) -> Iterator[StepRecord]:
+    """The records of a run in the order of their steps, or of the ``wanted`` steps. One that is damaged is left out,
+    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged.
     """
-    found = require_steps(run_dir)
-    for step in found if wanted is None else wanted:
-        if step not in found:
-            raise RecordError(no_such_step(run_dir, found, str(step)))
-        yield read(found[step])
-
-
-def require_steps(run_dir: Path) -> dict[int, Path]:
-    """``steps`` of a run that has some.
-
-    Raises:
-        RecordError: it has none.
-    """
-    found = steps(run_dir)
-    if not found:
-        raise RecordError(
-            f"{run_dir / FOLDER} holds no record: run with trainer.v1.trust_region.record=16 (responses a step)."
-        )
-    return found
-
-
-def no_such_step(run_dir: Path, found: dict[int, Path], wanted: str) -> str:
-    """The sentence for a step that is not recorded."""
-    return (
-        f"{run_dir / FOLDER} has no record of step {wanted}; it has {len(found)} of steps {min(found)} to {max(found)}."
-    )
+    error, whole = None, 0
+    for step in wanted or chosen_steps(run_dir):
+        try:
+            yield read(path_of(run_dir, step))
+            whole += 1
+        except RecordError as found:
+            if notes is None:
+                raise
+            error = found
+            notes.append(f"step {step} is left out: {error}")
+    if error and not whole:
+        raise error
 
 
 def _damaged(path: Path, error: Exception) -> RecordError:

@@ -26,8 +26,7 @@ class Numbers:
         divergence: D_t. ratio: rho_t = pi/mu.
         weight: w_t; None for rules without weights.
         spent: S_t, what the tokens up to t have spent. allowance: delta + delta_b W_{t-1}, what S_t may reach at t.
-            Both None for rules without a prefix budget.
-        delta_b: the prefix budget of this response; None likewise.
+        delta_b: the prefix budget of this response. All three None for rules without one.
     """
 
     divergence: np.ndarray
@@ -43,6 +42,7 @@ def depends_on_width(knobs: TrustRegionKnobs) -> bool:
     return knobs.horizon == "max" and knobs.max_response_length is None
 
 
+@torch.no_grad()
 def of(header: Header, responses: Sequence[Response], last: bool = False) -> list[Numbers]:
     """Derived numbers of each response at its first look, or at its last one.
 
@@ -53,24 +53,22 @@ def of(header: Header, responses: Sequence[Response], last: bool = False) -> lis
         return [one for response in responses for one in of(header, [response], last)]
     looks = [response.looks[-1 if last else 0] for response in responses]
     tokens = pad(responses, looks, max((r.width for r in responses), default=0))
-    with torch.no_grad():
-        if knobs.estimator == "binary":
-            divergence = tokens.divergence(knobs.divergence)
-        else:
-            found = [look.divergence for look in looks]
-            divergence = padded(found, tokens.mask.shape[1]).masked_fill(~tokens.mask, 0.0)
-        columns = {"divergence": divergence, "ratio": tokens.ratio}
-        budgets: list[float | None] = [None] * len(responses)
-        if capability(header.rule).prefix_budget:
-            columns["weight"] = weight = position_weights(tokens, knobs)
-            if knobs.budget != "none":
-                budget = prefix_budget(tokens, divergence, knobs)
-                before = torch.nn.functional.pad(weight.cumsum(-1)[:, :-1], (1, 0))  # W_{t-1}
-                columns |= {"spent": (weight * divergence).cumsum(-1), "allowance": before * budget + knobs.delta}
-                budgets = budget.squeeze(-1).tolist()
-        for name in ("ratio", "allowance"):
-            if name in columns:
-                columns[name] = columns[name].masked_fill(~tokens.mask, 0.0)
+    if knobs.estimator == "binary":
+        divergence = tokens.divergence(knobs.divergence)
+    else:
+        found = padded([look.divergence for look in looks], tokens.mask.shape[1])
+        divergence = found.masked_fill(~tokens.mask, 0.0)
+    columns = {"divergence": divergence, "ratio": tokens.ratio}
+    budgets: list[float | None] = [None] * len(responses)
+    if capability(header.rule).prefix_budget:
+        columns["weight"] = weight = position_weights(tokens, knobs)
+        if knobs.budget != "none":
+            budget = prefix_budget(tokens, divergence, knobs)
+            before = torch.nn.functional.pad(weight.cumsum(-1)[:, :-1], (1, 0))  # W_{t-1}
+            columns |= {"spent": (weight * divergence).cumsum(-1), "allowance": before * budget + knobs.delta}
+            budgets = budget.squeeze(-1).tolist()
+    for name in {"ratio", "allowance"} & set(columns):
+        columns[name] = columns[name].masked_fill(~tokens.mask, 0.0)
     return [
         Numbers(**{name: column[row, : response.length].numpy() for name, column in columns.items()}, delta_b=delta_b)
         for row, (response, delta_b) in enumerate(zip(responses, budgets, strict=True))

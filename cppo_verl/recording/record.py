@@ -1,15 +1,13 @@
 """What is recorded of a step and of a response: plain values and numpy arrays.
 
 T is the number of a response's tokens, tool output included; ``mask`` says which of them are the policy's own. All
-log-probs are float32 in nats, as the loss saw them, at the sampling temperature. Nothing that follows exactly from
-these is kept: ``numbers.of`` derives D_t, w_t, S_t and the allowance.
-
-Each field of a response says how it lies in a file (``files``), so that a new one is declared here and nowhere else.
+log-probs are float32 in nats, as the loss saw them, at the sampling temperature. What follows exactly from these is not
+kept: ``numbers.of`` derives it. A field says how it lies in a file (``files``), so a new one is declared here alone.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,24 +26,13 @@ class RecordError(UserError, ValueError):
     """A record is missing, damaged or not what is asked of it; the message names the file and a remedy."""
 
 
-def value(kind: str, **default: Any) -> Any:
-    """A field that is one value, of Arrow's type ``kind``."""
-    return field(metadata={"kind": kind, "list": False}, **default)
+def value(kind: str, many: bool = False, per_token: bool = False, **default: Any) -> Any:
+    """A field that is a column: one value of Arrow's type ``kind``, or ``many`` of them."""
+    return field(metadata={"kind": kind, "list": many, "tokens": per_token}, **default)
 
 
-def tokens(kind: str, **default: Any) -> Any:
-    """A field that has an entry a token."""
-    return field(metadata={"kind": kind, "list": True, "tokens": True}, **default)
-
-
-def entries(kind: str, **default: Any) -> Any:
-    """A field that has as many entries as it likes."""
-    return field(metadata={"kind": kind, "list": True}, **default)
-
-
-def part() -> Any:
-    """A field whose own fields are columns."""
-    return field()
+entries = partial(value, many=True)
+tokens = partial(value, many=True, per_token=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +124,7 @@ class Response:
     log_mu: np.ndarray = tokens("float32")
     advantages: np.ndarray = tokens("float32")
     reward: float = value("float64")
-    first: Look = part()
+    first: Look
     last: Look | None = None
     output: int = value("int32", default=0)
     versions_behind: int | None = value("int32", default=None)
@@ -146,20 +133,19 @@ class Response:
     top_k_mu: np.ndarray | None = value("binary", default=None)
 
     def __post_init__(self) -> None:
-        parts: tuple[Response | Look, ...] = (self, *self.looks)
-        for holder, each in [(part, each) for part in parts for each in fields(part)]:
-            column = getattr(holder, each.name)
-            if not each.metadata.get("tokens") or (column is None and each.default is None):
-                continue
-            if len(column) != self.length:
-                raise ValueError(f"{self.uid}: {each.name} has {len(column)} entries for {self.length} tokens")
+        for part in (self, *self.looks):
+            for each in fields(part):
+                column = getattr(part, each.name)
+                absent = column is None and each.default is None
+                if each.metadata.get("tokens") and not absent and len(column) != self.length:
+                    raise ValueError(f"{self.uid}: {each.name} has {len(column)} entries for {self.length} tokens")
 
     @property
     def looks(self) -> tuple[Look, ...]:
         """The updates that are recorded, one or two."""
         return (self.first,) if self.last is None else (self.first, self.last)
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The response's text."""
         return "".join(self.pieces)

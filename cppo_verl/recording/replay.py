@@ -13,11 +13,10 @@ from torch import Tensor
 
 from cppo_verl import presets
 from cppo_verl.recording import candidates
-from cppo_verl.recording.batches import Batch, taken
+from cppo_verl.recording.batches import Batch, Selection, taken
 from cppo_verl.recording.candidates import Candidate
 from cppo_verl.recording.numbers import padded
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, RecordError
-from cppo_verl.recording.selection import Selection
 
 POSITIONS = 10  # equal parts of a response
 
@@ -50,7 +49,7 @@ class Replay:
 
     Attributes:
         tallies: one a candidate. both: (candidates, candidates), tokens that both touch.
-        tokens, positive, negative: counted tokens, and those by the sign of A; by_position: (POSITIONS,).
+        tokens: counted ones; by_position: (POSITIONS,), the same by tenth.
         recorded_tokens: the policy's own, counted or not. responses, groups: how many. looks: of responses, two each
             where several epochs saw them; every look counts its tokens.
     """
@@ -58,8 +57,6 @@ class Replay:
     tallies: list[Tally]
     both: np.ndarray
     tokens: int = 0
-    positive: int = 0
-    negative: int = 0
     recorded_tokens: int = 0
     responses: int = 0
     looks: int = 0
@@ -77,45 +74,34 @@ class Replay:
 
 
 def replay(parts: Sequence[Batch], tried: Sequence[Candidate]) -> Replay:
-    """Run every candidate over the record.
-
-    Raises:
-        RecordError: a candidate needs a top-K that was not recorded.
-    """
+    """Run every candidate over the record. RecordError: a candidate needs a top-K that was not recorded."""
     result = Replay([Tally(candidate) for candidate in tried], np.zeros((len(tried),) * 2, dtype=np.int64))
     for part in parts:
-        _count(result, part)
+        counted, own = part.counted, part.tokens.mask
+        position, advantages = positions(part)[counted], part.tokens.advantages[counted]
+        result.tokens += len(position)
+        result.recorded_tokens += int(own.sum())
+        result.by_position += torch.bincount(position, minlength=POSITIONS).numpy()
+        ran, touched = padded([look.gate for look in part.looks], own.shape[1]), []
+        for tally in result.tallies:
+            gate, cause = part.decide(tally.candidate)
+            tally.differs += int((own & ~torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)).sum())
+            removed, cause = taken(gate[counted]), cause[counted]
+            tally.removed += float(removed.sum())
+            tally.positive += float(removed[advantages > 0].sum())
+            tally.negative += float(removed[advantages < 0].sum())
+            tally.token += float(removed[cause == TOKEN].sum())
+            tally.prefix += float(removed[cause == PREFIX].sum())
+            tally.capped += int((cause == CAPPED).sum())
+            tally.touched += int((removed > 0).sum())
+            tally.by_position += torch.bincount(position, removed, POSITIONS).numpy()
+            touched.append(removed > 0)
+        table = torch.stack(touched).double()
+        result.both += (table @ table.T).long().numpy()
     result.looks = sum(len(part.looks) for part in parts)
     result.responses = len({id(response) for part in parts for response in part.responses})
     result.groups = len({group for part in parts for group in part.groups})
     return result
-
-
-def _count(result: Replay, part: Batch) -> None:
-    counted, own = part.counted, part.tokens.mask
-    position, advantages = positions(part)[counted], part.tokens.advantages[counted]
-    positive, negative = advantages > 0, advantages < 0
-    result.tokens += len(position)
-    result.recorded_tokens += int(own.sum())
-    result.positive += int(positive.sum())
-    result.negative += int(negative.sum())
-    result.by_position += torch.bincount(position, minlength=POSITIONS).numpy()
-    ran, touched = padded([look.gate for look in part.looks], own.shape[1]), []
-    for tally in result.tallies:
-        gate, cause = part.decide(tally.candidate)
-        tally.differs += int((own & ~torch.isclose(gate, ran, rtol=0, atol=0, equal_nan=True)).sum())
-        removed, cause = taken(gate[counted]), cause[counted]
-        tally.removed += float(removed.sum())
-        tally.positive += float(removed[positive].sum())
-        tally.negative += float(removed[negative].sum())
-        tally.token += float(removed[cause == TOKEN].sum())
-        tally.prefix += float(removed[cause == PREFIX].sum())
-        tally.capped += int((cause == CAPPED).sum())
-        tally.touched += int((removed > 0).sum())
-        tally.by_position += torch.bincount(position, removed, POSITIONS).numpy()
-        touched.append(removed > 0)
-    table = torch.stack(touched).double()
-    result.both += (table @ table.T).long().numpy()
 
 
 def positions(part: Batch) -> Tensor:
@@ -139,7 +125,7 @@ def replayed(
     """
     header, notes = selection.header, []
     tried = [candidates.of_preset(name, header) for name in chosen or ([] if rules else presets.names())]
-    if not chosen and not selection.has_top_k:
+    if not chosen and any(response.top_k_mu is None for part in selection.batches for response in part.responses):
         needy = [one.name for one in tried if one.knobs.estimator == "topk"]
         tried = [one for one in tried if one.name not in needy]
         if needy:

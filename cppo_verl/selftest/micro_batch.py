@@ -34,24 +34,17 @@ def packed(micro: list[Sequence], device: str, temperature: float, with_topk: bo
 
     from cppo_verl.integration.topk import FIELD
 
-    lists: dict[str, list[Tensor]] = {}
+    rows = []
     for prompt, ids, _, log_mu in micro:
         response, top = ids[prompt:], log_mu.topk(K)
-        own = log_mu.gather(-1, response.unsqueeze(-1)).squeeze(-1)
-        whole = torch.ones_like(response)
-        of_sequence = {
-            "input_ids": ids,
-            "position_ids": torch.arange(len(ids)),
-            "prompts": ids[:prompt],
-            "responses": response,
-            "response_mask": whole,
-            "loss_mask": whole,
-            "old_log_probs": own,
-            FIELD: topk.pack(top.indices, top.values, response, own),
-        }
-        for name, tensor in of_sequence.items():
-            lists.setdefault(name, []).append(tensor.to(device))
-    nested: dict[str, Any] = {name: torch.nested.as_nested_tensor(x, layout=torch.jagged) for name, x in lists.items()}
+        own, whole = log_mu.gather(-1, response.unsqueeze(-1)).squeeze(-1), torch.ones_like(response)
+        row = {"input_ids": ids, "position_ids": torch.arange(len(ids)), "prompts": ids[:prompt], "responses": response}
+        row |= {"response_mask": whole, "loss_mask": whole, "old_log_probs": own}
+        rows.append(row | {FIELD: topk.pack(top.indices, top.values, response, own)})
+    nested: dict[str, Any] = {
+        name: torch.nested.as_nested_tensor([row[name].to(device) for row in rows], layout=torch.jagged)
+        for name in rows[0]
+    }
     flags = {"temperature": temperature, "distillation_use_topk": with_topk, "use_remove_padding": True}
     return tensordict_utils.get_tensordict(nested, flags | ({"topk": K} if with_topk else {}))
 

@@ -13,21 +13,20 @@ from markupsafe import Markup
 
 from cppo_verl import __version__, atomic
 from cppo_verl.reporting import template
-from cppo_verl.selftest.stages import STAGES
+from cppo_verl.selftest.session import STAGES
 from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, NOTED, Result, show
 
 DATA, TEXT, PAGE = "selftest.json", "selftest.md", "selftest.html"
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_RUN: "–", NOTED: "·"}
-KINDS = {HOLDS: "holds", FAILS: "fails", NOT_RUN: "not-run", NOTED: "noted"}  # classes of the style
 
 
 def write(out: Path, device: str, facts: Mapping[str, str], results: Sequence[Result]) -> None:
     """Write the three files to ``out``, each atomically; the user's home folder is ``~`` in them."""
-    said = sentence(results)
-    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    content: dict[str, Any] = {"cppo_verl": __version__, "written": now, "sentence": said}
-    content |= {"machine": dict(facts), "results": [asdict(result) for result in results]}
-    text, home = json.dumps(content, indent=1, ensure_ascii=False), str(Path.home())
+    said, home = sentence(results), str(Path.home())
+    content: dict[str, Any] = {"cppo_verl": __version__, "sentence": said, "machine": dict(facts)}
+    content["written"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    content["results"] = [asdict(result) for result in results]
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     text = text.replace(home, "~") if len(home) > 1 else text
     atomic.write(out / DATA, text + "\n")
     style = Markup((files("cppo_verl.selftest") / "assets/selftest.css").read_text(encoding="utf-8"))
@@ -36,17 +35,13 @@ def write(out: Path, device: str, facts: Mapping[str, str], results: Sequence[Re
     assert shared.loader is not None
     templates = shared.overlay(loader=ChoiceLoader([PackageLoader("cppo_verl.selftest", "assets"), shared.loader]))
     for name in (TEXT, PAGE):
-        page = templates.get_template(name).render(given, style=style, show=show, signs=SIGNS, kinds=KINDS)
-        atomic.write(out / name, page)
+        atomic.write(out / name, templates.get_template(name).render(given, style=style, show=show, signs=SIGNS))
 
 
 def sentence(results: Sequence[Result]) -> str:
     """The selftest in one sentence."""
-    counts = {verdict: [r.stage for r in results if r.verdict == verdict] for verdict in (HOLDS, FAILS, NOT_RUN)}
-    ran = len(counts[HOLDS]) + len(counts[FAILS])
-    parts = [f"{len(counts[HOLDS])} of {ran} stages hold"]
-    if counts[FAILS]:
-        parts.append(f"{', '.join(counts[FAILS])} {'fails' if len(counts[FAILS]) == 1 else 'fail'}")
-    if counts[NOT_RUN]:
-        parts.append(f"not run here: {', '.join(counts[NOT_RUN])}")
+    holds, fails, not_run = ([r.stage for r in results if r.verdict == v] for v in (HOLDS, FAILS, NOT_RUN))
+    parts = [f"{len(holds)} of {len(holds) + len(fails)} stages hold"]
+    parts += [f"{', '.join(fails)} {'fails' if len(fails) == 1 else 'fail'}"] if fails else []
+    parts += [f"not run here: {', '.join(not_run)}"] if not_run else []
     return "; ".join(parts)

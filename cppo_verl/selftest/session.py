@@ -1,15 +1,18 @@
-"""Runs the stages one after another, each in a process of its own and within its time."""
+"""What there is to measure (stages.yaml), and how it is run: a stage after another, each in a process of its own."""
 
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
 
 from cppo_verl import jsonlines
 from cppo_verl.launch import supervise
 from cppo_verl.selftest.setting import SelftestError, Setting
-from cppo_verl.selftest.stages import STAGES, Stage
-from cppo_verl.selftest.table import FAILS, NOT_RUN, Result, Row, judged, show
+from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, Result, Row, show
 
 PATIENCE = 60.0  # seconds that a stage's run gets to end by itself when the stage is given up
 # nothing of the user's own pytest: no settings, no plug-ins, no cache
@@ -17,11 +20,66 @@ PYTEST = "-c /dev/null --noconftest -p no:cacheprovider -p no:warnings -p cppo_v
 ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage: a pytest file, and what it cannot do without.
+
+    Attributes:
+        module: the file, as a module. seconds: expected on ``cpu`` and ``cuda``. limit: seconds that it may take.
+        ranks: GPUs, or ranks on the CPU. host_gb, gpu_gb, disk_gb: free memory and space.
+        packages: module names. after: stages that must have held. options: what the file needs to know.
+    """
+
+    name: str
+    title: str
+    module: str
+    seconds: Mapping[str, float]
+    limit: float
+    ranks: int = 1
+    host_gb: float = 1.0
+    gpu_gb: float = 1.0
+    disk_gb: float = 0.1
+    packages: Sequence[str] = ()
+    after: Sequence[str] = ()
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def needs(self, on_cpu: bool) -> str:
+        """In words."""
+        device = f"{self.ranks} {'rank' if on_cpu else 'GPU'}{'s' * (self.ranks > 1)}" if self.ranks else "no device"
+        memory = [f"{self.gpu_gb:g} GB a GPU"] if self.ranks and not on_cpu else []
+        after = [f"after {name}" for name in self.after]
+        return ", ".join([device, f"{self.host_gb:g} GB memory", *memory, *self.packages, *after])
+
+    def unmet(self, setting: Setting, done: Mapping[str, Result] | None = None) -> str:
+        """Why it cannot run on this machine, or with ``done`` after these results; empty when it can."""
+        absent = [name for name in self.packages if find_spec(name) is None]
+        failed = [name for name in self.after if done is not None and (name not in done or done[name].verdict != HOLDS)]
+        on_gpu = self.ranks and not setting.on_cpu
+        no_gpu = "this machine has no GPU (without one, VERL_PLATFORM=cpu runs everything in miniature)"
+        reasons = {
+            "no --recipe was given": self.name == "recipe" and not setting.recipe,
+            no_gpu: self.ranks and not setting.device,
+            f"it needs {self.ranks} GPUs and this machine has {setting.ranks}": self.ranks > setting.ranks,
+            f"not installed: {', '.join(absent)}": absent,
+            _lacks(self.host_gb, "GB of free memory", setting.host_gb): self.host_gb > setting.host_gb,
+            _lacks(self.disk_gb, "GB of free disk", setting.disk_gb): self.disk_gb > setting.disk_gb,
+            _lacks(self.gpu_gb, "GB a GPU", setting.gpu_gb): on_gpu and self.gpu_gb > setting.gpu_gb,
+            f"it comes after {', '.join(failed)}, which did not hold": failed,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _lacks(wanted: float, what: str, found: float) -> str:
+    return f"it needs {wanted:g} {what} and there are {found:.1f}"
+
+
+FILE = Path(__file__).parent / "assets/stages.yaml"
+STAGES = {name: Stage(name, **given) for name, given in yaml.safe_load(FILE.read_text(encoding="utf-8")).items()}
+
+
 def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stage]:
     """The stages asked for by name with those that they come after, or all, in their own order.
-
-    Raises:
-        SelftestError: what was asked for makes no selftest.
+    SelftestError: what was asked for makes no selftest.
     """
     if steps < 3:
         raise SelftestError(f"--steps {steps}: a run is killed after its second step and resumed; give 3 or more")
@@ -38,8 +96,7 @@ def listing(wanted: Sequence[Stage], setting: Setting) -> list[str]:
     """What the stages need and take on this machine, two lines each."""
     lines = []
     for stage in wanted:
-        reason = dataclasses.replace(stage, after=()).unmet(setting, {})
-        seconds = stage.seconds["cpu" if setting.on_cpu else "cuda"]
+        reason, seconds = stage.unmet(setting), stage.seconds["cpu" if setting.on_cpu else "cuda"]
         lines.append(f"{stage.name:12} {f'about {seconds:.0f} s':>12}  {stage.title}")
         lines.append(f"{'':26}needs {stage.needs(setting.on_cpu)}" + (f"; not here: {reason}" if reason else ""))
     return lines
@@ -65,22 +122,21 @@ def run(
         for number, stage in enumerate(wanted, 1):
             say(f"[{number}/{len(wanted)}] {stage.name}: {stage.title}")
             reason = stage.unmet(setting, done)
-            result = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
-            done[stage.name] = result
-            for line in told(result):
+            done[stage.name] = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
+            for line in told(done[stage.name]):
                 say(f"      {line}")
             report(list(done.values()))
     return list(done.values())
 
 
 def apart(stage: Stage, setting: Setting) -> Result:
-    """Run a stage in a process of its own, within its time; nothing of it is left running."""
+    """Run a stage in a process of its own, within its time; nothing of it is left running. It fails with a failed row,
+    without any row, and when something ended it."""
     asked = dataclasses.replace(setting, stage=stage.name, options=dict(stage.options))
     asked.logs.mkdir(parents=True, exist_ok=True)
     console, rows = asked.logs / "console.log", asked.logs / "rows.jsonl"
     for earlier in (console, rows):
-        earlier.unlink(missing_ok=True)
-    rows.touch()
+        earlier.write_bytes(b"")
     command = [sys.executable, "-u", "-m", "pytest", *PYTEST.split(), stage.module]
     environment = {**ALONE, "CPPO_VERL_SELFTEST": asked.dumps()}
     began, reason = time.monotonic(), ""
@@ -99,7 +155,9 @@ def apart(stage: Stage, setting: Setting) -> Result:
     finally:
         supervise.end_processes(asked.run)
     found = [Row(**row) for row in jsonlines.read(rows)[0]]
-    return judged(stage.name, found, time.monotonic() - began, reason)
+    reason = reason or ("" if found else "it measured nothing")
+    failed = bool(reason) or any(row.verdict == FAILS for row in found)
+    return Result(stage.name, FAILS if failed else HOLDS, found, time.monotonic() - began, reason)
 
 
 def told(result: Result) -> list[str]:
@@ -108,8 +166,7 @@ def told(result: Result) -> list[str]:
     lines = [f"{head}: {result.reason.splitlines()[0]}" if result.reason else head]
     for row in result.rows:
         if row.verdict == FAILS:
-            name, value = ("limit", row.limit) if row.limit is not None else ("expected", row.predicted)
-            wanted = f", {name} {show(value, row.unit)}" if value is not None else ""
+            wanted = row.predicted if row.limit is None else row.limit
             note = f" ({row.note})" if row.note else ""
-            lines.append(f"FAILS {row.what}: {show(row.measured, row.unit)}{wanted}{note}")
+            lines.append(f"FAILS {row.what}: {show(row.measured, row.unit)}, limit {show(wanted, row.unit)}{note}")
     return lines

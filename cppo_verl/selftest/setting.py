@@ -5,18 +5,18 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cppo_verl.doctor import inputs
 from cppo_verl.errors import UserError
 from cppo_verl.launch import gitstate
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
-# printed by a process of its own, for torch may open a CUDA context to say so
+# name and GB of each GPU, printed by a process of its own, for torch may open a CUDA context to say so
 SEEN_BY_TORCH = """
 import json, torch
 found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -54,7 +54,7 @@ class Setting:
     steps: int = 4
     recipe: str = ""
     model: str = ""
-    overrides: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
     stage: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,14 +64,9 @@ class Setting:
         return self.device != "cuda"
 
     @property
-    def data(self) -> Path:
-        """Folder of the arithmetic data."""
-        return self.out / "tiny" / "data"
-
-    @property
-    def tiny_model(self) -> Path:
-        """Folder of the tiny model."""
-        return self.out / "tiny" / "model"
+    def tiny(self) -> Path:
+        """Folder of the tiny model, ``model``, and of its data, ``data``."""
+        return self.out / "tiny"
 
     @property
     def logs(self) -> Path:
@@ -85,35 +80,36 @@ class Setting:
 
     def dumps(self) -> str:
         """As JSON, for another process."""
-        return json.dumps({**asdict(self), "out": str(self.out)})
+        return json.dumps(asdict(self), default=str)
 
     @classmethod
     def loads(cls, text: str) -> "Setting":
         """Inverse of ``dumps``."""
         content = json.loads(text)
-        return cls(**{**content, "out": Path(content["out"]), "overrides": tuple(content["overrides"])})
+        return cls(**{**content, "out": Path(content["out"])})
 
 
 def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[Setting, dict[str, str]]:
     """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
-    user, host or path; SelftestError where the recipe's script refuses."""
+    user, host or path; SelftestError: the recipe's script refuses."""
     on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
     found = [] if on_cpu else gpus()
     device, ranks = ("cpu", 2) if on_cpu else ("cuda" if found else "", len(found))
     place = next(folder for folder in (out, *out.parents) if folder.exists())
-    room = psutil.virtual_memory().available / 1e9, psutil.disk_usage(str(place)).free / 1e9
-    overrides = recipe_overrides(recipe, model, device, ranks) if recipe else ()
-    memory = min((size for _, size in found), default=0.0)
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(place))
     state: dict[str, Any] = gitstate.state()
     facts = {
         "system": f"{platform.uname().system} {platform.release()}, {platform.machine()}",
-        "host": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB",
+        "host": f"{os.cpu_count()} cores, {memory.total / 1e9:.0f} GB",
         "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none",
         "Python": platform.python_version(),
         **state["versions"],
         "source": f"{state['commit'] or 'an installed copy'}, {len(state['dirty'])} files changed",
     }
-    return Setting(out, device, ranks, memory, *room, steps, recipe, model, overrides), facts
+    smallest = min((size for _, size in found), default=0.0)
+    overrides = recipe_overrides(recipe, model, device, ranks) if recipe else []
+    room = (smallest, memory.available / 1e9, disk.free / 1e9)
+    return Setting(out, device, ranks, *room, steps, recipe, model, overrides), facts
 
 
 def gpus() -> list[tuple[str, float]]:
@@ -125,20 +121,12 @@ def gpus() -> list[tuple[str, float]]:
         return []
 
 
-def recipe_overrides(name: str, model: str, device: str, ranks: int) -> tuple[str, ...]:
+def recipe_overrides(name: str, model: str, device: str, ranks: int) -> list[str]:
     """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
-
-    Raises:
-        SelftestError: no such script, or the script refuses.
+    SelftestError: no such script, or the script refuses.
     """
-    script = SCRIPTS / f"{name}.sh"
-    if not script.is_file():
-        there = ", ".join(sorted(path.stem for path in SCRIPTS.glob("qwen3_*.sh"))) or "no scripts beside this copy"
-        said = f"there is no {script.name} in run_scripts ({there}); start from the repository"
-        raise SelftestError(f"--recipe {name}: {said}")
     defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
-    environment = {**defaults, **os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
-    done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SelftestError(f"--recipe {name}: {(done.stderr or done.stdout).strip()}")
-    return tuple(done.stdout.splitlines())
+    try:
+        return inputs.recipe_overrides(name, model, defaults)
+    except UserError as error:
+        raise SelftestError(f"--recipe {name}: {error}") from None

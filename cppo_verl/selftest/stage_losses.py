@@ -31,9 +31,8 @@ def test_gradients(dtype, setting, table):
     errors, elsewhere = {}, {}
     for name, loss in ours.items():
         here, exact = gradient(loss, batch), gradient(loss, exact_batch)
-        both = (here != 0) & (exact != 0)
-        error = ((here - exact).abs() / exact.abs())[both]
-        errors[name] = float(error.max().nan_to_num(nan=torch.inf)) if both.any() else torch.inf
+        error = ((here - exact).abs() / exact.abs())[(here != 0) & (exact != 0)]
+        errors[name] = float(error.max().nan_to_num(nan=torch.inf)) if error.numel() else torch.inf
         elsewhere[name] = float(((here != 0) ^ (exact != 0))[batch.mask.cpu()].double().mean())
     said = f"gradients of {len(ours)} losses, {SHORT[dtype]}"
     table.at_most(f"{said}: largest relative error", max(errors.values()), GRADIENT[dtype], note=worst(errors))
@@ -66,8 +65,6 @@ def test_topk_from_logits(dtype, temperature, setting, table):
     limit = EXACT if logits.sampled_log_prob_is_exact(dtype) else ROUNDED
     for kind in ("tv", "kl"):
         found, _ = logits.divergence_of(output, data, kind, K)
-        errors = []
-        for row, sequence in enumerate(micro):
-            exact = exact_divergence(*sequence, temperature, kind)
-            errors.append(float((found[row, : len(exact)].double().cpu() - exact).abs().max()))
-        table.at_most(f"top-K {kind.upper()} from {SHORT[dtype]} logits: largest error", max(errors), limit)
+        exact = [exact_divergence(*sequence, temperature, kind) for sequence in micro]
+        errors = [(row[: len(x)].double().cpu() - x).abs().max() for row, x in zip(found, exact, strict=True)]
+        table.at_most(f"top-K {kind.upper()} from {SHORT[dtype]} logits: largest error", float(max(errors)), limit)

@@ -31,7 +31,7 @@ def command(setting: Setting) -> list[str]:
     """The recipe's overrides, and behind them data, reward and length of the run."""
     given: dict[str, object] = {"data.train_files": prompts_of(setting, "train"), **OWN}
     if setting.on_cpu and not setting.model:
-        given["actor_rollout_ref.model.path"] = setting.tiny_model
+        given["actor_rollout_ref.model.path"] = setting.tiny / "model"
     platform = ["+platform=cpu"] if setting.on_cpu else []
     validation = f"data.val_files=[{watched_run.quote(prompts_of(setting, 'val'))}]"
     return [*setting.overrides, *platform, validation, *watched_run.as_overrides(given)]
@@ -44,9 +44,7 @@ def prompts_of(setting: Setting, split: str) -> Path:
 
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
     """Prompts that leave no room, or little, in verl's columns: ``count`` to train on, and one for validation.
-
-    Raises:
-        SelftestError: the model's chat template alone is longer than ``tokens``.
+    SelftestError: the model's chat template alone is longer than ``tokens``.
     """
     import pandas
     from transformers import AutoTokenizer
@@ -74,14 +72,13 @@ def test_step(setting, table):
     overrides = command(setting)
     planned, model = settings.read(overrides), settings.parse(overrides)["actor_rollout_ref.model.path"]
     write_prompts(setting, model, planned.prompts, planned.prompt_tokens)
-    done = watched_run.start(setting, overrides, fresh=True)
-    step = read_run(setting.run).frame.loc[1].dropna().to_dict()
-    judge_update(setting, table, planned, step)
-    judge_plan(setting, table, planned, model, step, done.gpu_gb)
+    watched_run.start(setting, overrides)
+    judge(setting, table, planned, model, read_run(setting.run).frame.loc[1].dropna().to_dict())
 
 
-def judge_update(setting: Setting, table, planned: settings.Settings, step: dict[str, float]) -> None:
-    """Whether the step was as long as it can be, and an update."""
+def judge(setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float]) -> None:
+    """Whether the step was as long as it can be, and an update; its memory and seconds by part beside the plan's, which
+    are a GPU's and therefore only noted on the CPU."""
     table.equal("response tokens, shortest", step.get("response_length/min"), float(planned.response_tokens))
     room, limit = planned.prompt_tokens - step.get("prompt_length/min", 0.0), 0.02 * planned.prompt_tokens + 2
     table.at_most("room left in the shortest prompt", room, limit, unit="tokens")
@@ -91,29 +88,19 @@ def judge_update(setting: Setting, table, planned: settings.Settings, step: dict
     table.at_most("first-update gap", gap, floor, note=said)
     table.equal("gradient norm above 0", step.get("actor/grad_norm", 0.0) > 0, True)
     table.equal("alarms", watched_run.alarms(setting.run), 0)
-
-
-def judge_plan(
-    setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float], gpu_gb: float
-) -> None:
-    """Peaks of memory and seconds by part beside the plan's, at full length; noted on the CPU, for which it is not."""
     shape = shape_of(setting.recipe, model)
     need = memory.estimate(shape, planned, 1e9 * (setting.gpu_gb or 80))
     spent = hours.estimate(shape, planned, need, hours.Assumptions(mean_response=1.0))
-    training, peak = (sum(need.training.values()) - need.training["fixed"]) / 1e9, need.peak / 1e9
+    training = (sum(need.training.values()) - need.training["fixed"]) / 1e9
     generation, update = step["timing_s/gen"], step["timing_s/update_actor"]
     other = step["timing_s/step"] - generation - update
-    parts = {"generation": (generation, spent.generation), "update": (update, spent.update)}
-    parts["other"] = other, spent.overhead
-    if setting.on_cpu:
-        table.noted("training, plan of a GPU", "not on a CPU", training, "GB")
-        table.noted("largest phase, plan of a GPU", "not on a CPU", peak, "GB")
-        for part, (measured, predicted) in parts.items():
-            table.noted(f"seconds, {part}", measured, predicted, "s", "predicted for H100s")
-        return
-    allocated = step[MAX_ALLOCATOR]
-    table.at_most("training: peak of the trainer's allocator", allocated, MEMORY * training, training, "GB")
-    table.at_most("peak memory of the fullest GPU", gpu_gb, setting.gpu_gb, peak, "GB")
-    table.noted("host memory in use", step["perf/cpu_memory_used_gb"], need.host / 1e9, "GB", "all programs together")
-    for part, (measured, predicted) in parts.items():
-        table.at_most(f"seconds, {part}", measured, SECONDS * predicted, predicted, "s")
+    for what, measured, predicted, factor, unit in (
+        ("training: peak of the trainer's allocator", step.get(MAX_ALLOCATOR, 0.0), training, MEMORY, "GB"),
+        ("seconds, generation", generation, spent.generation, SECONDS, "s"),
+        ("seconds, update", update, spent.update, SECONDS, "s"),
+        ("seconds, other", other, spent.overhead, SECONDS, "s"),
+    ):
+        if setting.on_cpu:
+            table.noted(f"{what}; plan of a GPU", measured, predicted, unit)
+        else:
+            table.at_most(what, measured, factor * predicted, predicted, unit)

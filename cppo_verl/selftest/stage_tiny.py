@@ -4,10 +4,10 @@ from data_prep import arithmetic, storage, tiny_qwen3
 
 
 def test_model(setting, table):
-    arithmetic.prepare(setting.data, arithmetic.Arguments())
-    recipe = tiny_qwen3.Recipe()
-    tiny_qwen3.prepare(setting.data, setting.tiny_model, recipe, lambda line: print(line, flush=True))
-    manifest = storage.read_manifest(setting.tiny_model)
+    data, model, recipe = setting.tiny / "data", setting.tiny / "model", tiny_qwen3.Recipe()
+    arithmetic.prepare(data, arithmetic.Arguments())
+    tiny_qwen3.prepare(data, model, recipe, lambda line: print(line, flush=True))
+    manifest = storage.read_manifest(model)
     assert manifest is not None
     accuracy = manifest["sampled_accuracy"]
     said = f"{accuracy:.2f} in {recipe.lowest}..{recipe.highest}"

@@ -41,13 +41,6 @@ class Result:
     reason: str = ""
 
 
-def judged(stage: str, rows: Sequence[Row], seconds: float = 0.0, reason: str = "") -> Result:
-    """The result of a stage that ran: it fails with a reason, with a failed row, and without any row."""
-    reason = reason or ("" if rows else "it measured nothing")
-    failed = bool(reason) or any(row.verdict == FAILS for row in rows)
-    return Result(stage, FAILS if failed else HOLDS, rows, seconds, reason)
-
-
 class Table:
     """A stage's rows. ``path`` gets each at once, a line of JSON, so that a stage that dies leaves what it measured."""
 
@@ -70,9 +63,9 @@ class Table:
 
     def broke(self, what: str, error: BaseException) -> None:
         """A test that raised; the same error, of what several tests stand on, is one row."""
-        row = Row(what, FAILS, "an error", note=f"{type(error).__name__}: {error}".splitlines()[0])
-        if all(other.note != row.note for other in self.rows):
-            self._add(row)
+        note = f"{type(error).__name__}: {error}".splitlines()[0]
+        if note not in [row.note for row in self.rows]:
+            self._add(Row(what, FAILS, "an error", note=note))
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)

@@ -1,4 +1,4 @@
-"""Starts ``cppo-verl run`` for a stage, watches the GPUs' memory, and reads what it logged."""
+"""Starts ``cppo-verl run`` for a stage, and reads what it logged."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -19,52 +19,37 @@ from cppo_verl.selftest.setting import SelftestError, Setting
 ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 # as the quickstart sets them: trainer, rollout engine and Ray share few cores
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
-MEMORY_USED = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
-@dataclass(frozen=True)
-class Start:
-    """How a start went: seconds to its end, exit status, what it said, GB of the fullest GPU (0 without one)."""
+class Start(NamedTuple):
+    """How a start went: seconds to its end, exit status, what it said."""
 
     seconds: float
     status: int
     output: str
-    gpu_gb: float
 
 
-def start(setting: Setting, overrides: Sequence[str], fresh: bool, until: Callable[[], bool] = lambda: False) -> Start:
+def start(
+    setting: Setting, overrides: Sequence[str], fresh: bool = True, until: Callable[[], bool] = lambda: False
+) -> Start:
     """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed.
-
-    Raises:
-        SelftestError: it ended before ``until`` said so.
+    SelftestError: it ended before ``until`` said so.
     """
     command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
     output = setting.logs / f"run-{time.time_ns()}.log"
-    began, gpu_gb, killed = time.monotonic(), 0.0, False
+    began, killed = time.monotonic(), False
     with output.open("w", encoding="utf-8") as log:
         given = [*command, *overrides]
         child = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         while child.poll() is None:
             time.sleep(0.05)
-            if not setting.on_cpu and not killed:
-                gpu_gb = max([gpu_gb, *gpu_memory_in_use()])
-            if not killed and until():
-                killed = kill_driver(setting.run)
+            killed = killed or (until() and kill_driver(setting.run))
     said = output.read_text(encoding="utf-8")
     print(said, flush=True)
     if not killed and child.returncode != 0:
         raise SelftestError(f"the run ended with exit status {child.returncode}")
-    return Start(time.monotonic() - began, child.returncode, said, gpu_gb)
-
-
-def gpu_memory_in_use() -> list[float]:
-    """GB on each GPU, by whatever process; nothing without nvidia-smi."""
-    try:
-        done = subprocess.run(MEMORY_USED, capture_output=True, text=True, timeout=30)
-        return [float(mib) * 2**20 / 1e9 for mib in done.stdout.splitlines()]
-    except (OSError, subprocess.TimeoutExpired, ValueError):  # [N/A]
-        return []
+    return Start(time.monotonic() - began, child.returncode, said)
 
 
 def kill_driver(run: Path) -> bool:
@@ -86,9 +71,8 @@ def checkpoint_of(run: Path) -> int:
 
 def alarms(run: Path) -> int:
     """Alarms in the console logs of all starts."""
-    return sum(
-        path.read_text(encoding="utf-8", errors="replace").count(ALARM) for path in run.glob("logs/console-*.log")
-    )
+    logs = (path.read_text(encoding="utf-8", errors="replace") for path in run.glob("logs/console-*.log"))
+    return sum(text.count(ALARM) for text in logs)
 
 
 def steps_of_last_start(run: Path) -> list[int]:

@@ -34,7 +34,7 @@ def verdict(check, *numbers) -> tuple[str, str]:
         (machine.gpu_line, ([OLD], 0.5, None), "FAIL", "compute capability 7.5"),
         (machine.shared_memory_line, (0.064 * GB,), "FAIL", "0.06 GB free in /dev/shm"),  # a container's default
         (machine.shared_memory_line, (2 * GB,), "note", "--shm-size=16g"),
-        (machine.shared_memory_line, (30 * GB,), "ok", "30 GB free"),
+        (machine.shared_memory_line, (30 * GB,), "ok", "30.00 GB free"),
         (machine.disk_line, (500 * GB, 0, 98 * GB, 2, Path("/d")), "ok", "enough for 2 checkpoints of 98 GB"),
         (machine.disk_line, (150 * GB, 0, 98 * GB, 2, Path("/d")), "FAIL", "2 checkpoints of 98 GB need 196 more"),
         (machine.disk_line, (150 * GB, 98 * GB, 98 * GB, 2, Path("/d")), "ok", "enough"),  # one lies there already

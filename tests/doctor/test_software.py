@@ -27,57 +27,44 @@ def pretend(monkeypatch, **versions: str | None) -> None:
 
 def test_versions(monkeypatch):
     assert "verl 0.9.1" in software.versions(Asked())
-    pretend(monkeypatch, transformers="5.3.0")  # that of verl's own image
-    with pytest.raises(Trouble, match=r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"):
-        software.versions(Asked())
-    pretend(monkeypatch, math_verify=None)
-    with pytest.raises(Trouble, match="not installed: math-verify. Run: pip install math-verify,"):
-        software.versions(Asked())
-    pretend(monkeypatch, verl="0.10.0", math_verify="0.8.0")
-    with pytest.raises(Trouble, match="verl 0.10.0 is outside"):
-        software.versions(Asked())
+    for versions, words in (
+        ({"transformers": "5.3.0"}, r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"),  # verl's own image
+        ({"math_verify": None}, "not installed: math-verify. Run: pip install math-verify,"),
+        ({"verl": "0.10.0", "math_verify": "0.8.0"}, "verl 0.10.0 is outside"),
+    ):
+        pretend(monkeypatch, **versions)
+        with pytest.raises(Trouble, match=words):
+            software.versions(Asked())
 
 
-@pytest.fixture
-def on_gpus(monkeypatch) -> None:
+def test_flash_attention_that_is_missing(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "")
-
-
-@pytest.fixture
-def no_stand_in(monkeypatch) -> None:
-    """Flash attention cannot be imported, whatever lies on the path."""
-    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # cannot be imported, whatever lies on the path
     monkeypatch.setattr(software, "find_spec", lambda name: None)
-
-
-def config_of(*overrides: str):
-    return presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *overrides])
-
-
-def test_flash_attention_that_is_missing(on_gpus, no_stand_in):
+    recipe, sdpa = (
+        Asked(config=presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *more]))
+        for more in ([], [f"++{sizes.ATTENTION}=sdpa"])
+    )
     with pytest.raises(Note, match=r"flash attention is not installed.*ATTN=auto.*docs/gpu.md"):
         software.attention(Asked())
     with pytest.raises(Trouble, match=r"flash_attention_2 cannot be used in this environment .*ATTN=sdpa SP=1"):
-        software.attention(Asked(config=config_of()))
-    assert software.attention(Asked(config=config_of(f"++{sizes.ATTENTION}=sdpa"))) == "sdpa loads"
+        software.attention(recipe)
+    assert software.attention(sdpa) == "sdpa loads"
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert software.attention(Asked()) == "sdpa, which +platform=cpu sets"
 
 
-def test_flash_attention_that_does_not_load(on_gpus, monkeypatch, tmp_path):
+def test_flash_attention_that_does_not_load(monkeypatch, tmp_path):
     """As pip leaves it with FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE: the package without its extension."""
+    monkeypatch.setenv("VERL_PLATFORM", "")
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn/__init__.py").write_text("import flash_attn_2_cuda")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     pretend(monkeypatch, flash_attn="2.8.3")
-    with pytest.raises(
-        Trouble, match=r"flash-attn 2.8.3 is installed but does not load \(No module named 'flash_attn_2"
-    ):
+    said = r"flash-attn 2.8.3 is installed but does not load \(No module named 'flash_attn_2"
+    with pytest.raises(Trouble, match=said):
         software.attention(Asked())
-
-
-def test_the_cpu_platform_brings_its_attention(monkeypatch, no_stand_in):
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    assert software.attention(Asked()) == "sdpa, which +platform=cpu sets"
 
 
 def test_a_vllm_without_what_the_hooks_need(monkeypatch):

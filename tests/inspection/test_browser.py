@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"THE PAGES ARE 
 
 ODD = ["A", "\n", "\n\n", "\t", " ", "  ", "", "", "答", "\u202eabc", "\x00", "<b>&amp;", "</i>", "e\u0301", "👩‍🚀",
        "end"]  # fmt: skip
-FIRST = "#step=1&response=1"
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +29,45 @@ def driver():
 class Book:
     """A page of these steps, open in the browser at the first response."""
 
-    def __init__(self, driver, folder: Path, records: list[StepRecord]):
-        self.driver, self.records = driver, records
+    def __init__(self, driver, folder: Path, *records: StepRecord):
+        self.driver, self.page = driver, folder / "inspect.html"
+        self.responses = [response for record in records for response in record.responses]
+        self.derived = [x for record in records for x in numbers.of(record.header, record.responses)]
         for record in records:
             files.write(folder, record)
-        self.page = folder / "inspect.html"
         write_page(folder, self.page)
         self.open()
 
-    def open(self, fragment: str = FIRST) -> None:
+    def open(self, fragment: str = "#step=1&response=1") -> None:
         self.driver.get("about:blank")
         self.driver.get(self.page.as_uri() + fragment)
         self.wait("document.body.dataset.shown !== undefined || !document.getElementById('trouble').hidden")
 
     def js(self, code: str, *arguments):
-        return self.driver.execute_script(code, *arguments)
+        return self.driver.execute_script(f"return {code}", *arguments)
+
+    def each(self, selector: str, of: str) -> list:
+        """What the expression ``of`` an element ``e`` says of each that is selected."""
+        return self.js(f"[...document.querySelectorAll(arguments[0])].map(e => {of})", selector)
 
     def wait(self, condition: str) -> None:
         look = f"(function look() {{ ({condition}) ? setTimeout(done) : setTimeout(look, 5); }})()"
         self.driver.set_script_timeout(30)
         self.driver.execute_async_script(f"const done = arguments[0]; {look};")
 
-    def press(self, keys: str) -> None:
-        """Keys as a user presses them, on whatever has the focus; waits for the response that they ask for."""
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(keys).perform()
-        self.settle()
-
     def settle(self) -> None:
+        """Waits for the response that was asked for."""
         self.wait(
             "document.body.dataset.shown === (document.querySelector('#list [aria-current=true]') || {dataset: "
             "{i: document.body.dataset.shown}}).dataset.i"
         )
+
+    def press(self, keys: str) -> None:
+        """Keys as a user presses them, on whatever has the focus."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(keys).perform()
+        self.settle()
 
     def choose(self, name: str, text: str) -> None:
         from selenium.webdriver.support.ui import Select
@@ -70,68 +75,55 @@ class Book:
         Select(self.driver.find_element("id", name)).select_by_visible_text(text)
         self.settle()
 
-    def point(self, element, x: float | None = None, click: bool = False) -> None:
-        """The mouse on an element, ``x`` pixels right of its middle."""
+    def point(self, element, x: int = 0, y: int = 0, click: bool = False) -> None:
+        """The mouse on an element, so many pixels from its middle."""
         from selenium.webdriver.common.action_chains import ActionChains
 
-        chain = ActionChains(self.driver).move_to_element_with_offset(
-            element, round(x or 0), 30 if x is not None else 0
-        )
+        chain = ActionChains(self.driver).move_to_element_with_offset(element, x, y)
         (chain.click() if click else chain).perform()
 
-    def click(self, t: int) -> None:
-        self.js("document.querySelectorAll('#text i')[arguments[0]].click()", t)
+    def click(self, selector: str, place: int = 0) -> None:
+        self.js("document.querySelectorAll(arguments[0])[arguments[1]].click()", selector, place)
 
     def text(self, selector: str) -> str:
-        return self.js("return document.querySelector(arguments[0]).innerText", selector)
+        return self.js("document.querySelector(arguments[0]).innerText", selector)
 
     def listed(self) -> list[int]:
-        return [int(i) for i in self.js("return [...document.querySelectorAll('#list button')].map(b => b.dataset.i)")]
+        return self.each("#list button", "Number(e.dataset.i)")
 
     @property
     def shown(self) -> int:
-        return int(self.js("return document.body.dataset.shown"))
+        return int(self.js("document.body.dataset.shown"))
 
     @property
     def picked(self) -> int | None:
         """The number of the token that is picked, from 0."""
-        return self.js(
-            "const t = document.querySelector('#text .picked'); if (!t) return null;"
-            "return Number(t.parentNode.dataset.start) + [...t.parentNode.children].indexOf(t)"
-        )
+        at = "Number(e.parentNode.dataset.start) + [...e.parentNode.children].indexOf(e)"
+        return next(iter(self.each("#text .picked", at)), None)
 
     def numbers(self) -> dict[str, float]:
         """The numbers of the token that is picked or pointed at."""
-        cells = "[...document.querySelectorAll('#token dl div')].map(d => [...d.children].map(c => c.innerText))"
-        return {name: float(value.replace("\u2212", "-")) for name, value in self.js(f"return {cells}")}
+        cells = self.each("#token dl div", "[...e.children].map(c => c.innerText)")
+        return {name: float(value.replace("\u2212", "-")) for name, value in cells}
 
     def spans(self) -> list[dict]:
-        each = "e => ({text: e.textContent, classes: [...e.classList]})"
-        return self.js(f"return [...document.querySelectorAll('#text i')].map({each})")
+        return self.each("#text i", "({text: e.textContent, classes: [...e.classList]})")
 
     def trouble(self) -> str:
-        return self.text("#trouble") if not self.js("return document.getElementById('trouble').hidden") else ""
+        return self.text("#trouble") if not self.js("document.getElementById('trouble').hidden") else ""
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-    @property
-    def responses(self):
-        return [response for record in self.records for response in record.responses]
-
-    def derived(self):
-        """The numbers of the first look, by the rules' own functions."""
-        return [x for record in self.records for x in numbers.of(record.header, record.responses)]
 
 
 @pytest.fixture(scope="module")
 def book(driver, tmp_path_factory) -> Book:
     """Two steps of four responses with texts of different length, of both signs of A."""
-    signs = ((0.5, -1.0, 2.0, -0.25), (1.0, -2.0, 0.0, 0.75))
-    texts = {step: [sentence(40 * (i + 1), 10 * step + i) for i in range(4)] for step in (1, 2)}
-    common = {"moved": 0.8, "tools": 2, "epochs": 2}
-    records = [step_record(texts[step], signs[step - 1], step=step, **common) for step in (1, 2)]
-    return Book(driver, tmp_path_factory.mktemp("book"), records)
+    records = []
+    for step, signs in ((1, (0.5, -1.0, 2.0, -0.25)), (2, (1.0, -2.0, 0.0, 0.75))):
+        texts = [sentence(40 * (i + 1), 10 * step + i) for i in range(4)]
+        records.append(step_record(texts, signs, step=step, moved=0.8, tools=2, epochs=2))
+    return Book(driver, tmp_path_factory.mktemp("book"), *records)
 
 
 @pytest.fixture
@@ -146,43 +138,39 @@ def test_the_page_opens_on_the_response_that_lost_most_tokens(fresh, tmp_path):
     fresh.open("")
     assert fresh.shown == int(np.argmax(masked)) != 0
     assert f"Step {1 + fresh.shown // 4}," in fresh.text("#name") and fresh.shown in fresh.listed()
-    none = Book(fresh.driver, tmp_path, [step_record([sentence(5)] * 4, moved=0.001, step=s) for s in (1, 2)])
+    none = Book(fresh.driver, tmp_path, *(step_record([sentence(5)] * 4, moved=0.001, step=step) for step in (1, 2)))
     none.open("")
-    assert none.shown == 0
-    none.choose("sign", "A < 0" if all(r.advantages[0] > 0 for r in none.responses[:4]) else "A > 0")
-    assert none.complaints() == []
+    assert none.shown == 0 and none.complaints() == []
 
 
 def test_text_marks_facts_and_list_are_the_record(fresh):
-    response, of = fresh.responses[0], fresh.derived()[0]
+    response, of = fresh.responses[0], fresh.derived[0]
     found = fresh.spans()
     assert [span["text"] for span in found] == response.pieces
     levels = [int(next((c[1:] for c in span["classes"] if re.fullmatch("d[0-9]+", c)), -1)) for span in found]
-    for t, (span, own) in enumerate(zip(found, response.mask, strict=True)):
-        gate, cause, classes = response.first.gate[t], response.first.cause[t], span["classes"]
-        assert ("tool" in classes) == (not own)
-        if own:
-            assert ("own" in classes) == (gate < 1 and cause == TOKEN)
-            assert ("prefix" in classes) == (gate < 1 and cause == PREFIX)
-            assert ("capped" in classes) == (gate == 1 and cause == CAPPED)
-            assert ("over" in classes) == (of.spent[t] > of.allowance[t])
+    gate, cause = response.first.gate, response.first.cause
+    marks = {
+        "tool": ~response.mask, "over": response.mask & (of.spent > of.allowance),
+        "own": response.mask & (gate < 1) & (cause == TOKEN), "prefix": response.mask & (gate < 1) & (cause == PREFIX),
+        "capped": response.mask & (gate == 1) & (cause == CAPPED),
+    }  # fmt: skip
+    for mark, there in marks.items():
+        assert [mark in span["classes"] for span in found] == there.tolist()
     order = np.argsort(of.divergence[response.mask], kind="stable")
     assert (np.diff(np.array(levels)[response.mask][order]) >= 0).all() and max(levels) == 15
     facts = dict(line.split("\n") for line in re.findall(r"[^\n]+\n[^\n]+", fresh.text("#facts")))
-    masked = {cause: int(((response.first.cause == cause) & response.mask).sum()) for cause in (TOKEN, PREFIX)}
-    assert masked[TOKEN] and masked[PREFIX]
-    assert (facts["Own threshold"], facts["Prefix budget"]) == (str(masked[TOKEN]), str(masked[PREFIX]))
+    own, prefix = marks["own"].sum(), marks["prefix"].sum()
+    assert own and prefix and (facts["Own threshold"], facts["Prefix budget"]) == (str(own), str(prefix))
     assert facts["A"] == "+0.500" and facts["Tokens"] == "38 of 40 its own" and facts["Update"] == "1 of 4"
-    share = f"{100 * sum(masked.values()) / 38:.1f}".removesuffix(".0")
-    assert f"{share}% masked" in fresh.text("#list li")
-    assert "Prompt 0 & <b>why</b>?" in fresh.js("return document.querySelector('#prompt .words').textContent")
+    assert f"{100 * (own + prefix) / 38:.1f}".removesuffix(".0") + "% masked" in fresh.text("#list li")
+    assert "Prompt 0 & <b>why</b>?" in fresh.js("document.querySelector('#prompt .words').textContent")
     assert fresh.complaints() == []
 
 
 def test_the_numbers_of_every_token_are_those_of_the_rule(fresh):
-    response, of = fresh.responses[0], fresh.derived()[0]
+    response, of = fresh.responses[0], fresh.derived[0]
     for t in range(response.length):
-        fresh.click(t)
+        fresh.click("#text i", t)
         said, found = fresh.text("#token .which"), fresh.numbers()
         assert fresh.picked == t
         assert said.startswith(f"{t + 1} of {response.length}") and f"id {response.token_ids[t]}" in said
@@ -219,7 +207,7 @@ def test_filters_and_order(fresh):
     assert fresh.listed() == [3, 1, 5]
     fresh.choose("sign", "any sign")
     shares = [float((1 - r.first.gate[r.mask]).mean()) for r in fresh.responses]
-    largest = [float(of.divergence.max()) for of in fresh.derived()]
+    largest = [float(of.divergence.max()) for of in fresh.derived]
     for order, values in (("most masked", shares), ("largest D", largest)):
         fresh.choose("order", order)
         assert [values[i] for i in fresh.listed()] == sorted(values, reverse=True)
@@ -233,26 +221,25 @@ def test_every_key_does_what_the_dialog_says(fresh):
     for keys, shown in (("j", 1), ("jk", 1), ("]", 4), ("[", 0)):
         fresh.press(keys)
         assert fresh.shown == shown
-    for keys, listed in (("-", [1, 3]), ("+", [0, 2]), ("0l", [3, 2, 1, 0])):
+    for keys, listed in (("-", [1, 3]), ("+", [0, 2]), ("0l", [3, 2, 1, 0]), ("mdo", [0, 1, 2, 3])):
         fresh.press(keys)
         assert fresh.listed() == listed
-    fresh.press("mdo")
-    assert fresh.listed() == [0, 1, 2, 3]
-    fresh.js("document.querySelector('#list button[data-i=\"0\"]').click()")
+    fresh.click('#list button[data-i="0"]')
     fresh.settle()
-    masked = [t for t in range(40) if fresh.responses[0].mask[t] and fresh.responses[0].first.gate[t] < 1]
+    response = fresh.responses[0]
+    masked = [t for t in range(40) if response.mask[t] and response.first.gate[t] < 1]
     for keys, picked in ((Keys.ARROW_RIGHT * 3, 2), (Keys.ARROW_LEFT, 1), (Keys.END, 39), (Keys.HOME, 0),
                          ("nn", masked[1]), ("N", masked[0]), (Keys.ESCAPE, None)):  # fmt: skip
         fresh.press(keys)
         assert fresh.picked == picked
     assert "Point at a token" in fresh.text("#token")
     fresh.press("?")
-    assert fresh.js("return document.getElementById('keys').open")
+    assert fresh.js("document.getElementById('keys').open")
     fresh.press("j" + Keys.ESCAPE)
-    assert not fresh.js("return document.getElementById('keys').open") and fresh.shown == 0
-    first, response = fresh.text("#facts"), fresh.responses[0]
+    assert not fresh.js("document.getElementById('keys').open") and fresh.shown == 0
+    first = fresh.text("#facts")
     fresh.press("u")
-    assert fresh.js("return document.getElementById('look').selectedOptions[0].text") == "last, number 2"
+    assert fresh.js("document.getElementById('look').selectedOptions[0].text") == "last, number 2"
     prefix = int(((response.last.cause == PREFIX) & response.mask).sum())
     assert f"Prefix budget\n{prefix}\n" in fresh.text("#facts") and "Update\n2 of 4" in fresh.text("#facts")
     fresh.press("u")
@@ -274,123 +261,100 @@ def test_pointing_shows_a_token_and_the_plot_is_on_the_axis_of_the_tokens(fresh)
     canvas = fresh.driver.find_element("id", "plot")
     left, right = 44, canvas.size["width"] - 10  # of the drawn axis
     for t in (0, 17, 39):
-        fresh.point(canvas, left + (right - left) * (t + 0.5) / 40 - canvas.size["width"] / 2, click=t == 39)
+        x = round(left + (right - left) * (t + 0.5) / 40 - canvas.size["width"] / 2)
+        fresh.point(canvas, x, 30, click=t == 39)
         assert fresh.text("#token .which").startswith(f"{t + 1} of 40")
     assert fresh.picked == 39
-    of = fresh.derived()[0]
     said = [float(x) for x in re.findall(r"[0-9.]+[0-9]", canvas.get_attribute("aria-label"))]
-    assert said == [pytest.approx(of.spent[-1], rel=6e-3), pytest.approx(of.allowance[-1], rel=6e-3)]
-
-
-def colors(book: Book) -> set[tuple[int, ...]]:
-    """Colours of the plot that fill more than a few pixels, once it is drawn."""
-    pixels = (
-        "(c => c.width && c.height ? c.getContext('2d').getImageData(0, 0, c.width, c.height).data : [])"
-        "(document.getElementById('plot'))"
-    )
-    book.wait(f"{pixels}.some((x, i) => i % 4 === 3 && x === 255)")
-    data = book.js(
-        f"const d = {pixels}, seen = {{}};"
-        "for (let i = 0; i < d.length; i += 4) {"
-        "const k = [d[i], d[i+1], d[i+2]]; if (d[i+3] === 255) seen[k] = (seen[k] || 0) + 1; }"
-        "return Object.keys(seen).filter(k => seen[k] > 20)"
-    )
-    return {tuple(map(int, text.split(","))) for text in data}
+    ends = (fresh.derived[0].spent[-1], fresh.derived[0].allowance[-1])
+    assert said == [pytest.approx(end, rel=6e-3) for end in ends]
 
 
 def test_light_and_dark(fresh):
-    page = "return getComputedStyle(document.body).backgroundColor"
-    light, drawn = fresh.js(page), colors(fresh)
-    browser.screen(fresh.driver, dark=True)
-    fresh.wait(f"(() => {{ {page} }})() !== '{light}'")
-    fresh.open()
-    assert fresh.js(page) == "rgb(20, 24, 29)" and light == "rgb(251, 250, 247)"
-    spend = {"light": (31, 122, 111), "dark": (85, 189, 174)}
-    assert spend["light"] in drawn and spend["dark"] in colors(fresh) and spend["light"] not in colors(fresh)
+    background = "getComputedStyle(document.body).backgroundColor"
+    for dark, page, spend in ((False, (251, 250, 247), (31, 122, 111)), (True, (20, 24, 29), (85, 189, 174))):
+        browser.screen(fresh.driver, dark=dark)
+        fresh.open()
+        fresh.wait(f"{background} === 'rgb{page}'")
+        fresh.wait(  # more than a few pixels of the plot have the colour of what is spent
+            "(c => { if (!c.width || !c.height) return false;"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
+            f"for (let i = 0; i < d.length; i += 4) n += [d[i], d[i + 1], d[i + 2]].join() === '{spend[0]},{spend[1]},"
+            f"{spend[2]}' && d[i + 3] === 255; return n > 20; }})(document.getElementById('plot'))"
+        )
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_shows_numbers(fresh):
     browser.screen(fresh.driver, browser.PHONE)
     fresh.open()
-    assert fresh.js("return document.documentElement.scrollWidth") == 390
-    inside = "[...document.querySelectorAll('main *, .filters *')]"
-    assert fresh.js(f"return {inside}.filter(e => e.getBoundingClientRect().right > 391).length") == 0
-    box = "document.querySelectorAll('#text i')[4].getBoundingClientRect()"
-    place = fresh.js(f"const b = {box}; return [b.x + 2, b.y + 4]")
-    tap = [{"x": place[0], "y": place[1]}]
-    fresh.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": tap})
-    fresh.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert fresh.js("document.documentElement.scrollWidth") == 390
+    assert max(fresh.each("main *, .filters *", "e.getBoundingClientRect().right")) <= 391
+    x, y = fresh.each("#text i", "[e.getBoundingClientRect().x + 2, e.getBoundingClientRect().y + 4]")[4]
+    for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+        fresh.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     fresh.wait("document.querySelector('#text .picked')")
     assert fresh.picked == 4
-    top, bottom = fresh.js(
-        "const b = document.getElementById('token').getBoundingClientRect(); return [b.top, b.bottom]"
-    )
+    ((top, bottom),) = fresh.each("#token", "[e.getBoundingClientRect().top, e.getBoundingClientRect().bottom]")
     assert 0 < top < bottom <= 844
     browser.screen(fresh.driver)
 
 
 def test_odd_signs_are_seen_and_text_stays_text(driver, tmp_path):
-    book = Book(driver, tmp_path, [step_record([ODD])])
+    book = Book(driver, tmp_path, step_record([ODD]))
     found = book.spans()
     assert [span["text"] for span in found] == [piece.replace("\u202e", "").replace("\x00", "") for piece in ODD]
-    assert not book.js("return document.querySelector('#text b b, #text img, #text i i')")
-    before = "return getComputedStyle(arguments[0], '::before').content"
-    marks = {t: [book.js(before, mark) for mark in token.find_elements("tag name", "b")]
-             for t, token in enumerate(driver.find_elements("css selector", "#text i"))}  # fmt: skip
+    assert not book.js("document.querySelector('#text b b, #text img, #text i i')")
+    marks = book.each("#text i", "[...e.querySelectorAll('b')].map(b => getComputedStyle(b, '::before').content)")
     assert marks[1] == ['"↵"'] and marks[2] == ['"↵"', '"↵"'] and marks[3] == ['"⇥"']
     assert marks[6] == marks[7] == ['"◦"'] and marks[9] == ['"U+202E"'] and marks[10] == ['"␀"']
     assert all("blank" in found[t]["classes"] for t in (1, 2, 3, 4, 5)) and "blank" not in found[8]["classes"]
-    lines = book.js("return [...document.querySelectorAll('#text p')].map(p => p.getBoundingClientRect().height)")
+    lines = book.each("#text p", "e.getBoundingClientRect().height")
     assert len(lines) == 2 and lines[0] > 2.5 * lines[1]  # "A" and two empty lines, then the rest
-    assert all(size > 2 for size in book.js("return [...document.querySelectorAll('#text i')].map(e => e.offsetWidth)"))
+    assert min(book.each("#text i", "e.offsetWidth")) > 2
     for t, said in ((6, "part of a character"), (2, r"\n\n")):
-        book.click(t)
+        book.click("#text i", t)
         assert said in book.text("#token .which")
     assert book.complaints() == []
 
 
 def test_what_is_empty_and_what_is_none_is_said(driver, tmp_path):
-    book = Book(driver, tmp_path / "a", [step_record([[], sentence(30)], (1.0, 1.0))])
+    book = Book(driver, tmp_path / "a", step_record([[], sentence(30)], (1.0, 1.0)))
     book.wait("document.querySelector('#text').innerText")  # laid out a moment after it is there
     assert "The response is empty: it has no token." in book.text("#text")
     book.press("n")
     book.choose("sign", "A < 0")
     assert book.listed() == [] and book.text("#count") == "No response of this step has A < 0."
     record = step_record([sentence(30)])
-    record.responses[0].first.log_pi[3] = np.nan
-    record.responses[0].first.log_pi[5] = -np.inf
-    odd = Book(driver, tmp_path / "b", [record])
-    odd.click(3)
+    record.responses[0].first.log_pi[[3, 5]] = np.nan, -np.inf
+    odd = Book(driver, tmp_path / "b", record)
+    odd.click("#text i", 3)
     cells = odd.text("#token dl")
     assert "D\nnot a number" in cells and "log π\nnot a number" in cells and len(odd.spans()) == 30
-    none = Book(driver, tmp_path / "c", [StepRecord(step_record([[]]).header, ())])
+    none = Book(driver, tmp_path / "c", StepRecord(record.header, ()))
     assert none.trouble() == "No response was recorded." and none.complaints() == []
 
 
 def test_a_response_of_100_thousand_tokens(driver, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
-    book = Book(driver, tmp_path, [step_record([sentence(100_000)], moved=None)])
-    assert book.js("return document.querySelectorAll('#text i').length") == 100_000
+    book = Book(driver, tmp_path, step_record([sentence(100_000)], moved=None))
+    assert book.js("document.querySelectorAll('#text i').length") == 100_000
     book.press(Keys.END)
     assert book.picked == 99_999
-    top, bottom, dock = book.js(
-        "const b = document.querySelector('.picked').getBoundingClientRect();"
-        "return [b.top, b.bottom, document.getElementById('dock').getBoundingClientRect().top]"
-    )
-    assert 0 <= top < bottom <= dock
-    assert book.numbers()["S spent"] == pytest.approx(book.derived()[0].spent[-1], rel=6e-3)
+    ((top, bottom),) = book.each(".picked", "[e.getBoundingClientRect().top, e.getBoundingClientRect().bottom]")
+    assert 0 <= top < bottom <= book.js("document.getElementById('dock').getBoundingClientRect().top")
+    assert book.numbers()["S spent"] == pytest.approx(book.derived[0].spent[-1], rel=6e-3)
     assert book.complaints() == []
 
 
 def test_a_page_that_was_not_copied_whole_says_so(driver, tmp_path):
-    book = Book(driver, tmp_path, [step_record([sentence(400, i) for i in range(4)], moved=0.01)])
+    book = Book(driver, tmp_path, step_record([sentence(400, i) for i in range(4)], moved=0.01))
     whole = book.page.read_bytes()
     book.page.write_bytes(whole[: whole.index(b'id="r2"') + 300])
     book.open()
     assert book.shown == 0 and book.trouble() == ""
     book.press("j")
-    book.js("document.querySelector('#list button[data-i=\"2\"]').click()")
+    book.click('#list button[data-i="2"]')
     book.wait("!document.getElementById('trouble').hidden")
     assert "This page is not whole" in book.trouble()
     book.press("k")
@@ -399,28 +363,26 @@ def test_a_page_that_was_not_copied_whole_says_so(driver, tmp_path):
 
 @pytest.mark.parametrize("rule", ["trm_max", "minpro"])
 def test_rules_without_a_prefix_budget(driver, tmp_path, rule):
-    book = Book(driver, tmp_path, [step_record([sentence(60, i) for i in range(2)], rule=rule, moved=1.5)])
+    book = Book(driver, tmp_path, step_record([sentence(60, i) for i in range(2)], rule=rule, moved=1.5))
     book.press("n")
-    assert "S spent" not in (book.numbers() if book.picked is not None else {})
     if rule == "trm_max":
-        assert "masked with its whole response" in book.text("#token .which")
-        assert "whole" in book.js("return document.getElementById('text').className")
+        assert "S spent" not in book.numbers() and "masked with its whole response" in book.text("#token .which")
+        assert "whole" in book.js("document.getElementById('text').className")
     else:
         assert "99.9% of the step's D" in book.text("#scale") and book.picked is None
-    assert "Divergence of each token" in book.js("return document.getElementById('plot').getAttribute('aria-label')")
+    assert "Divergence of each token" in book.js("document.getElementById('plot').getAttribute('aria-label')")
     assert book.complaints() == []
 
 
 def test_a_gate_that_damps_and_one_that_turns_round_say_how_much(driver, tmp_path):
     soft = step_record([sentence(60)], gate="soft", moved=1.0, budget="fixed", delta_b=0.001)
-    book = Book(driver, tmp_path / "soft", [soft])
-    gates = soft.responses[0].first.gate
+    book, gates = Book(driver, tmp_path / "soft", soft), soft.responses[0].first.gate
     t = int(np.flatnonzero((gates < 1) & (gates > 0))[0])
-    book.click(t)
+    book.click("#text i", t)
     (left,) = re.findall(r"damped to ([0-9.]+)", book.text("#token .which"))
     assert float(left) == pytest.approx(float(gates[t]), rel=6e-3) and "damped" in book.spans()[t]["classes"]
     restore = step_record([sentence(60)], gate="restore", restore_strength=0.5, moved=1.0, sampled=True)
-    book, response = Book(driver, tmp_path / "restore", [restore]), restore.responses[0]
+    book, response = Book(driver, tmp_path / "restore", restore), restore.responses[0]
     turned = np.flatnonzero(response.first.gate < 0)
     assert [t for t, span in enumerate(book.spans()) if "turned" in span["classes"]] == turned.tolist()
     book.press("n")

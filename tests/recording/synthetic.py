@@ -1,16 +1,18 @@
-"""Synthetic records: what a rule makes of random tokens, through the writer's own path."""
+"""Synthetic records: what a rule makes of made-up tokens, through the writer's own path."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from cppo_verl.recording import files, numbers
+from cppo_verl.recording import files
+from cppo_verl.recording.numbers import gate_and_cause, pad
 from cppo_verl.recording.record import Header, Look, Response, StepRecord
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.rules import evaluate
-from cppo_verl.trust_region.tokens import Tokens
 from tests.helpers import random_batch
 
 WORDS = ("the ", "sum ", "of ", "12 ", "+ ", "7 ", "is ", "19", ".\n", "é", "so ", "<b>", "答", " &")
@@ -27,64 +29,61 @@ def step_record(
     **knobs,
 ) -> StepRecord:
     """``groups`` x ``size`` responses of up to ``length`` tokens (some empty, some with tool output)."""
-    chosen = TrustRegionKnobs(**knobs)
     rng = np.random.default_rng((seed, step))
-    looks = [look_at(rule, groups * size, length, int(rng.integers(2**31)), chosen)]
-    if epochs > 1:
-        looks.append(look_at(rule, groups * size, length, int(rng.integers(2**31)), chosen, looks[0][0]))
-    tokens = looks[0][0]
-    responses = []
-    for row in range(groups * size):
-        n = int(tokens.mask[row].nonzero().max()) + 1 if bool(tokens.mask[row].any()) else 0
-        token_ids = rng.integers(len(WORDS), size=n).astype(np.int32)
-        first, *last = (cut(*look, row, n, update=row % 4) for look in looks)
-        responses.append(
-            Response(
-                uid=f"prompt-{step}-{row // size}",
-                sample=row % size,
-                prompt=f"What is {row // size} + 7 & <why>?",
-                prompt_ids=np.arange(9, dtype=np.int32),
-                pieces=[WORDS[i] for i in token_ids],
-                token_ids=token_ids,
-                mask=tokens.mask[row, :n].numpy(),
-                log_mu=tokens.old_log_prob[row, :n].numpy(),
-                advantages=tokens.advantages[row, :n].numpy(),
-                reward=float(rng.integers(2)),
-                versions_behind=0,
-                width=length,
-                first=first,
-                last=last[0] if last else None,
-            )
-        )
-    header = Header(
-        step=step,
-        rule=rule,
-        knobs=dataclasses.asdict(chosen),
-        tokenizer="synthetic",
-        vocabulary=len(WORDS),
-        responses=4 * groups * size,
-        updates=4,
-        epochs=epochs,
-        version="0",
+    batch = random_batch(int(rng.integers(2**31)), groups * size, length).to(torch.float32)
+    pi, mu, advantages, mask = (
+        x.numpy() for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask.bool())
     )
-    return StepRecord(header, tuple(responses))
-
-
-def look_at(rule: str, rows: int, length: int, seed: int, knobs: TrustRegionKnobs, before: Tokens | None = None):
-    """Tokens of a batch and the rule's verdict on them; with ``before``, another pi on the same responses."""
-    tokens = random_batch(seed, rows, length).to(torch.float32).tokens()
-    if before is not None:
-        moved = before.log_prob + 0.1 * torch.randn(
-            before.log_prob.shape, generator=torch.Generator().manual_seed(seed)
+    rows, seen = [], []
+    for row in range(groups * size):
+        n = int(np.flatnonzero(mask[row]).max(initial=-1)) + 1
+        token_ids = rng.integers(len(WORDS), size=n).astype(np.int32)
+        rows.append(
+            {
+                "uid": f"prompt-{step}-{row // size}",
+                "sample": row % size,
+                "prompt": f"What is {row // size} + 7 & <why>?",
+                "pieces": [WORDS[i] for i in token_ids],
+                "token_ids": token_ids,
+                "mask": mask[row, :n],
+                "log_mu": mu[row, :n],
+                "advantages": advantages[row, :n],
+                "reward": float(rng.integers(2)),
+                "versions_behind": 0,
+                "width": length,
+            }
         )
-        tokens = Tokens.of(moved.clamp_max(0), before.old_log_prob, before.advantages, before.mask)
-    verdict, _ = evaluate(rule, tokens, knobs)
-    return tokens, numbers.gate_and_cause(tokens, verdict, knobs.ratio_cap)
+        moved = np.minimum(pi[row, :n] + 0.1 * rng.normal(size=n), 0).astype(np.float32)
+        seen.append([pi[row, :n], moved][:epochs])
+    header = {"tokenizer": "synthetic", "vocabulary": len(WORDS), "responses": 4 * groups * size, "epochs": epochs}
+    return record_of(rows, seen, rule, TrustRegionKnobs(**knobs), step=step, **header)
 
 
-def cut(tokens: Tokens, decided, row: int, n: int, update: int) -> Look:
-    gate, cause = (x[row, :n].numpy() for x in decided)
-    return Look(log_pi=tokens.log_prob[row, :n].numpy(), gate=gate, cause=cause, update=update)
+def record_of(
+    rows: Sequence[dict[str, Any]], seen: Sequence[Sequence[np.ndarray]], rule: str, knobs: TrustRegionKnobs, **header
+) -> StepRecord:
+    """Responses with these fields, decided on by the rule at each of the log pi that were ``seen``, one an epoch."""
+    looks: list[list[Look]] = [[] for _ in rows]
+    for epoch in range(len(seen[0]) if seen else 0):
+        blank = [Look(log_pis[epoch], log_pis[epoch], log_pis[epoch]) for log_pis in seen]
+        drafts = [Response(**row, prompt_ids=np.arange(9, dtype=np.int32), first=look)
+                  for row, look in zip(rows, blank, strict=True)]  # fmt: skip
+        tokens = pad(drafts, blank, max(1, *(row["width"] for row in rows)))
+        decided = gate_and_cause(tokens, evaluate(rule, tokens, knobs)[0], knobs.ratio_cap)
+        for row, look in enumerate(blank):
+            gate, cause = (x[row, : len(look.log_pi)].numpy() for x in decided)
+            looks[row].append(Look(look.log_pi, gate, cause, update=row % 4 if epoch == 0 else 1))
+    responses = [
+        Response(**row, prompt_ids=np.arange(9, dtype=np.int32), first=first, last=last[0] if last else None)
+        for row, (first, *last) in zip(rows, looks, strict=True)
+    ]
+    said = {"responses": 64, "updates": 4, "version": "0", **header}
+    return StepRecord(Header(rule=rule, knobs=dataclasses.asdict(knobs), **said), tuple(responses))
+
+
+def with_look(response: Response, **changed) -> Response:
+    """The response with its first look changed."""
+    return dataclasses.replace(response, first=dataclasses.replace(response.first, **changed))
 
 
 def run(folder: Path, steps: int = 3, **options) -> Path:

@@ -1,25 +1,22 @@
 """Calibrate: thresholds give the share, on held-back groups too; the gap's multiples by hand; what cannot be said."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from cppo_verl.cli.main import main
 from cppo_verl.recording import batches, calibrate, candidates
-from cppo_verl.recording.masked import Family, Masked, family_of
+from cppo_verl.recording.family import Family, family_of
 from cppo_verl.recording.record import RecordError, StepRecord
-from tests.recording.synthetic import run, step_record
-
-
-def records(steps: int, seed: int = 0, **options) -> list[StepRecord]:
-    return [step_record(step, seed=seed, **options) for step in range(1, steps + 1)]
+from tests.recording.synthetic import run, step_record, with_look
 
 
 def family(parts, *hold: str, preset: str | None = None) -> Family:
     header = parts[0].header
-    chosen = candidates.of_preset(preset, header) if preset else candidates.fixed(candidates.recorded(header))
-    return family_of(parts, chosen, hold)
+    return family_of(parts, candidates.of_preset(preset, header) if preset else candidates.recorded(header), hold)
+
+
+def recorded(steps: int, seed: int = 0, **options) -> list[batches.Batch]:
+    return batches.batches(step_record(step, seed=seed, **options) for step in range(1, steps + 1))
 
 
 @pytest.mark.parametrize(
@@ -34,9 +31,8 @@ def family(parts, *hold: str, preset: str | None = None) -> Family:
     ],
 )
 def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
-    parts = batches.batches(records(12, length=200, groups=4))
-    members = family(parts, *hold, preset=preset)
-    found = calibrate.for_share(parts, members, 0.08)
+    members = family(recorded(12, length=200, groups=4), *hold, preset=preset)
+    found = calibrate.for_share(members, 0.08)
     assert tuple(found.thresholds) == moving
     assert found.share.value == pytest.approx(0.08, rel=0.02)
     assert all(x.low <= x.value <= x.high for x in (*found.thresholds.values(), found.share))
@@ -44,7 +40,7 @@ def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
     # as pasted: the printed numbers, through a replay of their own
     said = [override.split("=") for override in found.overrides()]
     again = members.base.changed({key.rpartition(".")[2]: float(value) for key, value in said})
-    assert Masked(parts, Family(again, moving)).share(1.0) == found.share.value
+    assert Family(members.parts, again).share() == found.share.value
     if hold:
         assert getattr(found.candidate.knobs, hold[0]) == getattr(members.base.knobs, hold[0])
     elif len(moving) == 2 and preset.startswith("cppo"):  # one factor for both
@@ -54,29 +50,25 @@ def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
 
 def test_held_back_groups_get_the_share_within_the_interval():
     """95% of records should; of 10, fewer than 7 would by chance once in a thousand times."""
-    inside = 0
-    for seed in range(10):
-        parts = batches.batches(records(16, seed=seed, length=60, size=2, groups=3))
-        inside += calibrate.for_share(parts, family(parts), 0.1, seed).held_back.holds(0.1)
-    assert inside >= 7
+    parts = [recorded(16, seed=seed, length=60, size=2, groups=3) for seed in range(10)]
+    assert sum(calibrate.for_share(family(p), 0.1, i).held_back.holds(0.1) for i, p in enumerate(parts)) >= 7
 
 
 def test_an_interval_narrows_with_the_record():
     widths = []
     for steps in (6, 54):
-        parts = batches.batches(records(steps, length=100, groups=3))
-        found = calibrate.for_share(parts, family(parts, preset="dppo_tv"), 0.1).thresholds["delta"]
+        members = family(recorded(steps, length=100, groups=3), preset="dppo_tv")
+        found = calibrate.for_share(members, 0.1).thresholds["delta"]
         widths.append(np.log(found.high / found.low))
     assert widths[1] < 0.5 * widths[0]  # a third of it, for nine times as many groups
 
 
 def test_the_gap_by_hand():
-    """Four responses of the first update with w = 1: mean and 99th percentile of abs(pi - mu), times 3."""
+    """Four responses of the first update with w = 1: mean and 99th percentile of abs(pi - mu), halved."""
     record = step_record(length=50, groups=2, budget="fixed", weights="constant")
-    parts = batches.batches([record])
     first = [r for r in record.responses if r.first.update == 0 and (r.advantages[r.mask] != 0).any()]
     gaps = np.concatenate([np.abs(np.exp(r.first.log_pi) - np.exp(r.log_mu))[r.mask] for r in first])
-    found = calibrate.above_gap(parts, family(parts), 0.5)
+    found = calibrate.above_gap(family(batches.batches([record])), 0.5)
     assert found.thresholds["delta_b"].value == pytest.approx(0.5 * gaps.mean(), rel=1e-3)
     assert found.thresholds["delta"].value == pytest.approx(0.5 * np.sort(gaps)[-(len(gaps) // 100) - 1], rel=0.05)
     assert found.wanted is None and found.held_back is None
@@ -86,41 +78,34 @@ def test_the_gap_by_hand():
 def test_what_cannot_be_calibrated_is_said():
     record = step_record(length=100)
     parts = batches.batches([record])
-    with pytest.raises(RecordError, match="no delta and delta_b of cppo masks 0.95 of these tokens: the share is"):
-        calibrate.for_share(parts, family(parts), 0.95)
-    for preset in ("minpro", "cispo"):
-        with pytest.raises(RecordError, match="masks none of these tokens at any threshold"):
-            family(parts, preset=preset)
-    with pytest.raises(RecordError, match="--hold w_min: what decides here is delta, delta_b"):
-        family(parts, "w_min")
-    with pytest.raises(RecordError, match="leaves no threshold"):
-        family(parts, "delta", "delta_b")
-    with pytest.raises(RecordError, match="compares ratios"):
-        calibrate.above_gap(parts, family(parts, preset="grpo"), 3)
-    with pytest.raises(RecordError, match="outside"):
-        calibrate.above_gap(parts, family(parts), 1000)
-    late = [dataclasses.replace(r, first=dataclasses.replace(r.first, update=1)) for r in record.responses]
-    parts = batches.batches([StepRecord(record.header, tuple(late))])
-    with pytest.raises(RecordError, match="no recorded response was seen by the first update"):
-        calibrate.above_gap(parts, family(parts), 3)
-
-
-def test_a_small_record_and_a_jump_are_said():
-    parts = batches.batches(records(1, length=100))
-    assert "the record is too small" in calibrate.for_share(parts, family(parts), 0.1).warnings[0]
-    whole = calibrate.for_share(parts, family(parts, preset="trm_avg"), 0.3)
+    late = batches.batches([StepRecord(record.header, tuple(with_look(r, update=1) for r in record.responses))])
+    for refused, sentence in (
+        (lambda: calibrate.for_share(family(parts), 0.95), "no delta and delta_b of cppo masks 0.95 of these tokens: "),
+        (lambda: family(parts, preset="minpro"), "masks none of these tokens at any threshold"),
+        (lambda: family(parts, preset="cispo"), "masks none of these tokens at any threshold"),
+        (lambda: family(parts, "w_min"), "--hold w_min: what decides here is delta, delta_b"),
+        (lambda: family(parts, "delta", "delta_b"), "leaves no threshold"),
+        (lambda: calibrate.above_gap(family(parts, preset="grpo"), 3), "compares ratios"),
+        (lambda: calibrate.above_gap(family(parts), 1000), "outside"),
+        (lambda: calibrate.above_gap(family(late), 3), "no recorded response was seen by the first update"),
+    ):
+        with pytest.raises(RecordError, match=sentence):
+            refused()
+    assert "the record is too small" in calibrate.for_share(family(parts), 0.1).warnings[0]
+    whole = calibrate.for_share(family(parts, preset="trm_avg"), 0.3)
     assert any("the share jumps here" in warning for warning in whole.warnings)
 
 
 def test_the_command_prints_overrides(tmp_path, capsys):
     run(tmp_path, steps=10, length=150)
-    assert main(["calibrate", str(tmp_path), "--masked-share", "0.03"]) == 0
+    goal = ["--masked-share", "0.03"]
+    assert main(["calibrate", str(tmp_path), *goal]) == 0
     out = capsys.readouterr().out
     assert "actor_rollout_ref.actor.policy_loss.delta=" in out and "Masks change the data that follow" in out
     assert "held back" in out
-    assert main(["calibrate", str(tmp_path), "--masked-share", "0.03", "--rule", "dppo", "--set", "divergence=kl"]) == 0
+    assert main(["calibrate", str(tmp_path), *goal, "--rule", "dppo", "--set", "divergence=kl"]) == 0
     assert "policy_loss.delta=" in capsys.readouterr().out
-    assert main(["calibrate", str(tmp_path / "none"), "--masked-share", "0.03"]) == 1
+    assert main(["calibrate", str(tmp_path / "none"), *goal]) == 1
     assert "holds no record: run with" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["calibrate", str(tmp_path), "--masked-share", "3"])

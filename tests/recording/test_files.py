@@ -11,7 +11,7 @@ import pytest
 
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import Look, RecordError, Response
-from tests.recording.synthetic import run, step_record
+from tests.recording.synthetic import run, step_record, with_look
 
 
 def equal(a, b) -> bool:
@@ -22,32 +22,23 @@ def equal(a, b) -> bool:
     return np.array_equal(a, b) and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b
 
 
-def longer_than_two(record) -> Response:
-    return next(r for r in record.responses if r.length > 2)
-
-
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_record_comes_back_as_it_was_written(tmp_path, epochs):
     record = step_record(7, epochs=epochs)
+    some = next(r for r in record.responses if r.length > 2)
+    own = {"advantages": np.arange(some.length, dtype=np.float32), "log_rollout": some.log_mu - 1, "output": 3}
+    own |= {"top_k_mu": np.array([1, -2, 3], np.int16), "versions_behind": None, "mask": np.arange(some.length) > 0}
+    look = {"divergence": some.log_mu, "top_k_log_pi": np.zeros(3, np.float32), "update": None}
+    odd = with_look(dataclasses.replace(some, **own, last=some.first), **look)
+    assert [f.name for f in dataclasses.fields(Response) if getattr(odd, f.name) is None] == ["versions_behind"]
+    record = dataclasses.replace(record, responses=(*record.responses, odd))
     path = files.write(tmp_path, record)
     assert path == tmp_path / "records/step-00000007.parquet"
     again = files.read(path)
     assert again.header == record.header == files.read_header(path)
-    assert len(again.responses) == 8
     assert all(equal(a, b) for a, b in zip(record.responses, again.responses, strict=True))
     assert len({r.length for r in again.responses}) > 2
-    assert [len(r.looks) for r in again.responses] == [epochs] * 8
-
-
-def test_every_field_comes_back(tmp_path):
-    record = step_record()
-    some = longer_than_two(record)
-    own = {"advantages": np.arange(some.length, dtype=np.float32), "log_rollout": some.log_mu - 1, "output": 3}
-    own |= {"top_k_mu": np.array([1, -2, 3], np.int16), "versions_behind": None, "mask": np.arange(some.length) > 0}
-    look = {"divergence": some.log_mu, "top_k_log_pi": np.zeros(3, np.float32), "update": None}
-    odd = dataclasses.replace(some, **own, first=dataclasses.replace(some.first, **look), last=some.first)
-    assert [f.name for f in dataclasses.fields(Response) if getattr(odd, f.name) is None] == ["versions_behind"]
-    assert equal(odd, files.read(files.write(tmp_path, dataclasses.replace(record, responses=(odd,)))).responses[0])
+    assert [len(r.looks) for r in again.responses] == [*[epochs] * 8, 2]
 
 
 def test_pandas_reads_a_run_as_one_table(tmp_path):
@@ -71,20 +62,30 @@ def test_at_most_24_bytes_a_token_beside_the_text(tmp_path, options, bytes_a_tok
 
 
 def test_an_array_of_another_length_is_refused():
-    some = longer_than_two(step_record())
+    some = next(r for r in step_record().responses if r.length > 2)
     with pytest.raises(ValueError, match="log_mu has"):
         dataclasses.replace(some, log_mu=some.log_mu[:-1])
     with pytest.raises(ValueError, match="gate has"):
-        dataclasses.replace(some, first=dataclasses.replace(some.first, gate=some.first.gate[1:]))
+        with_look(some, gate=some.first.gate[1:])
+
+
+def test_steps_are_chosen_by_their_numbers(tmp_path):
+    with pytest.raises(RecordError, match="holds no record: run with trainer.v1.trust_region.record=16"):
+        files.chosen_steps(tmp_path)
+    for step in (1, 2, 4, 12):
+        files.path_of(tmp_path, step).parent.mkdir(exist_ok=True)
+        files.path_of(tmp_path, step).touch()
+    for text, found in {
+        None: [1, 2, 4, 12], "2": [2], "2:": [2, 4, 12], ":2": [1, 2], "2-4": [2, 4], "1:9": [1, 2, 4], "1::2": [1, 4],
+    }.items():  # fmt: skip
+        assert files.chosen_steps(tmp_path, text) == found
+    for text in ("3", "x", "1:2:0", "1:2:3:4", ":", "-", "13:"):
+        with pytest.raises(RecordError, match=f"--steps {text}: "):
+            files.chosen_steps(tmp_path, text)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(RecordError, match="holds no record: run with trainer.v1.trust_region.record=16"):
-        list(files.read_run(tmp_path))
     path = files.path_of(run(tmp_path, steps=2), 2)
-    with pytest.raises(RecordError, match="no record of step 9; it has 2 of steps 1 to 2"):
-        list(files.read_run(tmp_path, [9]))
-
     whole = path.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"x" * 100):
         path.write_bytes(content)
@@ -99,14 +100,15 @@ def test_what_cannot_be_read_is_named(tmp_path):
             pyarrow.parquet.write_table(damaged, path)
             with pytest.raises(RecordError, match="is no whole record"):
                 files.read(path)
-    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), path)
-    with pytest.raises(RecordError, match="was not written by cppo_verl"):
-        files.read(path)
     said = {"format": 2, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"}
     later = pyarrow.schema({"a": pyarrow.int32()}, {files.KEY: json.dumps(said)})
-    pyarrow.parquet.write_table(later.empty_table(), path)
-    with pytest.raises(RecordError, match="has format 2, written by cppo_verl 9; this one reads up to 1"):
-        files.read(path)
+    for empty, message in (
+        (pyarrow.table({"a": [1]}), "was not written by cppo_verl"),
+        (later.empty_table(), "has format 2, written by cppo_verl 9; this one reads up to 1"),
+    ):
+        pyarrow.parquet.write_table(empty, path)
+        with pytest.raises(RecordError, match=message):
+            files.read(path)
 
 
 def test_numbers_agree_with_the_recorded_gates():

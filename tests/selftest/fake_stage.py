@@ -5,16 +5,14 @@ import subprocess
 import sys
 import time
 
-from cppo_verl.selftest.setting import SelftestError
-
 
 def test_stage(setting, table):
-    table.equal("first row", 1, 1, note=f"in {os.path.expanduser('~')}/x")
-    match setting.options.get("do", "hold"):
+    if setting.options["do"] == "nothing":
+        return
+    table.equal("first row", 1, 1)
+    match setting.options["do"]:
         case "fail":
             table.at_most("gap", 0.3, 0.2, 0.1, "m")
-        case "stop":
-            raise SelftestError("it has no bread")
         case "raise":
             raise ZeroDivisionError("half of nothing")
         case "die":

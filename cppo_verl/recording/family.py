@@ -1,8 +1,7 @@
-"""How much a family of thresholds masks of the recorded tokens: the rule itself, run at each factor asked for."""
+"""A rule whose thresholds move with one factor, and how much it masks of recorded tokens at each factor."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,16 +14,13 @@ from cppo_verl.trust_region.rules import RULES
 FACTORS = (1e-9, 1e9)  # of the thresholds in hand, the span that is searched
 
 
-@dataclass(frozen=True)
 class Family:
-    """A rule whose thresholds move with one factor: ``base`` at factor 1, ``moving`` the thresholds it multiplies."""
+    """``base`` at factor 1, ``moving`` the thresholds that are multiplied, ``tokens`` (groups,) the counted ones."""
 
-    base: Candidate
-    moving: tuple[str, ...]
-
-    def at(self, factor: float) -> Candidate:
-        """The rule with its thresholds times ``factor``."""
-        return self.base.changed({name: self.threshold(name, factor) for name in self.moving})
+    def __init__(self, parts: Sequence[Batch], base: Candidate, moving: Sequence[str] = ()):
+        self.parts, self.base, self.moving = parts, base, tuple(moving)
+        self.tokens = self._by_group([part.counted.double() for part in parts])
+        self._known: dict[float, np.ndarray] = {}
 
     def threshold(self, name: str, factor: float) -> float:
         """One of the moving thresholds times ``factor``; of a TV at most 1."""
@@ -32,26 +28,17 @@ class Family:
         value = factor * float(self.base.clips[name] if name in CLIPS else getattr(knobs, name))
         return min(value, 1.0) if name in ("delta", "delta_b") and knobs.divergence == "tv" else value
 
-
-class Masked:
-    """Masked tokens of each group by factor; ``tokens`` (groups,) float64 are the counted ones."""
-
-    def __init__(self, parts: Sequence[Batch], family: Family):
-        self.parts, self.family = parts, family
-        self.tokens = self._by_group([part.counted.double() for part in parts])
-        self._known: dict[float, np.ndarray] = {}
-
-    def at(self, factor: float) -> np.ndarray:
+    def masked(self, factor: float = 1.0) -> np.ndarray:
         """(groups,) float64, counted tokens that are masked; a gate between 0 and 1 counts in part (``taken``)."""
         if factor not in self._known:
-            candidate = self.family.at(factor)
+            candidate = self.base.changed({name: self.threshold(name, factor) for name in self.moving})
             removed = [taken(part.decide(candidate)[0]).masked_fill_(~part.counted, 0.0) for part in self.parts]
             self._known[factor] = self._by_group(removed)
         return self._known[factor]
 
-    def share(self, factor: float) -> float:
+    def share(self, factor: float = 1.0) -> float:
         """Of the counted tokens."""
-        return float(self.at(factor).sum() / self.tokens.sum())
+        return float(self.masked(factor).sum() / self.tokens.sum())
 
     def factor_of(self, wanted: float) -> float:
         """Where the share, which falls with the factor, passes ``wanted``: by halving in the logarithm, to 0.05%."""
@@ -81,17 +68,15 @@ def family_of(
     """
 
     def decides(name: str) -> bool:
-        masked = Masked(parts, Family(candidate, (name,)))
-        return bool((masked.at(FACTORS[0]) != masked.at(FACTORS[1])).any())
+        alone = Family(parts, candidate, [name])
+        return bool((alone.masked(FACTORS[0]) != alone.masked(FACTORS[1])).any())
 
-    names = tuple(filter(decides, move or (("delta", "delta_b") if candidate.rule in RULES else CLIPS[:2])))
+    ours = candidate.rule in RULES
+    names = list(filter(decides, move or (("delta", "delta_b") if ours else ("clip_ratio_low", "clip_ratio_high"))))
     if not names:
-        raise RecordError(
-            f"{candidate.name} masks none of these tokens at any threshold: there is nothing to calibrate."
-        )
+        raise RecordError(f"{candidate.name} masks none of these tokens at any threshold: nothing to calibrate.")
     if strange := [name for name in hold if name not in names]:
         raise RecordError(f"--hold {strange[0]}: what decides here is {', '.join(names)}.")
-    moving = tuple(name for name in names if name not in hold)
-    if not moving:
+    if set(names) <= set(hold):
         raise RecordError(f"--hold {' '.join(hold)} leaves no threshold of {candidate.name} to move.")
-    return Family(candidate, moving)
+    return Family(parts, candidate, [name for name in names if name not in hold])
