@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
 
@@ -16,10 +15,10 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
 def add_settings(parser: argparse.ArgumentParser, settings: Any, helps: Mapping[str, str] | None = None) -> None:
     """An option `--some-name` for every field of the dataclass ``settings``; without default it must be given."""
     for entry in fields(settings):
-        given = {"required": True} if entry.default is MISSING else {"default": entry.default}
-        text = f"{(helps or {}).get(entry.name, '')} ({'needed' if 'required' in given else '%(default)s'})".strip()
-        kind = type(entry.default) if "default" in given else str
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, help=text, **given)
+        needed = entry.default is MISSING
+        given = {"required": True} if needed else {"default": entry.default, "type": type(entry.default)}
+        text = f"{(helps or {}).get(entry.name, '')} ({'needed' if needed else '%(default)s'})".strip()
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", help=text, **given)
 
 
 def run(work: Callable[[], object]) -> None:
@@ -27,8 +26,7 @@ def run(work: Callable[[], object]) -> None:
     try:
         work()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
 
 
 def say(line: str) -> None:
@@ -36,7 +34,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def report(out: Path, written: bool, done: str = "written") -> None:
-    """Say that ``out`` was ``done``, which may be nothing, or that it is there already."""
-    if done or not written:
-        say(f"{out}: {done if written else 'already there, unchanged'}")
+def report(out: object, written: bool) -> None:
+    """Say that ``out`` was written, or that it is there already."""
+    say(f"{out}: {'written' if written else 'already there, unchanged'}")

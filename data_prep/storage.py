@@ -1,12 +1,12 @@
-"""Data files that appear whole or not at all, and the manifest that says what they are.
+"""Data files and model folders that appear whole or not at all, and the manifest that says what they are.
 
 A manifest is a JSON file in the output folder (`manifest.json`, or a name of its own where several commands share a
-folder): the arguments, and for each file its sha256. A command whose arguments and files match an existing manifest has
-nothing to do.
+folder): the arguments, and for each file its sha256. Where arguments and files match it, there is nothing to do.
 """
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,31 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
 
 def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:
     """Whether ``folder`` holds exactly what ``arguments`` would make: same arguments, every listed file unchanged."""
-    manifest = read_manifest(folder, name)
-    if manifest is None or manifest.get("arguments") != dict(arguments):
-        return False
+    manifest = read_manifest(folder, name) or {}
     files = manifest.get("files", {})
-    return bool(files) and all(
-        (folder / name).is_file() and sha256_of(folder / name) == entry["sha256"] for name, entry in files.items()
+    return bool(files and manifest.get("arguments") == dict(arguments)) and all(
+        (folder / file).is_file() and sha256_of(folder / file) == entry["sha256"] for file, entry in files.items()
     )
+
+
+def check_replaceable(out: Path, kind: str) -> None:
+    """Raise a FileExistsError unless ``out`` is absent, empty, or a model folder whose manifest says ``kind``."""
+    if out.exists() and any(out.iterdir()) and (read_manifest(out) or {}).get("kind") != kind:
+        raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
+
+
+def save_model(out: Path, model: Any, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
+    """Write model, tokenizer and manifest, with a sha256 of each file, beside ``out``; then put it in ``out``'s place.
+
+    ``model`` and ``tokenizer`` are transformers'.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        fresh = Path(temporary) / "fresh"
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        files = {path.name: {"sha256": sha256_of(path)} for path in sorted(fresh.iterdir())}
+        write_manifest(fresh, {**manifest, "files": files})
+        if out.exists():
+            out.rename(Path(temporary) / "replaced")
+        fresh.rename(out)

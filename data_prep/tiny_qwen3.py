@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 
 from data_prep import commands, storage
-from data_prep.arithmetic import DATA_SOURCE, Expression, parse_expression
+from data_prep.arithmetic import DATA_SOURCE
 
 KIND = "tiny_qwen3"
 
@@ -44,12 +44,11 @@ class Recipe:
     highest: float = 0.5
 
 
-def read_expressions(train_file: Path) -> list[Expression]:
+def read_expressions(train_file: Path) -> list[str]:
     """The expressions of a train.parquet of this package, in its order.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: rows of another data source.
+        FileNotFoundError: no such file. ValueError: rows of another data source.
     """
     if not train_file.is_file():
         raise FileNotFoundError(f"{train_file} does not exist: write it with python -m data_prep.arithmetic --out DIR")
@@ -57,7 +56,7 @@ def read_expressions(train_file: Path) -> list[Expression]:
     sources = sorted(set(rows["data_source"]))
     if sources != [DATA_SOURCE]:
         raise ValueError(f"data_source = {sources} in {train_file}: the warm start knows {DATA_SOURCE!r} only")
-    return [parse_expression(info["expression"]) for info in rows["extra_info"]]
+    return [info["expression"] for info in rows["extra_info"]]
 
 
 def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
@@ -73,25 +72,17 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
     arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
     if storage.is_current(out, arguments):
         return False
-    from data_prep import model_folder, tiny_model  # seconds that nobody waits for whose model is there
+    from data_prep import tiny_model  # seconds that nobody waits for whose model is there
 
-    model_folder.check_replaceable(out, KIND)
-    warm_start = tiny_model.WarmStart(recipe, expressions, report)
-    computing = warm_start.learn_to_compute()
-    warm_start.learn_to_be_careless()
-    accuracy = warm_start.final_accuracy()
-    manifest = {
-        "kind": KIND,
-        "arguments": arguments,
-        "seed": recipe.seed,
-        "parameters": warm_start.model.num_parameters(),
-        "steps": warm_start.step,
-        "seconds": round(time.monotonic() - warm_start.started, 1),
-        "sampled_accuracy_computing": computing,
-        "sampled_accuracy": accuracy,
-    }
-    model_folder.save(out, warm_start.model, warm_start.tokenizer, manifest)
-    report(f"{out}: sampled accuracy {accuracy:.3f} after {warm_start.step} steps, {manifest['seconds']} s")
+    storage.check_replaceable(out, KIND)
+    started = time.monotonic()
+    trainer, found = tiny_model.warm_start(recipe, expressions, report)
+    cost = {"steps": trainer.step, "seconds": round(time.monotonic() - started, 1)}
+    parameters = trainer.model.num_parameters()
+    manifest = {"kind": KIND, "arguments": arguments, "seed": recipe.seed, "parameters": parameters, **cost, **found}
+    storage.save_model(out, trainer.model, trainer.tokenizer, manifest)
+    accuracy = found["sampled_accuracy"]
+    report(f"{out}: sampled accuracy {accuracy:.3f} after {trainer.step} steps, {cost['seconds']} s")
     return True
 
 
@@ -103,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches, errors, samples (%(default)s)")
     options = parser.parse_args(argv)
     recipe = Recipe(seed=options.seed)
-    commands.run(lambda: commands.report(options.out, prepare(options.data, options.out, recipe, commands.say), ""))
+    commands.run(lambda: commands.report(options.out, prepare(options.data, options.out, recipe, commands.say)))
 
 
 if __name__ == "__main__":

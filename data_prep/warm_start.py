@@ -18,13 +18,12 @@ import pandas
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep import commands, model_folder, reasoning_gym_reward, storage, supervised
+from data_prep import commands, reasoning_gym_reward, storage, supervised
 from data_prep.supervised import Example, Trainer
 
 KIND = "warm_start"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES = 8  # a question, for pass@8
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -97,23 +96,7 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         queue = queue[size:]
 
 
-def train(trainer: Trainer, examples: Sequence[Example], r: Recipe, report: Callable[[str], None]) -> dict[str, float]:
-    """Train until samples are right often enough; their accuracy then, measured on more of them.
-
-    Raises:
-        WarmStartError: they were not within ``max_steps``, or are more often than wanted.
-    """
-    before = trainer.accuracy()["accuracy"]
-    report(f"before the warm start: sampled accuracy {before:.3f}")
-    if before < r.target:
-        drawn = batches(examples, r.batch, random.Random(r.seed))
-        trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps, report)
-    found = trainer.accuracy(SAMPLES)
-    trainer.require(found["accuracy"], r.lowest, r.highest)
-    return found
-
-
-def prepare(model: Path, data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
+def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str], None] = print) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same model and data.
 
     Raises:
@@ -121,45 +104,38 @@ def prepare(model: Path, data: Path, out: Path, recipe: Recipe, report: Callable
         FileExistsError: ``out`` holds something else than a warm start.
         WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
-    file = data / "warm.parquet"
-    found = storage.sha256_of(file) if file.is_file() else ""
-    arguments = asdict(recipe) | {"data": found, "model": fingerprint_of_model(model)}
+    file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
+    if not weights:
+        raise FileNotFoundError(f"{model} has no weights (*.safetensors): not a model in Hugging Face's format")
+    made_from = {path.name: storage.sha256_of(path) for path in weights}
+    arguments = asdict(r) | {"data": storage.sha256_of(file) if file.is_file() else "", "model": made_from}
     if storage.is_current(out, arguments):
         return False
-    model_folder.check_replaceable(out, KIND)
+    storage.check_replaceable(out, KIND)
     started = time.monotonic()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(r.seed)
     tokenizer = AutoTokenizer.from_pretrained(model)
     examples = read_examples(file, tokenizer)
-    if len(examples) < 2 * recipe.held_out:
-        wanted = f"the warm start needs {2 * recipe.held_out} or more (--warm)"
-        raise ValueError(f"warm has {len(examples)} rows: {wanted}")
+    if len(examples) < 2 * r.held_out:
+        raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     network.train()
-    held_out, longest = examples[: recipe.held_out], recipe.max_new_tokens
-    trainer = Trainer(network, tokenizer, held_out, is_right, longest, DTYPES[recipe.dtype], fused=True)
-    accuracy = train(trainer, examples[recipe.held_out :], recipe, report)
-    seconds = round(time.monotonic() - started, 1)
-    cost = {"steps": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
-    manifest = {"kind": KIND, "arguments": arguments, "parameters": network.num_parameters(), **cost, **accuracy}
-    model_folder.save(out, network, tokenizer, manifest)
+    held_out, dtype = examples[: r.held_out], DTYPES[r.dtype]
+    trainer = Trainer(network, tokenizer, held_out, is_right, r.max_new_tokens, report, dtype, fused=True)
+    before = trainer.accuracy()["accuracy"]
+    report(f"before the warm start: sampled accuracy {before:.3f}")
+    if before < r.target:
+        drawn = batches(examples[r.held_out :], r.batch, random.Random(r.seed))
+        trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps)
+    found = trainer.accuracy_within(r.lowest, r.highest, SAMPLES)
+    cost = {"steps": trainer.step, "tokens": trainer.tokens, "seconds": round(time.monotonic() - started, 1)}
+    manifest = {"kind": KIND, "arguments": arguments, "parameters": network.num_parameters(), **cost, **found}
+    storage.save_model(out, network, tokenizer, manifest)
     report(
-        f"{out}: sampled accuracy {accuracy['accuracy']:.3f} +- {accuracy['standard_error']:.3f}, pass@{SAMPLES} "
-        f"{accuracy[f'pass@{SAMPLES}']:.3f}, {trainer.step} steps, {trainer.tokens} tokens, {seconds:.0f} s"
+        f"{out}: sampled accuracy {found['accuracy']:.3f} +- {found['standard_error']:.3f}, pass@{SAMPLES} "
+        f"{found[f'pass@{SAMPLES}']:.3f}, {trainer.step} steps, {trainer.tokens} tokens, {cost['seconds']:.0f} s"
     )
     return True
-
-
-def fingerprint_of_model(folder: Path) -> dict[str, str]:
-    """sha256 of a model folder's weights, by file name.
-
-    Raises:
-        FileNotFoundError: the folder has no weights.
-    """
-    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no weights (*.safetensors): not a model in Hugging Face's format")
-    return {path.name: storage.sha256_of(path) for path in files}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -170,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     commands.add_settings(parser, Recipe)
     options = vars(parser.parse_args(argv))
-    model, data, out = (options.pop(name) for name in ("model", "data", "out"))
-    commands.run(lambda: commands.report(out, prepare(model, data, out, Recipe(**options), commands.say), ""))
+    folders = [options.pop(name) for name in ("model", "data", "out")]
+    commands.run(lambda: commands.report(folders[2], prepare(*folders, Recipe(**options), commands.say)))
 
 
 if __name__ == "__main__":
