@@ -1,8 +1,7 @@
 """AIME 2024, 2025 and 2026 as validation files: 30 rows each, once, with data_source aime24, aime25, aime26.
 
 `python -m data_prep.aime --out DIR [--year 2025]` writes DIR/aime25.parquet and its manifest; without a year all three.
-Each row is asked n times by verl's `val_kwargs.n`, so a row must not be repeated in the file: the hub's copy of 2024
-has every problem 32 times and calls itself math_dapo, as the training data does.
+The hub's copy of 2024 has every problem 32 times and calls itself math_dapo, as the training data does.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,9 @@
 """Sums and differences of single digits, solved left to right: the quickstart's data set.
 
 `python -m data_prep.arithmetic --out DIR` writes train.parquet, val.parquet and manifest.json. A row asks for the value
-of, say, `3+4-2+1`; its reference solution has one partial result a line, each computed from the line before, so an
-error in the first partial result ruins the answer:
-
-    3+4=7
-    7-2=5
-    5+1=6
-    Answer: 6
-
-Every partial result is a digit too. From any digit there are nine moves to another one, so there are 9^n expressions
-of n operands. They are drawn uniformly and without replacement: none occurs twice, in one split or across the two.
+of, say, `3+4-2`; its reference solution is `3+4=7`, `7-2=5`, `Answer: 5`, each on a line, so an error in the first line
+ruins the answer. Every partial result is a digit too. From any digit there are nine moves to another one, so there are
+9^n expressions of n operands; none occurs twice, in one split or across the two.
 """
 
 import random
@@ -53,11 +46,7 @@ def partial_results(expression: str) -> list[int]:
 
 
 def solution_text(expression: str, results: Sequence[int]) -> str:
-    """One line `before sign digit = result` a move, then `Answer: last result`.
-
-    ``results`` are the values written after each equals sign; each line starts from the value the line before wrote,
-    whether or not that was right.
-    """
+    """The solution with ``results`` after the equals signs, each line starting from what the one before it wrote."""
     first, *moves = TERM.findall(expression)
     steps = zip([first, *results[:-1]], moves, results, strict=True)
     return "\n".join([*(f"{start}{move}={result}" for start, move, result in steps), f"Answer: {results[-1]}"])
@@ -81,11 +70,7 @@ def expression_at(index: int, operands: int) -> str:
 
 
 def draw_expressions(arguments: Arguments) -> list[str]:
-    """train + val distinct expressions in random order, as many of each number of operands as divides evenly.
-
-    Raises:
-        ValueError: there are fewer expressions of some number of operands than its share asks for.
-    """
+    """train + val distinct expressions in random order, as many of each number of operands as divides evenly."""
     rng = random.Random(arguments.seed)
     lengths = range(arguments.min_operands, arguments.max_operands + 1)
     total = arguments.train + arguments.val
@@ -121,11 +106,7 @@ def make_row(expression: str, index: int, split: str) -> dict[str, Any]:
 
 
 def prepare(out: Path, arguments: Arguments) -> bool:
-    """Write the two splits and the manifest into ``out``; False where they are there already, unchanged.
-
-    Raises:
-        ValueError: the arguments ask for more expressions than there are.
-    """
+    """Write the two splits and the manifest into ``out``; False where they are there already, unchanged."""
     if storage.is_current(out, asdict(arguments)):
         return False
     drawn = draw_expressions(arguments)
@@ -138,12 +119,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("arithmetic", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet, val.parquet, manifest.json")
-    commands.add_settings(parser, Arguments)
-    options = vars(parser.parse_args(argv))
-    out = options.pop("out")
-    commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
+    commands.prepare("arithmetic", __doc__, prepare, Arguments, ["out"], argv)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 
@@ -12,13 +13,23 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m data_prep.{module}", description=(description or "").split("\n")[0])
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: Any, helps: Mapping[str, str] | None = None) -> None:
-    """An option `--some-name` for every field of the dataclass ``settings``; without default it must be given."""
+def prepare(
+    module: str, description: str | None, work: Callable[..., bool], settings: Any, paths: list[str], argv: Any
+) -> None:
+    """The command line of a preparer: ``work(*paths, settings)``, and whether it wrote the last of the paths.
+
+    It has an option for each of ``paths``, which are needed, and for each field of the dataclass ``settings``.
+    """
+    parser = parser_of(module, description)
+    for name in paths:
+        parser.add_argument(f"--{name}", type=Path, required=True, help="folder")
     for entry in fields(settings):
         needed = entry.default is MISSING
         given = {"required": True} if needed else {"default": entry.default, "type": type(entry.default)}
-        text = f"{(helps or {}).get(entry.name, '')} ({'needed' if needed else '%(default)s'})".strip()
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", help=text, **given)
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", help=f"({entry.default})" * (not needed), **given)
+    options = vars(parser.parse_args(argv))
+    places = [options.pop(name) for name in paths]
+    run(lambda: report(places[-1], work(*places, settings(**options))))
 
 
 def run(work: Callable[[], object]) -> None:

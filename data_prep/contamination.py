@@ -1,10 +1,9 @@
 """No validation problem in the training set.
 
 `python -m data_prep.contamination --train TRAIN.parquet --val A.parquet B.parquet --out CLEAN.parquet` writes the
-training rows whose problem is in no validation file, CLEAN.dropped.jsonl with the rows left out and why, and
-CLEAN.manifest.json. Two problems count as the same if, in normalised text (case, white space, punctuation, LaTeX's
-spacing, font and size commands, dollar signs and drawings removed), they are equal or the shorter, of MIN_CONTAINED
-characters or more, lies within the longer: DAPO adds a sentence where it changed an answer to a whole number.
+training rows whose problem is in no validation file, CLEAN.dropped.jsonl with the others, and CLEAN.manifest.json. Two
+problems are the same if in normalised text they are equal or one, of MIN_CONTAINED characters or more, lies within the
+other: DAPO adds a sentence where it changed an answer to a whole number.
 """
 
 import json
@@ -93,8 +92,7 @@ def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
         pyarrow.parquet.write_table(kept, temporary)
     atomic.write(dropped, "".join(json.dumps(match, ensure_ascii=False) + "\n" for match in matches))
     sizes = {out: kept.num_rows, dropped: len(matches)}
-    files = {path.name: storage.file_entry(path, rows) for path, rows in sizes.items()}
-    storage.write_manifest(out.parent, {"arguments": arguments, "files": files}, manifest_name)
+    storage.write_manifest(out.parent, {"arguments": arguments}, sizes, manifest_name)
     found = f"{len(matches)} left out for being validation problems (listed in {dropped.name})"
     commands.say(f"{out}: {kept.num_rows} rows; {found}")
 

@@ -1,8 +1,7 @@
 """DAPO-Math-17k as a training file in verl's columns, deduplicated by prompt.
 
-`python -m data_prep.dapo_math --out DIR` writes DIR/dapo_math.parquet and its manifest, from the hub or, with
-`--source FILE`, from a parquet, jsonl or csv file. The hub's 1,791,700 rows are 17,917 indices 100 times; with a prompt
-of their own there are 17,398.
+`python -m data_prep.dapo_math --out DIR [--source FILE]` writes DIR/dapo_math.parquet and its manifest. The hub's
+1,791,700 rows are 17,917 indices 100 times; with a prompt of their own there are 17,398.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """One file of maths problems, from its source to verl's parquet: read, checked, deduplicated by prompt, written whole.
 
-Beside NAME.parquet lies NAME.manifest.json: rows and sha256 of the output, source with revision and sha256, the counts
-(rows read, skipped, by index, by prompt) and every argument that decides the output. With the same arguments, input and
-output there is nothing to do.
+Beside NAME.parquet lies NAME.manifest.json: rows and sha256 of the output, source with revision and sha256, counts and
+every argument that decides the output.
 """
 
 import argparse
@@ -41,11 +40,7 @@ def prepare(
 ) -> Path:
     """Write ``out``/NAME.parquet and its manifest, unless they are there already, and say so; the file's path.
 
-    Args:
-        columns: names of columns by role (prompt, answer, index), where they are not those that are looked for.
-
-    Raises:
-        DataError: see its message; nothing has been written then.
+    ``columns`` are names by role (prompt, answer, index). After a DataError nothing has been written.
     """
     file = locate(source)
     found = problems.match_columns(list_columns(file), columns or {}, file.name)
@@ -85,10 +80,9 @@ def prepare(
 def read_table(
     file: LocalFile, columns: problems.Columns, table: Table, skip_bad_rows: bool
 ) -> tuple[list[Problem], dict[str, int], list[str]]:
-    """Check every row and keep the first of each prompt; stop at the first bad row unless told to skip.
+    """The first problem of each prompt, in order, counts (none by index without such a column) and the first faults.
 
-    Returns:
-        the problems in their order; counts for the manifest (none by index without such a column); the first faults.
+    A bad row stops it, unless such rows are skipped.
     """
     unique: dict[str, Problem] = {}
     indices, faults = set[str](), list[str]()
@@ -141,11 +135,7 @@ def parser_of(module: str, description: str | None, one_source: bool = True) -> 
 
 
 def prepare_as_told(table: Table, declared: Source, options: argparse.Namespace, place: str | None = None) -> Path:
-    """``prepare`` with what the command line says; a ``place`` of one's own drops the declared file.
-
-    Raises:
-        DataError: see ``prepare``, or --columns is not of the form ROLE=NAME.
-    """
+    """``prepare`` with what the command line says; a ``place`` of one's own drops the declared file."""
     said: dict[str, Any] = {"source": place, "file": None, "revision": None, "columns": [], **vars(options)}
     columns = dict[str, str]()
     for text in said["columns"]:

@@ -1,8 +1,7 @@
 """A maths problem and its answer, checked, and the prompt that asks for it in the form verl's math_dapo scorer reads.
 
-The scorer takes the last `Answer:` of a response, up to the end of that line (verl/utils/reward_score/math_dapo.py).
-Every prompt, training and validation, gets the same wording, as DAPO's data does with its own; prompts that come with
-an instruction before and a reminder after the problem are unwrapped first.
+The scorer takes the last `Answer:` of a response, up to the end of that line. Every prompt gets the same wording;
+prompts that come with an instruction before and a reminder after the problem are unwrapped first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,8 +57,7 @@ class Problem:
 def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> Columns:
     """Columns for prompt, answer and index: those ``given`` by role, else the one of the declared names that is there.
 
-    Raises:
-        DataError: a role has no column or more than one; the message lists the columns found.
+    It is a DataError where prompt or answer have no column or more than one.
     """
     listed = ", ".join(found) or "none"
     chosen = dict(given)

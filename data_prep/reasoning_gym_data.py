@@ -1,12 +1,8 @@
 """Tasks of the package reasoning-gym as verl's parquet: a hundred generators of questions with scorers of their own.
 
 `python -m data_prep.reasoning_gym_data --out DIR --tasks 'chain_sum(max_terms=3), gcd'` writes train.parquet,
-val.parquet, warm.parquet (for a supervised start, data_prep/warm_start.py) and manifest.json. A task is written as a
-call in Python: its name, and in brackets those options of its reasoning-gym config that differ from the default, which
-is how difficulty is set.
-
-reasoning-gym draws item i of a data set from the random seed `seed + i`, so neighbouring seeds give shifted copies of
-each other. Splits start ``DISTANCE`` seeds apart, and no question occurs twice, in one split or across them.
+val.parquet, warm.parquet (for data_prep/warm_start.py) and manifest.json; `--tasks list` names all tasks. A task is its
+name, and in brackets those options of its reasoning-gym config that differ from the default. No question occurs twice.
 """
 
 import ast
@@ -23,7 +19,7 @@ from data_prep import commands, reasoning_gym_reward, storage
 from data_prep.reasoning_gym_reward import FULL
 
 SPLITS = ("val", "train", "warm")
-DISTANCE = 10**7  # seeds between two splits; no split draws as many items
+DISTANCE = 10**7  # seeds between two splits; item i is drawn from seed + i, and no split draws as many items
 MOST_DRAWS = 50  # a row, before a task counts as exhausted
 OWN_OPTIONS = ("seed", "size")  # set here
 COMPOSITE = "composite"  # a mixture of other data sets, which our list of tasks is already
@@ -47,12 +43,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together.
-
-    Attributes:
-        tasks: as on the command line.
-        prompt: name of one of reasoning-gym's system prompts, "none", or the text of a system message.
-    """
+    """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together."""
 
     tasks: str
     train: int = 2048
@@ -68,11 +59,7 @@ class Arguments:
 
 
 def parse_tasks(text: str) -> list[Task]:
-    """`chain_sum(max_terms=3), gcd` as tasks; values are Python literals.
-
-    Raises:
-        TaskError: text that is no such list, a task that is named twice, or none.
-    """
+    """`chain_sum(max_terms=3), gcd` as tasks, each named once; values are Python literals."""
     tasks: dict[str, Task] = {}
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
@@ -108,11 +95,7 @@ def names() -> list[str]:
 
 
 def open_task(task: Task, seed: int, size: int) -> Any:
-    """reasoning-gym's data set of ``size`` items from ``seed`` on.
-
-    Raises:
-        TaskError: no such task or option, or a value that its config refuses.
-    """
+    """reasoning-gym's data set of ``size`` items from ``seed`` on; a TaskError for what it does not have or refuses."""
     if task.name not in names():
         raise TaskError(f"{task.name} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
     import reasoning_gym
@@ -132,8 +115,7 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
     """``rows`` items with questions that are not in ``seen``, to which they are added.
 
     Raises:
-        TaskError: the task has not that many different questions, or its scorer gives its own answer less than full
-            marks for the item's JSON, which travels with the row.
+        TaskError: the task has not so many questions, or its scorer denies its own answer full marks.
     """
     limit = min(MOST_DRAWS * rows, DISTANCE)
     items: list[dict[str, Any]] = []
@@ -199,7 +181,6 @@ def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[st
     for index, (task, item) in enumerate(turns):
         answer = "" if item["answer"] is None else str(item["answer"])
         solution = worked_solution(task, item) or answer
-        place = {"index": index, "split": split, "task": task}
         messages = [{"role": "system", "content": system}, {"role": "user", "content": item["question"].strip()}]
         rows.append(
             {
@@ -207,18 +188,20 @@ def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[st
                 "prompt": messages if system else messages[1:],
                 "ability": "reasoning",
                 "reward_model": {"style": "rule", "ground_truth": answer},
-                "extra_info": {**place, "entry": as_json(item), "solution": solution},
+                "extra_info": {
+                    "index": index,
+                    "split": split,
+                    "task": task,
+                    "entry": as_json(item),
+                    "solution": solution,
+                },
             }
         )
     return rows
 
 
 def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """How far one gets with the commonest training answer of each task.
-
-    Returns:
-        data_source -> answer, accuracy (the share of full marks among its validation rows) and rows.
-    """
+    """By data_source: the commonest training answer, its accuracy on the validation rows, and their number."""
     found = {}
     for source in sorted({row["data_source"] for row in splits["train"]}):
         train, val = ([row for row in splits[name] if row["data_source"] == source] for name in ("train", "val"))
@@ -229,11 +212,7 @@ def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
 
 
 def prepare(out: Path, arguments: Arguments) -> bool:
-    """Write the splits and the manifest into ``out``; False where they are there already, unchanged.
-
-    Raises:
-        TaskError: see ``parse_tasks``, ``open_task`` and ``draw``. ImportError: reasoning-gym is not installed.
-    """
+    """Write the splits and the manifest into ``out``; False where they are there already, unchanged."""
     made_by = asdict(arguments) | {"reasoning_gym": version()}
     if storage.is_current(out, made_by):
         return False
@@ -248,23 +227,14 @@ def prepare(out: Path, arguments: Arguments) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("reasoning_gym_data", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files and manifest.json")
-    helps = {
-        "tasks": "such as 'chain_sum(max_terms=3), gcd'; 'list' names them all",
-        "train": "training rows of all tasks",
-        "val": "validation rows of all tasks",
-        "warm": "rows for a supervised start",
-        "seed": "decides which questions",
-        "prompt": "system message: a name of reasoning-gym's, none, or its text",
-    }
-    commands.add_settings(parser, Arguments, helps)
-    options = vars(parser.parse_args(argv))
-    out = options.pop("out")
-    if options["tasks"] == "list":
-        commands.run(lambda: commands.say("\n".join(names())))
-    else:
-        commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
+
+    def work(out: Path, arguments: Arguments) -> bool:
+        if arguments.tasks == "list":
+            commands.say("\n".join(names()))
+            raise SystemExit
+        return prepare(out, arguments)
+
+    commands.prepare("reasoning_gym_data", __doc__, work, Arguments, ["out"], argv)
 
 
 if __name__ == "__main__":

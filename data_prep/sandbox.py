@@ -48,9 +48,7 @@ class Sandbox:
     def call(self, function: str, arguments: list[Any], seconds: float, memory_mib: int) -> Any:
         """The result of ``function(*arguments)``; both are what JSON can hold.
 
-        Args:
-            seconds: of processor time; on a busy machine a call may last ten times that.
-            memory_mib: MiB of address space beyond what the worker has.
+        ``seconds`` are of processor time, MiB of address space beyond what the worker has.
 
         Raises:
             Bounded: the call came to no result. SandboxError: no process to run it in.
@@ -80,7 +78,7 @@ class _Worker:
     def ask(self, *request: Any) -> bytes:
         """What the worker answers to function, arguments, seconds and memory_mib; nothing where it did not."""
         if self.running is None or self.running[0].poll() is not None:
-            self._start()
+            self.running = self._start()
         connection = self.running[1]
         try:
             connection.send_bytes(json.dumps(request).encode())
@@ -100,13 +98,13 @@ class _Worker:
             connection.close()
             self.running = None
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         """Start the process and wait until it is ready; a SandboxError where it does not become so."""
         self.stop()
         ours, theirs = Pipe()
         root = str(Path(__file__).resolve().parents[1])
         code = START.format(root=root, pipe=theirs.fileno(), module=self.module)
-        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=os.environ | QUIET, pass_fds=[theirs.fileno()], **quiet
         )
@@ -116,12 +114,13 @@ class _Worker:
             fault = ours.recv_bytes().decode() if ours.poll(START_SECONDS) else "it was not ready in time"
         except (OSError, EOFError):
             fault = f"it ended with status {process.wait()}"
-        if fault:
-            self.stop()
-            raise SandboxError(
-                f"the process without rights that judges answers ({self.module}) did not start: {fault}; it needs "
-                "Linux with seccomp, and the packages of requirements/. No answer is judged without it"
-            )
+        if not fault:
+            return self.running
+        self.stop()
+        raise SandboxError(
+            f"the process without rights that judges answers ({self.module}) did not start: {fault}; it needs "
+            "Linux with seccomp, and the packages of requirements/. No answer is judged without it"
+        )
 
 
 def serve(descriptor: int, module_name: str) -> None:

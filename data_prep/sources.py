@@ -1,8 +1,7 @@
 """Where rows come from: a data set on the Hugging Face hub, or a parquet, jsonl or csv file, read record by record.
 
 Columns have dotted names where they are nested: `reward_model.ground_truth`. Values keep the types they were written
-with, so `datasets` and pandas do not read here: they make dates of text and floats of long numbers. Whatever is wrong
-with a file becomes a DataError of one sentence; what is wrong with a line becomes the record's ``fault``.
+with, so `datasets` and pandas do not read here: they make dates of text and floats of long numbers.
 """
 
 import csv
@@ -23,11 +22,12 @@ from cppo_verl import jsonlines
 ENDINGS = (".parquet", ".jsonl", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BATCH_ROWS = 4096
-MAX_FIELD = 1 << 20
+CSV: Any = {"encoding": "utf-8-sig", "newline": ""}
+csv.field_size_limit(1 << 20)  # bytes
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message says which file, where, why and, if it can be helped, how."""
+    """The data cannot be used: a sentence that says which file, where, why and, if it can be helped, how."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,7 @@ class Record:
 
 
 def locate(source: Source) -> LocalFile:
-    """The file itself, or the hub's copy of it in the local cache (downloaded when it is not there).
-
-    Raises:
-        DataError: there is no such file, its format is not known, or the hub does not give it.
-    """
+    """The file itself, or the hub's copy of it in the local cache; a DataError where there is none."""
     path = Path(source.place).expanduser()
     if not path.is_file():
         if path.suffix in ENDINGS or not HUB_ID.fullmatch(source.place):
@@ -88,7 +84,7 @@ def fetch(source: Source) -> LocalFile:
         path = Path(hf_hub_download(repo, *data, revision=revision, repo_type="dataset")) if len(data) == 1 else None
     except Exception as error:  # the hub's client lets exceptions of its HTTP library through
         raise DataError(
-            f"{repo} (revision {revision}): the hub did not give it: {one_line(error)}; "
+            f"{repo} (revision {revision}): the hub did not give it: {_first_line(error)}; "
             "without internet, copy the file here and name it with --source"
         ) from error
     if path is None:
@@ -99,16 +95,12 @@ def fetch(source: Source) -> LocalFile:
 
 
 def list_columns(file: LocalFile) -> list[str]:
-    """The dotted names of the file's columns; of a jsonl file, those of its first readable line.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The dotted names of the file's columns; of a jsonl file, those of its first readable line."""
     with _naming(file):
         if file.path.suffix == ".parquet":
             return _leaves(pyarrow.parquet.read_schema(file.path))
         if file.path.suffix == ".csv":
-            with _open_csv(file.path) as stream:
+            with file.path.open(**CSV) as stream:
                 return next(csv.reader(stream, strict=True), [])
         unreadable = ""
         for record in _read_jsonl(file):
@@ -123,8 +115,7 @@ def list_columns(file: LocalFile) -> list[str]:
 def read_records(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
     """Every row of the file in order, with the values of ``columns`` (None where a row has no such value).
 
-    Raises:
-        DataError: the file is damaged or cut off; the message has the last row that could be read.
+    Where the file is damaged or cut off it ends in a DataError with the last row that could be read.
     """
     with _naming(file) as last:
         if file.path.suffix == ".parquet":
@@ -136,14 +127,9 @@ def read_records(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
             last[0] = record.number
 
 
-def one_line(error: BaseException) -> str:
-    """The exception's first line, or its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 @contextmanager
 def _naming(file: LocalFile) -> Iterator[list[int]]:
-    """Turns what readers raise inside the block into a DataError that names the file and the last row read."""
+    """Turns what readers raise into a DataError that names the file and the last row read, which the block puts in."""
     last = [0]
     try:
         yield last
@@ -151,7 +137,7 @@ def _naming(file: LocalFile) -> Iterator[list[int]]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, csv.Error) as error:
         place = f"{'row' if file.path.suffix == '.parquet' else 'line'} {last[0]}"
-        raise DataError(f"{file.name}: damaged or cut off after {place}: {one_line(error)}") from error
+        raise DataError(f"{file.name}: damaged or cut off after {place}: {_first_line(error)}") from error
 
 
 def _read_parquet(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
@@ -170,6 +156,10 @@ def _read_jsonl(file: LocalFile) -> Iterator[Record]:
         yield Record(line.number, {} if fault else _flatten(line.value), fault and f"is {fault}")
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -177,7 +167,7 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def _read_csv(file: LocalFile) -> Iterator[Record]:
-    with _open_csv(file.path) as stream:
+    with file.path.open(**CSV) as stream:
         reader = csv.reader(stream, strict=True)
         header, before = next(reader, []), reader.line_num
         for cells in reader:
@@ -186,11 +176,6 @@ def _read_csv(file: LocalFile) -> Iterator[Record]:
             elif cells:
                 yield Record(before + 1, fault=f"has {len(cells)} fields, the header {len(header)}")
             before = reader.line_num
-
-
-def _open_csv(path: Path) -> Any:
-    csv.field_size_limit(MAX_FIELD)
-    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,28 +27,21 @@ def sha256_of(path: Path) -> str:
 def write_splits(
     folder: Path, splits: Mapping[str, list[dict[str, Any]]], content: Mapping[str, Any], name: str = MANIFEST
 ) -> None:
-    """``folder``/SPLIT.parquet for each split that has rows, each atomically; then the manifest, ``content`` and files.
-
-    Rows may be nested dictionaries.
-    """
-    files = {}
-    for split, rows in splits.items():
-        if rows:
-            path = folder / f"{split}.parquet"
-            with atomic.replacing(path) as temporary:
-                pandas.DataFrame(rows).to_parquet(temporary, index=False)
-            files[path.name] = file_entry(path, len(rows))
-    write_manifest(folder, {**content, "files": files}, name)
+    """``folder``/SPLIT.parquet for each split that has rows, which may be nested; then the manifest, with the files."""
+    sizes = {folder / f"{split}.parquet": len(rows) for split, rows in splits.items() if rows}
+    for path in sizes:
+        with atomic.replacing(path) as temporary:
+            pandas.DataFrame(splits[path.stem]).to_parquet(temporary, index=False)
+    write_manifest(folder, content, sizes, name)
 
 
-def file_entry(path: Path, rows: int) -> dict[str, Any]:
-    """What a manifest says of a file with rows."""
-    return {"rows": rows, "sha256": sha256_of(path)}
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any], name: str = MANIFEST) -> None:
-    """Write ``content`` as ``folder``/``name``, atomically; write it last, after the files it describes."""
-    atomic.write(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+def write_manifest(
+    folder: Path, content: Mapping[str, Any], sizes: Mapping[Path, int] | None = None, name: str = MANIFEST
+) -> None:
+    """Write ``content`` as ``folder``/``name``, with rows and sha256 of the files of ``sizes``, which are there."""
+    files = {path.name: {"rows": rows, "sha256": sha256_of(path)} for path, rows in (sizes or {}).items()}
+    text = json.dumps({**content, **({"files": files} if files else {})}, indent=2, sort_keys=True)
+    atomic.write(folder / name, text + "\n")
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
@@ -75,10 +68,7 @@ def check_replaceable(out: Path, kind: str) -> None:
 
 
 def save_model(out: Path, model: Any, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
-    """Write model, tokenizer and manifest, with a sha256 of each file, beside ``out``; then put it in ``out``'s place.
-
-    ``model`` and ``tokenizer`` are transformers'.
-    """
+    """Write transformers' ``model`` and ``tokenizer`` and the manifest beside ``out``; then put them in its place."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         fresh = Path(temporary) / "fresh"

@@ -16,7 +16,7 @@ NO_TARGET = -100
 
 
 class WarmStartError(RuntimeError):
-    """The accuracy wanted was not reached, or was passed; nothing was saved."""
+    """The accuracy wanted was not reached, or was passed."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], solution
 
 
 def encode_batch(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
-    """Prompts and solutions, padded on the right, where a causal model needs no mask.
+    """Token ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for solutions.
 
-    Returns:
-        ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for solutions.
+    They are padded on the right, where a causal model needs no mask.
     """
     rows = [torch.tensor(e.prompt + e.solution) for e in examples]
     targets = [torch.tensor([NO_TARGET] * (len(e.prompt) - 1) + e.solution + [NO_TARGET]) for e in examples]
@@ -54,28 +53,27 @@ def measure(right: Sequence[Sequence[bool]]) -> dict[str, float]:
     return {"accuracy": accuracy, "standard_error": error, f"pass@{len(right[0])}": passed}
 
 
+@dataclass
 class Trainer:
-    """AdamW on one model, measured by samples for examples that it is not trained on.
+    """AdamW on one model, measured by samples of up to ``longest`` tokens for examples that it is not trained on.
 
-    Args:
-        held_out: what to measure on. is_right: whether a response answers a row. longest: tokens of a sample.
-        report: takes lines of progress. dtype: of the arithmetic; weights stay float32. options: of AdamW.
+    ``is_right`` says whether a response answers a row; ``dtype`` is the arithmetic's, weights stay float32.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        held_out: Sequence[Example],
-        is_right: Callable[[Any, str], bool],
-        longest: int,
-        report: Callable[[str], None] = print,
-        dtype: torch.dtype = torch.float32,
-        **options: Any,
-    ) -> None:
-        self.model, self.tokenizer, self.held_out, self.is_right = model, tokenizer, held_out, is_right
-        self.longest, self.report, self.dtype, self.step, self.tokens = longest, report, dtype, 0, 0
-        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, **options)
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    held_out: Sequence[Example]
+    is_right: Callable[[Any, str], bool]
+    longest: int
+    report: Callable[[str], None] = print
+    dtype: torch.dtype = torch.float32
+    fused: bool | None = None
+    step: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        weights = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0, fused=self.fused)
 
     def update(self, batch: Sequence[Example], learning_rate: float) -> float:
         """One step; returns the loss, in nats a token of a solution."""
@@ -124,11 +122,7 @@ class Trainer:
     ) -> float:
         """Update until the sampled accuracy, looked at every ``check_every`` steps, is ``reached``; returns it.
 
-        Args:
-            learning_rate: of the steps of this call, from 1. most: steps of this call.
-
-        Raises:
-            WarmStartError: it was not after ``most`` steps.
+        ``learning_rate`` is asked for each step of this call, from 1; after ``most`` of them it is a WarmStartError.
         """
         accuracy = math.nan
         for done in range(1, most + 1):

@@ -25,10 +25,7 @@ MAX_NEW_TOKENS = 64
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each printable ASCII character, the newline and the role names of the ChatML template.
-
-    The end of a turn is the eos token; other characters become the unknown token.
-    """
+    """A token for each printable ASCII character, the newline and ChatML's roles; a turn ends with the eos token."""
     tokens = [PAD, UNKNOWN, TURN_START, TURN_END, *ROLES, *CHARACTERS]
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*ROLES, r"[\s\S]"])), behavior="isolated")
@@ -99,16 +96,6 @@ def new_trainer(recipe: Recipe, expressions: Sequence[str], report: Callable[[st
     return Trainer(build_model(tokenizer, recipe), tokenizer, held_out, is_right, MAX_NEW_TOKENS, report)
 
 
-def batches(
-    trainer: Trainer, r: Recipe, expressions: Sequence[str], rng: random.Random, write: Callable[[str], str]
-) -> Iterator[list[Example]]:
-    """Batches without end of the expressions that are not held out, with the solutions that ``write`` gives them."""
-    trained_on = expressions[r.held_out :]
-    while True:
-        chosen = rng.choices(trained_on, k=r.batch)
-        yield [encode(trainer.tokenizer, chat_prompt(e), write(e), e) for e in chosen]
-
-
 def warm_start(
     r: Recipe, expressions: Sequence[str], report: Callable[[str], None] = print
 ) -> tuple[Trainer, dict[str, float]]:
@@ -116,22 +103,26 @@ def warm_start(
 
     Returns:
         the trainer with the model, and the accuracies of its samples: after the first phase, and at the end.
-
-    Raises:
-        ValueError: too few expressions. WarmStartError: an accuracy wanted was not reached, or passed.
     """
-    trainer, rng = new_trainer(r, expressions, report), random.Random(r.seed)
-    right = batches(trainer, r, expressions, rng, reference_solution)
-    careless = batches(trainer, r, expressions, rng, lambda e: solution_text(e, careless_results(e, r.error_rate, rng)))
+    trainer, rng, trained_on = new_trainer(r, expressions, report), random.Random(r.seed), expressions[r.held_out :]
+
+    def batches(write: Callable[[str], str]) -> Iterator[list[Example]]:
+        while True:
+            chosen = rng.choices(trained_on, k=r.batch)
+            yield [encode(trainer.tokenizer, chat_prompt(e), write(e), e) for e in chosen]
+
+    def careless_solution(expression: str) -> str:
+        return solution_text(expression, careless_results(expression, r.error_rate, rng))
+
     computing = trainer.until(
-        right,
+        batches(reference_solution),
         lambda step: r.learning_rate,
         lambda accuracy: accuracy >= r.computing_accuracy,
         r.computing_check_every,
         r.computing_max_steps,
     )
     trainer.until(
-        careless,
+        batches(careless_solution),
         lambda step: r.careless_learning_rate,
         lambda accuracy: accuracy <= r.careless_accuracy,
         r.careless_check_every,

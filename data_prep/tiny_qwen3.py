@@ -1,10 +1,9 @@
 """A tiny Qwen3 with a character-level tokenizer, warm-started on the arithmetic data so that RL has work left to do.
 
 `python -m data_prep.tiny_qwen3 --data DIR --out MODEL_DIR` trains on reference solutions until the model computes, then
-on solutions with errors until it is careless: each partial result is wrong with probability ``error_rate``, and the
-lines after it go on from the wrong value. Its most likely answer stays right more often than its samples at
-temperature 1, of which about one in three is right; sharpening them is what RL has to do. Both phases end by accuracy
-measured on samples for rows of the train split that are not trained on, scored as the quickstart's reward scores them.
+on solutions with errors until it is careless: its most likely answer stays right more often than its samples at
+temperature 1, of which about one in three is right. Both phases end by the accuracy of samples for rows of the train
+split that are kept out, scored as the quickstart's reward scores them.
 """
 
 import time
@@ -45,11 +44,7 @@ class Recipe:
 
 
 def read_expressions(train_file: Path) -> list[str]:
-    """The expressions of a train.parquet of this package, in its order.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: rows of another data source.
-    """
+    """The expressions of a train.parquet of the arithmetic data, in its order."""
     if not train_file.is_file():
         raise FileNotFoundError(f"{train_file} does not exist: write it with python -m data_prep.arithmetic --out DIR")
     rows = pandas.read_parquet(train_file)
@@ -59,7 +54,7 @@ def read_expressions(train_file: Path) -> list[str]:
     return [info["expression"] for info in rows["extra_info"]]
 
 
-def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
+def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = commands.say) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same data.
 
     Raises:
@@ -88,13 +83,7 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("tiny_qwen3", __doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that python -m data_prep.arithmetic wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, errors, samples (%(default)s)")
-    options = parser.parse_args(argv)
-    recipe = Recipe(seed=options.seed)
-    commands.run(lambda: commands.report(options.out, prepare(options.data, options.out, recipe, commands.say)))
+    commands.prepare("tiny_qwen3", __doc__, prepare, Recipe, ["data", "out"], argv)
 
 
 if __name__ == "__main__":

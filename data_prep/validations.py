@@ -2,9 +2,8 @@
 
 `python -m data_prep.validations RUN --data DIR [--warm-start MODEL_DIR]` reads every response of every validation
 (trainer.validation_data_dir=RUN/validations), prints a table and writes RUN/validations.md with it and with responses
-to the same questions before and after. The baselines are the commonest training answer of each task (the data's
-manifest) and the model's state before the first step. Samples of one question are not independent, so standard errors
-are over questions; the gain is paired, question by question.
+to the same questions before and after. Samples of one question are not independent, so standard errors are over
+questions; the gain is paired, question by question.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +25,7 @@ class ValidationError(ValueError):
 
 
 def read(run: Path) -> Mapping[int, Answers]:
-    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said.
-
-    Raises:
-        ValidationError: there are none. jsonlines.LineError: a line that is no JSON.
-    """
+    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said."""
     found: dict[int, dict[str, list[dict[str, Any]]]] = {}
     for file in sorted((run / FOLDER).glob("*.jsonl"), key=lambda path: int(path.stem)):
         answers = found.setdefault(int(file.stem), {})
@@ -57,11 +52,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def gain(before: Answers, after: Answers) -> tuple[float, float]:
-    """What accuracy rose by, and its standard error, over the questions that both have.
-
-    Raises:
-        ValidationError: they share none.
-    """
+    """What accuracy rose by, and its standard error, over the questions that both have."""
     one, other = accuracies(before), accuracies(after)
     differences = [other[question] - one[question] for question in one if question in other]
     if not differences:
@@ -70,11 +61,7 @@ def gain(before: Answers, after: Answers) -> tuple[float, float]:
 
 
 def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
-    """The table and the texts, as Markdown.
-
-    Raises:
-        ValidationError: see ``read`` and ``gain``; or ``data`` has no manifest.
-    """
+    """The table and the texts, as Markdown; a ValidationError where there is nothing to compare."""
     found, baseline = read(run), (storage.read_manifest(data) or {}).get("commonest_answer_accuracy")
     if baseline is None:
         raise ValidationError(f"{data} has no manifest with a baseline: make it with data_prep.reasoning_gym_data")

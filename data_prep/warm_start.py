@@ -1,10 +1,9 @@
 """A short supervised start on worked answers, after which a model's samples are right often enough to learn from.
 
 `python -m data_prep.warm_start --model MODEL_DIR --data DIR --out DIR` trains any causal language model of a local
-folder on the rows of DIR/warm.parquet (data_prep/reasoning_gym_data.py), which no other split holds. It stops when
-samples at temperature 1 are right as often as ``Recipe.target`` says on rows of that file that are kept out of the
-training, measures accuracy and pass@8 on them, and writes model, tokenizer and manifest.json with what it cost. A
-folder that the same recipe made from the same model and data is left alone.
+folder on rows of DIR/warm.parquet (data_prep/reasoning_gym_data.py), which no other split holds. It stops when samples
+for other rows of that file are right as often as ``Recipe.target`` says, measures accuracy and pass@8 on them, and
+writes model, tokenizer and manifest.json with what it cost.
 """
 
 import random
@@ -30,12 +29,9 @@ SAMPLES = 8  # a question, for pass@8
 class Recipe:
     """Settings of the supervised phase; accuracies are shares of 0..1 of samples at temperature 1.
 
-    Attributes:
-        held_out: rows to measure on. batch: rows an update. learning_rate: of AdamW, after ``warmup`` updates.
-        target: training stops there. lowest, highest: what the final measurement has to lie in.
-        check_every: updates between measurements, which take one sample a row.
-        max_new_tokens: of a sample; set it to the run's longest response.
-        dtype: of the arithmetic; the weights that are trained and saved are float32.
+    Training stops at ``target``, measured every ``check_every`` updates of ``batch`` rows with a sample for each row
+    ``held_out``. The final measurement has to lie in ``lowest`` to ``highest``. ``learning_rate`` is AdamW's after
+    ``warmup`` updates, ``dtype`` the arithmetic's; the weights are float32.
     """
 
     seed: int = 0
@@ -61,11 +57,7 @@ class Recipe:
 
 
 def read_examples(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """The rows of a warm.parquet, in its order.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: a row without a worked answer.
-    """
+    """The rows of a warm.parquet, in its order; a ValueError where one has no worked answer."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: write it with data_prep.reasoning_gym_data --warm ROWS")
     examples = []
@@ -96,12 +88,11 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         queue = queue[size:]
 
 
-def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str], None] = print) -> bool:
+def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str], None] = commands.say) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same model and data.
 
     Raises:
-        FileNotFoundError, ValueError: no model, no warm.parquet, rows without worked answers, or too few of them.
-        FileExistsError: ``out`` holds something else than a warm start.
+        OSError, ValueError: no model, data that cannot be used, or something else in ``out``.
         WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
     file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
@@ -140,14 +131,7 @@ def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("warm_start", __doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder that data_prep.reasoning_gym_data wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    commands.add_settings(parser, Recipe)
-    options = vars(parser.parse_args(argv))
-    folders = [options.pop(name) for name in ("model", "data", "out")]
-    commands.run(lambda: commands.report(folders[2], prepare(*folders, Recipe(**options), commands.say)))
+    commands.prepare("warm_start", __doc__, prepare, Recipe, ["model", "data", "out"], argv)
 
 
 if __name__ == "__main__":

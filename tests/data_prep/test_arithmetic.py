@@ -69,6 +69,13 @@ def test_rows_have_verls_columns_and_solutions_that_both_scorers_take(folder: Pa
     assert len({row["extra_info"]["expression"] for row in rows}) == len(rows)  # none occurs twice
 
 
+@pytest.mark.parametrize("answer", ["6", "6.", "**6**", "\u22126", "06", "6.0", "-6", "7", "", "six", "6_0"])
+def test_the_reward_reads_numbers(answer: str):
+    right = answer in ("6", "6.", "**6**", "06", "6.0")
+    found = compute_score("arithmetic", f"1+5=6\nAnswer: {answer}", "6")
+    assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": answer.removeprefix("**") or "[INVALID]"}
+
+
 def test_all_expressions_can_be_asked_for_and_not_one_more():
     every = Arguments(train=76, val=5, min_operands=2, max_operands=2)
     assert len(set(arithmetic.draw_expressions(every))) == 36 + 45  # sums up to 9, differences from 0
