@@ -1,15 +1,13 @@
 """AIME 2024, 2025 and 2026 as validation files: 30 rows each, once, with data_source aime24, aime25, aime26.
 
 `python -m data_prep.aime --out DIR [--year 2025]` writes DIR/aime25.parquet and its manifest; without a year all three.
-Each row is asked n times by verl's `val_kwargs.n`, so a row must not be repeated in the file: the hub's copy of 2024
-has every problem 32 times and calls itself math_dapo, as the training data does.
+The hub's copy of 2024 has every problem 32 times and calls itself math_dapo, as the training data does.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_prep import commands, math_table
-from data_prep.math_table import Options, Table
+from data_prep.math_table import Table
 from data_prep.sources import Source
 
 HUB = {
@@ -21,20 +19,15 @@ PROBLEMS = 30
 LARGEST_ANSWER = 999
 
 
-def prepare(
-    out: Path, year: int, source: Source | None = None, options: Options | None = None, problems: int = PROBLEMS
-) -> Path:
-    """Write the validation file of ``year`` and say so; the file's path."""
+def table(year: int, problems: int = PROBLEMS) -> Table:
+    """The validation file of ``year``."""
     name = f"aime{year % 100}"
-    table = Table(name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
-    return math_table.prepare(out, table, source or HUB[year], options or Options())
+    return Table(name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("aime", __doc__)
-    math_table.add_arguments(parser)
-    math_table.add_source_arguments(parser)
+    parser = math_table.parser_of("aime", __doc__)
     parser.add_argument("--year", type=int, choices=sorted(HUB), help="one year only; needed with --source")
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="how many there should be (%(default)s)")
     options = parser.parse_args(argv)
@@ -43,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work() -> None:
         for year in [options.year] if options.year else sorted(HUB):
-            source = math_table.choose_source(HUB[year], options)
-            prepare(options.out, year, source, math_table.read_options(options), options.problems)
+            math_table.prepare_as_told(table(year, options.problems), HUB[year], options)
 
     commands.run(work)
 

@@ -14,8 +14,9 @@ A comma before other than three digits is no decimal point: `3,14` could be two 
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 STATED_TAIL = 300  # characters of a response in which verl's math_dapo looks for `Answer:`
@@ -112,11 +113,9 @@ def final(response: str, truth: str) -> str:
 def last_box(text: str) -> str | None:
     """The content of the last `\\boxed{...}` whose braces are balanced."""
     for start in reversed([match.end() for match in BOX.finditer(text)][-MOST_BOXES:]):
-        depth = 0
-        for end in range(start, len(text)):
-            depth += (text[end] == "{") - (text[end] == "}")
-            if depth == 0:
-                return text[start + 1 : end]
+        length = next((place for place, depth in enumerate(_depths(text[start:])) if depth == 0), None)
+        if length is not None:
+            return text[start + 1 : start + length]
     return None
 
 
@@ -124,9 +123,11 @@ def unwrapped(text: str, layers: Sequence[re.Pattern[str]] = (FENCE, MARKUP, BOX
     """``text`` without what is around the whole of it: a code fence, bold, backticks, `$`, a box, `\\text`."""
     for _ in range(LONGEST_TRUTH):
         found = next((match for layer in layers if (match := layer.fullmatch(text))), None)
-        if found is None or not _is_balanced(found[found.lastindex or 0]):
+        inner = found[found.lastindex or 0] if found else ""
+        depths = [0, *_depths(inner)]
+        if found is None or min(depths) < 0 or depths[-1] > 0:
             break
-        text = found[found.lastindex or 0].strip()
+        text = inner.strip()
     return text
 
 
@@ -173,11 +174,7 @@ def last_number(text: str) -> str | None:
 
 
 def whole_number(text: str, largest: int) -> str:
-    """`073` or `73.0` as `73`. Digits only: no `7_3`, no `1e2`.
-
-    Raises:
-        ValueError: no whole number of 0..largest.
-    """
+    """`073` or `73.0` as `73`; a ValueError for what is no whole number of 0..largest in digits (`7_3`, `1e2`)."""
     readable = len(text) <= LONGEST_TRUTH and re.fullmatch(r"\s*[0-9]+(?:\.0+)?\s*", text)
     value = Fraction(text.strip()) if readable else None
     if value is None or value > largest:
@@ -206,11 +203,7 @@ def ground_truth(value: Any) -> str:
 
 
 def checked_text(value: Any) -> str:
-    """``value`` if it is text that files and scorers can hold.
-
-    Raises:
-        ValueError: it is not, and why.
-    """
+    """``value`` if it is text that files and scorers can hold; a ValueError says why it is not."""
     if value is None:
         raise ValueError("is missing")
     if isinstance(value, float) and math.isnan(value):
@@ -251,16 +244,14 @@ def _written(text: str) -> tuple[str | None, str]:
 
 def _spelled(text: str) -> str:
     """``text`` with one spelling for digits, signs, separators, fractions and commands."""
-    text = "".join(_digit(character) for character in text)
+    text = "".join(character if character.isascii() else _ascii(character) for character in text)
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return text
 
 
-def _digit(character: str) -> str:
+def _ascii(character: str) -> str:
     """A decimal digit of any script as ASCII, `½` as ` 1/2`; superscripts and all else as they are."""
-    if character.isascii():
-        return character
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     if unicodedata.decomposition(character).startswith("<fraction>"):
@@ -282,16 +273,12 @@ def _plain(found: re.Match[str], before: str) -> str | None:
     elif parts["ten"]:
         bottom, text = 1, "1"
     else:
-        below = _digits(parts["below"])
+        digits, below = (re.sub(r"\D", "", parts[name]) for name in ("digits", "below"))  # without groups
         bottom = int(below or 1)
-        text = _digits(parts["digits"] or "0") + (parts["decimals"] or parts["small"]) + ("/" + below if below else "")
+        text = (digits or "0") + (parts["decimals"] or parts["small"]) + ("/" + below if below else "")
     if bottom == 0 or "/" in text and ("." in text or exponent):
         return None
     return ("-" if _is_negative(before) else "") + text + (f"e{int(exponent)}" if exponent else "")
-
-
-def _digits(grouped: str) -> str:
-    return re.sub(r"\D", "", grouped)
 
 
 def _is_negative(before: str) -> bool:
@@ -303,10 +290,6 @@ def _is_negative(before: str) -> bool:
     return not NO_SIGN.search(rest) if trimmed == before[-64:] else bool(SIGN_APART.search(rest))
 
 
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return False
-    return depth == 0
+def _depths(text: str) -> Iterator[int]:
+    """How many braces are open after each character."""
+    return accumulate((character == "{") - (character == "}") for character in text)

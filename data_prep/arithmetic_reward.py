@@ -7,19 +7,9 @@ from typing import Any
 
 from data_prep import answers
 
-INVALID = "[INVALID]"  # verl's word for a response without an answer
 
-
-def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **kwargs: Any
-) -> dict[str, Any]:
-    """Score the last `Answer:` of a response.
-
-    Args:
-        data_source: not used; every row goes to the same scorer.
-        solution_str: the decoded response; only its last 300 characters count.
-        ground_truth: the integer as text.
-        extra_info, kwargs: not used; verl passes them.
+def compute_score(data_source: str, solution_str: str, ground_truth: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Score the last `Answer:` of a response's last 300 characters; ``ground_truth`` is the integer as text.
 
     Returns:
         score (+1 or -1), acc (bool; verl makes `val-core/arithmetic/acc/mean@N` of it) and pred (the answer read).
@@ -27,4 +17,4 @@ def compute_score(
     answer = answers.stated(solution_str)
     value = answers.number(answer)
     right = value is not None and value == answers.number(ground_truth)
-    return {"score": 1.0 if right else -1.0, "acc": right, "pred": answers.printable(answer or INVALID)}
+    return {"score": 1.0 if right else -1.0, "acc": right, "pred": answers.printable(answer or "[INVALID]")}

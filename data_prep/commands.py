@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,23 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m data_prep.{module}", description=(description or "").split("\n")[0])
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: Any, helps: Mapping[str, str] | None = None) -> None:
-    """An option `--some-name` for every field of the dataclass ``settings``; without default it must be given."""
+def prepare(
+    module: str, description: str | None, work: Callable[..., bool], settings: Any, paths: list[str], argv: Any
+) -> None:
+    """The command line of a preparer: ``work(*paths, settings)``, and whether it wrote the last of the paths.
+
+    It has an option for each of ``paths``, which are needed, and for each field of the dataclass ``settings``.
+    """
+    parser = parser_of(module, description)
+    for name in paths:
+        parser.add_argument(f"--{name}", type=Path, required=True, help="folder")
     for entry in fields(settings):
-        given = {"required": True} if entry.default is MISSING else {"default": entry.default}
-        text = f"{(helps or {}).get(entry.name, '')} ({'needed' if 'required' in given else '%(default)s'})".strip()
-        kind = type(entry.default) if "default" in given else str
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, help=text, **given)
+        needed = entry.default is MISSING
+        given = {"required": True} if needed else {"default": entry.default, "type": type(entry.default)}
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", help=f"({entry.default})" * (not needed), **given)
+    options = vars(parser.parse_args(argv))
+    places = [options.pop(name) for name in paths]
+    run(lambda: report(places[-1], work(*places, settings(**options))))
 
 
 def run(work: Callable[[], object]) -> None:
@@ -27,8 +37,7 @@ def run(work: Callable[[], object]) -> None:
     try:
         work()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
 
 
 def say(line: str) -> None:
@@ -36,7 +45,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def report(out: Path, written: bool, done: str = "written") -> None:
-    """Say that ``out`` was ``done``, which may be nothing, or that it is there already."""
-    if done or not written:
-        say(f"{out}: {done if written else 'already there, unchanged'}")
+def report(out: object, written: bool) -> None:
+    """Say that ``out`` was written, or that it is there already."""
+    say(f"{out}: {'written' if written else 'already there, unchanged'}")

@@ -1,20 +1,18 @@
 """No validation problem in the training set.
 
 `python -m data_prep.contamination --train TRAIN.parquet --val A.parquet B.parquet --out CLEAN.parquet` writes the
-training rows whose problem is in no validation file, CLEAN.dropped.jsonl with the rows left out and why, and
-CLEAN.manifest.json. Two problems count as the same if, in normalised text (case, white space, punctuation, LaTeX's
-spacing, font and size commands, dollar signs and drawings removed), they are equal or the shorter, of MIN_CONTAINED
-characters or more, lies within the longer: DAPO adds a sentence where it changed an answer to a whole number.
+training rows whose problem is in no validation file, CLEAN.dropped.jsonl with the others, and CLEAN.manifest.json. Two
+problems are the same if in normalised text they are equal or one, of MIN_CONTAINED characters or more, lies within the
+other: DAPO adds a sentence where it changed an answer to a whole number.
 """
 
 import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import pyarrow
 import pyarrow.parquet
 
 from cppo_verl import atomic
@@ -33,17 +31,6 @@ KEPT_SYMBOLS = frozenset("+-*/=<>^_|!\\")
 DASHES = str.maketrans("–—−", "---")
 
 
-@dataclass(frozen=True)
-class Match:
-    """Training row ``row`` (from 0) is a validation problem."""
-
-    row: int
-    problem: str
-    kind: str
-    validation_file: str
-    validation_row: int
-
-
 def normalise(text: str) -> str:
     """Text that is equal for problems that differ in spelling only: letters, digits and operators, in lower case."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(DASHES)
@@ -51,27 +38,30 @@ def normalise(text: str) -> str:
     return "".join(character for character in text if character.isalnum() or character in KEPT_SYMBOLS)
 
 
-def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) -> list[Match]:
-    """Every training problem that is in a validation file (its name -> problems), with the first place found."""
+def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Every training problem that is in a validation file (its name -> problems), with the first place found.
+
+    Returns:
+        for each its row (from 0) and problem, kind (equal or contained), validation_file and validation_row (from 0).
+    """
     known = [(normalise(text), name, row) for name, texts in validation.items() for row, text in enumerate(texts)]
     exact = {key: (name, row) for key, name, row in reversed(known)}
     matches = []
     for row, text in enumerate(train):
         key = normalise(text)
-        if key in exact:
-            matches.append(Match(row, text, "equal", *exact[key]))
-        elif found := _contained(key, known):
-            matches.append(Match(row, text, "contained", *found))
+        place = exact.get(key) or next((place for other, *place in known if _is_contained(key, other)), None)
+        if place:
+            kind = "equal" if key in exact else "contained"
+            found = {"validation_file": place[0], "validation_row": place[1]}
+            matches.append({"row": row, "problem": text, "kind": kind, **found})
     return matches
 
 
 def read_prompts(path: Path) -> list[str]:
     """The problems of a file in verl's columns, without instruction and reminder."""
-    file = LocalFile(path, {})
-    columns = list_columns(file)
-    if "prompt" not in columns:
+    file, texts = LocalFile(path, {}), []
+    if "prompt" not in (columns := list_columns(file)):
         raise DataError(f"{path}: has no column prompt; columns found: {', '.join(columns)}")
-    texts = []
     for record in read_records(file, ["prompt"]):
         try:
             texts.append(problems.problem_of(problems.prompt_text(record.values["prompt"])))
@@ -96,12 +86,15 @@ def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
         commands.report(out, False)
         return
     matches = find_matches(read_prompts(train), {path.name: read_prompts(path) for path in validation})
-    kept = _write_without(train, {match.row for match in matches}, out)
-    atomic.write(dropped, "".join(json.dumps(asdict(match), ensure_ascii=False) + "\n" for match in matches))
-    files = {path.name: storage.file_entry(path, rows) for path, rows in ((out, kept), (dropped, len(matches)))}
-    storage.write_manifest(out.parent, {"arguments": arguments, "files": files}, manifest_name)
+    table, rows = pyarrow.parquet.read_table(train), {match["row"] for match in matches}
+    kept = table.take([row for row in range(table.num_rows) if row not in rows])
+    with atomic.replacing(out) as temporary:
+        pyarrow.parquet.write_table(kept, temporary)
+    atomic.write(dropped, "".join(json.dumps(match, ensure_ascii=False) + "\n" for match in matches))
+    sizes = {out: kept.num_rows, dropped: len(matches)}
+    storage.write_manifest(out.parent, {"arguments": arguments}, sizes, manifest_name)
     found = f"{len(matches)} left out for being validation problems (listed in {dropped.name})"
-    commands.say(f"{out}: {kept} rows; {found}")
+    commands.say(f"{out}: {kept.num_rows} rows; {found}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,21 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.run(lambda: remove(options.train, options.val, options.out))
 
 
-def _contained(key: str, known: Sequence[tuple[str, str, int]]) -> tuple[str, int] | None:
-    for other, name, row in known:
-        shorter, longer = sorted((key, other), key=len)
-        if len(shorter) >= MIN_CONTAINED and shorter in longer:
-            return name, row
-    return None
-
-
-def _write_without(train: Path, rows: set[int], out: Path) -> int:
-    """Copy ``train`` but for ``rows``; the number of rows written."""
-    table = pyarrow.parquet.read_table(train)
-    kept = table.filter(pyarrow.array([row not in rows for row in range(table.num_rows)], pyarrow.bool_()))
-    with atomic.replacing(out) as temporary:
-        pyarrow.parquet.write_table(kept, temporary)
-    return kept.num_rows
+def _is_contained(one: str, other: str) -> bool:
+    shorter, longer = sorted((one, other), key=len)
+    return len(shorter) >= MIN_CONTAINED and shorter in longer
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import sys
+from functools import cache
 from typing import Any
 
 LONGEST = 10_000  # characters of an expression
@@ -20,8 +21,6 @@ OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "
 
 ITEM = '{"answer": "2", "metadata": {"numbers": [1, 1], "target": 2}}'
 TRIAL = ("marks", [[["countdown", "1 + 1", ITEM], ["countdown", "1 + 2", ITEM]]], [1.0, 0.05])
-
-_scorers: dict[str, Any] = {}
 
 
 class RefusedText(ValueError):
@@ -50,7 +49,18 @@ def prepare() -> None:
 
 def marks(answers: list[list[str]]) -> list[float]:
     """The scorer's marks for each (task, answer, item as JSON); 0 where it raises."""
-    return [_marks_of(task, answer, json.loads(entry)) for task, answer, entry in answers]
+    import reasoning_gym
+
+    scorer_of, given = cache(reasoning_gym.get_score_answer_fn), []
+    for task, answer, item in answers:
+        scorer, entry = scorer_of(task), json.loads(item)
+        try:
+            given.append(float(scorer(answer=answer, entry=entry)))
+        except MemoryError:
+            raise
+        except Exception:  # a scorer that trips over an answer has not found it right
+            given.append(0.0)
+    return given
 
 
 def expression(text: str) -> str:
@@ -74,16 +84,3 @@ def expression(text: str) -> str:
 def refuse(*args: Any) -> None:
     """In place of `exec`."""
     raise RefusedText("a program")
-
-
-def _marks_of(task: str, answer: str, entry: dict[str, Any]) -> float:
-    import reasoning_gym
-
-    if task not in _scorers:
-        _scorers[task] = reasoning_gym.get_score_answer_fn(task)
-    try:
-        return float(_scorers[task](answer=answer, entry=entry))
-    except MemoryError:
-        raise
-    except Exception:  # a scorer that trips over an answer has not found it right
-        return 0.0

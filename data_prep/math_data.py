@@ -7,25 +7,23 @@ train.parquet, which is dapo_math.parquet less what is in a validation file. Wha
 from collections.abc import Sequence
 
 from data_prep import aime, commands, contamination, dapo_math, math_table
-from data_prep.sources import Source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("math_data", __doc__)
-    math_table.add_arguments(parser)
-    parser.add_argument("--train-source", default="", help="hub id or file for DAPO-Math-17k")
+    parser = math_table.parser_of("math_data", __doc__, one_source=False)
+    parser.add_argument("--train-source", help="hub id or file for DAPO-Math-17k")
     for year in aime.HUB:
-        parser.add_argument(f"--aime{year % 100}-source", default="", help=f"hub id or file for AIME {year}")
+        parser.add_argument(f"--aime{year % 100}-source", help=f"hub id or file for AIME {year}")
     options = parser.parse_args(argv)
 
     def work() -> None:
-        how, validation = math_table.read_options(options), []
+        validation = []
         for year, declared in aime.HUB.items():
-            place = getattr(options, f"aime{year % 100}_source")
-            validation.append(aime.prepare(options.out, year, Source(place) if place else declared, how))
-        place = options.train_source
-        everything = dapo_math.prepare(options.out, Source(place) if place else dapo_math.HUB, how)
+            table = aime.table(year)
+            place = getattr(options, f"{table.name}_source")
+            validation.append(math_table.prepare_as_told(table, declared, options, place))
+        everything = math_table.prepare_as_told(dapo_math.TABLE, dapo_math.HUB, options, options.train_source)
         contamination.remove(everything, validation, options.out / "train.parquet")
 
     commands.run(work)

@@ -35,15 +35,13 @@ def compute_score(
     memory_limit_mib: int = 1024,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Score the last `Answer:` of a response.
+    """Score the last `Answer:` of a response; what is not named here is not used.
 
     Args:
-        data_source, extra_info, kwargs: not used; verl passes them.
         solution_str: the decoded response; anything but text scores as an empty response.
         ground_truth: the answer, text as a rule; of a number, its text.
         math_verify: compare the values of truth and answer too.
-        time_limit: seconds of processor time that a comparison by math-verify may take.
-        memory_limit_mib: MiB of address space it may take beyond what it starts with.
+        time_limit, memory_limit_mib: seconds of processor time, and MiB beyond the start, for math-verify.
 
     Returns:
         score (+1.0 or -1.0), acc (bool), pred (the answer that the paper's scorer read, as printable text), timed_out
@@ -51,8 +49,7 @@ def compute_score(
         value; None without ``math_verify`` and where ``timed_out``). verl logs means of all but pred for validation.
 
     Raises:
-        ValueError: no response can be right, see ``unreadable``.
-        ImportError: ``math_verify`` without the package.
+        ValueError: no response can be right, see ``unreadable``. ImportError: ``math_verify`` without the package.
         SandboxError: no process without rights can be had here.
     """
     truth = ground_truth if isinstance(ground_truth, str) else answers.ground_truth(ground_truth)
@@ -65,7 +62,7 @@ def compute_score(
     verified, timed_out = None, False
     if math_verify:
         try:
-            verified = is_equal(truth, answers.stated(response), time_limit, memory_limit_mib)
+            verified = _is_equal(truth, answers.stated(response), time_limit, memory_limit_mib)
         except Bounded:
             timed_out = True
     score = 1.0 if right or verified else -1.0
@@ -73,12 +70,19 @@ def compute_score(
     return {"score": score, "acc": score > 0, "pred": answers.printable(pred)} | verdicts
 
 
-def is_equal(truth: str, answer: str, time_limit: float = 2.0, memory_limit_mib: int = 1024) -> bool:
-    """Whether an answer as written has the value of the truth.
+def unreadable(ground_truth: Any) -> str:
+    """Why no response can be right, or too many, for this ground truth; "" where the paper's scorer reads it."""
+    try:
+        text = answers.ground_truth(ground_truth)
+    except ValueError as error:
+        return str(error)
+    if isinstance(ground_truth, str) and text != ground_truth.strip():  # of numbers, the text is what counts
+        return f"is {ground_truth!r}, to which right answers are written {text!r}"
+    return paper_scorer.unreadable(text)
 
-    Raises:
-        Bounded, SandboxError, ImportError: see ``compute_score``.
-    """
+
+def _is_equal(truth: str, answer: str, time_limit: float, memory_limit_mib: int) -> bool:
+    """Whether an answer as written has the value of the truth."""
     if importlib.util.find_spec("math_verify") is None:
         raise ImportError(
             "reward.custom_reward_function.reward_kwargs.math_verify = true: the package math-verify is not installed; "
@@ -94,14 +98,3 @@ def is_equal(truth: str, answer: str, time_limit: float = 2.0, memory_limit_mib:
         return same
     texts = [answers.latex(truth), answers.latex(answer)]
     return bool(_judge.call("are_equal", texts, time_limit, memory_limit_mib))
-
-
-def unreadable(ground_truth: Any) -> str:
-    """Why no response can be right, or too many, for this ground truth; "" where the paper's scorer reads it."""
-    try:
-        text = answers.ground_truth(ground_truth)
-    except ValueError as error:
-        return str(error)
-    if isinstance(ground_truth, str) and text != ground_truth.strip():  # of numbers, the text is what counts
-        return f"is {ground_truth!r}, to which right answers are written {text!r}"
-    return paper_scorer.unreadable(text)

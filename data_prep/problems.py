@@ -1,8 +1,7 @@
 """A maths problem and its answer, checked, and the prompt that asks for it in the form verl's math_dapo scorer reads.
 
-The scorer takes the last `Answer:` of a response, up to the end of that line (verl/utils/reward_score/math_dapo.py).
-Every prompt, training and validation, gets the same wording, as DAPO's data does with its own; prompts that come with
-an instruction before and a reminder after the problem are unwrapped first.
+The scorer takes the last `Answer:` of a response, up to the end of that line. Every prompt gets the same wording;
+prompts that come with an instruction before and a reminder after the problem are unwrapped first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,11 @@ REMINDER = 'The last line has to start with "Answer:" and to contain nothing but
 MARK = "Answer:"
 GAP = "\n\n"
 
-PROMPT_COLUMNS = ("prompt", "problem", "question", "Problem")
-ANSWER_COLUMNS = ("reward_model.ground_truth", "answer", "Answer")
-INDEX_COLUMNS = ("extra_info.index", "problem_idx", "id", "ID")
+NAMES = {
+    "prompt": ("prompt", "problem", "question", "Problem"),
+    "answer": ("reward_model.ground_truth", "answer", "Answer"),
+    "index": ("extra_info.index", "problem_idx", "id", "ID"),
+}
 
 
 class BadRow(DataError):
@@ -56,20 +57,21 @@ class Problem:
 def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> Columns:
     """Columns for prompt, answer and index: those ``given`` by role, else the one of the declared names that is there.
 
-    Raises:
-        DataError: a role has no column or more than one; the message lists the columns found.
+    It is a DataError where prompt or answer have no column or more than one.
     """
     listed = ", ".join(found) or "none"
-    missing = sorted(set(given.values()) - set(found))
-    if missing:
-        raise DataError(f"{file}: has no column {missing[0]}; columns found: {listed}")
-    chosen = {"index": next((name for name in INDEX_COLUMNS if name in found), "")} | dict(given)
-    for role, names in {"prompt": PROMPT_COLUMNS, "answer": ANSWER_COLUMNS}.items():
+    chosen = dict(given)
+    for name in given.values():
+        if name not in found:
+            raise DataError(f"{file}: has no column {name}; columns found: {listed}")
+    for role, names in NAMES.items():
         there = [name for name in names if name in found]
-        if role not in given and len(there) != 1:
+        if role in given or role == "index" and not there:
+            continue
+        if role != "index" and len(there) != 1:
             problem = f"{len(there)} columns could be the {role} ({' or '.join(there or names)})"
             raise DataError(f"{file}: {problem}; columns found: {listed}; say which with --columns {role}=NAME")
-        chosen.setdefault(role, *there[:1])
+        chosen[role] = there[0]
     return Columns(**chosen)
 
 
@@ -79,7 +81,6 @@ def read_problem(record: Record, columns: Columns, file: str, largest: int | Non
     Raises:
         BadRow: prompt or answer is missing, empty, of a wrong type, or cannot be scored.
     """
-    unit = "row" if file.endswith(".parquet") else "line"
     column = "(the line)"
     try:
         if record.fault:
@@ -93,6 +94,7 @@ def read_problem(record: Record, columns: Columns, file: str, largest: int | Non
         elif fault := paper_scorer.unreadable(answer):
             raise ValueError(fault)
     except ValueError as error:
+        unit = "row" if file.endswith(".parquet") else "line"
         raise BadRow(f"{file}: {unit} {record.number}: column {column}: {error}") from error
     index = record.values.get(columns.index)
     return Problem(prompt, problem_of(prompt), answer, "" if index is None else str(index))
@@ -120,14 +122,3 @@ def ask(problem: Problem) -> str:
     if MARK in problem.text and problem.text == problem.prompt:
         return problem.prompt
     return GAP.join([INSTRUCTION, problem.text, REMINDER])
-
-
-def make_row(problem: Problem, prompt: str, data_source: str, index: int, split: str) -> dict[str, Any]:
-    """One row in verl's columns; ``extra_info.source_index`` is the row's name at its source."""
-    return {
-        "data_source": data_source,
-        "prompt": [{"role": "user", "content": prompt}],
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": problem.answer},
-        "extra_info": {"index": index, "split": split, "source_index": problem.index},
-    }

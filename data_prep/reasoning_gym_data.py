@@ -1,18 +1,14 @@
 """Tasks of the package reasoning-gym as verl's parquet: a hundred generators of questions with scorers of their own.
 
 `python -m data_prep.reasoning_gym_data --out DIR --tasks 'chain_sum(max_terms=3), gcd'` writes train.parquet,
-val.parquet, warm.parquet (for a supervised start, data_prep/warm_start.py) and manifest.json. A task is written as a
-call in Python: its name, and in brackets those options of its reasoning-gym config that differ from the default, which
-is how difficulty is set.
-
-reasoning-gym draws item i of a data set from the random seed `seed + i`, so neighbouring seeds give shifted copies of
-each other. Splits start ``DISTANCE`` seeds apart, and no question occurs twice, in one split or across them.
+val.parquet, warm.parquet (for data_prep/warm_start.py) and manifest.json; `--tasks list` names all tasks. A task is its
+name, and in brackets those options of its reasoning-gym config that differ from the default. No question occurs twice.
 """
 
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from itertools import zip_longest
@@ -22,12 +18,10 @@ from typing import Any
 from data_prep import commands, reasoning_gym_reward, storage
 from data_prep.reasoning_gym_reward import FULL
 
-PREFIX = "rg_"  # of data_source
 SPLITS = ("val", "train", "warm")
-DISTANCE = 10**7  # seeds between two splits; no split draws as many items
+DISTANCE = 10**7  # seeds between two splits; item i is drawn from seed + i, and no split draws as many items
 MOST_DRAWS = 50  # a row, before a task counts as exhausted
 OWN_OPTIONS = ("seed", "size")  # set here
-PROMPT = "default"
 COMPOSITE = "composite"  # a mixture of other data sets, which our list of tasks is already
 
 
@@ -49,19 +43,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together.
-
-    Attributes:
-        tasks: as on the command line.
-        prompt: name of one of reasoning-gym's system prompts, "none", or the text of a system message.
-    """
+    """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together."""
 
     tasks: str
     train: int = 2048
     val: int = 256
     warm: int = 0
     seed: int = 0
-    prompt: str = PROMPT
+    prompt: str = "default"
 
     def __post_init__(self) -> None:
         for name, least in (("train", 1), ("val", 1), ("warm", 0), ("seed", 0)):
@@ -70,21 +59,23 @@ class Arguments:
 
 
 def parse_tasks(text: str) -> list[Task]:
-    """`chain_sum(max_terms=3), gcd` as tasks; values are Python literals.
-
-    Raises:
-        TaskError: text that is no such list, a task that is named twice, or none.
-    """
+    """`chain_sum(max_terms=3), gcd` as tasks, each named once; values are Python literals."""
+    tasks: dict[str, Task] = {}
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
-        assert isinstance(tree, ast.List)
-        tasks = [_task(node) for node in tree.elts]
+        for node in tree.elts if isinstance(tree, ast.List) else ():
+            call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+            if not isinstance(call.func, ast.Name) or call.args or any(word.arg is None for word in call.keywords):
+                raise ValueError(f"{ast.unparse(node)} is neither a name nor NAME(option=value)")
+            name = call.func.id
+            if name in tasks:
+                raise ValueError(f"name each task once, and {name} is there twice")
+            tasks[name] = Task(name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
+        if not tasks:
+            raise ValueError("name one task or more")
     except (SyntaxError, ValueError) as error:
         raise TaskError(f"tasks = {text!r} is no list like 'chain_sum(max_terms=3), gcd': {error}") from None
-    names = [task.name for task in tasks]
-    if not names or len(set(names)) < len(names):
-        raise TaskError(f"tasks = {text!r}: name one task or more, each once")
-    return tasks
+    return list(tasks.values())
 
 
 def version() -> str:
@@ -103,24 +94,13 @@ def names() -> list[str]:
     return sorted(set(DATASETS) - {COMPOSITE})
 
 
-def system_message(prompt: str) -> str:
-    """The text behind ``Arguments.prompt``; empty for "none"."""
-    from reasoning_gym.utils import SYSTEM_PROMPTS
-
-    return "" if prompt == "none" else SYSTEM_PROMPTS.get(prompt, prompt).strip()
-
-
 def open_task(task: Task, seed: int, size: int) -> Any:
-    """reasoning-gym's data set of ``size`` items from ``seed`` on.
-
-    Raises:
-        TaskError: no such task or option, or a value that its config refuses.
-    """
+    """reasoning-gym's data set of ``size`` items from ``seed`` on; a TaskError for what it does not have or refuses."""
+    if task.name not in names():
+        raise TaskError(f"{task.name} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    if task.name not in names():
-        raise TaskError(f"{task.name} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
     known = [entry.name for entry in fields(DATASETS[task.name][1]) if entry.name not in OWN_OPTIONS]
     for option in task.options:
         if option not in known:
@@ -135,7 +115,7 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
     """``rows`` items with questions that are not in ``seen``, to which they are added.
 
     Raises:
-        TaskError: the task has not that many different questions, or its scorer denies its own answer.
+        TaskError: the task has not so many questions, or its scorer denies its own answer full marks.
     """
     limit = min(MOST_DRAWS * rows, DISTANCE)
     items: list[dict[str, Any]] = []
@@ -151,27 +131,14 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
             f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
             "or widen its options"
         )
-    _check(task, items)
+    answered = [(str(item["answer"]), as_json(item)) for item in items if item["answer"] is not None]
+    for (answer, _), given in zip(answered, reasoning_gym_reward.marks(answered), strict=True):
+        if given != FULL:
+            raise TaskError(
+                f"{task}: reasoning-gym's scorer gives its own answer {answer[:60]!r} {given} of 1 marks, "
+                "so that it cannot be a reward; choose another task or other options"
+            )
     return items
-
-
-def make_row(task: Task, item: Mapping[str, Any], system: str, index: int, split: str) -> dict[str, Any]:
-    """One row in verl's columns. ``extra_info.entry`` is the item as JSON, from which the scorer works."""
-    messages = [{"role": "system", "content": system}] if system else []
-    answer = "" if item["answer"] is None else str(item["answer"])
-    return {
-        "data_source": PREFIX + task.name,
-        "prompt": [*messages, {"role": "user", "content": item["question"].strip()}],
-        "ability": "reasoning",
-        "reward_model": {"style": "rule", "ground_truth": answer},
-        "extra_info": {
-            "index": index,
-            "split": split,
-            "task": task.name,
-            "entry": as_json(item),
-            "solution": worked_solution(task.name, item) or answer,
-        },
-    }
 
 
 def worked_solution(task: str, item: Mapping[str, Any]) -> str:
@@ -197,36 +164,60 @@ def as_json(item: Mapping[str, Any]) -> str:
     return json.dumps({key: item[key] for key in ("question", "answer", "metadata")}, default=str)
 
 
-def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """How far one gets with the commonest training answer of each task: by task, and over all validation rows.
+def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[str, Any]]:
+    """A split's rows in verl's columns; ``extra_info.entry`` is the item as JSON, from which the scorer works.
 
-    Returns:
-        data_source -> answer, accuracy and rows; accuracies are shares of full marks.
+    The tasks come by turns, so that any part of the file is a mixture; the first ones get what is left over.
     """
-    found: dict[str, Any] = {}
-    for source in sorted({row["data_source"] for row in splits["train"]}):
-        answers = Counter(
-            row["reward_model"]["ground_truth"] for row in splits["train"] if row["data_source"] == source
+    from reasoning_gym.utils import SYSTEM_PROMPTS
+
+    tasks, prompt = parse_tasks(arguments.tasks), arguments.prompt
+    system = "" if prompt == "none" else SYSTEM_PROMPTS.get(prompt, prompt).strip()
+    start = (len(SPLITS) * arguments.seed + SPLITS.index(split)) * DISTANCE
+    each, rest = divmod(getattr(arguments, split), len(tasks))
+    drawn = [draw(task, start, each + (place < rest), seen) for place, task in enumerate(tasks)]
+    turns = [(task.name, item) for turn in zip_longest(*drawn) for task, item in zip(tasks, turn, strict=True) if item]
+    rows = []
+    for index, (task, item) in enumerate(turns):
+        answer = "" if item["answer"] is None else str(item["answer"])
+        solution = worked_solution(task, item) or answer
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": item["question"].strip()}]
+        rows.append(
+            {
+                "data_source": f"rg_{task}",
+                "prompt": messages if system else messages[1:],
+                "ability": "reasoning",
+                "reward_model": {"style": "rule", "ground_truth": answer},
+                "extra_info": {
+                    "index": index,
+                    "split": split,
+                    "task": task,
+                    "entry": as_json(item),
+                    "solution": solution,
+                },
+            }
         )
-        answer = answers.most_common(1)[0][0]
-        rows = [row for row in splits["val"] if row["data_source"] == source]
-        right = reasoning_gym_reward.marks([(answer, row["extra_info"]["entry"]) for row in rows]).count(FULL)
-        found[source] = {"answer": answer, "accuracy": right / max(1, len(rows)), "rows": len(rows)}
+    return rows
+
+
+def commonest_answers(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """By data_source: the commonest training answer, its accuracy on the validation rows, and their number."""
+    found = {}
+    for source in sorted({row["data_source"] for row in splits["train"]}):
+        train, val = ([row for row in splits[name] if row["data_source"] == source] for name in ("train", "val"))
+        answer = Counter(row["reward_model"]["ground_truth"] for row in train).most_common(1)[0][0]
+        right = reasoning_gym_reward.marks([(answer, row["extra_info"]["entry"]) for row in val]).count(FULL)
+        found[source] = {"answer": answer, "accuracy": right / max(1, len(val)), "rows": len(val)}
     return found
 
 
 def prepare(out: Path, arguments: Arguments) -> bool:
-    """Write the splits and the manifest into ``out``; False where they are there already, unchanged.
-
-    Raises:
-        TaskError: see ``parse_tasks``, ``open_task`` and ``draw``.
-        ImportError: reasoning-gym is not installed.
-    """
+    """Write the splits and the manifest into ``out``; False where they are there already, unchanged."""
     made_by = asdict(arguments) | {"reasoning_gym": version()}
     if storage.is_current(out, made_by):
         return False
-    tasks, system, seen = parse_tasks(arguments.tasks), system_message(arguments.prompt), set[str]()
-    splits = {split: list(_rows(tasks, system, split, arguments, seen)) for split in SPLITS}
+    seen = set[str]()
+    splits = {split: draw_split(split, arguments, seen) for split in SPLITS}
     baseline = commonest_answers(splits)
     total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / arguments.val
     found = {"commonest_answer": baseline, "commonest_answer_accuracy": total}
@@ -236,57 +227,14 @@ def prepare(out: Path, arguments: Arguments) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("reasoning_gym_data", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files and manifest.json")
-    helps = {
-        "tasks": "such as 'chain_sum(max_terms=3), gcd'; 'list' names them all",
-        "train": "training rows of all tasks",
-        "val": "validation rows of all tasks",
-        "warm": "rows for a supervised start",
-        "seed": "decides which questions",
-        "prompt": "system message: a name of reasoning-gym's, none, or its text",
-    }
-    commands.add_settings(parser, Arguments, helps)
-    options = vars(parser.parse_args(argv))
-    out = options.pop("out")
-    if options["tasks"] == "list":
-        commands.run(lambda: commands.say("\n".join(names())))
-    else:
-        commands.run(lambda: commands.report(out, prepare(out, Arguments(**options))))
 
+    def work(out: Path, arguments: Arguments) -> bool:
+        if arguments.tasks == "list":
+            commands.say("\n".join(names()))
+            raise SystemExit
+        return prepare(out, arguments)
 
-def _task(node: ast.expr) -> Task:
-    if isinstance(node, ast.Name):
-        return Task(node.id)
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
-        raise ValueError(f"{ast.unparse(node)} is neither a name nor NAME(option=value)")
-    if any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError(f"{ast.unparse(node)} has options without a name")
-    return Task(node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})
-
-
-def _rows(
-    tasks: Sequence[Task], system: str, split: str, arguments: Arguments, seen: set[str]
-) -> Iterator[dict[str, Any]]:
-    """The split's rows, the tasks by turns, so that any part of the file is a mixture; the first ones get the rest."""
-    start = (len(SPLITS) * arguments.seed + SPLITS.index(split)) * DISTANCE
-    each, rest = divmod(getattr(arguments, split), len(tasks))
-    drawn = [draw(task, start, each + (place < rest), seen) for place, task in enumerate(tasks)]
-    turns = ((task, item) for turn in zip_longest(*drawn) for task, item in zip(tasks, turn, strict=True) if item)
-    for index, (task, item) in enumerate(turns):
-        yield make_row(task, item, system, index, split)
-
-
-def _check(task: Task, items: Sequence[Mapping[str, Any]]) -> None:
-    """The scorer must give its own answers full marks, from the JSON that travels with the row."""
-    items = [item for item in items if item["answer"] is not None]
-    marks = reasoning_gym_reward.marks([(str(item["answer"]), as_json(item)) for item in items])
-    for item, given in zip(items, marks, strict=True):
-        if given != FULL:
-            raise TaskError(
-                f"{task}: reasoning-gym's scorer gives its own answer {str(item['answer'])[:60]!r} {given} of 1 marks, "
-                "so that it cannot be a reward; choose another task or other options"
-            )
+    commands.prepare("reasoning_gym_data", __doc__, work, Arguments, ["out"], argv)
 
 
 if __name__ == "__main__":

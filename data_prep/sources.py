@@ -1,15 +1,16 @@
 """Where rows come from: a data set on the Hugging Face hub, or a parquet, jsonl or csv file, read record by record.
 
 Columns have dotted names where they are nested: `reward_model.ground_truth`. Values keep the types they were written
-with, so `datasets` and pandas do not read here: they make dates of text and floats of long numbers. Whatever is wrong
-with a file becomes a DataError of one sentence; what is wrong with a line becomes the record's ``fault``.
+with, so `datasets` and pandas do not read here: they make dates of text and floats of long numbers.
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from cppo_verl import jsonlines
 ENDINGS = (".parquet", ".jsonl", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BATCH_ROWS = 4096
-MAX_FIELD = 1 << 20
+CSV: Any = {"encoding": "utf-8-sig", "newline": ""}
+csv.field_size_limit(1 << 20)  # bytes
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message says which file, where, why and, if it can be helped, how."""
+    """The data cannot be used: a sentence that says which file, where, why and, if it can be helped, how."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,7 @@ class Record:
 
 
 def locate(source: Source) -> LocalFile:
-    """The file itself, or the hub's copy of it in the local cache (downloaded when it is not there).
-
-    Raises:
-        DataError: there is no such file, its format is not known, or the hub does not give it.
-    """
+    """The file itself, or the hub's copy of it in the local cache; a DataError where there is none."""
     path = Path(source.place).expanduser()
     if not path.is_file():
         if path.suffix in ENDINGS or not HUB_ID.fullmatch(source.place):
@@ -83,16 +81,14 @@ def fetch(source: Source) -> LocalFile:
     try:
         names = [source.file] if source.file else HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
         data = [name for name in names if name.endswith(ENDINGS)]
-        if len(data) != 1:
-            raise DataError(f"{repo}: has {len(data)} data files ({', '.join(data)}): choose one with --file")
-        path = Path(hf_hub_download(repo, data[0], revision=revision, repo_type="dataset"))
-    except DataError:
-        raise
+        path = Path(hf_hub_download(repo, *data, revision=revision, repo_type="dataset")) if len(data) == 1 else None
     except Exception as error:  # the hub's client lets exceptions of its HTTP library through
         raise DataError(
-            f"{repo} (revision {revision}): the hub did not give it: {one_line(error)}; "
+            f"{repo} (revision {revision}): the hub did not give it: {_first_line(error)}; "
             "without internet, copy the file here and name it with --source"
         ) from error
+    if path is None:
+        raise DataError(f"{repo}: has {len(data)} data files ({', '.join(data)}): choose one with --file")
     parts = path.parts  # the cache keeps files under snapshots/COMMIT/
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
     return LocalFile(path, {"repo": repo, "file": data[0], "revision": revision, "commit": commit})
@@ -104,99 +100,82 @@ def list_columns(file: LocalFile) -> list[str]:
         if file.path.suffix == ".parquet":
             return _leaves(pyarrow.parquet.read_schema(file.path))
         if file.path.suffix == ".csv":
-            with _open_csv(file.path) as stream:
+            with file.path.open(**CSV) as stream:
                 return next(csv.reader(stream, strict=True), [])
-    fault = ""
-    for record in _read_jsonl(file):
-        if not record.fault:
-            return list(record.values)
-        fault = fault or f"{file.name}: line {record.number}: {record.fault}, nor is any other line readable"
-    if fault:
-        raise DataError(fault)
-    return []
+        unreadable = ""
+        for record in _read_jsonl(file):
+            if not record.fault:
+                return list(record.values)
+            unreadable = unreadable or f"line {record.number}: {record.fault}, nor is any other line readable"
+        if unreadable:
+            raise DataError(f"{file.name}: {unreadable}")
+        return []
 
 
 def read_records(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
     """Every row of the file in order, with the values of ``columns`` (None where a row has no such value).
 
-    Raises:
-        DataError: the file is damaged or cut off; the message has the last row that could be read.
+    Where the file is damaged or cut off it ends in a DataError with the last row that could be read.
     """
-    readers = {".parquet": lambda: _read_parquet(file, columns), ".csv": lambda: _read_csv(file)}
-    for record in readers.get(file.path.suffix, lambda: _read_jsonl(file))():
-        yield Record(record.number, {name: record.values.get(name) for name in columns}, record.fault)
-
-
-def one_line(error: BaseException) -> str:
-    """The exception's first line, or its type where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    with _naming(file) as last:
+        if file.path.suffix == ".parquet":
+            records = _read_parquet(file, columns)
+        else:
+            records = _read_csv(file) if file.path.suffix == ".csv" else _read_jsonl(file)
+        for record in records:
+            yield Record(record.number, {name: record.values.get(name) for name in columns}, record.fault)
+            last[0] = record.number
 
 
 @contextmanager
-def _naming(file: LocalFile) -> Iterator[list[str]]:
-    """Turns what readers raise inside the block into a DataError that names the file and the place last put in."""
-    where: list[str] = []
+def _naming(file: LocalFile) -> Iterator[list[int]]:
+    """Turns what readers raise into a DataError that names the file and the last row read, which the block puts in."""
+    last = [0]
     try:
-        yield where
+        yield last
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, csv.Error) as error:
-        place = f"{where[-1]}: " if where else ""
-        raise DataError(f"{file.name}: {place}damaged or cut off: {one_line(error)}") from error
+        place = f"{'row' if file.path.suffix == '.parquet' else 'line'} {last[0]}"
+        raise DataError(f"{file.name}: damaged or cut off after {place}: {_first_line(error)}") from error
 
 
 def _read_parquet(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
-    number = 0
-    with _naming(file) as where, pyarrow.parquet.ParquetFile(file.path) as table:
-        where.append("after row 0")
-        for batch in table.iter_batches(BATCH_ROWS, columns=list(columns)):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(number, _flatten(row))
-            where[:] = [f"after row {number}"]
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        rows = (row for batch in table.iter_batches(BATCH_ROWS, columns=list(columns)) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Record(number, _flatten(row))
 
 
 def _read_jsonl(file: LocalFile) -> Iterator[Record]:
-    torn: Record | None = None
-    with _naming(file):
-        for line in jsonlines.lines(file.path):
-            if torn:
-                yield torn
-            fault = line.fault if line.fault or isinstance(line.value, dict) else "not a JSON object"
-            record = Record(line.number, {} if fault else _flatten(line.value), fault and f"is {fault}")
-            torn = record if line.fault else None
-            if not torn:
-                yield record
-        if torn and not _ends_with_newline(file.path):
-            raise DataError(f"{file.name}: line {torn.number}: the file is cut off in the middle of this line")
-        if torn:
-            yield torn
+    for line, following in pairwise(chain(jsonlines.lines(file.path), [None])):
+        assert line is not None
+        if line.fault and following is None and not _ends_with_newline(file.path):
+            raise DataError(f"{file.name}: line {line.number}: the file is cut off in the middle of this line")
+        fault = line.fault if line.fault or isinstance(line.value, dict) else "not a JSON object"
+        yield Record(line.number, {} if fault else _flatten(line.value), fault and f"is {fault}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as stream:
-        stream.seek(-1, 2)
+        stream.seek(-1, os.SEEK_END)
         return stream.read() == b"\n"
 
 
 def _read_csv(file: LocalFile) -> Iterator[Record]:
-    with _naming(file) as where, _open_csv(file.path) as stream:
+    with file.path.open(**CSV) as stream:
         reader = csv.reader(stream, strict=True)
         header, before = next(reader, []), reader.line_num
-        where[:] = [f"line {before + 1}"]
         for cells in reader:
             if len(cells) == len(header):
                 yield Record(before + 1, dict(zip(header, cells, strict=True)))
             elif cells:
                 yield Record(before + 1, fault=f"has {len(cells)} fields, the header {len(header)}")
             before = reader.line_num
-            where[:] = [f"line {before + 1}"]
-
-
-def _open_csv(path: Path) -> Any:
-    csv.field_size_limit(MAX_FIELD)
-    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Data files that appear whole or not at all, and the manifest that says what they are.
+"""Data files and model folders that appear whole or not at all, and the manifest that says what they are.
 
 A manifest is a JSON file in the output folder (`manifest.json`, or a name of its own where several commands share a
-folder): the arguments, and for each file its sha256. A command whose arguments and files match an existing manifest has
-nothing to do.
+folder): the arguments, and for each file its sha256. Where arguments and files match it, there is nothing to do.
 """
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,21 @@ def sha256_of(path: Path) -> str:
 def write_splits(
     folder: Path, splits: Mapping[str, list[dict[str, Any]]], content: Mapping[str, Any], name: str = MANIFEST
 ) -> None:
-    """``folder``/SPLIT.parquet for each split that has rows, each atomically; then the manifest, ``content`` and files.
-
-    Rows may be nested dictionaries.
-    """
-    files = {}
-    for split, rows in splits.items():
-        if rows:
-            path = folder / f"{split}.parquet"
-            with atomic.replacing(path) as temporary:
-                pandas.DataFrame(rows).to_parquet(temporary, index=False)
-            files[path.name] = file_entry(path, len(rows))
-    write_manifest(folder, {**content, "files": files}, name)
+    """``folder``/SPLIT.parquet for each split that has rows, which may be nested; then the manifest, with the files."""
+    sizes = {folder / f"{split}.parquet": len(rows) for split, rows in splits.items() if rows}
+    for path in sizes:
+        with atomic.replacing(path) as temporary:
+            pandas.DataFrame(splits[path.stem]).to_parquet(temporary, index=False)
+    write_manifest(folder, content, sizes, name)
 
 
-def file_entry(path: Path, rows: int) -> dict[str, Any]:
-    """What a manifest says of a file with rows."""
-    return {"rows": rows, "sha256": sha256_of(path)}
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any], name: str = MANIFEST) -> None:
-    """Write ``content`` as ``folder``/``name``, atomically; write it last, after the files it describes."""
-    atomic.write(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+def write_manifest(
+    folder: Path, content: Mapping[str, Any], sizes: Mapping[Path, int] | None = None, name: str = MANIFEST
+) -> None:
+    """Write ``content`` as ``folder``/``name``, with rows and sha256 of the files of ``sizes``, which are there."""
+    files = {path.name: {"rows": rows, "sha256": sha256_of(path)} for path, rows in (sizes or {}).items()}
+    text = json.dumps({**content, **({"files": files} if files else {})}, indent=2, sort_keys=True)
+    atomic.write(folder / name, text + "\n")
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
@@ -61,10 +54,28 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
 
 def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:
     """Whether ``folder`` holds exactly what ``arguments`` would make: same arguments, every listed file unchanged."""
-    manifest = read_manifest(folder, name)
-    if manifest is None or manifest.get("arguments") != dict(arguments):
-        return False
+    manifest = read_manifest(folder, name) or {}
     files = manifest.get("files", {})
-    return bool(files) and all(
-        (folder / name).is_file() and sha256_of(folder / name) == entry["sha256"] for name, entry in files.items()
+    return bool(files and manifest.get("arguments") == dict(arguments)) and all(
+        (folder / file).is_file() and sha256_of(folder / file) == entry["sha256"] for file, entry in files.items()
     )
+
+
+def check_replaceable(out: Path, kind: str) -> None:
+    """Raise a FileExistsError unless ``out`` is absent, empty, or a model folder whose manifest says ``kind``."""
+    if out.exists() and any(out.iterdir()) and (read_manifest(out) or {}).get("kind") != kind:
+        raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
+
+
+def save_model(out: Path, model: Any, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
+    """Write transformers' ``model`` and ``tokenizer`` and the manifest beside ``out``; then put them in its place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        fresh = Path(temporary) / "fresh"
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        files = {path.name: {"sha256": sha256_of(path)} for path in sorted(fresh.iterdir())}
+        write_manifest(fresh, {**manifest, "files": files})
+        if out.exists():
+            out.rename(Path(temporary) / "replaced")
+        fresh.rename(out)

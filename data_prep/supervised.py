@@ -16,7 +16,7 @@ NO_TARGET = -100
 
 
 class WarmStartError(RuntimeError):
-    """The accuracy wanted was not reached, or was passed; nothing was saved."""
+    """The accuracy wanted was not reached, or was passed."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], solution
 
 
 def encode_batch(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
-    """Prompts and solutions, padded on the right, where a causal model needs no mask.
+    """Token ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for solutions.
 
-    Returns:
-        ids and next-token targets, both (batch, length) int64; targets are NO_TARGET but for solutions.
+    They are padded on the right, where a causal model needs no mask.
     """
     rows = [torch.tensor(e.prompt + e.solution) for e in examples]
     targets = [torch.tensor([NO_TARGET] * (len(e.prompt) - 1) + e.solution + [NO_TARGET]) for e in examples]
@@ -47,64 +46,41 @@ def encode_batch(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]
     return padded(rows, True, pad), padded(targets, True, NO_TARGET)
 
 
-@torch.no_grad()
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], samples: int, longest: int
-) -> list[list[str]]:
-    """``samples`` responses an example of up to ``longest`` tokens, at temperature 1 from the whole distribution."""
-    batch = tokenizer.pad({"input_ids": [e.prompt for e in examples]}, padding_side="left", return_tensors="pt")
-    ids = model.generate(  # type: ignore[operator]  # transformers types generate's self as a protocol
-        **batch,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=longest,
-        num_return_sequences=samples,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
-
-
 def measure(right: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """accuracy with its standard error over rows, and pass@n (share of rows with a right sample); ``right`` is a list
-    of samples for each row."""
+    """accuracy, standard_error over rows, and pass@n: the share of rows with a right one among their n samples."""
     accuracy, error = mean_and_error([sum(row) / len(row) for row in right])
     passed = sum(map(any, right)) / len(right)
     return {"accuracy": accuracy, "standard_error": error, f"pass@{len(right[0])}": passed}
 
 
+@dataclass
 class Trainer:
-    """AdamW on one model, measured by samples for examples that it is not trained on.
+    """AdamW on one model, measured by samples of up to ``longest`` tokens for examples that it is not trained on.
 
-    Args:
-        held_out: what to measure on. is_right: whether a response answers a row. longest: tokens of a sample.
-        dtype: of the arithmetic; weights stay float32. options: of AdamW.
+    ``is_right`` says whether a response answers a row; ``dtype`` is the arithmetic's, weights stay float32.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        held_out: Sequence[Example],
-        is_right: Callable[[Any, str], bool],
-        longest: int,
-        dtype: torch.dtype = torch.float32,
-        **options: Any,
-    ) -> None:
-        self.model, self.tokenizer, self.held_out, self.is_right = model, tokenizer, held_out, is_right
-        self.longest, self.dtype, self.step, self.tokens = longest, dtype, 0, 0
-        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, **options)
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    held_out: Sequence[Example]
+    is_right: Callable[[Any, str], bool]
+    longest: int
+    report: Callable[[str], None] = print
+    dtype: torch.dtype = torch.float32
+    fused: bool | None = None
+    step: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        weights = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0, fused=self.fused)
 
     def update(self, batch: Sequence[Example], learning_rate: float) -> float:
         """One step; returns the loss, in nats a token of a solution."""
         ids, targets = encode_batch(batch, self.tokenizer.pad_token_id)
         with self._precision():
-            logits = self.model(input_ids=ids).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET
-        )
+            logits = self.model(input_ids=ids).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -115,12 +91,26 @@ class Trainer:
         self.tokens += sum(len(e.prompt) + len(e.solution) for e in batch)
         return loss.item()
 
+    @torch.no_grad()
     def accuracy(self, samples: int = 1) -> dict[str, float]:
-        """``measure`` of that many samples for each held-out example."""
+        """``measure`` of that many samples for each held-out example, at temperature 1 from the whole distribution."""
+        prompts = {"input_ids": [example.prompt for example in self.held_out]}
+        batch = self.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
         with self._precision():
-            drawn = sample(self.model, self.tokenizer, self.held_out, samples, self.longest)
-        pairs = zip(self.held_out, drawn, strict=True)
-        return measure([[self.is_right(example.row, text) for text in texts] for example, texts in pairs])
+            ids = self.model.generate(  # type: ignore[operator]  # transformers types generate's self as a protocol
+                **batch,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=self.longest,
+                num_return_sequences=samples,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        texts = self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        rows = [example.row for example in self.held_out for _ in range(samples)]
+        right = [self.is_right(row, text) for row, text in zip(rows, texts, strict=True)]
+        return measure([right[start : start + samples] for start in range(0, len(right), samples)])
 
     def until(
         self,
@@ -129,22 +119,17 @@ class Trainer:
         reached: Callable[[float], bool],
         check_every: int,
         most: int,
-        report: Callable[[str], None],
     ) -> float:
         """Update until the sampled accuracy, looked at every ``check_every`` steps, is ``reached``; returns it.
 
-        Args:
-            learning_rate: of the steps of this call, from 1. most: steps of this call.
-
-        Raises:
-            WarmStartError: it was not after ``most`` steps.
+        ``learning_rate`` is asked for each step of this call, from 1; after ``most`` of them it is a WarmStartError.
         """
         accuracy = math.nan
         for done in range(1, most + 1):
             loss = self.update(next(batches), learning_rate(done))
             if done % check_every == 0:
                 accuracy = self.accuracy()["accuracy"]
-                report(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
+                self.report(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
                 if reached(accuracy):
                     return accuracy
         raise WarmStartError(
@@ -152,13 +137,15 @@ class Trainer:
             "tasks, more rows, another seed or learning rate; nothing was saved"
         )
 
-    def require(self, accuracy: float, lowest: float, highest: float) -> None:
-        """Raise a WarmStartError unless ``accuracy`` lies between the two."""
-        if not lowest <= accuracy <= highest:
+    def accuracy_within(self, lowest: float, highest: float, samples: int) -> dict[str, float]:
+        """``accuracy``; a WarmStartError where it does not lie between the two."""
+        found = self.accuracy(samples)
+        if not lowest <= found["accuracy"] <= highest:
             raise WarmStartError(
-                f"sampled accuracy after the warm start = {accuracy:.3f}, wanted {lowest} to {highest}: another seed "
-                "or --target, or finer steps (--check-every); nothing was saved"
+                f"sampled accuracy after the warm start = {found['accuracy']:.3f}, wanted {lowest} to {highest}: "
+                "another seed or --target, or finer steps (--check-every); nothing was saved"
             )
+        return found
 
     def _precision(self) -> Any:
         # entered anew for each update: it keeps the weights that it has rounded

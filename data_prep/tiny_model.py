@@ -1,17 +1,15 @@
 """The tiny Qwen3 itself, its tokenizer and its warm start: what ``data_prep.tiny_qwen3`` needs torch for."""
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from data_prep import supervised
-from data_prep.arithmetic import Expression, chat_prompt, partial_results, reference_solution, solution_text
+from data_prep.arithmetic import LARGEST, chat_prompt, partial_results, reference_solution, solution_text
 from data_prep.arithmetic_reward import compute_score
-from data_prep.supervised import Example
+from data_prep.supervised import Example, Trainer, encode
 from data_prep.tiny_qwen3 import Recipe
 
 PAD, UNKNOWN, TURN_START, TURN_END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
@@ -27,10 +25,7 @@ MAX_NEW_TOKENS = 64
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each printable ASCII character, the newline and the role names of the ChatML template.
-
-    The end of a turn is the eos token; other characters become the unknown token.
-    """
+    """A token for each printable ASCII character, the newline and ChatML's roles; a turn ends with the eos token."""
     tokens = [PAD, UNKNOWN, TURN_START, TURN_END, *ROLES, *CHARACTERS]
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*ROLES, r"[\s\S]"])), behavior="isolated")
@@ -71,66 +66,67 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3ForC
     return Qwen3ForCausalLM(config)
 
 
-def careless_results(expression: Expression, error_rate: float, limit: int, rng: random.Random) -> list[int]:
+def careless_results(expression: str, error_rate: float, rng: random.Random) -> list[int]:
     """Partial results with errors; each line after an error is computed from the wrong value.
 
-    With probability ``error_rate`` a result is moved off by an amount that keeps it and what follows within 0..limit,
-    where there is such an amount. A later error never repairs an earlier one, so one error spoils the answer.
+    With probability ``error_rate`` a result is moved off by an amount that keeps it and what follows digits, where
+    there is such an amount. A later error never repairs an earlier one, so one error spoils the answer.
     """
     right, offset, written = partial_results(expression), 0, []
     for position, value in enumerate(right):
         rest = right[position:]
-        others = [o for o in range(-min(rest), limit - max(rest) + 1) if o not in (0, offset)]
+        others = [o for o in range(-min(rest), LARGEST - max(rest) + 1) if o not in (0, offset)]
         if others and rng.random() < error_rate:
             offset = rng.choice(others)
         written.append(value + offset)
     return written
 
 
-def is_right(expression: Expression, response: str) -> bool:
+def is_right(expression: str, response: str) -> bool:
     """What the quickstart's reward says."""
     return bool(compute_score("arithmetic", response, str(partial_results(expression)[-1]))["acc"])
 
 
-class WarmStart(supervised.Trainer):
-    """Supervised training of the tiny model on one list of expressions, measured on another."""
+def new_trainer(recipe: Recipe, expressions: Sequence[str], report: Callable[[str], None] = print) -> Trainer:
+    """A new model, to be measured on the first ``held_out`` expressions."""
+    if len(expressions) < 2 * recipe.held_out:
+        raise ValueError(f"train has {len(expressions)} rows: the warm start needs {2 * recipe.held_out} or more")
+    tokenizer = build_tokenizer()
+    held_out = [encode(tokenizer, chat_prompt(e), "", e) for e in expressions[: recipe.held_out]]
+    return Trainer(build_model(tokenizer, recipe), tokenizer, held_out, is_right, MAX_NEW_TOKENS, report)
 
-    def __init__(self, recipe: Recipe, expressions: Sequence[Expression], report: Callable[[str], None] = print):
-        if len(expressions) < 2 * recipe.held_out:
-            raise ValueError(f"train has {len(expressions)} rows: the warm start needs {2 * recipe.held_out} or more")
-        tokenizer = build_tokenizer()
-        held_out = [supervised.encode(tokenizer, chat_prompt(e), "", e) for e in expressions[: recipe.held_out]]
-        super().__init__(build_model(tokenizer, recipe), tokenizer, held_out, is_right, MAX_NEW_TOKENS)
-        self.recipe, self.report, self.started = recipe, report, time.monotonic()
-        self.train, self.rng = expressions[recipe.held_out :], random.Random(recipe.seed)
-        self.limit = max(max(partial_results(expression)) for expression in expressions)
 
-    def learn_to_compute(self) -> float:
-        """Train on reference solutions until samples are nearly always right; returns their accuracy."""
-        r, drawn = self.recipe, self._batches(reference_solution)
-        check, most = r.computing_check_every, r.computing_max_steps
-        return self.until(
-            drawn, lambda step: r.learning_rate, lambda found: found >= r.computing_accuracy, check, most, self.report
-        )
+def warm_start(
+    r: Recipe, expressions: Sequence[str], report: Callable[[str], None] = print
+) -> tuple[Trainer, dict[str, float]]:
+    """Train on reference solutions until samples are nearly always right, then on careless ones until they are not.
 
-    def learn_to_be_careless(self) -> float:
-        """Train on solutions with errors until samples are as careless as wanted; returns their accuracy."""
-        r, drawn = self.recipe, self._batches(self._careless_solution)
-        rate, check, most = r.careless_learning_rate, r.careless_check_every, r.careless_max_steps
-        return self.until(
-            drawn, lambda step: rate, lambda found: found <= r.careless_accuracy, check, most, self.report
-        )
+    Returns:
+        the trainer with the model, and the accuracies of its samples: after the first phase, and at the end.
+    """
+    trainer, rng, trained_on = new_trainer(r, expressions, report), random.Random(r.seed), expressions[r.held_out :]
 
-    def final_accuracy(self) -> float:
-        """Accuracy of four samples for each held-out expression; a WarmStartError outside the recipe's window."""
-        accuracy = self.accuracy(4)["accuracy"]
-        self.require(accuracy, self.recipe.lowest, self.recipe.highest)
-        return accuracy
-
-    def _batches(self, write: Callable[[Expression], str]) -> Iterator[list[Example]]:
+    def batches(write: Callable[[str], str]) -> Iterator[list[Example]]:
         while True:
-            chosen = self.rng.choices(self.train, k=self.recipe.batch)
-            yield [supervised.encode(self.tokenizer, chat_prompt(e), write(e), e) for e in chosen]
+            chosen = rng.choices(trained_on, k=r.batch)
+            yield [encode(trainer.tokenizer, chat_prompt(e), write(e), e) for e in chosen]
 
-    def _careless_solution(self, expression: Expression) -> str:
-        return solution_text(expression, careless_results(expression, self.recipe.error_rate, self.limit, self.rng))
+    def careless_solution(expression: str) -> str:
+        return solution_text(expression, careless_results(expression, r.error_rate, rng))
+
+    computing = trainer.until(
+        batches(reference_solution),
+        lambda step: r.learning_rate,
+        lambda accuracy: accuracy >= r.computing_accuracy,
+        r.computing_check_every,
+        r.computing_max_steps,
+    )
+    trainer.until(
+        batches(careless_solution),
+        lambda step: r.careless_learning_rate,
+        lambda accuracy: accuracy <= r.careless_accuracy,
+        r.careless_check_every,
+        r.careless_max_steps,
+    )
+    accuracy = trainer.accuracy_within(r.lowest, r.highest, samples=4)["accuracy"]
+    return trainer, {"sampled_accuracy_computing": computing, "sampled_accuracy": accuracy}

@@ -1,10 +1,9 @@
 """A tiny Qwen3 with a character-level tokenizer, warm-started on the arithmetic data so that RL has work left to do.
 
 `python -m data_prep.tiny_qwen3 --data DIR --out MODEL_DIR` trains on reference solutions until the model computes, then
-on solutions with errors until it is careless: each partial result is wrong with probability ``error_rate``, and the
-lines after it go on from the wrong value. Its most likely answer stays right more often than its samples at
-temperature 1, of which about one in three is right; sharpening them is what RL has to do. Both phases end by accuracy
-measured on samples for rows of the train split that are not trained on, scored as the quickstart's reward scores them.
+on solutions with errors until it is careless: its most likely answer stays right more often than its samples at
+temperature 1, of which about one in three is right. Both phases end by the accuracy of samples for rows of the train
+split that are kept out, scored as the quickstart's reward scores them.
 """
 
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pandas
 
 from data_prep import commands, storage
-from data_prep.arithmetic import DATA_SOURCE, Expression, parse_expression
+from data_prep.arithmetic import DATA_SOURCE
 
 KIND = "tiny_qwen3"
 
@@ -44,23 +43,18 @@ class Recipe:
     highest: float = 0.5
 
 
-def read_expressions(train_file: Path) -> list[Expression]:
-    """The expressions of a train.parquet of this package, in its order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: rows of another data source.
-    """
+def read_expressions(train_file: Path) -> list[str]:
+    """The expressions of a train.parquet of the arithmetic data, in its order."""
     if not train_file.is_file():
         raise FileNotFoundError(f"{train_file} does not exist: write it with python -m data_prep.arithmetic --out DIR")
     rows = pandas.read_parquet(train_file)
     sources = sorted(set(rows["data_source"]))
     if sources != [DATA_SOURCE]:
         raise ValueError(f"data_source = {sources} in {train_file}: the warm start knows {DATA_SOURCE!r} only")
-    return [parse_expression(info["expression"]) for info in rows["extra_info"]]
+    return [info["expression"] for info in rows["extra_info"]]
 
 
-def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
+def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = commands.say) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same data.
 
     Raises:
@@ -73,37 +67,23 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
     arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
     if storage.is_current(out, arguments):
         return False
-    from data_prep import model_folder, tiny_model  # seconds that nobody waits for whose model is there
+    from data_prep import tiny_model  # seconds that nobody waits for whose model is there
 
-    model_folder.check_replaceable(out, KIND)
-    warm_start = tiny_model.WarmStart(recipe, expressions, report)
-    computing = warm_start.learn_to_compute()
-    warm_start.learn_to_be_careless()
-    accuracy = warm_start.final_accuracy()
-    manifest = {
-        "kind": KIND,
-        "arguments": arguments,
-        "seed": recipe.seed,
-        "parameters": warm_start.model.num_parameters(),
-        "steps": warm_start.step,
-        "seconds": round(time.monotonic() - warm_start.started, 1),
-        "sampled_accuracy_computing": computing,
-        "sampled_accuracy": accuracy,
-    }
-    model_folder.save(out, warm_start.model, warm_start.tokenizer, manifest)
-    report(f"{out}: sampled accuracy {accuracy:.3f} after {warm_start.step} steps, {manifest['seconds']} s")
+    storage.check_replaceable(out, KIND)
+    started = time.monotonic()
+    trainer, found = tiny_model.warm_start(recipe, expressions, report)
+    cost = {"steps": trainer.step, "seconds": round(time.monotonic() - started, 1)}
+    parameters = trainer.model.num_parameters()
+    manifest = {"kind": KIND, "arguments": arguments, "seed": recipe.seed, "parameters": parameters, **cost, **found}
+    storage.save_model(out, trainer.model, trainer.tokenizer, manifest)
+    accuracy = found["sampled_accuracy"]
+    report(f"{out}: sampled accuracy {accuracy:.3f} after {trainer.step} steps, {cost['seconds']} s")
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("tiny_qwen3", __doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that python -m data_prep.arithmetic wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, errors, samples (%(default)s)")
-    options = parser.parse_args(argv)
-    recipe = Recipe(seed=options.seed)
-    commands.run(lambda: commands.report(options.out, prepare(options.data, options.out, recipe, commands.say), ""))
+    commands.prepare("tiny_qwen3", __doc__, prepare, Recipe, ["data", "out"], argv)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,16 @@
 
 `python -m data_prep.validations RUN --data DIR [--warm-start MODEL_DIR]` reads every response of every validation
 (trainer.validation_data_dir=RUN/validations), prints a table and writes RUN/validations.md with it and with responses
-to the same questions before and after. The baselines are the commonest training answer of each task (the data's
-manifest) and the model's state before the first step. Samples of one question are not independent, so standard errors
-are over questions; the gain is paired, question by question.
+to the same questions before and after. Samples of one question are not independent, so standard errors are over
+questions; the gain is paired, question by question.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cppo_verl import atomic, jsonlines
+from cppo_verl import atomic, estimates, jsonlines
 from data_prep import commands, storage
 
 FOLDER, PAGE = "validations", "validations.md"
@@ -27,11 +25,7 @@ class ValidationError(ValueError):
 
 
 def read(run: Path) -> Mapping[int, Answers]:
-    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said.
-
-    Raises:
-        ValidationError: there are none. jsonlines.LineError: a line that is no JSON.
-    """
+    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said."""
     found: dict[int, dict[str, list[dict[str, Any]]]] = {}
     for file in sorted((run / FOLDER).glob("*.jsonl"), key=lambda path: int(path.stem)):
         answers = found.setdefault(int(file.stem), {})
@@ -54,17 +48,11 @@ def accuracies(answers: Answers) -> dict[str, float]:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error; the error is 0 for a single value."""
-    mean = fmean(values)
-    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return mean, math.sqrt(spread / len(values))
+    return fmean(values), estimates.standard_error(values) or 0.0
 
 
 def gain(before: Answers, after: Answers) -> tuple[float, float]:
-    """What accuracy rose by, and its standard error, over the questions that both have.
-
-    Raises:
-        ValidationError: they share none.
-    """
+    """What accuracy rose by, and its standard error, over the questions that both have."""
     one, other = accuracies(before), accuracies(after)
     differences = [other[question] - one[question] for question in one if question in other]
     if not differences:
@@ -73,35 +61,40 @@ def gain(before: Answers, after: Answers) -> tuple[float, float]:
 
 
 def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
-    """The table and the texts, as Markdown.
-
-    Raises:
-        ValidationError: see ``read`` and ``gain``; or ``data`` has no manifest.
-    """
-    found, manifest = read(run), storage.read_manifest(data)
-    if manifest is None or "commonest_answer_accuracy" not in manifest:
+    """The table and the texts, as Markdown; a ValidationError where there is nothing to compare."""
+    found, baseline = read(run), (storage.read_manifest(data) or {}).get("commonest_answer_accuracy")
+    if baseline is None:
         raise ValidationError(f"{data} has no manifest with a baseline: make it with data_prep.reasoning_gym_data")
-    first, last = min(found), max(found)
-    rows = ["| | accuracy | standard error | partial marks |", "|---|---|---|---|"]
-    rows.append(f"| always the commonest training answer | {manifest['commonest_answer_accuracy']:.3f} | | |")
+    table = ["| | accuracy | standard error | partial marks |", "|---|---|---|---|"]
+    table.append(f"| always the commonest training answer | {baseline:.3f} | | |")
     made = storage.read_manifest(warm_start) if warm_start else None
     if made is not None and "accuracy" in made:
         text = f"{made['accuracy']:.3f} | {made['standard_error']:.3f}"
-        rows.append(f"| warm start, its own held-out questions (pass@8 {made['pass@8']:.3f}) | {text} | |")
+        table.append(f"| warm start, its own held-out questions (pass@8 {made['pass@8']:.3f}) | {text} | |")
     for step, answers in found.items():
         mean, error = mean_and_error(list(accuracies(answers).values()))
         partial = fmean([float(entry.get("partial", entry["acc"])) for given in answers.values() for entry in given])
-        name = "before the first step" if step == 0 else f"step {step}"
-        rows.append(f"| {name} | {mean:.3f} | {error:.3f} | {partial:.3f} |")
-    parts = [f"# Validation of {run.name}", "\n".join(rows)]
+        name = f"step {step}" if step else "before the first step"
+        table.append(f"| {name} | {mean:.3f} | {error:.3f} | {partial:.3f} |")
+    parts = [f"# Validation of {run.name}", "\n".join(table)]
+    first, last = min(found), max(found)
+    before, after = found[first], found[last]
     if last > first:
-        rise, error = gain(found[first], found[last])
+        rise, error = gain(before, after)
         sure = f", {rise / error:.1f} standard errors" if error else ""
         parts.append(
             f"From step {first} to step {last}: {rise:+.3f} with a standard error of {error:.3f} over "
-            f"{len(found[first])} questions, paired{sure}."
+            f"{len(before)} questions, paired{sure}."
         )
-    parts.append(_texts(found[first], found[last], first, last))
+    shared = [question for question in before if question in after]
+    chosen = shared[:: max(1, len(shared) // TEXTS)][:TEXTS]  # evenly spread over the file
+    parts.append(f"## {len(chosen)} questions, their first response at step {first} and at step {last}")
+    for question in chosen:
+        parts.append(f"```text\n{question.strip()}\n```")
+        for step, answers in ((first, before), (last, after)):
+            entry = answers[question][0]
+            mark = "right" if entry["acc"] else f"wrong, {entry['gts']} is right"
+            parts.append(f"step {step}, {mark}:\n\n```text\n{entry['output'].strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,20 +113,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         commands.say(f"texts: {options.run / PAGE}")
 
     commands.run(work)
-
-
-def _texts(before: Answers, after: Answers, first: int, last: int) -> str:
-    """The first response to ``TEXTS`` questions, evenly spread over the file, at both steps."""
-    shared = [question for question in before if question in after]
-    chosen = shared[:: max(1, len(shared) // TEXTS)][:TEXTS]
-    parts = [f"## {len(chosen)} questions, their first response at step {first} and at step {last}"]
-    for question in chosen:
-        parts.append(f"```text\n{question.strip()}\n```")
-        for step, answers in ((first, before), (last, after)):
-            entry = answers[question][0]
-            mark = "right" if entry["acc"] else f"wrong, {entry['gts']} is right"
-            parts.append(f"step {step}, {mark}:\n\n```text\n{entry['output'].strip()}\n```")
-    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """A short supervised start on worked answers, after which a model's samples are right often enough to learn from.
 
 `python -m data_prep.warm_start --model MODEL_DIR --data DIR --out DIR` trains any causal language model of a local
-folder on the rows of DIR/warm.parquet (data_prep/reasoning_gym_data.py), which no other split holds. It stops when
-samples at temperature 1 are right as often as ``Recipe.target`` says on rows of that file that are kept out of the
-training, measures accuracy and pass@8 on them, and writes model, tokenizer and manifest.json with what it cost. A
-folder that the same recipe made from the same model and data is left alone.
+folder on rows of DIR/warm.parquet (data_prep/reasoning_gym_data.py), which no other split holds. It stops when samples
+for other rows of that file are right as often as ``Recipe.target`` says, measures accuracy and pass@8 on them, and
+writes model, tokenizer and manifest.json with what it cost.
 """
 
 import random
@@ -18,25 +17,21 @@ import pandas
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep import commands, model_folder, reasoning_gym_reward, storage, supervised
+from data_prep import commands, reasoning_gym_reward, storage, supervised
 from data_prep.supervised import Example, Trainer
 
 KIND = "warm_start"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES = 8  # a question, for pass@8
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of the supervised phase; accuracies are shares of 0..1 of samples at temperature 1.
 
-    Attributes:
-        held_out: rows to measure on. batch: rows an update. learning_rate: of AdamW, after ``warmup`` updates.
-        target: training stops there. lowest, highest: what the final measurement has to lie in.
-        check_every: updates between measurements, which take one sample a row.
-        max_new_tokens: of a sample; set it to the run's longest response.
-        dtype: of the arithmetic; the weights that are trained and saved are float32.
+    Training stops at ``target``, measured every ``check_every`` updates of ``batch`` rows with a sample for each row
+    ``held_out``. The final measurement has to lie in ``lowest`` to ``highest``. ``learning_rate`` is AdamW's after
+    ``warmup`` updates, ``dtype`` the arithmetic's; the weights are float32.
     """
 
     seed: int = 0
@@ -62,11 +57,7 @@ class Recipe:
 
 
 def read_examples(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """The rows of a warm.parquet, in its order.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: a row without a worked answer.
-    """
+    """The rows of a warm.parquet, in its order; a ValueError where one has no worked answer."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: write it with data_prep.reasoning_gym_data --warm ROWS")
     examples = []
@@ -97,81 +88,50 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         queue = queue[size:]
 
 
-def train(trainer: Trainer, examples: Sequence[Example], r: Recipe, report: Callable[[str], None]) -> dict[str, float]:
-    """Train until samples are right often enough; their accuracy then, measured on more of them.
-
-    Raises:
-        WarmStartError: they were not within ``max_steps``, or are more often than wanted.
-    """
-    before = trainer.accuracy()["accuracy"]
-    report(f"before the warm start: sampled accuracy {before:.3f}")
-    if before < r.target:
-        drawn = batches(examples, r.batch, random.Random(r.seed))
-        trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps, report)
-    found = trainer.accuracy(SAMPLES)
-    trainer.require(found["accuracy"], r.lowest, r.highest)
-    return found
-
-
-def prepare(model: Path, data: Path, out: Path, recipe: Recipe, report: Callable[[str], None] = print) -> bool:
+def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str], None] = commands.say) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same model and data.
 
     Raises:
-        FileNotFoundError, ValueError: no model, no warm.parquet, rows without worked answers, or too few of them.
-        FileExistsError: ``out`` holds something else than a warm start.
+        OSError, ValueError: no model, data that cannot be used, or something else in ``out``.
         WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
-    file = data / "warm.parquet"
-    found = storage.sha256_of(file) if file.is_file() else ""
-    arguments = asdict(recipe) | {"data": found, "model": fingerprint_of_model(model)}
+    file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
+    if not weights:
+        raise FileNotFoundError(f"{model} has no weights (*.safetensors): not a model in Hugging Face's format")
+    made_from = {path.name: storage.sha256_of(path) for path in weights}
+    arguments = asdict(r) | {"data": storage.sha256_of(file) if file.is_file() else "", "model": made_from}
     if storage.is_current(out, arguments):
         return False
-    model_folder.check_replaceable(out, KIND)
+    storage.check_replaceable(out, KIND)
     started = time.monotonic()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(r.seed)
     tokenizer = AutoTokenizer.from_pretrained(model)
     examples = read_examples(file, tokenizer)
-    if len(examples) < 2 * recipe.held_out:
-        wanted = f"the warm start needs {2 * recipe.held_out} or more (--warm)"
-        raise ValueError(f"warm has {len(examples)} rows: {wanted}")
+    if len(examples) < 2 * r.held_out:
+        raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     network.train()
-    held_out, longest = examples[: recipe.held_out], recipe.max_new_tokens
-    trainer = Trainer(network, tokenizer, held_out, is_right, longest, DTYPES[recipe.dtype], fused=True)
-    accuracy = train(trainer, examples[recipe.held_out :], recipe, report)
-    seconds = round(time.monotonic() - started, 1)
-    cost = {"steps": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
-    manifest = {"kind": KIND, "arguments": arguments, "parameters": network.num_parameters(), **cost, **accuracy}
-    model_folder.save(out, network, tokenizer, manifest)
+    held_out, dtype = examples[: r.held_out], DTYPES[r.dtype]
+    trainer = Trainer(network, tokenizer, held_out, is_right, r.max_new_tokens, report, dtype, fused=True)
+    before = trainer.accuracy()["accuracy"]
+    report(f"before the warm start: sampled accuracy {before:.3f}")
+    if before < r.target:
+        drawn = batches(examples[r.held_out :], r.batch, random.Random(r.seed))
+        trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps)
+    found = trainer.accuracy_within(r.lowest, r.highest, SAMPLES)
+    cost = {"steps": trainer.step, "tokens": trainer.tokens, "seconds": round(time.monotonic() - started, 1)}
+    manifest = {"kind": KIND, "arguments": arguments, "parameters": network.num_parameters(), **cost, **found}
+    storage.save_model(out, network, tokenizer, manifest)
     report(
-        f"{out}: sampled accuracy {accuracy['accuracy']:.3f} +- {accuracy['standard_error']:.3f}, pass@{SAMPLES} "
-        f"{accuracy[f'pass@{SAMPLES}']:.3f}, {trainer.step} steps, {trainer.tokens} tokens, {seconds:.0f} s"
+        f"{out}: sampled accuracy {found['accuracy']:.3f} +- {found['standard_error']:.3f}, pass@{SAMPLES} "
+        f"{found[f'pass@{SAMPLES}']:.3f}, {trainer.step} steps, {trainer.tokens} tokens, {cost['seconds']:.0f} s"
     )
     return True
 
 
-def fingerprint_of_model(folder: Path) -> dict[str, str]:
-    """sha256 of a model folder's weights, by file name.
-
-    Raises:
-        FileNotFoundError: the folder has no weights.
-    """
-    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no weights (*.safetensors): not a model in Hugging Face's format")
-    return {path.name: storage.sha256_of(path) for path in files}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = commands.parser_of("warm_start", __doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder that data_prep.reasoning_gym_data wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    commands.add_settings(parser, Recipe)
-    options = vars(parser.parse_args(argv))
-    model, data, out = (options.pop(name) for name in ("model", "data", "out"))
-    commands.run(lambda: commands.report(out, prepare(model, data, out, Recipe(**options), commands.say), ""))
+    commands.prepare("warm_start", __doc__, prepare, Recipe, ["model", "data", "out"], argv)
 
 
 if __name__ == "__main__":

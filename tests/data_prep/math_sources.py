@@ -8,18 +8,15 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-HEAD = "Solve it. The last line of your answer is of the form Answer: $Answer."
-TAIL = 'Put the result after "Answer:".'
-
 
 def wrapped(problem: str) -> str:
     """A prompt with an instruction before and a reminder after the problem, as DAPO's rows have."""
-    return f"{HEAD}\n\n{problem}\n\n{TAIL}"
+    return f'Solve it. The last line is of the form Answer: $Answer.\n\n{problem}\n\nPut the result after "Answer:".'
 
 
-def verl_row(prompt: str, answer: str, index: str, data_source: str = "math_dapo") -> dict[str, Any]:
+def verl_row(prompt: str, answer: str, index: str) -> dict[str, Any]:
     return {
-        "data_source": data_source,
+        "data_source": "math_dapo",
         "prompt": [{"content": prompt, "role": "user"}],
         "ability": "MATH",
         "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"},
@@ -29,9 +26,9 @@ def verl_row(prompt: str, answer: str, index: str, data_source: str = "math_dapo
 
 def dapo_rows(problems: int, copies: int) -> list[dict[str, Any]]:
     """``copies`` passes over ``problems`` rows; every tenth has the prompt of the row before and its own index."""
-    texts = [f"Find $x$ if $x + {i - (i % 10 == 9)} = 2 \\cdot {i - (i % 10 == 9)}$." for i in range(problems)]
-    rows = [verl_row(wrapped(text), str(i - (i % 10 == 9)), f"id-{i}") for i, text in enumerate(texts)]
-    return rows * copies
+    numbers = [i - (i % 10 == 9) for i in range(problems)]
+    texts = [wrapped(f"Find $x$ if $x + {number} = 2 \\cdot {number}$.") for number in numbers]
+    return [verl_row(texts[i], str(numbers[i]), f"id-{i}") for i in range(problems)] * copies
 
 
 def aime_rows(year: int = 2024, count: int = 30) -> list[dict[str, Any]]:

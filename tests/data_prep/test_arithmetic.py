@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from data_prep import arithmetic, paper_scorer, storage
-from data_prep.arithmetic import Arguments, Expression
+from data_prep.arithmetic import Arguments, partial_results, solution_text
 from data_prep.arithmetic_reward import compute_score
 
 SMALL = Arguments(train=300, val=60, seed=3)
@@ -23,121 +23,99 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def rows(folder: Path) -> list[dict]:
-    return pandas.concat([pandas.read_parquet(folder / f"{s}.parquet") for s in ("train", "val")]).to_dict("records")
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
 def test_solution_worked_by_hand():
-    expression = Expression(3, (("+", 4), ("-", 2), ("+", 1)))
-    assert str(expression) == "3+4-2+1"
-    assert arithmetic.partial_results(expression) == [7, 5, 6]
-    assert arithmetic.reference_solution(expression) == "3+4=7\n7-2=5\n5+1=6\nAnswer: 6"
+    assert partial_results("3+4-2+1") == [7, 5, 6]
+    assert arithmetic.reference_solution("3+4-2+1") == "3+4=7\n7-2=5\n5+1=6\nAnswer: 6"
     # An error in the first line is carried through the rest.
-    assert arithmetic.solution_text(expression, [8, 6, 7]) == "3+4=8\n8-2=6\n6+1=7\nAnswer: 7"
-    assert arithmetic.parse_expression("3+4-2+1") == expression
+    assert solution_text("3+4-2+1", [8, 6, 7]) == "3+4=8\n8-2=6\n6+1=7\nAnswer: 7"
 
 
-def test_counting_and_numbering_agree_with_brute_force():
-    moves = list(product("+-", range(1, 10)))
-    everything = [Expression(first, pair) for first in range(1, 10) for pair in product(moves, repeat=2)]
-    allowed = {str(e) for e in everything if all(0 <= value <= 11 for value in arithmetic.partial_results(e))}
-    assert arithmetic.count_expressions(3, limit=11) == len(allowed)
-    assert {str(arithmetic.expression_at(i, 3, limit=11)) for i in range(len(allowed))} == allowed
-    with pytest.raises(IndexError):
-        arithmetic.expression_at(len(allowed), 3, limit=11)
+def test_numbering_agrees_with_brute_force():
+    moves = [f"{sign}{digit}" for sign, digit in product("+-", range(1, 10))]
+    everything = [f"{first}{one}{other}" for first in range(1, 10) for one, other in product(moves, moves)]
+    allowed = [text for text in everything if all(0 <= value <= 9 for value in partial_results(text))]
+    assert [arithmetic.expression_at(index, 3) for index in range(9**3)] == allowed
 
 
-def test_rows_have_verls_columns(rows: list[dict]):
-    for row in rows:
-        assert set(row) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
-        assert row["data_source"] == "arithmetic"
-        assert [set(message) for message in row["prompt"]] == [{"role", "content"}]
-        expression = row["extra_info"]["expression"]
-        assert row["prompt"][0] == {"role": "user", "content": expression + "=?"}
-        assert row["reward_model"] == {"style": "rule", "ground_truth": str(eval(expression))}
-    places = [(row["extra_info"]["split"], row["extra_info"]["index"]) for row in rows]
-    assert places == [("train", i) for i in range(SMALL.train)] + [("val", i) for i in range(SMALL.val)]
-    assert len({row["extra_info"]["expression"] for row in rows}) == len(rows)  # no expression occurs twice
-
-
-def test_every_equation_of_a_solution_holds_and_starts_where_the_last_one_ended(rows: list[dict]):
-    for row in rows:
-        *lines, answer = row["extra_info"]["solution"].split("\n")
-        value = row["extra_info"]["expression"][0]
-        for line in lines:
+def test_rows_have_verls_columns_and_solutions_that_both_scorers_take(folder: Path):
+    rows = pandas.concat([pandas.read_parquet(folder / f"{s}.parquet") for s in ("train", "val")]).to_dict("records")
+    places = [("train", i) for i in range(SMALL.train)] + [("val", i) for i in range(SMALL.val)]
+    for row, (split, index) in zip(rows, places, strict=True):
+        expression, solution = row["extra_info"]["expression"], row["extra_info"]["solution"]
+        truth = str(eval(expression))
+        assert {key: row[key] for key in ("data_source", "ability", "reward_model")} == {
+            "data_source": "arithmetic",
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": truth},
+        }
+        assert list(row["prompt"]) == [{"role": "user", "content": expression + "=?"}]
+        assert (row["extra_info"]["split"], row["extra_info"]["index"]) == (split, index)
+        *lines, answer = solution.split("\n")
+        value = expression[0]
+        for line in lines:  # every equation holds and starts where the last one ended
             left, right = line.split("=")
             assert left.startswith(value) and eval(left) == int(right)
             value = right
         assert answer == f"Answer: {value}"
-
-
-def test_the_reward_agrees_with_the_papers_scorer_on_solutions_and_perturbed_ones(rows: list[dict]):
-    for row in rows:
-        truth, solution = row["reward_model"]["ground_truth"], row["extra_info"]["solution"]
-        wrong = solution[: solution.rindex(":")] + f": {int(truth) + 1}"
-        for response, right in ((solution, True), (wrong, False), (solution[: solution.index("Answer")], False)):
+        wrong = solution.replace(answer, f"Answer: {int(truth) + 1}")
+        for response, right in ((solution, True), (wrong, False), (solution.replace(answer, ""), False)):
             found = compute_score("arithmetic", response, truth)
             assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": found["pred"]}
             assert (found["acc"], found["pred"]) == paper_scorer.verdict(response, truth)
+    assert len({row["extra_info"]["expression"] for row in rows}) == len(rows)  # none occurs twice
+
+
+@pytest.mark.parametrize("answer", ["6", "6.", "**6**", "\u22126", "06", "6.0", "-6", "7", "", "six", "6_0"])
+def test_the_reward_reads_numbers(answer: str):
+    right = answer in ("6", "6.", "**6**", "06", "6.0")
+    found = compute_score("arithmetic", f"1+5=6\nAnswer: {answer}", "6")
+    assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": answer.removeprefix("**") or "[INVALID]"}
 
 
 def test_all_expressions_can_be_asked_for_and_not_one_more():
-    available = arithmetic.count_expressions(2, 9)  # 36 sums up to 9, 45 differences from 0
-    every = Arguments(train=available - 5, val=5, min_operands=2, max_operands=2)
-    assert len({str(e) for e in arithmetic.draw_expressions(every)}) == available == 36 + 45
+    every = Arguments(train=76, val=5, min_operands=2, max_operands=2)
+    assert len(set(arithmetic.draw_expressions(every))) == 36 + 45  # sums up to 9, differences from 0
     with pytest.raises(ValueError, match="of 81: ask for fewer rows"):
-        arithmetic.draw_expressions(Arguments(train=available - 4, val=5, min_operands=2, max_operands=2))
+        arithmetic.draw_expressions(Arguments(train=77, val=5, min_operands=2, max_operands=2))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("option", "message"),
     [
-        ({"train": 0}, "train = 0"),
-        ({"val": -1}, "val = -1"),
-        ({"min_operands": 1}, "min_operands = 1"),
-        ({"min_operands": 5, "max_operands": 4}, "max_operands = 4"),
-        ({"limit": 8}, "limit = 8"),
+        (["--train", "0"], "train = 0"),
+        (["--val", "-1"], "val = -1"),
+        (["--min-operands", "1"], "min_operands = 1"),
+        (["--min-operands", "7"], "max_operands = 6"),
+        (["--train", "1000000"], "ask for fewer rows"),
     ],
 )
-def test_arguments_out_of_range_are_named(change: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        Arguments(**change)
+def test_what_there_is_not_is_refused(tmp_path: Path, option: list[str], message: str):
+    with pytest.raises(SystemExit, match=message):
+        arithmetic.main(["--out", str(tmp_path), *option])
+    assert os.listdir(tmp_path) == []
 
 
-def test_same_arguments_give_the_same_bytes_and_another_seed_others(folder: Path, tmp_path: Path):
-    assert arithmetic.prepare(tmp_path / "again", SMALL)
-    assert contents(tmp_path / "again") == contents(folder)
-    arithmetic.prepare(tmp_path / "other", Arguments(train=300, val=60, seed=4))
-    assert not set(contents(tmp_path / "other").values()) & set(contents(folder).values())
+def test_same_arguments_give_the_same_bytes_once_and_what_was_changed_is_repaired(folder: Path, tmp_path: Path):
+    def prepare(seed: int) -> None:
+        line = {"--out": tmp_path, "--train": SMALL.train, "--val": SMALL.val, "--seed": seed}
+        arithmetic.main([str(word) for pair in line.items() for word in pair])
 
-
-def test_second_call_rewrites_nothing_and_repairs_what_was_changed(tmp_path: Path):
-    line = ["--out", str(tmp_path), "--train", "20", "--val", "5"]
-    arithmetic.main(line)
-    first, times = contents(tmp_path), [os.stat(tmp_path / name).st_mtime_ns for name in FILES]
-    arithmetic.main(line)
+    prepare(SMALL.seed)
+    assert contents(tmp_path) == contents(folder)
+    times = [os.stat(tmp_path / name).st_mtime_ns for name in FILES]
+    prepare(SMALL.seed)
     assert [os.stat(tmp_path / name).st_mtime_ns for name in FILES] == times
     (tmp_path / "val.parquet").write_bytes(b"torn")
-    arithmetic.main(line)
-    assert contents(tmp_path) == first
-    assert sorted(os.listdir(tmp_path)) == sorted(FILES)
-
-
-def test_manifest_describes_the_files(folder: Path):
+    prepare(SMALL.seed)
+    assert contents(tmp_path) == contents(folder) and sorted(os.listdir(tmp_path)) == sorted(FILES)
+    prepare(4)
+    assert not set(contents(tmp_path).values()) & set(contents(folder).values())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["seed"] == SMALL.seed and manifest["arguments"]["val"] == SMALL.val
     sizes = {"train.parquet": SMALL.train, "val.parquet": SMALL.val}
     files = {name: {"rows": size, "sha256": storage.sha256_of(folder / name)} for name, size in sizes.items()}
     assert manifest["files"] == files
-
-
-def test_the_command_refuses_what_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        arithmetic.main(["--out", str(tmp_path), "--train", "1000000", "--val", "10"])
-    assert "ask for fewer rows" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == []

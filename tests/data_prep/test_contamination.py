@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,21 +42,18 @@ def test_spellings_of_one_problem(same: str):
     ],
 )
 def test_other_problems_stay_other(old: str, new: str):
-    assert normalise(PROBLEM.replace(old, new)) != normalise(PROBLEM)
     assert find_matches([PROBLEM.replace(old, new)], {"v": [PROBLEM]}) == []
 
 
-def test_containment_needs_length():
+def test_containment_needs_length_and_a_match_names_both_rows():
     longer = PROBLEM + " The answer is of the form m/n; give m+n."
-    assert [match.kind for match in find_matches([longer], {"v": [PROBLEM]})] == ["contained"]
-    assert [match.kind for match in find_matches([PROBLEM], {"v": [longer]})] == ["contained"]
-    assert find_matches(["Find x. Then add 1."], {"v": ["Find x."]}) == []
-    assert len(normalise(PROBLEM)) > contamination.MIN_CONTAINED
-
-
-def test_a_match_names_both_rows():
-    first = find_matches(["Other.", PROBLEM], {"a": ["None."], "b": ["None.", PROBLEM], "c": [PROBLEM]})
-    assert [(m.row, m.kind, m.validation_file, m.validation_row) for m in first] == [(1, "equal", "b", 1)]
+    known = {"a": ["None."], "b": ["Find x.", PROBLEM], "c": [PROBLEM]}
+    found = find_matches(["Find x. Then add 1.", PROBLEM, longer], known)
+    assert [tuple(match.values()) for match in found] == [
+        (1, PROBLEM, "equal", "b", 1),
+        (2, longer, "contained", "b", 1),
+    ]
+    assert [match["kind"] for match in find_matches([PROBLEM], {"v": [longer]})] == ["contained"]
 
 
 @pytest.fixture
@@ -65,7 +61,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     train = [verl_row(wrapped(f"Problem number {i}."), str(i), str(i)) for i in range(50)]
     train[7] = verl_row(wrapped(PROBLEM.lower()), "1", "7")
     train[30] = verl_row(PROBLEM + " Give the answer as a whole number.", "1", "30")
-    val = [verl_row(wrapped(text), "1", "v", "aime25") for text in ("Nothing.", PROBLEM)]
+    val = [verl_row(wrapped(text), "1", "v") for text in ("Nothing.", PROBLEM)]
     return {
         "train": write(train, tmp_path / "dapo.parquet"),
         "val": write(val, tmp_path / "aime25.parquet"),
@@ -73,16 +69,14 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def run(files: dict[str, Path], **changes: Any) -> None:
-    chosen = files | changes
-    contamination.main(["--train", str(chosen["train"]), "--val", str(chosen["val"]), "--out", str(chosen["out"])])
+def run(files: dict[str, Path], **changes: Path) -> None:
+    contamination.main([word for name, path in (files | changes).items() for word in (f"--{name}", str(path))])
 
 
 def test_dropped_rows_are_listed_and_the_rest_is_unchanged(files: dict[str, Path], capsys: pytest.CaptureFixture[str]):
     run(files)
     assert "48 rows; 2 left out for being validation problems" in capsys.readouterr().out
-    before = output_rows(files["train"])
-    assert output_rows(files["out"]) == [row for i, row in enumerate(before) if i not in (7, 30)]
+    assert output_rows(files["out"]) == [row for i, row in enumerate(output_rows(files["train"])) if i not in (7, 30)]
     dropped = [json.loads(line) for line in files["out"].with_name("train.dropped.jsonl").read_text().splitlines()]
     assert [(d["row"], d["kind"], d["validation_file"], d["validation_row"]) for d in dropped] == [
         (7, "equal", "aime25.parquet", 1),
@@ -90,12 +84,6 @@ def test_dropped_rows_are_listed_and_the_rest_is_unchanged(files: dict[str, Path
     ]
     manifest = json.loads(files["out"].with_name("train.manifest.json").read_text())
     assert manifest["files"]["train.parquet"]["rows"] == 48 and manifest["files"]["train.dropped.jsonl"]["rows"] == 2
-
-
-def test_a_clean_file_loses_nothing_and_a_second_run_does_nothing(
-    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
-):
-    run(files)
     run(files)
     assert "already there, unchanged" in capsys.readouterr().out
     clean = files["out"].with_name("clean.parquet")
@@ -103,7 +91,7 @@ def test_a_clean_file_loses_nothing_and_a_second_run_does_nothing(
     assert output_rows(clean) == output_rows(files["out"])
 
 
-def test_errors_are_one_sentence(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_errors_are_one_sentence(files: dict[str, Path], tmp_path: Path):
     (tmp_path / "cut.parquet").write_bytes(files["train"].read_bytes()[:-20])
     write([verl_row("", "1", "0")], tmp_path / "bad.parquet")
     write([{"text": "x"}], tmp_path / "other.parquet")
@@ -113,10 +101,8 @@ def test_errors_are_one_sentence(files: dict[str, Path], tmp_path: Path, capsys:
         ("other.parquet", "column prompt"),
         ("absent.parquet", "no such parquet file"),
     ):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit, match=f"^error: .*{name}: .*{reason}[^\n]*$"):
             run(files, val=tmp_path / name)
-        error = capsys.readouterr().err
-        assert ended.value.code == 1 and error.count("\n") == 1 and name in error and reason in error
     with pytest.raises(SystemExit):
         run(files, out=files["train"])
     assert not files["out"].exists()

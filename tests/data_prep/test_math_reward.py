@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
+import torch
 from omegaconf import OmegaConf
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
-from data_prep import arithmetic_reward, math_reward, paper_scorer, reasoning_gym_reward
+from data_prep import math_reward, reasoning_gym_reward
 from data_prep.math_reward import compute_score
 from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
@@ -51,53 +55,41 @@ def verified(answer: str, truth: str) -> Any:
 @pytest.mark.parametrize(
     ("response", "truth", "right", "pred"),
     [
-        ("2 + 3 = 5\nAnswer: 5", "5", True, "5"),
         ("Answer: 6\nno, wait\nAnswer: $5$", "5", True, "5"),
         ("Answer: 5\nno, wait\nAnswer: 6", "5", False, "6"),
         ("Answer: 1,234", "1234", True, "1234"),
         ("so it is \\boxed{5}", "5", True, "5"),
-        ("it is 5", "5", False, "[INVALID]"),
-        ("", "5", False, "[INVALID]"),
-        ("Answer: 34", 34, True, "34"),  # a truth that is a number
-        ("Answer: 34", 34.0, True, "34"),
+        *[(response, "5", False, "[INVALID]") for response in ("it is 5", "", None, 5, b"Answer: 5", math.nan)],
+        *[("Answer: 34", truth, True, "34") for truth in (34, 34.0)],  # a truth that is a number
         # What the paper's scorer takes for wrong, and anybody else for right: verified tells them apart
         ("Answer: **73**", "73", False, "**73**"),
         ("**Answer:** 34", "34", False, "**34"),
         ("\\[Answer: 009\\]", "9", False, "009\\]"),
         ("Answer: 073", "73", False, "073"),
-        ("Answer: 073", "073", True, "073"),
         ("Answer: 34.", "34", False, "34."),
     ],
 )
-def test_the_papers_verdicts(response: str, truth: Any, right: bool, pred: str):
+def test_the_papers_verdicts(response: Any, truth: Any, right: bool, pred: str):
     expected = {"score": 1.0 if right else -1.0, "acc": right, "pred": pred, "timed_out": False, "paper": right}
-    assert score(response, truth) == expected | {"verified": None}
-    assert type(score(response, truth)["acc"]) is bool
+    found = score(response, truth)
+    assert found == expected | {"verified": None} and type(found["acc"]) is bool
 
 
-def written_responses(count: int) -> list[tuple[str, str]]:
-    """Responses of every kind and length with their truths, right and wrong, some of them hostile."""
-    rng, pairs = random.Random(3), []
-    forms = [(form, "5" if value == "none" else value) for form, value in FORMS]
+def test_verdicts_are_verls_to_the_bit(count: int = 2000):
+    """Responses of every kind and length, right and wrong, some of them hostile."""
+    rng = random.Random(3)
     frames = ["Answer: {}", "**Answer:** {}", "so \\boxed{{{}}}", "Answer: {}\nno.\nAnswer: 7", "it is {}", "Answer:{}"]
-    for frame in frames:
-        pairs += [("x" * rng.choice([0, 50, 299, 5000]) + frame.format(form), value) for form, value in forms]
+    pairs = [
+        ("x" * rng.choice([0, 50, 299, 5000]) + frame.format(form), "5" if value == "none" else value)
+        for frame in frames
+        for form, value in FORMS
+    ]
     pairs += [(text, "5") for text in hostile_completions(count - len(pairs), seed=2, path="/nowhere/t")]
-    return pairs
-
-
-def test_verdicts_are_verls_to_the_bit():
-    pairs = written_responses(2000)
-    assert len(pairs) == 2000
+    assert len(pairs) == count
     for response, truth in pairs:
         ours, verls = score(response, truth), default_compute_score("math_dapo", response, truth)
         assert (ours["score"], ours["acc"], ours["paper"]) == (verls["score"], verls["acc"], verls["acc"])
         assert ours["pred"] == "".join(c if c.isprintable() else "\ufffd" for c in verls["pred"])
-
-
-@pytest.mark.parametrize("response", [None, 5, b"Answer: 5", math.nan])
-def test_a_response_that_is_not_text_scores_as_empty(response: Any):
-    assert score(response)["pred"] == "[INVALID]" and score(response)["score"] == -1.0
 
 
 @pytest.mark.parametrize(
@@ -113,70 +105,58 @@ def test_truths_that_no_response_or_any_response_reaches_are_named(truth: Any, r
     assert reason in found and bool(reason) == bool(found)
 
 
-def test_a_truth_that_nobody_can_reach_is_refused():
-    with pytest.raises(ValueError, match="301 characters"):
-        score("Answer: 5", "5" * 301)
-    with pytest.raises(ValueError, match="type list"):
-        score("Answer: 34", ["34"])
+@pytest.mark.parametrize(("truth", "reason"), [("5" * 301, "301 characters"), (["34"], "type list")])
+def test_a_truth_that_nobody_can_reach_is_refused(truth: Any, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        score("Answer: 5", truth)
 
 
 # By value
 
 
 @pytest.mark.parametrize(
-    ("truth", "answers"),
+    ("right", "truth", "answers"),
     [
-        ("5", "10/2 ¦ 5.0 ¦ 05 ¦ \\sqrt{25} ¦ \\frac{10}{2} ¦ 5° ¦ x = 5 ¦ $2+3$ ¦ **5** ¦ \\boxed{5}"),
-        ("34", "34. ¦ **34** ¦ 034"),
-        ("-34", "-34. ¦ \u221234"),
-        ("50", "50\\% ¦ 50%"),
-        ("2", "\\sqrt[3]{8} ¦ \\log_{10} 100 ¦ 2!"),
-        ("(1,2)", "(1,2) ¦ (1, 2) ¦ $(1,2)$ ¦ (\\frac{2}{2}, 2)"),
-        ("\\{1,2\\}", "\\{2,1\\} ¦ \\{1,2\\}"),
-        ("3\\sqrt{2}+1", "1+\\sqrt{18}"),
-        ("x^2+1", "1+x^2 ¦ $x^{2} + 1$"),
-        ("\\frac{1}{2^{99}}", "2^{-99} ¦ \\frac{1}{2^{99}}"),
-        ("100", "1e2 ¦ 10^2"),
-        ("34", "m+n=34 ¦ f(2) = 34 ¦ a_{10}=34"),
-        ("\\frac{71}{6}", "11 5/6"),
-        ("3\\sqrt{2}", "3√2 ¦ √18"),
-        ("x \\le 3", "x ≤ 3"),
-        ("5 cm", "5 cm ¦ 5 centimeters ¦ 5"),
-        ("\\text{east}", "east ¦ East. ¦ **east**"),
-    ],
-)
-def test_equal_values_count(truth: str, answers: str):
-    for answer in answers.split(" ¦ "):
-        assert verified(answer, truth) is True, answer
-
-
-@pytest.mark.parametrize(
-    ("truth", "answers"),
-    [
-        ("5", "11/2 ¦ 5x ¦ 5, 6 ¦ 5 or 6 ¦ 5_{7} ¦ \\{5, 6\\} ¦ 5.0000001 ¦ 5!"),
-        ("73", "7_3 ¦ 7_{3} ¦ 7 3 2"),
+        (True, "5", "10/2 ¦ 5.0 ¦ 05 ¦ \\sqrt{25} ¦ \\frac{10}{2} ¦ 5° ¦ x = 5 ¦ $2+3$ ¦ **5** ¦ \\boxed{5}"),
+        (True, "34", "34. ¦ **34** ¦ 034 ¦ m+n=34 ¦ f(2) = 34 ¦ a_{10}=34"),
+        (True, "-34", "-34. ¦ \u221234"),
+        (True, "50", "50\\% ¦ 50%"),
+        (True, "2", "\\sqrt[3]{8} ¦ \\log_{10} 100 ¦ 2!"),
+        (True, "(1,2)", "(1,2) ¦ (1, 2) ¦ $(1,2)$ ¦ (\\frac{2}{2}, 2)"),
+        (True, "\\{1,2\\}", "\\{2,1\\} ¦ \\{1,2\\}"),
+        (True, "3\\sqrt{2}+1", "1+\\sqrt{18}"),
+        (True, "x^2+1", "1+x^2 ¦ $x^{2} + 1$"),
+        (True, "\\frac{1}{2^{99}}", "2^{-99} ¦ \\frac{1}{2^{99}}"),
+        (True, "100", "1e2 ¦ 10^2"),
+        (True, "\\frac{71}{6}", "11 5/6"),
+        (True, "3\\sqrt{2}", "3√2 ¦ √18"),
+        (True, "x \\le 3", "x ≤ 3"),
+        (True, "5 cm", "5 cm ¦ 5 centimeters ¦ 5"),
+        (True, "\\text{east}", "east ¦ East. ¦ **east**"),
+        (False, "5", "11/2 ¦ 5x ¦ 5, 6 ¦ 5 or 6 ¦ 5_{7} ¦ \\{5, 6\\} ¦ 5.0000001 ¦ 5!"),
+        (False, "73", "7_3 ¦ 7_{3} ¦ 7 3 2"),
         # Reported for other graders (the names are of their trackers)
-        ("1 + \\frac{1}{\\mathrm{e}}", "1 - \\frac{1}{\\mathrm{e}}"),  # Math-Verify 82
-        ("3x + 4y + 14=0", "3*x-1*y+13=0"),  # Math-Verify 60
-        ("2", "2 2/3"),  # Math-Verify 81
-        ("10", "4 10/3"),
-        ("34", "2x=34 ¦ 34, 35"),
-        ("x=5", "y=5 ¦ x=6"),
-        ("5 cm", "5 m ¦ 5 cm²"),
-        ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}} ¦ 2^{-98} ¦ 0"),
-        ("x + 2^{-99}", "x + 2^{-98}"),
-        ("(0,1)", "\\{0,1\\} ¦ [0,1] ¦ (0,1] ¦ (1,0)"),
-        ("\\{0,1\\}", "(0,1) ¦ [0,1]"),
-        ("\\frac{1}{3}", "0.333333 ¦ 0.33333333333333333"),
-        ("\\pi", "3.1415926535"),
-        ("0.0000001", "0.0000002"),
-        ("\\text{east}", "\\text{seat} ¦ seat"),
-        ("east", "\\text{seat} ¦ seat"),
+        (False, "1 + \\frac{1}{\\mathrm{e}}", "1 - \\frac{1}{\\mathrm{e}}"),  # Math-Verify 82
+        (False, "3x + 4y + 14=0", "3*x-1*y+13=0"),  # Math-Verify 60
+        (False, "2", "2 2/3"),  # Math-Verify 81
+        (False, "10", "4 10/3"),
+        (False, "34", "2x=34 ¦ 34, 35"),
+        (False, "x=5", "y=5 ¦ x=6"),
+        (False, "5 cm", "5 m ¦ 5 cm²"),
+        (False, "\\frac{1}{2^{99}}", "\\frac{1}{2^{98}} ¦ 2^{-98} ¦ 0"),
+        (False, "x + 2^{-99}", "x + 2^{-98}"),
+        (False, "(0,1)", "\\{0,1\\} ¦ [0,1] ¦ (0,1] ¦ (1,0)"),
+        (False, "\\{0,1\\}", "(0,1) ¦ [0,1]"),
+        (False, "\\frac{1}{3}", "0.333333 ¦ 0.33333333333333333"),
+        (False, "\\pi", "3.1415926535"),
+        (False, "0.0000001", "0.0000002"),
+        (False, "\\text{east}", "\\text{seat} ¦ seat"),
+        (False, "east", "\\text{seat} ¦ seat"),
     ],
 )
-def test_other_values_do_not(truth: str, answers: str):
+def test_only_equal_values_count(right: bool, truth: str, answers: str):
     for answer in answers.split(" ¦ "):
-        assert verified(answer, truth) is False, answer
+        assert verified(answer, truth) is right, answer
 
 
 def test_either_verdict_earns_the_reward_and_both_are_kept():
@@ -189,40 +169,29 @@ def test_either_verdict_earns_the_reward_and_both_are_kept():
 
 def test_corrupted_answers_earn_nothing_unless_equal(count: int = 60):
     """By hand with 10,000: none of them right that Python's own reader of numbers, or sympy, takes for another."""
-    import sympy
-
-    rng = random.Random(5)
+    rng, signs = random.Random(5), "0123456789.-/+* ^"
     for _ in range(count):
         form, value = rng.choice([pair for pair in PAIRS if len(pair[0]) < 12])
-        answer = corrupted(rng, form, "0123456789.-/+* ^")
+        answer = corrupted(rng, form, signs)
         outcome = score("Answer: " + answer, str(value), math_verify=True, time_limit=LIMIT)
         check(outcome)
-        plain = value_by_python(answer.strip().rstrip("."))
+        plain, text = value_by_python(answer.strip().rstrip(".")), answer.strip()
         if outcome["verified"] and plain is not None:
             assert plain == value, answer
-        elif outcome["verified"] and set(answer) <= set("0123456789.-/+* ^") and not re_grouped(answer):
-            python = re.sub(r"(?<![\d.])0+(?=\d)", "", answer.replace("^", "**"))  # 08 is no number to it
-            said = sympy.Rational(str(sympy.sympify(python, rational=True)))
-            assert said == sympy.Rational(value.numerator, value.denominator), answer
+        elif outcome["verified"] and re.fullmatch(r"[\d.+-][\d.+*/^-]*[\d/+-]", text):  # no groups of digits
+            python = re.sub(r"(?<![\d.])0+(?=\d)", "", text.replace("^", "**"))  # 08 is no number to it
+            assert sympy.sympify(python, rational=True) == sympy.Rational(value.numerator, value.denominator), answer
 
 
-def re_grouped(answer: str) -> bool:
-    """Spaces inside, which group digits or part a sign from them, or a mark that is none of arithmetic."""
-    return " " in answer.strip() or answer.strip()[-1:] in "*.^" or answer.strip()[:1] in "*^/"
-
-
-def test_without_the_package_the_option_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_judge_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch):
+    entry = json.dumps({"question": "?", "answer": "5", "metadata": {"source_dataset": "chain_sum"}})
+    for reward in (math_reward, reasoning_gym_reward):
+        monkeypatch.setattr(reward, "_judge", Sandbox("data_prep.no_such_module"))
+        with pytest.raises(SandboxError, match="No answer is judged"):
+            reward.compute_score("any", "Answer: 10/2+0", "5", {"entry": entry}, math_verify=True)
     monkeypatch.setattr(math_reward.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"math_verify = true.*pip install math-verify"):
         score("Answer: 6", math_verify=True)
-
-
-@pytest.mark.parametrize("reward", [math_reward, reasoning_gym_reward])
-def test_a_judge_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch, reward: Any):
-    monkeypatch.setattr(reward, "_judge", Sandbox("data_prep.no_such_module"))
-    entry = json.dumps({"question": "?", "answer": "5", "metadata": {"source_dataset": "chain_sum"}})
-    with pytest.raises(SandboxError, match="No answer is judged"):
-        reward.compute_score("any", "Answer: 10/2+0", "5", {"entry": entry}, math_verify=True)
 
 
 # Hostile answers
@@ -266,9 +235,9 @@ def test_hostile_completions_by_value_in_threads(hostile: tuple[list[str], Path]
 
 def test_verls_reward_manager_takes_the_verdict(tokenizer):
     """The DAPO reward manager, in its event loop, with the function as the config names it."""
-    import torch
-    from verl import DataProto
-    from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
+    kwargs = {"math_verify": True, "time_limit": LIMIT}
+    choice = {"path": math_reward.__file__, "name": "compute_score", "reward_kwargs": kwargs}
+    config = OmegaConf.create({"reward": {"reward_kwargs": {}, "custom_reward_function": choice}})
 
     async def run(text: str) -> dict[str, Any]:
         ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
@@ -280,15 +249,11 @@ def test_verls_reward_manager_takes_the_verdict(tokenizer):
                 "extra_info": np.array([{"index": 0, "num_turns": None}], dtype=object),
             },
         )
-        kwargs = {"math_verify": True, "time_limit": LIMIT}
-        choice = {"path": math_reward.__file__, "name": "compute_score", "reward_kwargs": kwargs}
-        config = OmegaConf.create({"reward": {"reward_kwargs": {}, "custom_reward_function": choice}})
         DAPORewardManager.init_class(config, tokenizer)
         return await DAPORewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(batch)
 
-    right = asyncio.run(run("Answer: 10/2"))
+    right, wrong = asyncio.run(run("Answer: 10/2")), asyncio.run(run("Answer: 99999999999!"))
     assert right["reward_score"] == 1.0 and set(right["reward_extra_info"]) == KEYS
-    wrong = asyncio.run(run("Answer: 99999999999!"))
     assert wrong["reward_score"] == -1.0 and wrong["reward_extra_info"]["timed_out"] is True
 
 
@@ -299,16 +264,3 @@ def test_validation_metrics_tell_the_verdicts_apart():
     metrics = process_validation_metrics(["aime24"] * 4, ["a"] * 4, infos)["aime24"]
     assert metrics["acc"]["mean@4"] == 0.5 and metrics["paper"]["mean@4"] == 0.25
     assert metrics["timed_out"]["mean@4"] == 0.25 and metrics["verified"]["mean@3"] == pytest.approx(2 / 3)
-
-
-def test_the_scorer_is_verls_own_file():
-    assert Path(paper_scorer._math_dapo.__file__).samefile(
-        default_compute_score.__globals__["__file__"].replace("__init__.py", "math_dapo.py")
-    )
-
-
-@pytest.mark.parametrize("answer", ["6", "6.", "**6**", "\u22126", "06", "6.0", "-6", "7", "", "six", "6_0"])
-def test_the_quickstarts_reward_reads_numbers(answer: str):
-    right = answer in ("6", "6.", "**6**", "06", "6.0")
-    found = arithmetic_reward.compute_score("arithmetic", f"1+5=6\nAnswer: {answer}", "6")
-    assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": answer.removeprefix("**") or "[INVALID]"}

@@ -47,10 +47,11 @@ def number_item(truth: str) -> dict[str, str]:
 
 
 def test_tasks_are_written_as_calls():
-    found = data.parse_tasks("chain_sum(max_terms=3, allow_negation=True), gcd, shapes(styles=('plain', 'frac'))")
+    text = "chain_sum(max_terms=3, allow_negation=True), gcd, shapes(styles=('plain', 'frac'))"
+    found = data.parse_tasks(text)
     assert found[:2] == [Task("chain_sum", {"max_terms": 3, "allow_negation": True}), Task("gcd")]
-    assert [str(task) for task in found[:2]] == ["chain_sum(max_terms=3, allow_negation=True)", "gcd"]
     assert found[2].options == {"styles": ("plain", "frac")}
+    assert ", ".join(map(str, found)) == text
 
 
 @pytest.mark.parametrize(
@@ -59,38 +60,23 @@ def test_tasks_are_written_as_calls():
         ("", "name one task or more"),
         ("gcd, gcd(max_value=60)", "each once"),
         ("gcd(60)", "neither a name nor NAME(option=value)"),
-        ("gcd(**{})", "options without a name"),
+        ("gcd(**{})", "neither a name nor NAME(option=value)"),
         ("gcd(max_value=open('x'))", "is no list like"),
         ("gcd(", "is no list like"),
+        ("gcd] + [gcd", "is no list like"),
+        ("gdc", "gdc is no task of reasoning-gym 0.1.25; it has ab, acre"),
+        ("composite", "is no task"),
+        ("gcd(most=60)", "gcd has no option most; it has min_numbers, max_numbers"),
+        ("gcd(seed=1)", "gcd has no option seed"),
+        ("gcd(max_value=0)", "reasoning-gym refuses gcd(max_value=0)"),
+        ("rearc", "cannot be a reward"),
+        ("chain_sum(min_terms=2, max_terms=2, max_digits=1)", "of 500 wanted: ask for fewer rows"),
     ],
 )
-def test_what_is_no_list_of_tasks_is_refused(text, words):
+def test_what_cannot_be_made_is_refused(tmp_path, text, words):
     with pytest.raises(TaskError, match=re.escape(words)):
-        data.parse_tasks(text)
-
-
-@pytest.mark.parametrize(
-    ("task", "words"),
-    [
-        (Task("gdc"), "gdc is no task of reasoning-gym 0.1.25; it has ab, acre"),
-        (Task("composite"), "is no task"),
-        (Task("gcd", {"most": 60}), "gcd has no option most; it has min_numbers, max_numbers"),
-        (Task("gcd", {"seed": 1}), "gcd has no option seed"),
-        (Task("gcd", {"max_value": 0}), "reasoning-gym refuses gcd(max_value=0)"),
-    ],
-)
-def test_a_task_that_cannot_be_made_is_refused(task, words):
-    with pytest.raises(TaskError, match=re.escape(words)):
-        data.open_task(task, 0, 1)
-
-
-def test_too_few_questions_and_scorers_that_deny_their_answers_are_refused(tmp_path):
-    few = Arguments(tasks="chain_sum(min_terms=2, max_terms=2, max_digits=1)", train=500, val=4)
-    with pytest.raises(TaskError, match=r"gave \d+ new questions in \d+ draws, of 500 wanted: ask for fewer rows"):
-        data.prepare(tmp_path / "few", few)
-    assert not (tmp_path / "few").exists()
-    with pytest.raises(TaskError, match="cannot be a reward"):
-        data.draw(Task("rearc"), 10**7, 1, set())
+        data.prepare(tmp_path / "out", Arguments(text, train=500 if "chain_sum" in text else 1, val=1))
+    assert not (tmp_path / "out").exists()
 
 
 # Splits
@@ -108,13 +94,6 @@ def test_splits_have_what_was_asked_for_and_no_question_twice(folder):
     assert len(set(questions)) == 70
 
 
-def test_neighbouring_seeds_would_share_items_and_the_splits_do_not():
-    """The reason for the distance: item 1 of seed 0 is item 0 of seed 1."""
-    first, second = (data.open_task(Task("chain_sum"), seed, 2) for seed in (0, 1))
-    assert first[1]["question"] == second[0]["question"]
-    assert data.DISTANCE > data.MOST_DRAWS * 10**5
-
-
 def test_rows_have_verls_columns(folder):
     row = rows(folder, "train")[0]
     entry = json.loads(row["extra_info"]["entry"])
@@ -127,16 +106,14 @@ def test_the_same_arguments_find_it_done_and_others_do_not(folder, tmp_path, cap
     before = (folder / "train.parquet").stat().st_mtime_ns
     assert not data.prepare(folder, SMALL)
     assert (folder / "train.parquet").stat().st_mtime_ns == before
-    data.main(
-        ["--out", str(tmp_path), "--tasks", SUMS, "--train", "5", "--val", "5", "--seed", "1", "--prompt", "none"]
-    )
+    line = ["--out", str(tmp_path), "--train", "5", "--val", "5", "--seed", "1", "--prompt", "none", "--tasks"]
+    data.main([*line, SUMS])
     assert capsys.readouterr().out == f"{tmp_path}: written\n" and not (tmp_path / "warm.parquet").exists()
     mine, theirs = ({row["prompt"][-1]["content"] for row in rows(where, "val")} for where in (tmp_path, folder))
     assert not mine & theirs
     assert [message["role"] for message in rows(tmp_path, "val")[0]["prompt"]] == ["user"]
-    with pytest.raises(SystemExit) as stop:
-        data.main(["--out", str(tmp_path), "--tasks", "sums"])
-    assert stop.value.code == 1 and "sums is no task" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="sums is no task"):
+        data.main([*line, "sums"])
 
 
 def test_the_commonest_answer_is_counted(folder):
@@ -254,32 +231,29 @@ def test_no_task_evaluates_an_answer_that_is_code(how, tmp_path):
         assert {"countdown", "puzzle24", "n_queens", "string_insertion", "simple_integration"} <= {t for t, _ in found}
 
 
-@pytest.mark.parametrize(
-    "text", ["3 + 4*(2 - 1)/5", "3 × (4 − 1) ÷ 2", "x**2 + sin(2*x)/3 - C", "exp(-x)*sqrt(2.5e-3)"]
-)
-def test_arithmetic_stays_arithmetic(text):
-    assert set(gym_judge.expression(text)) <= set("0123456789.+-*/() exsinCpqrt")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["__import__('os')", "open('x')", "x.real", "f'{x}'", "lambda: 0", "[1]", "x if y else z", "x;y", "1_0", "a=1"],
-)
-def test_what_is_no_arithmetic_is_refused(text):
-    with pytest.raises(gym_judge.RefusedText):
-        gym_judge.expression(text)
+def test_only_arithmetic_is_evaluated():
+    assert gym_judge.expression("3 × (4 − 1) ÷ 2") == "3 * (4 - 1) / 2"
+    for text in ("3 + 4*(2 - 1)/5", "x**2 + sin(2*x)/3 - C", "exp(-x)*sqrt(2.5e-3)"):
+        assert gym_judge.expression(text) == text
+    for text in ("__import__('os')", "open('x')", "x.y", "f'{x}'", "lambda: 0", "[1]", "x if y else z", "x;y", "1_0"):
+        with pytest.raises(gym_judge.RefusedText):
+            gym_judge.expression(text)
 
 
 def test_answers_that_are_code_or_never_end_earn_nothing(tmp_path):
     (item,) = data.draw(Task("countdown"), 0, 1, set())
-    entry, victim = data.as_json(item), tmp_path / "victim"
+    info, victim = {"entry": data.as_json(item)}, tmp_path / "victim"
     victim.write_text("whole")
-    assert reward.score(item["answer"], entry) == (1.0, False)
-    assert reward.score(item["answer"].replace("*", "×").replace("-", "−"), entry) == (1.0, False)
-    assert reward.score("9**9**9**9**9", entry, time_limit=0.5) == (0.0, True)
-    for code in (f"__import__('os').remove({str(victim)!r})", f"open({str(victim)!r}, 'w')"):
-        marks, bounded = reward.score(code, entry)
-        assert marks < 1 and not bounded and victim.read_text() == "whole"
+    code = [f"__import__('os').remove({str(victim)!r})", f"open({str(victim)!r}, 'w')"]
+    for answer, right, timed_out in (
+        (item["answer"], True, False),
+        (item["answer"].replace("*", "×").replace("-", "−"), True, False),
+        ("9**9**9**9**9", False, True),
+        *[(text, False, False) for text in code],
+    ):
+        found = reward.compute_score("rg_countdown", answer, "text", info, time_limit=0.5 if timed_out else 2.0)
+        assert (found["acc"], found["timed_out"]) == (right, timed_out), answer
+    assert victim.read_text() == "whole"
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "n_queens", "sokoban", "word_ladder", "time_intervals", "bf", "codeio"])

