@@ -47,7 +47,7 @@ class AlreadyRunning(UserError):
 
 
 class Watch:
-    """What was seen of a run: its ``essential`` processes by pid, and the ``segments`` of shared memory that it had open.
+    """What was seen of a run: ``essential`` processes by pid, and the ``segments`` of shared memory that it had open.
 
     ``lost_since`` is when an essential one was first missing, by ``time.monotonic``; None when all are there.
     """

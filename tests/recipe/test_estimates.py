@@ -8,7 +8,7 @@ import torch
 from recipe import hours, memory, settings
 from recipe.memory import GB
 from recipe.settings import Settings
-from recipe.shapes import SHAPES, Shape, from_config, shape_of
+from recipe.shapes import SHAPES, Shape, shape_of
 from tests.recipe.test_recipes import MODELS, overrides_of, script
 
 TOY = Shape(hidden=8, layers=2, heads=2, kv_heads=1, inner=16, tied=True, head_dim=4, vocabulary=100)
@@ -52,7 +52,6 @@ def test_a_shape_is_read_from_config_json(tmp_path):
         folder = tmp_path / name
         hf_config(shape).save_pretrained(folder)
         assert shape_of("whatever", str(folder)) == shape
-    assert from_config(hf_config(TOY).to_dict()) == TOY
     with pytest.raises(ValueError, match="qwen3_8b_base"):
         shape_of("qwen3_4b", "Qwen/Qwen3-4B")
 
@@ -121,7 +120,7 @@ def test_the_recipes_fit_80_gb(model, nodes):
     read = settings.read(overrides_of(model, NNODES=nodes))
     need = memory.estimate(SHAPES[model], read)
     assert need.peak < 80 * GB
-    assert not settings.problems(read)
+    assert read.prompts % read.minibatch == 0
     # every replica holds some sequences of full length, and a micro-batch at least one
     assert need.cache_tokens >= 16 * read.longest
     assert read.tokens_per_gpu * read.sequence_parallel >= read.longest
@@ -133,9 +132,6 @@ def test_what_does_not_fit_is_said(bare_python):
 
 
 def test_a_plan_reads_its_overrides():
-    assert settings.problems(RUN) == []
-    (said,) = settings.problems(dataclasses.replace(RUN, minibatch=3))
-    assert "PROMPTS=8 is no multiple of MINIBATCH=3" in said
     with pytest.raises(ValueError, match="data.train_batch_size, which no override sets"):
         settings.read([])
     for value in ("many", "true", "1.5"):
