@@ -113,7 +113,8 @@ if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # plan | head
     if sys.argv[1] == "config":
-        sys.exit(print_config(sys.argv[4:]))
+        print_config(sys.argv[4:])
+        sys.exit()
     try:
         sys.exit(plan(*sys.argv[1:]))
     except ValueError as error:

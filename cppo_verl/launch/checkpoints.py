@@ -121,11 +121,8 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     """Make verl's pointer name a whole checkpoint, before verl follows it.
 
     The pointer stands if its checkpoint is whole and none was finished after it was written, so that pointing at an
-    older checkpoint by hand works. Else it is moved to the newest whole one.
-
-    Args:
-        ranks: of the run; None where they are not known.
-        kinds: of shards that the run reads.
+    older checkpoint by hand works. Else it is moved to the newest whole one. ``ranks`` are the run's, None where they
+    are not known; ``kinds`` those of shards that it reads.
 
     Returns:
         The step that verl will resume from, None for a start from step 0 or where the checkpoints are not FSDP's; and

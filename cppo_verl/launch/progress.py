@@ -17,24 +17,6 @@ ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 MASKED = "actor/trust_region/masked_share"
 
 
-class _Tail:
-    """The lines that were added to a growing file since the last look."""
-
-    def __init__(self, path: Path):
-        self.path, self.offset = path, 0
-
-    def lines(self) -> Iterator[bytes]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as log:
-            log.seek(self.offset)
-            for line in log:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                yield line
-
-
 class Progress:
     """Looks at what a run writes. ``step`` is the last one that is logged, 0 before; ``total`` the steps of the whole
     run, None where the config does not say.
@@ -45,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, metrics: Path, console: Path, hydra_config: Path, config: Path):
-        self.metrics, self.console = _Tail(metrics), _Tail(console)
+        self.metrics, self.console, self.read = metrics, console, {metrics: 0, console: 0}
         self.hydra_config, self.config = hydra_config, config
         self.began = time.monotonic()
         self.first_step: tuple[int, float] | None = None
@@ -63,16 +45,27 @@ class Progress:
             if not self.saved and self.hydra_config.with_name("overrides.yaml").exists():  # which Hydra writes last
                 self.saved = True
                 self._keep_config()
-            for line in self.console.lines():
+            for line in self._new_lines(self.console):
                 if ALARM in line:
                     print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
-            for line in self.metrics.lines():
+            for line in self._new_lines(self.metrics):
                 record = json.loads(line)
                 self._show(record["step"], record["data"])
         except Exception as error:  # noqa: BLE001
             if not self.failed:
                 print(f"cppo-verl run: what is shown of the run is incomplete, it goes on ({error!r})", flush=True)
             self.failed = True
+
+    def _new_lines(self, path: Path) -> Iterator[bytes]:
+        """Whole lines that were added to a growing file since the last look."""
+        if path.exists():
+            with path.open("rb") as log:
+                log.seek(self.read[path])
+                for line in log:
+                    if not line.endswith(b"\n"):
+                        return
+                    self.read[path] += len(line)
+                    yield line
 
     def _keep_config(self) -> None:
         print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)

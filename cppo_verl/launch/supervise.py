@@ -20,19 +20,9 @@ from cppo_verl.errors import UserError
 
 MARKER = "CPPO_VERL_RUN_DIR"
 # Without one of these a run cannot go on; Ray names its processes after the actor class.
-ESSENTIAL = (
-    "ray::WorkerDict",
-    "ray::TaskRunnerV1",
-    "ray::vLLMHttpServer",
-    "ray::TopKHttpServer",
-    "ray::AgentLoopWorker",
-    "ray::TopKAgentLoopWorker",
-    "ray::SeededAgentLoopWorker",
-    "ray::RewardLoopWorker",
-    "ray::TransferQueueController",
-    "ray::SimpleStorageUnit",
-    "VLLM::EngineCore",
-)
+ACTORS = ("WorkerDict", "TaskRunnerV1", "vLLMHttpServer", "TopKHttpServer", "AgentLoopWorker", "TopKAgentLoopWorker")
+SERVICES = ("SeededAgentLoopWorker", "RewardLoopWorker", "TransferQueueController", "SimpleStorageUnit")
+ESSENTIAL = ("VLLM::EngineCore", *(f"ray::{name}" for name in (*ACTORS, *SERVICES)))
 GRACE = 20.0  # seconds between the loss of an essential process and the verdict that the run is dead
 FAREWELL = 300.0  # the same after the last step, when processes go one by one; long on a busy machine
 GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
@@ -47,10 +37,7 @@ class AlreadyRunning(UserError):
 
 
 class Watch:
-    """What was seen of a run: ``essential`` processes by pid, and the ``segments`` of shared memory that it had open.
-
-    ``lost_since`` is when an essential one was first missing, by ``time.monotonic``; None when all are there.
-    """
+    """What was seen of a run: ``essential`` processes by pid, when one was first missing, shared memory it had open."""
 
     def __init__(self) -> None:
         self.essential: dict[int, str] = {}
@@ -86,9 +73,8 @@ def run(
     """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
 
     Args:
-        run_dir: the run's directory; one launcher at a time may hold it.
         environment: added to this process's own.
-        on_tick: called about every ``tick`` seconds while the command runs.
+        on_tick: called about every ``tick`` seconds.
         stall_timeout: seconds without a byte of output after which the run counts as hung.
         before: called once the directory is held and nothing of an earlier start is left.
         what: name of the command in errors.

@@ -18,13 +18,13 @@ def progress(tmp_path) -> Progress:
 
 
 def log(progress: Progress, *lines: object) -> None:
-    with progress.metrics.path.open("a") as file:
+    with progress.metrics.open("a") as file:
         file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
     progress.tick()
 
 
 def test_a_line_a_step_and_every_alarm(progress, capsys):
-    progress.console.path.write_bytes(b"\x1b[36m(pid=1) TRUST REGION ALARM: look\xff\nhalf a line")
+    progress.console.write_bytes(b"\x1b[36m(pid=1) TRUST REGION ALARM: look\xff\nhalf a line")
     nothing = dict.fromkeys(("critic/score/mean", "val-core/x/acc/mean@1", "actor/trust_region/masked_share"))
     data = {"critic/score/mean": 0.25, "actor/trust_region/masked_share": 0.015}
     log(progress, {"step": 5, "data": nothing}, {"step": 6, "data": data}, '{"step')
