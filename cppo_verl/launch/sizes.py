@@ -28,19 +28,8 @@ SHARE, LEARNING_RATE = ROLLOUT + "gpu_memory_utilization", ACTOR + "optim.lr"
 COUNTS: tuple[str, ...] = (PROMPTS, MINIBATCH, N, PROMPT_TOKENS, RESPONSE_TOKENS, NODES, GPUS, SP, OLD_SP, TP, BUDGET)
 COUNTS += (ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n")
 COUNTS += ("trainer.total_training_steps", "trainer.total_epochs")
-READ_BESIDE = (
-    paths.MODEL,
-    *paths.DATA,
-    OWN_NODES,
-    OWN_GPUS,
-    DYNAMIC,
-    STRATEGY,
-    ATTENTION,
-    PACKED,
-    SHARE,
-    LEARNING_RATE,
-)
-KEYS = (*COUNTS, *READ_BESIDE)
+OTHERS = (paths.MODEL, *paths.DATA, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+KEYS = (*COUNTS, *OTHERS)
 FSDP = ("fsdp", "fsdp2")
 MOST = 4096  # GPUs that a remedy lists
 VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
