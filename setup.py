@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 ROOT = Path(__file__).parent
+TOPS = ("cppo_verl", "hydra_plugins", "data_prep", "recipe")
 
 
 def requirements(name: str) -> list[str]:
@@ -34,19 +35,8 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10,<3.13",
-    packages=find_namespace_packages(
-        include=[f"{top}{rest}" for top in ("cppo_verl", "hydra_plugins", "data_prep", "recipe") for rest in ("", ".*")]
-    ),
-    package_data={
-        "cppo_verl": [
-            "inspection/assets/*",
-            "reporting/assets/*",
-            "selftest/assets/*",
-            "conf/**/*.yaml",
-            "paper/*.csv",
-            "py.typed",
-        ]
-    },
+    packages=find_namespace_packages(include=[f"{top}{rest}" for top in TOPS for rest in ("", ".*")]),
+    package_data={"cppo_verl": ["*/assets/*", "conf/**/*.yaml", "paper/*.csv", "py.typed"]},
     install_requires=requirements("base"),
     extras_require={name: requirements(name) for name in ("cpu", "gpu", "dev", "real")},
     entry_points={

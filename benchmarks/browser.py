@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 FLAGS = (
@@ -18,10 +19,7 @@ DESK = (1280, 900)
 def missing() -> str:
     """What is not installed and how to install it; empty when a browser can start."""
     lacking = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    try:
-        import selenium  # noqa: F401
-    except ImportError:
-        lacking.append("selenium")
+    lacking += [] if find_spec("selenium") else ["selenium"]
     remedy = "as root: apt-get install -y chromium chromium-driver; pip install selenium"
     return f"{' and '.join(lacking)} not installed ({remedy})" if lacking else ""
 
@@ -47,8 +45,7 @@ def chromium() -> Iterator:
 
 def screen(driver, size: tuple[int, int] = DESK, dark: bool = False) -> None:
     """Sets width and height in CSS pixels (a phone's with touch), and the colour scheme."""
-    phone = size[0] < 600
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": phone}
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})

@@ -19,9 +19,7 @@ import re
 import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -38,26 +36,9 @@ VICTIMS = {
 }
 FAULTS, MOMENTS = (*VICTIMS, "full disk"), ("step", "saving", "start")
 RESUMED = re.compile(r"Resuming from \S*global_step_(\d+)|(Training from scratch)")
-OVERRIDES = (
-    "data.train_batch_size=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-    "actor_rollout_ref.rollout.n=4",
-    "trainer.val_before_train=false",
-    "trainer.test_freq=-1",
-    "trainer.save_freq=1",
-)
-
-
-@dataclass
-class Trial:
-    """One fault; ``whole``: the newest checkpoint on the disk after it (0: none), ``resumed`` the one taken."""
-
-    fault: str
-    moment: str
-    seconds_to_end: float = 0.0
-    said: str = ""
-    whole: int = 0
-    resumed: int = -1
+ACTOR = "actor_rollout_ref.actor"
+SMALL = ("data.train_batch_size=4", f"{ACTOR}.ppo_mini_batch_size=2", "actor_rollout_ref.rollout.n=4")
+SMALL += ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=1")
 
 
 class Run:
@@ -69,15 +50,20 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def start(self, steps: int) -> None:
-        values = {"WORK": str(self.work), "RUN": str(self.folder), "STEPS": str(steps)}
-        command = [ROOT / "run_scripts/quickstart.sh", *OVERRIDES]
-        self.launcher = subprocess.Popen(
-            command, env={**os.environ, **values}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        values = {**os.environ, "WORK": str(self.work), "RUN": str(self.folder), "STEPS": str(steps)}
+        command, output = [ROOT / "run_scripts/quickstart.sh", *SMALL], subprocess.PIPE
+        self.launcher = subprocess.Popen(command, env=values, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def wait(self) -> str:
         """What the launcher printed; it must end by itself."""
         return self.launcher.communicate(timeout=900)[0]
+
+    def until(self, what: Callable[[], object], tick: float = 0.3) -> None:
+        """Wait for ``what()``, as long as the run goes on."""
+        while not what():
+            if self.launcher.poll() is not None:
+                raise RuntimeError(f"the run ended before the fault:\n{self.wait()[-3000:]}")
+            time.sleep(tick)
 
     def last_logged(self) -> int:
         """The last step in any of the run's logs."""
@@ -94,20 +80,15 @@ class Run:
             found += [step] if queued and all(map(_loads, parts)) else []
         return max(found)
 
-    def victims(self, names: tuple[str, ...]) -> list[psutil.Process]:
-        """Processes of the run whose command line has one of ``names``."""
+    def victims(self, fault: str) -> list[psutil.Process]:
+        names = VICTIMS.get(fault, VICTIMS["worker"])
         return [p for p in supervise.processes_of(self.folder) if any(name in supervise.title(p) for name in names)]
 
-    def until(self, what: Callable[[], object], tick: float = 0.3) -> None:
-        """Wait for ``what()``.
-
-        Raises:
-            RuntimeError: the run ended before.
-        """
-        while not what():
-            if self.launcher.poll() is not None:
-                raise RuntimeError(f"the run ended before the fault:\n{self.wait()[-3000:]}")
-            time.sleep(tick)
+    def resumed(self) -> int | None:
+        """The step that the last start resumed from, 0 for the first; None where it did not come so far."""
+        console = max((self.folder / "logs").glob("console-*.log")).read_text(errors="replace")
+        match = RESUMED.search(console)
+        return int(match[1] or 0) if match else None
 
 
 def _loads(path: Path) -> bool:
@@ -118,14 +99,14 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def wait_for_moment(run: Run, trial: Trial, chance: random.Random) -> None:
-    if trial.moment == "start":
-        run.until(lambda: run.victims(VICTIMS.get(trial.fault, VICTIMS["worker"])))
+def wait_for_moment(run: Run, fault: str, moment: str, chance: random.Random) -> None:
+    if moment == "start":
+        run.until(lambda: run.victims(fault))
         time.sleep(chance.uniform(0, 15))
         return
     logged = run.last_logged()
     run.until(lambda: run.last_logged() > logged)
-    if trial.moment == "step":
+    if moment == "step":
         time.sleep(chance.uniform(0, 4))
     else:
         known = set(run.checkpoints.iterdir())
@@ -145,43 +126,28 @@ def fill_disk(run: Run) -> None:
     ballast.unlink()
 
 
-def suffer(run: Run, trial: Trial, chance: random.Random) -> None:
-    """Inject the fault into the start that is under way, and wait until the launcher has given up."""
-    wait_for_moment(run, trial, chance)
+def suffer(run: Run, fault: str, moment: str, chance: random.Random) -> tuple[int, str]:
+    """Inject the fault into the start that is under way, and wait until the launcher has given up.
+
+    Returns:
+        The newest checkpoint on the disk then, and a line about what happened.
+    """
+    wait_for_moment(run, fault, moment, chance)
     began = time.monotonic()
-    if trial.fault == "full disk":
+    if fault == "full disk":
         filling = threading.Thread(target=fill_disk, args=[run])
         filling.start()
         output = run.wait()
         filling.join()
     else:
-        chance.choice(run.victims(VICTIMS[trial.fault])).kill()
+        chance.choice(run.victims(fault)).kill()
         output = run.wait()
-    trial.seconds_to_end = round(time.monotonic() - began, 1)
     said = [line for line in output.splitlines() if line.startswith("cppo-verl run:")]
-    trial.said = said[-1] if said else f"(launcher ended with {run.launcher.returncode})"
+    said = said or [f"(launcher ended with {run.launcher.returncode})"]
     left = list(supervise.processes_of(run.folder))
     assert not left, f"processes are left: {left}"
-    trial.whole = run.newest_whole()
-
-
-def play(run: Run, plan: list[tuple[str, str]], chance: random.Random) -> Iterator[Trial]:
-    """Trials once a later start has shown what was resumed; afterwards the run has ended well."""
-    pending: list[Trial] = []
-    for trial in (*(Trial(*each) for each in plan), None):
-        run.start(steps=100_000 if trial else run.last_logged() + 2)
-        if trial:
-            suffer(run, trial, chance)
-        else:
-            output = run.wait()
-            assert run.launcher.returncode == 0, output[-3000:]
-        console = sorted((run.folder / "logs").glob("console-*.log"))[-1].read_text(errors="replace")
-        if match := RESUMED.search(console):
-            for earlier in pending:
-                earlier.resumed = int(match[1] or 0)
-            yield from pending
-            pending.clear()
-        pending += [trial] if trial else []
+    whole = run.newest_whole()
+    return whole, f"{fault}, {moment}: {time.monotonic() - began:.1f} s to the end, step {whole} is whole. {said[-1]}"
 
 
 def gaps(run: Run) -> str:
@@ -199,20 +165,32 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs", help="data, model and run go here")
     parser.add_argument("--seed", type=int, help="of the moments; drawn when left out")
     arguments = parser.parse_args()
-    run = Run(arguments.work)
+    run, chance = Run(arguments.work), random.Random(arguments.seed)
     if not os.path.ismount(run.checkpoints):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "faults", str(run.checkpoints)], check=True)
-    order = itertools.cycle((fault, moment) for moment in MOMENTS for fault in FAULTS)
-    trials, lost = Counter[str](), Counter[str]()
-    for trial in play(run, list(itertools.islice(order, arguments.trials)), random.Random(arguments.seed)):
-        trials[trial.fault] += 1
-        lost[trial.fault] += trial.resumed != trial.whole
-        print(trial, "LOST" if trial.resumed != trial.whole else "survived", flush=True)
-    for fault in FAULTS:
-        print(f"{fault}: {trials[fault]} trials, {lost[fault]} lost")
+    plan = itertools.cycle((fault, moment) for moment in MOMENTS for fault in FAULTS)
+    lost: dict[str, list[bool]] = {fault: [] for fault in FAULTS}
+    pending: list[tuple[str, int, str]] = []  # trials until a later start has shown what was resumed
+    for number, (fault, moment) in zip(range(arguments.trials + 1), plan, strict=False):
+        last = number == arguments.trials
+        run.start(steps=run.last_logged() + 2 if last else 100_000)
+        if last:
+            output = run.wait()
+            assert run.launcher.returncode == 0, output[-3000:]
+        else:
+            suffered = suffer(run, fault, moment, chance)
+        if (resumed := run.resumed()) is not None:
+            for earlier, whole, line in pending:
+                lost[earlier].append(resumed != whole)
+                print("LOST" if resumed != whole else "survived", f"resumed from {resumed};", line, flush=True)
+            pending.clear()
+        if not last:
+            pending.append((fault, *suffered))
+    for fault, found in lost.items():
+        print(f"{fault}: {len(found)} trials, {sum(found)} lost")
     wrong = gaps(run)
     print(f"merged log: {wrong or 'every step once'}")
-    raise SystemExit(1 if wrong or lost.total() else 0)
+    raise SystemExit(1 if wrong or any(map(any, lost.values())) else 0)
 
 
 if __name__ == "__main__":

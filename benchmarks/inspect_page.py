@@ -43,48 +43,38 @@ if (document.querySelectorAll("#list li").length < 2) done(NaN);
 """
 
 
-def open_times(driver, page: Path, rounds: int) -> dict[str, float]:
-    """Medians in seconds."""
-    times = []
-    for _ in range(rounds):
-        driver.get("about:blank")
-        driver.get(page.resolve().as_uri())
-        driver.set_script_timeout(60)
-        driver.execute_async_script(WHEN_SHOWN)
-        times.append([*driver.execute_script(MARKS), driver.execute_async_script(TURN)])
-    names = ("first response shown", "page read", "another response")
-    return {name: statistics.median(each) / 1e3 for name, each in zip(names, zip(*times, strict=True), strict=True)}
-
-
 def main() -> None:
     """Print sizes and times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("steps", 60), ("responses", 16), ("length", 2000), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--rule", default="cppo")
-    parser.add_argument("--keep", type=Path, help="folder for the record and the page (default: a temporary one)")
     args = parser.parse_args()
     if missing():
         sys.exit(missing())
     with tempfile.TemporaryDirectory() as folder:
-        run = args.keep or Path(folder)
+        run = Path(folder)
         for step in range(1, args.steps + 1):
             texts = [sentence(args.length, args.responses * step + i) for i in range(args.responses)]
-            files.write(run, step_record(texts, step=step, rule=args.rule, moved=None, group=8))
+            files.write(run, step_record(texts, step=step, rule="cppo", moved=None, group=8))
         page = run / "report" / "inspect.html"
         start = time.process_time()
         index = write_page(run, page)
-        took = time.process_time() - start
+        took, size = time.process_time() - start, page.stat().st_size
         tokens, record = sum(index.columns["length"]), sum(path.stat().st_size for path in files.steps(run).values())
         print(f"{index.responses} responses, {tokens} tokens; record {record / 1e6:.1f} MB")
-        size = page.stat().st_size
         print(f"page {size / 1e6:.1f} MB, {size / tokens:.1f} bytes a token, written in {took:.1f} CPU s")
+        times = []
         with chromium() as driver:
             screen(driver)
-            times = open_times(driver, page, args.rounds)
+            driver.set_script_timeout(60)
+            for _ in range(args.rounds):
+                driver.get("about:blank")
+                driver.get(page.resolve().as_uri())
+                driver.execute_async_script(WHEN_SHOWN)
+                times.append([*driver.execute_script(MARKS), driver.execute_async_script(TURN)])
             print(f"Chromium {driver.capabilities['browserVersion']}, median of {args.rounds}:")
-        for words, seconds in times.items():
-            print(f"  {words:<22}{seconds:6.2f} s")
+        for column, words in enumerate(("first response shown", "page read", "another response")):
+            print(f"  {words:<22}{statistics.median(each[column] for each in times) / 1e3:6.2f} s")
 
 
 if __name__ == "__main__":

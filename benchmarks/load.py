@@ -28,7 +28,7 @@ WORK = "We add the numbers one after another and check the sum. "
 HOSTILE = ("Answer: " + "9" * 4000, "Answer: " + "{" * 3000, "Answer:\n" * 500, "\x00\u202e Answer: \\frac{" * 40)
 
 
-def save_byte_tokenizer(folder: str) -> None:
+def save_byte_tokenizer(folder: str | Path) -> None:
     """A tokenizer of 256 bytes, which holds any text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
@@ -46,21 +46,21 @@ def response(number: int) -> tuple[str, str, float]:
     return WORK * (1 + number % 20) + f"\nAnswer: {truth if right else int(truth) + 1}", truth, 1.0 if right else -1.0
 
 
-async def score(worker: RewardLoopWorker, number: int) -> float:
-    """Of what an agent loop hands over for one response."""
-    text, truth, _ = response(number)
-    ids = torch.tensor([worker.input_tokenizer.encode(text)])
-    fields = {"data_source": "math_dapo", "reward_model": {"ground_truth": truth}, "extra_info": {"index": number}}
-    data = DataProto.from_dict(
-        tensors={"responses": ids, "attention_mask": torch.ones_like(ids)},
-        non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
-    )
-    return (await worker.compute_score(data))["reward_score"]
-
-
-async def score_all(worker: RewardLoopWorker, count: int) -> list[float]:
+async def wrong_scores(worker: RewardLoopWorker, count: int) -> int:
+    """Of so many responses at once, each handed over as an agent loop does."""
     worker.reward_manager.loop = asyncio.get_running_loop()
-    return await asyncio.gather(*(score(worker, number) for number in range(count)))
+
+    async def is_wrong(number: int) -> bool:
+        text, truth, expected = response(number)
+        ids = torch.tensor([worker.input_tokenizer.encode(text)])
+        fields = {"data_source": "math_dapo", "reward_model": {"ground_truth": truth}, "extra_info": {"index": number}}
+        data = DataProto.from_dict(
+            tensors={"responses": ids, "attention_mask": torch.ones_like(ids)},
+            non_tensors={name: np.array([value], dtype=object) for name, value in fields.items()},
+        )
+        return (await worker.compute_score(data))["reward_score"] != expected
+
+    return sum(await asyncio.gather(*map(is_wrong, range(count))))
 
 
 def main() -> None:
@@ -83,10 +83,8 @@ def main() -> None:
         print("responses  seconds  responses/s  peak MB  wrong scores")
         for count in arguments.responses:
             began = time.perf_counter()
-            scores = asyncio.run(score_all(worker, count))
-            seconds = time.perf_counter() - began
-            wrong = sum(got != response(number)[2] for number, got in enumerate(scores))
-            failed += wrong
+            wrong = asyncio.run(wrong_scores(worker, count))
+            seconds, failed = time.perf_counter() - began, failed + wrong
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
             print(f"{count:9d}  {seconds:7.1f}  {count / seconds:11.0f}  {peak:7.0f}  {wrong:12d}", flush=True)
     raise SystemExit(1 if failed else 0)

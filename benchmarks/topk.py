@@ -1,111 +1,187 @@
-"""What the top-K estimator adds to an actor update: forward + backward of an LM head and its log-probs, three ways.
+"""What the top-K estimator adds to an actor update: forward + backward of an LM head and its log-probs, five ways.
 
     python -m benchmarks.topk                     # CUDA where there is one (full size), else the CPU, scaled down
-    python -m benchmarks.topk --hidden 2048 4096 --tokens 8192 16384 32768 --csv topk.csv
+    python -m benchmarks.topk --hidden 2048 4096 --tokens 8192 16384 32768
 
 ``binary`` computes the sampled token's log-prob; ``topk`` also gathers K + 1 logits and takes the normaliser from it,
 as the package does; ``two softmaxes`` computes log-softmax once more for the K log-probs, as DPPO's fork of verl does.
-``topk, fused`` has no logits: chunks of the LM head with a recomputing backward, and K + 1 of its rows. They take turns
-in every round. Printed: median time and its ratio to binary, the step's peak memory beyond its inputs and its ratio,
-the peak of what the way adds to the forward, and what counting bytes and operations predicts for one H200
-(785 TFLOP/s in bfloat16, 4.8 TB/s).
+``fused`` ways have no logits: chunks of the LM head with a recomputing backward, and K + 1 of its rows. All take turns
+on the same tensors. Printed: median time and its ratio to binary, the step's peak memory beyond its inputs and its
+ratio, the peak of what the way adds to the forward, and what counting bytes and operations predicts for one H200.
 """
 
 import argparse
-import csv
-import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from benchmarks.topk_speed import Case, measure
+from cppo_verl.integration.topk.fused import logits_at
+from cppo_verl.selftest.timing import medians, peak_bytes
 from cppo_verl.trust_region import topk
 
-FLOPS, BANDWIDTH = 785e12, 4.8e12
-HEADER = ("hidden", "vocabulary", "tokens", "way", "median_ms", "ratio", "peak_mb", "memory_ratio", "added_mb")
+FLOPS, BANDWIDTH = 785e12, 4.8e12  # of an H200, bfloat16
+CHUNK = 512  # tokens a chunk of the fused head
 
 
-def prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> dict[str, float]:
-    """Milliseconds and megabytes by counting, on one H200: the LM head, and what each way adds.
+@dataclass
+class Case:
+    """One shape: hidden states and LM head with gradients, labels, mu's top-K, and what the loss hands back."""
+
+    hidden: Tensor
+    head: Tensor
+    labels: Tensor
+    ids: Tensor
+    log_mu: Tensor
+    old_log_prob: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def make(cls, tokens: int, size: int, vocabulary: int, k: int, device: str, dtype: torch.dtype) -> "Case":
+        random: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+        return cls(
+            hidden=torch.randn(tokens, size, **random).to(dtype).requires_grad_(),
+            head=(torch.randn(vocabulary, size, **random) * size**-0.5).to(dtype).requires_grad_(),
+            labels=torch.randint(0, vocabulary, (tokens,), **random),
+            ids=torch.randint(0, vocabulary, (tokens, k), **random),
+            log_mu=torch.randn(tokens, k, **random).log_softmax(-1) - 0.1,
+            old_log_prob=torch.full((tokens,), -4.0, device=device),
+            gradient=torch.randn(tokens, **random),
+        )
+
+    @property
+    def index(self) -> Tensor:
+        """The K listed tokens and the sampled one, (tokens, K + 1)."""
+        return torch.cat([self.ids, self.labels.unsqueeze(-1)], -1)
+
+    def finish(self, log_prob: Tensor, log_pi: Tensor | None) -> None:
+        """The loss's share: D_t, then the backward pass."""
+        now = log_prob.detach()
+        if log_pi is None:
+            divergence = (now.exp() - self.old_log_prob.exp()).abs()
+        else:
+            divergence = topk.topk_tv(log_pi, self.log_mu, now, self.old_log_prob)
+        torch.autograd.backward([log_prob], [(self.gradient * (divergence <= 0.15)).to(log_prob.dtype)])
+        self.hidden.grad = self.head.grad = None
+
+
+def sampled_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
+    """log pi(y), float32, by cross entropy; the float32 copy of the logits is autograd's, as in verl without flash."""
+    return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+# ---- what is added to the forward: K + 1 logits a token, another softmax, or rows of the LM head
+
+
+@torch.no_grad()
+def gathered(case: Case, logits: Tensor) -> Tensor:
+    return logits.detach().gather(-1, case.index).float()
+
+
+@torch.no_grad()
+def second_softmax(case: Case, logits: Tensor) -> Tensor:
+    return logits.detach().float().log_softmax(-1).gather(-1, case.ids)
+
+
+def rows_of_the_head(case: Case) -> Tensor:
+    return logits_at(case.hidden, case.head, case.index, 1.0)
+
+
+# ---- the ways
+
+
+def whole(case: Case, added: Callable[[Case, Tensor], Tensor] | None = None) -> None:
+    """With logits; ``added`` is looked up in them."""
+    logits = case.hidden @ case.head.t()
+    found: Any = added(case, logits) if added else None
+    log_prob = sampled_log_prob(logits, case.labels)
+    del logits
+    if added is gathered:
+        found = topk.log_probs_at(found[:, :-1], found[:, -1], log_prob.detach())
+    case.finish(log_prob, found)
+
+
+def fused(case: Case, with_topk: bool = False) -> None:
+    """Without logits: chunks of the head, computed once more in the backward pass."""
+
+    def chunk(hidden: Tensor, labels: Tensor) -> Tensor:
+        return sampled_log_prob(hidden @ case.head.t(), labels)
+
+    found = rows_of_the_head(case) if with_topk else None
+    parts = zip(case.hidden.split(CHUNK), case.labels.split(CHUNK), strict=True)
+    log_prob = torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
+    case.finish(log_prob, None if found is None else topk.log_probs_at(found[:, :-1], found[:, -1], log_prob.detach()))
+
+
+WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
+    "binary": (whole, "binary"),
+    "topk": (partial(whole, added=gathered), "binary"),
+    "two softmaxes": (partial(whole, added=second_softmax), "binary"),
+    "binary, fused": (fused, "binary, fused"),
+    "topk, fused": (partial(fused, with_topk=True), "binary, fused"),
+}
+
+
+def measure(case: Case, rounds: int) -> Iterator[str]:
+    """A line a way."""
+    device = case.hidden.device
+    took = medians({name: partial(way, case) for name, (way, _) in WAYS.items()}, device, rounds, 1)
+    peak = {name: peak_bytes(partial(way, case), device) for name, (way, _) in WAYS.items()}
+    logits = (case.hidden @ case.head.t()).detach()
+    added = {
+        "topk": peak_bytes(lambda: gathered(case, logits), device),
+        "two softmaxes": peak_bytes(lambda: second_softmax(case, logits), device),
+        "topk, fused": peak_bytes(lambda: rows_of_the_head(case), device),
+    }
+    yield f"  {'way':<16}{'median ms':>11}{'x binary':>10}{'peak MB':>11}{'x binary':>10}{'added MB':>10}"
+    for name, (_, of) in WAYS.items():
+        time = f"{1e3 * took[name]:>11.2f}{took[name] / took[of]:>10.3f}"
+        memory = f"{peak[name] / 1e6:>11.1f}{peak[name] / peak[of]:>10.3f}{added.get(name, 0) / 1e6:>10.2f}"
+        yield f"  {name:<16}{time}{memory}"
+
+
+def counted(tokens: int, size: int, vocabulary: int, k: int) -> Iterator[str]:
+    """What one H200 would need by counting, for bfloat16 logits: the LM head, and what each way adds.
 
     A gather touches a 32-byte sector a logit, writes float32, reads and writes the K-wide tensors of D_t some 12 times.
     Two softmaxes read the logits and write, read and write again their float32 copy.
     """
-    head = 6 * tokens * size * vocabulary / FLOPS
-    logits = tokens * vocabulary
-    small = tokens * (k + 1) * 4 * 12
-    return {
-        "head_ms": 1e3 * head,
-        "topk_ms": 1e3 * (tokens * (k + 1) * 32 + small) / BANDWIDTH,
-        "topk_fused_ms": 1e3 * (2 * tokens * (k + 1) * size * 2 + small) / BANDWIDTH,
-        "two_softmaxes_ms": 1e3 * logits * (logit_bytes + 3 * 4) / BANDWIDTH,
-        "topk_mb": (small / 12 * 4 + tokens * (k + 1) * 8) / 1e6,
-        "two_softmaxes_mb": 2 * logits * 4 / 1e6,
+    head, logits, small = 6 * tokens * size * vocabulary / FLOPS, tokens * vocabulary, tokens * (k + 1) * 4
+    ways = {
+        "topk": (tokens * (k + 1) * 32 + 12 * small, 4 * small + tokens * (k + 1) * 8),
+        "topk, fused": (2 * tokens * (k + 1) * size * 2 + 12 * small, 0),
+        "two softmaxes": (logits * (2 + 3 * 4), 2 * logits * 4),
     }
+    yield f"\ncounted for one H200: hidden {size}, vocabulary {vocabulary}, {tokens} tokens, head {1e3 * head:.1f} ms"
+    for name, (moved, kept) in ways.items():
+        seconds, memory = moved / BANDWIDTH, f", {kept / 1e6:.1f} MB" if kept else ""
+        yield f"  {name:<16} +{1e3 * seconds:.3f} ms = {100 * seconds / head:.2f}%{memory}"
 
 
 def main() -> None:
-    """Print a table, one row a way and shape; --csv also writes it."""
+    """Print a table, one row a way and shape."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 4096] if cuda else [256])
     parser.add_argument("--vocabulary", type=int, default=151_936 if cuda else 18_992)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16_384] if cuda else [1024])
     parser.add_argument("--topk", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15 if cuda else 7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
-    parser.add_argument("--csv", help="file to write the rows to")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.rounds} rounds")
-    print(f"{dtype}, K={args.topk}")
-    rows = []
+    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {args.rounds} rounds, {dtype}")
     for size in args.hidden:
         for tokens in args.tokens:
-            case = Case.make(tokens, size, args.vocabulary, args.topk, args.device, dtype)
-            print(f"\nhidden {size}, vocabulary {args.vocabulary}, {tokens} tokens")
-            print(f"  {'way':<16}{'median ms':>11}{'x binary':>10}{'peak MB':>11}{'x binary':>10}{'added MB':>10}")
-            for name, ms, ratio, peak, memory, added in measure(case, args.rounds):
-                print(f"  {name:<16}{ms:>11.2f}{ratio:>10.3f}{peak:>11.1f}{memory:>10.3f}{added:>10.2f}", flush=True)
-                rows.append((size, args.vocabulary, tokens, name, ms, ratio, peak, memory, added))
+            print(f"\nhidden {size}, vocabulary {args.vocabulary}, {tokens} tokens, K={args.topk}")
+            case = Case.make(tokens, size, args.vocabulary, args.topk, device, dtype)
+            print(*measure(case, args.rounds), sep="\n", flush=True)
             del case
     for size in (2048, 4096):
-        show_prediction(8192, size, 151_936, args.topk, 2)
-    show_transport(args.topk)
-    if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(HEADER)
-            writer.writerows(rows)
-
-
-def show_prediction(tokens: int, size: int, vocabulary: int, k: int, logit_bytes: int) -> None:
-    """The counted figures of a shape on one H200."""
-    print(
-        f"\ncounted for one H200: hidden {size}, vocabulary {vocabulary}, {tokens} tokens, {8 * logit_bytes}-bit logits"
-    )
-    count = prediction(tokens, size, vocabulary, k, logit_bytes)
-    for way in ("topk", "topk_fused", "two_softmaxes"):
-        share = 100 * count[f"{way}_ms"] / count["head_ms"]
-        print(f"  {way:<17} +{count[f'{way}_ms']:.3f} ms = {share:.2f}% of {count['head_ms']:.1f} ms")
-    print(f"  memory: topk {count['topk_mb']:.1f} MB, two softmaxes {count['two_softmaxes_mb']:.0f} MB")
-
-
-def show_transport(k: int) -> None:
-    """Bytes a token from the rollout to the actor, all entries and above two cut-offs, on peaked random policies."""
-    generator = torch.Generator().manual_seed(0)
-    scale = torch.linspace(1, 12, 2000).unsqueeze(-1)
-    log_mu = (scale * torch.randn(2000, 4096, generator=generator)).log_softmax(-1)
-    sampled = torch.multinomial(log_mu.exp(), 1, generator=generator)
-    top = log_mu.topk(k)
-    arguments = (top.indices, top.values, sampled.squeeze(-1), log_mu.gather(-1, sampled).squeeze(-1))
-    figures = [(cut, topk.pack(*arguments, cutoff=cut).numel() * 2 / 2000) for cut in (0.0, 1e-4, 1e-2)]
-    text = ", ".join(f"{bytes_:.0f} B at cut-off {cut:g}" for cut, bytes_ in figures)
-    print(
-        f"\ntransport at K={k}: {6 * k + 4} B a token at most; {text}; TV coding error <= {topk.tv_coding_bound(k):.1e}"
-    )
+        print(*counted(8192, size, 151_936, args.topk), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,47 @@
-"""The checks of a plan: those of the run, on its composed config, as far as this Python goes."""
+"""What this Python can check of a run, found without importing torch: a plan is often not made where it will run.
 
+``python -m recipe.checks ATTN SP`` prints the attention behind run_scripts/train.sh's ATTN.
+"""
+
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from cppo_verl import presets
 from cppo_verl.launch import command_line, sizes
-from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, knob_problems
-from recipe import environment, settings
+from recipe import settings
+
+
+def has_verl() -> bool:
+    """Whether verl's config can be composed here."""
+    return find_spec("verl") is not None and find_spec("hydra") is not None
+
+
+def runs_here() -> bool:
+    """Whether a run could start in this environment: verl with a torch for GPUs, or verl's CPU platform asked for."""
+    return has_verl() and (os.environ.get("VERL_PLATFORM") == "cpu" or not metadata.version("torch").endswith("+cpu"))
+
+
+def check(overrides: Sequence[str], heads: sizes.Heads) -> tuple[str, list[str]]:
+    """What was checked, and one sentence for each thing that stands in the way of the run."""
+    if not has_verl():
+        said = "preset, knobs and sizes. verl is not installed in this Python: its config was not composed"
+        return said, on_paper(overrides, heads)
+    from cppo_verl.integration import checks
+    from cppo_verl.launch.overrides import OverrideError, compose
+
+    try:
+        config = compose(overrides)
+    except OverrideError as error:
+        return "preset, knobs and sizes. Hydra could not compose the config", [" ".join(str(error).split())]
+    found = list(checks.run_problems(config))
+    if runs_here():
+        return "all that the run checks at its start, on its composed config", [*found, *checks.here_problems(config)]
+    return "what the run checks of its composed config. Not this environment, which could not run it", found
 
 
 def on_paper(overrides: Sequence[str], heads: sizes.Heads) -> list[str]:
@@ -16,19 +49,10 @@ def on_paper(overrides: Sequence[str], heads: sizes.Heads) -> list[str]:
     if find_spec("hydra") is not None:
         return command_line.problems(overrides, heads)
     values = settings.parse(overrides)
-    return [*_knob_problems(values), *sizes.problems(values, heads)]
-
-
-def _knob_problems(values: dict[str, Any]) -> Iterator[str]:
-    preset, knobs = str(values.get(presets.GROUP)), TrustRegionKnobs()
+    preset, wrong = str(values.get(presets.GROUP)), sizes.problems(values, heads)
     if preset not in presets.names():
-        yield f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names())}."
-        return
-    given = {key.removeprefix(f"{KEY_PREFIX}."): value for key, value in values.items() if key.startswith(KEY_PREFIX)}
-    for name, value in {**_knobs(preset), **given}.items():
-        if name in knob_names() and "${" not in str(value):
-            setattr(knobs, name, value)
-    yield from knob_problems(knobs)
+        return [command_line.unknown(preset), *wrong]
+    return [*command_line.out_of_range(_knobs(preset) | command_line.own_knobs(values)), *wrong]
 
 
 def _knobs(preset: str) -> dict[str, Any]:
@@ -40,19 +64,23 @@ def _knobs(preset: str) -> dict[str, Any]:
     return found | settings.parse([f"{name}={scalar.strip()}" for name, scalar in lines])
 
 
-def check(overrides: Sequence[str], heads: sizes.Heads) -> tuple[str, list[str]]:
-    """What was checked, and one sentence for each thing that stands in the way of the run."""
-    if not environment.has_verl():
-        said = "preset, knobs and sizes. verl is not installed in this Python: its config was not composed"
-        return said, on_paper(overrides, heads)
-    from cppo_verl.integration import checks
-    from cppo_verl.launch.overrides import OverrideError, compose
+def attention(sequence_parallel: str) -> str:
+    """The attention behind ``ATTN=auto``: flash attention, which every GPU recipe should have.
 
-    try:
-        config = compose(overrides)
-    except OverrideError as error:
-        return "preset, knobs and sizes. Hydra could not compose the config", [" ".join(str(error).split())]
-    found = list(checks.run_problems(config))
-    if environment.runs_here():
-        return "all that the run checks at its start, on its composed config", [*found, *checks.here_problems(config)]
-    return "what the run checks of its composed config. Not this environment, which could not run it", found
+    Where it is not installed, and nothing splits sequences over GPUs, it is torch's own sdpa: right, but slower.
+    Elsewhere than in a run's environment nobody knows.
+    """
+    if sequence_parallel != "1" or not runs_here():
+        return sizes.VERLS_ATTENTION
+    if find_spec("flash_attn") is not None or find_spec("kernels") is not None:
+        from cppo_verl.integration.attention import missing
+
+        if missing(sizes.VERLS_ATTENTION) is None:
+            return sizes.VERLS_ATTENTION
+    said = "ATTN=auto: flash attention is not installed here, so sdpa, which is slower (docs/gpu.md)"
+    print(said, file=sys.stderr)
+    return "sdpa"
+
+
+if __name__ == "__main__":
+    print(attention(sys.argv[2]) if sys.argv[1] == "auto" else sys.argv[1])

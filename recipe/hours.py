@@ -11,28 +11,20 @@ VALIDATION_PROMPTS = 90  # AIME 2024, 2025, 2026
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the estimate takes for granted, about an H100 with 80 GB.
+    """What the estimate takes for granted, about an H100 with 80 GB."""
 
-    Attributes:
-        flops: dense bf16 peak of a GPU, 1/s.  utilization: share of it that training reaches.
-        bandwidth: of GPU memory, bytes/s.  bandwidth_share: what decoding reaches of it.
-        mean_response: mean response length over the longest allowed.
-        overhead: seconds a step for weight sync, rewards, data and, with offloading, copies.
-        host_bandwidth: of a node's memory, bytes/s, where AdamW runs there (28 bytes a parameter and update).
-    """
-
-    flops: float = 989e12
-    utilization: float = 0.35
-    bandwidth: float = 3.35e12
-    bandwidth_share: float = 0.5
-    mean_response: float = 0.5
-    overhead: float = 20.0
-    host_bandwidth: float = 200e9
+    flops: float = 989e12  # dense bf16 peak of a GPU, 1/s
+    utilization: float = 0.35  # share of it that training reaches
+    bandwidth: float = 3.35e12  # of GPU memory, bytes/s
+    bandwidth_share: float = 0.5  # what decoding reaches of it
+    mean_response: float = 0.5  # mean response length over the longest allowed
+    overhead: float = 20.0  # seconds a step for weight sync, rewards, data and, with offloading, copies
+    host_bandwidth: float = 200e9  # of a node, bytes/s, where AdamW runs there (28 bytes a parameter and update)
 
 
 @dataclass(frozen=True)
 class Hours:
-    """Seconds of a step by part, and totals."""
+    """Seconds of a step by part; those of a validation, which comes every ``test_freq`` steps."""
 
     generation: float
     update: float
@@ -43,8 +35,7 @@ class Hours:
     gpus: int
 
     @property
-    def step(self) -> float:
-        """Seconds of a step, with its share of the validations."""
+    def step(self) -> float:  # with its share of the validations
         return self.generation + self.update + self.overhead + self.validation / max(self.test_freq, 1)
 
     @property
@@ -64,10 +55,10 @@ def estimate(shape: Shape, s: Settings, memory: Memory, a: Assumptions | None = 
     validations = VALIDATION_PROMPTS * s.val_n if s.test_freq > 0 else 0
     on_host = 28 * shape.parameters / s.nodes / a.host_bandwidth * s.updates if s.offload_policy else 0
     return Hours(
-        generation=generation(shape, s, memory, a, s.responses),
+        generation=_generation(shape, s, memory, a, s.responses),
         update=flops / (s.gpus * a.flops * a.utilization),
         overhead=a.overhead + on_host,
-        validation=generation(shape, s, memory, a, validations),
+        validation=_generation(shape, s, memory, a, validations),
         steps=s.steps,
         test_freq=s.test_freq,
         gpus=s.gpus,
@@ -80,7 +71,7 @@ def training_flops(shape: Shape, length: float, checkpointing: bool) -> float:
     return forward * (4 if checkpointing else 3)
 
 
-def generation(shape: Shape, s: Settings, memory: Memory, a: Assumptions, responses: int) -> float:
+def _generation(shape: Shape, s: Settings, memory: Memory, a: Assumptions, responses: int) -> float:
     """Seconds to decode: every token reads the weights once a batch and its own cache; the longest goes on alone."""
     if not responses:
         return 0.0

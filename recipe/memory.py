@@ -18,7 +18,7 @@ VLLM_WORKSPACE = 3 * GB  # inside vLLM's share: activations, CUDA graphs
 
 @dataclass(frozen=True)
 class Memory:
-    """Part -> bytes of one GPU in each phase, and what follows for the KV cache and the host."""
+    """Part -> bytes of one GPU in each phase, and what follows for a replica's KV cache and a node's host."""
 
     training: dict[str, float]
     rollout: dict[str, float]
@@ -27,7 +27,6 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The larger phase."""
         return max(sum(self.training.values()), sum(self.rollout.values()))
 
 
@@ -35,19 +34,22 @@ def estimate(shape: Shape, s: Settings, gpu_bytes: float = 80 * GB) -> Memory:
     """Memory of one GPU of ``gpu_bytes``, for runs of verl's FSDP2 engine with its default precision."""
     # float32 shards; with ``offload_policy`` they live on the host throughout
     each = 0 if s.offload_policy else 4 * shape.parameters / s.gpus
-    kept = 2 * shape.hidden if s.checkpointing else saved(shape)
-    held = {
+    kept = "activations: checkpoints" if s.checkpointing else "activations: all layers"
+    layer = saved(shape)
+    # unsharded: two layers (one prefetched) in bf16, a gradient in bf16 and float32 (reduction); the LM head alike
+    gathered = (2 * 2 + 2 + 4) * shape.layer + (2 + 2 + 4) * shape.embedding
+    # while a layer runs backward: what it saved, recomputed, and gradients of its widest parts
+    at_work = layer + 2 * 2 * (shape.inner * shape.chosen + shape.hidden)
+    training = {
         "parameters": each,
         "gradients": each,
         "Adam": 2 * each,
-        "gathered layers and their gradients": gathered(shape),
-        "activations: checkpoints" if s.checkpointing else "activations: all layers": shape.layers
-        * kept
-        * s.tokens_per_gpu,
-        "activations: layer at work": at_work(shape) * s.tokens_per_gpu,
+        "gathered layers and their gradients": gathered,
+        kept: shape.layers * (2 * shape.hidden if s.checkpointing else layer) * s.tokens_per_gpu,
+        "activations: layer at work": at_work * s.tokens_per_gpu,
         "logits": s.tokens_per_gpu * shape.vocabulary * LOGIT_BYTES,
     }
-    training = {**held, "fragmentation": FRAGMENTATION * sum(held.values()), "fixed": FIXED}
+    training |= {"fragmentation": FRAGMENTATION * sum(training.values()), "fixed": FIXED}
     share, weights = s.gpu_share * gpu_bytes, 2 * shape.parameters / s.tensor_parallel
     cache = max(share - weights - VLLM_WORKSPACE, 0)
     rollout = {
@@ -63,11 +65,6 @@ def estimate(shape: Shape, s: Settings, gpu_bytes: float = 80 * GB) -> Memory:
     return Memory(training, rollout, int(cache * s.tensor_parallel / shape.cache_bytes), host)
 
 
-def gathered(shape: Shape) -> float:
-    """Unsharded: two layers (one prefetched) in bf16, a gradient in bf16 and float32 (reduction); the LM head alike."""
-    return (2 * 2 + 2 + 4) * shape.layer + (2 + 2 + 4) * shape.embedding
-
-
 def saved(shape: Shape) -> float:
     """Bytes a token that autograd keeps of one layer in bf16, flash attention, RMSNorm in float32."""
     h, q, kv, inner = shape.hidden, shape.query, shape.key_value, shape.inner * shape.chosen
@@ -76,8 +73,3 @@ def saved(shape: Shape) -> float:
     mlp = 2 * h + 4 * 2 * inner  # input; gate, its activation, up, product
     routing = shape.chosen * 3 * 2 * h + 4 * shape.experts if shape.experts else 0  # copies for each expert; router
     return norms + attention + mlp + routing
-
-
-def at_work(shape: Shape) -> float:
-    """Bytes a token while one layer runs backward: what it saved, recomputed, and gradients of its widest parts."""
-    return saved(shape) + 2 * 2 * (shape.inner * shape.chosen + shape.hidden)

@@ -15,18 +15,11 @@ TABLE_3 = {"delta": "DELTA", "delta_b": "DELTA_B", "w_min": "W_MIN", "budget": "
 SCRIPTS = {KNOB + "horizon": "max", KNOB + "budget_cap": "5", "algorithm.norm_adv_by_std_in_grpo": "False"}
 
 
-class UnknownChoice(ValueError):
-    """A name outside its list; the message holds the list."""
-
-
 @dataclass(frozen=True)
 class Method:
-    """A preset, the knobs it takes from Table 3, and what is changed after those.
+    """A preset, one line for a reader, the knobs it takes from Table 3, and knobs changed after those.
 
-    Attributes:
-        preset: what ``+trust_region=`` gets. what: one line for a reader.
-        table_3: knobs set from the model's row. changed: knobs set to a value of the method's own.
-        estimator: fixed estimator of D_t; None takes ESTIMATOR. "" for a rule that has no D_t.
+    ``estimator`` of D_t: None takes ESTIMATOR, "" is for a rule that has no D_t.
     """
 
     preset: str
@@ -88,11 +81,13 @@ def overrides(name: str, environment: Mapping[str, str]) -> list[str]:
             ``binary``) and FOLLOW (``paper`` or ``scripts``), both optional.
 
     Raises:
-        UnknownChoice: for a name outside its list.
+        ValueError: a name outside its list; the message holds the list.
     """
-    method = METHODS[choice("METHOD", name, METHODS)]
-    estimator = choice("ESTIMATOR", environment.get("ESTIMATOR", "topk"), ("topk", "binary"))
-    follow = choice("FOLLOW", environment.get("FOLLOW", "paper"), ("paper", "scripts"))
+    estimator, follow = environment.get("ESTIMATOR", "topk"), environment.get("FOLLOW", "paper")
+    _require("METHOD", name, METHODS)
+    _require("ESTIMATOR", estimator, ("topk", "binary"))
+    _require("FOLLOW", follow, ("paper", "scripts"))
+    method = METHODS[name]
     knobs = {knob: environment[TABLE_3[knob]] for knob in method.table_3}
     if method.estimator != "":
         knobs["estimator"] = method.estimator or estimator
@@ -102,21 +97,15 @@ def overrides(name: str, environment: Mapping[str, str]) -> list[str]:
     return [f"+trust_region={method.preset}", *(f"{key}={value}" for key, value in settings.items())]
 
 
-def choice(variable: str, value: str, allowed: Collection[str]) -> str:
-    """``value`` if it is allowed.
-
-    Raises:
-        UnknownChoice: otherwise, with the list.
-    """
+def _require(variable: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
-        raise UnknownChoice(f"{variable}={value!r} is not one of: {' '.join(allowed)}")
-    return value
+        raise ValueError(f"{variable}={value!r} is not one of: {' '.join(allowed)}")
 
 
 if __name__ == "__main__":  # without a name, all of them with their meaning
     try:
         lines = [f"{name:20} {method.what}" for name, method in METHODS.items()]
         print("\n".join(overrides(sys.argv[1], os.environ) if len(sys.argv) > 1 else lines))
-    except UnknownChoice as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

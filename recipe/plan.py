@@ -1,4 +1,4 @@
-"""``python -m recipe.plan [--memory] NAME METHOD OVERRIDE...``: what a run would be, without starting anything."""
+"""``python -m recipe.plan full|memory|config NAME METHOD OVERRIDE...``: what a run would be; starts nothing."""
 
 import os
 import signal
@@ -13,35 +13,19 @@ from recipe.memory import GB
 from recipe.methods import METHODS
 from recipe.shapes import PAPER_NAMES, Shape, shape_of
 
-TABLE_1_NAMES = {name.lower().replace("-", "_"): name for name in paper.METHODS}
 TRAINING_PROMPTS = 17_398  # DAPO-Math-17k without repeated prompts
 
 
 def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float, shape: Shape) -> Iterator[str]:
-    """The lines of a plan; ValueError for overrides that do not make a run."""
+    """The lines of a plan."""
     s = settings.read(overrides)
-    need = memory.estimate(shape, s, gpu_gb * GB)
+    need, a = memory.estimate(shape, s, gpu_gb * GB), hours.Assumptions()
+    h = hours.estimate(shape, s, need, a)
     yield f"{name} · METHOD={method}: {METHODS[method].what}"
-    yield from _target(name, method)
-    yield from _run(shape, s)
-    yield ""
-    yield from of_memory(need, s, gpu_gb)
-    yield ""
-    yield from _hours(hours.estimate(shape, s, need), hours.Assumptions())
-    yield ""
-    yield "overrides of verl.trainer.main_ppo"
-    yield from (f"  {text}" for text in overrides)
-
-
-def _target(name: str, method: str) -> Iterator[str]:
-    row = paper.best_avg16().get(TABLE_1_NAMES.get(method, ""), {})
-    if name in row:
-        score = row[name]
-        stop = paper.t_stop()[PAPER_NAMES[name]]
-        yield f"the paper's Avg@16 within {stop} steps: " + (paper.COLLAPSE if score is None else f"{score:.2f}")
-
-
-def _run(shape: Shape, s: settings.Settings) -> Iterator[str]:
+    in_paper = {other.lower().replace("-", "_"): other for other in paper.METHODS}.get(method, "")
+    if name in (scores := paper.best_avg16().get(in_paper, {})):
+        reached = paper.COLLAPSE if scores[name] is None else f"{scores[name]:.2f}"
+        yield f"the paper's Avg@16 within {paper.t_stop()[PAPER_NAMES[name]]} steps: {reached}"
     most = s.responses * s.longest
     on_topk = f", at most {most * 130 / 1e9:.1f} GB of top-K a step" if s.estimator == "topk" else ""
     lines = {
@@ -54,10 +38,20 @@ def _run(shape: Shape, s: settings.Settings) -> Iterator[str]:
         "checkpoint": f"{12 * shape.parameters / 1e9:.0f} GB each",
     }
     yield from (f"  {key:14} {value}" for key, value in lines.items())
+    yield ""
+    yield from of_memory(need, s, gpu_gb)
+    yield f"\ntime, estimated: {h.step:.0f} s a step, {h.wall_hours:.0f} h, {h.gpu_hours:,.0f} GPU-hours"
+    parts = {"generation": h.generation, "update": h.update, "other": h.overhead, "a validation": h.validation}
+    yield "  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in parts.items())
+    yield (
+        f"  assuming H100s ({a.flops / 1e12:.0f} TFLOP/s at {a.utilization:.0%}, {a.bandwidth / 1e12:.2f} TB/s at "
+        f"{a.bandwidth_share:.0%}) and responses of {a.mean_response:.0%} of the longest"
+    )
+    yield "\noverrides of verl.trainer.main_ppo"
+    yield from (f"  {text}" for text in overrides)
 
 
 def of_memory(need: memory.Memory, s: settings.Settings, gpu_gb: float) -> Iterator[str]:
-    """The lines about memory."""
     yield f"memory of a GPU in GB, estimated (of {gpu_gb:g})"
     for phase, parts in (("training", need.training), ("rollout", need.rollout)):
         yield f"  {phase:38}{sum(parts.values()) / GB:6.1f}"
@@ -70,50 +64,59 @@ def of_memory(need: memory.Memory, s: settings.Settings, gpu_gb: float) -> Itera
     yield f"  {'fits' if over <= 0 else 'DOES NOT FIT'}: {abs(over):.1f} GB {'to spare' if over <= 0 else 'too much'}"
 
 
-def _hours(h: hours.Hours, a: hours.Assumptions) -> Iterator[str]:
-    yield f"time, estimated: {h.step:.0f} s a step, {h.wall_hours:.0f} h, {h.gpu_hours:,.0f} GPU-hours"
-    parts = {"generation": h.generation, "update": h.update, "other": h.overhead, "a validation": h.validation}
-    yield "  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in parts.items())
-    yield (
-        f"  assuming H100s ({a.flops / 1e12:.0f} TFLOP/s at {a.utilization:.0%}, {a.bandwidth / 1e12:.2f} TB/s at "
-        f"{a.bandwidth_share:.0%}) and responses of {a.mean_response:.0%} of the longest"
-    )
+def plan(how: str, name: str, method: str, *overrides: str) -> int:
+    """Print it, of ``memory`` only that part; 2, and no estimate, when something stands in its way.
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the plan, or with ``--memory`` only its memory; 2, and no estimate, when something stands in its way."""
+    Raises:
+        ValueError: for overrides that do not make a run.
+    """
     began = time.monotonic()
-    short = arguments[0] == "--memory"
-    name, method, *overrides = arguments[1:] if short else arguments
-    try:
-        gpu_gb = float(os.environ.get("GPU_MEMORY_GB", "80"))
-        shape = shape_of(name, str(settings.parse(overrides).get("actor_rollout_ref.model.path", "")))
-        heads = sizes.Heads(shape.heads, shape.kv_heads)
-        found = checks.on_paper(overrides, heads) or settings.problems(settings.read(overrides))
-        if not found:  # what cannot run is not estimated
-            s = settings.read(overrides)
-            few = of_memory(memory.estimate(shape, s, gpu_gb * GB), s, gpu_gb)
-            print("\n".join(few if short else report(name, method, overrides, gpu_gb, shape)), flush=True)
-        if short:
-            return _refuse(found)
+    gpu_gb = float(os.environ.get("GPU_MEMORY_GB", "80"))
+    shape = shape_of(name, str(settings.parse(overrides).get("actor_rollout_ref.model.path", "")))
+    heads = sizes.Heads(shape.heads, shape.kv_heads)
+    found = checks.on_paper(overrides, heads)
+    s = None if found else settings.read(overrides)
+    if s and s.prompts % s.minibatch:  # what a run would survive, but no longer as the paper's
+        remainder = f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}"
+        found = [f"{remainder}: verl fills up with empty rows, which makes updates smaller."]
+    if s and not found:  # what cannot run is not estimated
+        few = of_memory(memory.estimate(shape, s, gpu_gb * GB), s, gpu_gb)
+        print("\n".join(few if how == "memory" else report(name, method, overrides, gpu_gb, shape)), flush=True)
+    if how == "full":
         checked, more = checks.check(overrides, heads)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"\nchecked: {checked}")
-    status = _refuse(list(dict.fromkeys([*found, *more])))  # the two readers share rules
-    print(f"nothing was started ({time.monotonic() - began:.2f} s)")
-    return status
-
-
-def _refuse(problems: Sequence[str]) -> int:
-    """Print them; the exit status that follows."""
-    for problem in problems:
+        print(f"\nchecked: {checked}")
+        found = list(dict.fromkeys([*found, *more]))  # the two readers share rules
+    for problem in found:
         print(f"PROBLEM: {problem}")
-    return 2 if problems else 0
+    if how == "full":
+        print(f"nothing was started ({time.monotonic() - began:.2f} s)")
+    return 2 if found else 0
+
+
+def print_config(overrides: Sequence[str]) -> None:
+    """verl's config as a run would see it, without importing verl."""
+    if not checks.has_verl():
+        sys.exit("config needs verl; plan and overrides do not. Run: pip install '.[gpu]'")
+    from omegaconf import OmegaConf
+
+    from cppo_verl.launch.overrides import OverrideError, compose
+
+    try:
+        config = compose(overrides)
+    except OverrideError as error:
+        sys.exit(str(error))
+    OmegaConf.resolve(config)
+    print(OmegaConf.to_yaml(config), end="")
 
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # plan | head
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1] == "config":
+        print_config(sys.argv[4:])
+        sys.exit()
+    try:
+        sys.exit(plan(*sys.argv[1:]))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-ROLLOUT = "actor_rollout_ref.rollout."
-ACTOR = "actor_rollout_ref.actor."
+from cppo_verl.launch.sizes import ACTOR, ROLLOUT
+
 FSDP = ACTOR + "fsdp_config."
 WORDS = {"true": True, "false": False, "null": None}
 
@@ -44,23 +44,19 @@ class Settings:
         return self.nodes * self.gpus_per_node
 
     @property
-    def responses(self) -> int:
-        """Responses of a step."""
+    def responses(self) -> int:  # of a step
         return self.prompts * self.n
 
     @property
-    def updates(self) -> int:
-        """Optimizer steps of a training step."""
+    def updates(self) -> int:  # of the optimizer in a training step
         return self.prompts // self.minibatch
 
     @property
-    def replicas(self) -> int:
-        """Copies of the rollout engine."""
+    def replicas(self) -> int:  # of the rollout engine
         return self.gpus // self.tensor_parallel
 
     @property
-    def longest(self) -> int:
-        """Most tokens of one sequence."""
+    def longest(self) -> int:  # tokens of one sequence
         return self.prompt_tokens + self.response_tokens
 
 
@@ -96,13 +92,3 @@ def read(overrides: Sequence[str]) -> Settings:
         elif own.default is MISSING:
             raise ValueError(f"a plan needs {key}, which no override sets")
     return Settings(**found)
-
-
-def problems(s: Settings) -> list[str]:
-    """What a run would survive, but no longer as the paper's: beside ``cppo_verl.launch.sizes``."""
-    if s.prompts % s.minibatch == 0:
-        return []
-    return [
-        f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}: verl fills up with empty rows, which "
-        "makes updates smaller."
-    ]

@@ -7,13 +7,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3 decoder. ``experts`` is 0 for a dense model; then ``chosen`` is 1 and ``inner`` the MLP's width.
+    """A Qwen3 decoder, named as in config.json. Counts are of parameters.
 
-    Attributes:
-        hidden, layers, heads, kv_heads, head_dim, vocabulary: as in config.json.
-        inner: width of the MLP, or of one expert.
-        experts, chosen: experts of a layer, and how many of them a token visits.
-        tied: embedding and LM head are one matrix.
+    ``inner`` is the width of the MLP, or of one of ``experts``, of which a token visits ``chosen``; a dense model has 0
+    and 1. ``tied``: embedding and LM head are one matrix.
     """
 
     hidden: int
@@ -28,38 +25,33 @@ class Shape:
     vocabulary: int = 151_936
 
     @property
-    def query(self) -> int:
-        """Width of all query heads."""
+    def query(self) -> int:  # width of all query heads
         return self.heads * self.head_dim
 
     @property
-    def key_value(self) -> int:
-        """Width of all keys, or of all values."""
+    def key_value(self) -> int:  # width of all keys, or of all values
         return self.kv_heads * self.head_dim
 
     @property
-    def embedding(self) -> int:
-        """Parameters of the embedding, and of the LM head where it is another matrix."""
+    def embedding(self) -> int:  # and of the LM head where it is another matrix
         return self.vocabulary * self.hidden
 
     @property
     def layer(self) -> int:
-        """Parameters of one decoder layer."""
         return self.layer_with(max(self.experts, 1))
 
     def layer_with(self, experts: int) -> int:
-        """Parameters of a decoder layer of which ``experts`` MLPs count, with attention, norms and router."""
+        """Of one decoder layer of which ``experts`` MLPs count, with attention, norms and router."""
         attention = 2 * self.hidden * (self.query + self.key_value) + 2 * self.head_dim
         return attention + 2 * self.hidden + self.hidden * self.experts + experts * 3 * self.hidden * self.inner
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
         return self.layers * self.layer + self.embedding * (1 if self.tied else 2) + self.hidden
 
     @property
     def active(self) -> int:
-        """Parameters that take part in a matrix product for one token: chosen experts, LM head, no embedding."""
+        """Those in a matrix product for one token: chosen experts, LM head, no embedding."""
         return self.layers * self.layer_with(self.chosen) + self.embedding
 
     @property
@@ -83,16 +75,13 @@ def shape_of(name: str, model_path: str) -> Shape:
     Raises:
         ValueError: when neither is known.
     """
-    config = Path(model_path).expanduser() / "config.json"
-    if config.is_file():
-        return from_config(json.loads(config.read_text(encoding="utf-8")))
-    if name not in SHAPES:
-        raise ValueError(f"NAME={name!r}: no such model; there are {', '.join(SHAPES)} (or set MODEL_PATH to a folder)")
-    return SHAPES[name]
-
-
-def from_config(config: dict) -> Shape:
-    """The shape that a Hugging Face config.json describes."""
+    file = Path(model_path).expanduser() / "config.json"
+    if not file.is_file():
+        if name not in SHAPES:
+            known = ", ".join(SHAPES)
+            raise ValueError(f"NAME={name!r}: no such model; there are {known} (or set MODEL_PATH to a folder)")
+        return SHAPES[name]
+    config = json.loads(file.read_text(encoding="utf-8"))
     experts = config.get("num_experts") or config.get("num_local_experts") or 0  # transformers 5 renames it
     return Shape(
         hidden=config["hidden_size"],

@@ -73,7 +73,7 @@ DATA_ARGS=(
   reward.custom_reward_function.path="$(quote "$REWARD_FILE")" # verl's math_dapo scorer, bounded in time and memory
   reward.custom_reward_function.name=compute_score
 )
-attention=$(recipe environment "${ATTN:-auto}" "$SP")
+attention=$(recipe checks "${ATTN:-auto}" "$SP")
 MODEL_ARGS=(
   actor_rollout_ref.model.path="$MODEL_PATH"
   actor_rollout_ref.model.enable_gradient_checkpointing=true
@@ -122,13 +122,13 @@ ALL=("${METHOD_ARGS[@]}" "${DATA_ARGS[@]}" "${MODEL_ARGS[@]}" "${ACTOR_ARGS[@]}"
 
 case $mode in
   overrides) printf '%s\n' "${ALL[@]}"; exit ;;
-  plan) recipe plan "$NAME" "$METHOD" "${ALL[@]}"; exit ;;
-  config) recipe compose "${ALL[@]}"; exit ;;
+  plan) recipe plan full "$NAME" "$METHOD" "${ALL[@]}"; exit ;;
+  config) recipe plan config "$NAME" "$METHOD" "${ALL[@]}"; exit ;;
 esac
 for file in "$TRAIN_FILE" "${val_files[@]}"; do
   [[ -f $file ]] || die "no data at $file; run: python -m data_prep.math_data --out $DATA (or set DATA, TRAIN_FILE, VAL_FILES)"
 done
 export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN/tensorboard} WANDB_DIR=${WANDB_DIR:-$RUN}
-recipe plan --memory "$NAME" "$METHOD" "${ALL[@]}"
+recipe plan memory "$NAME" "$METHOD" "${ALL[@]}"
 "$PYTHON" -m cppo_verl.cli.main run ${FRESH:+--fresh} "$RUN" "${ALL[@]}"
 "$PYTHON" -m cppo_verl.cli.main report "$RUN"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas
 
-from benchmarks.pocket.grid import execute, load, trial
+from benchmarks.pocket.grid import GRID, execute, load, trial
 from cppo_verl import atomic
 
 GRIDS = ("grid", "beyond", "staleness")
@@ -35,40 +35,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="of --try (%(default)s)")
     parser.add_argument("--out", type=Path, help="default: the grid's results here, runs/pocket-quick or -try")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this long")
     parser.add_argument("--report-only", action="store_true", help="figures and tables from the runs that are there")
     args = parser.parse_args()
-    grid = load(args.quick, Path(__file__).with_name(f"{args.grid}.yaml"))
-    elsewhere = Path("runs/pocket-try" if args.tried else "runs/pocket-quick")
-    out = args.out or (elsewhere if args.tried or args.quick else RESULTS / args.grid)
+    grid = load(args.quick, GRID.with_name(f"{args.grid}.yaml"))
+    out = args.out or (RESULTS / args.grid if not args.quick else Path("runs/pocket-quick"))
     if args.tried:
+        out = args.out or Path("runs/pocket-try")
         try:
             grid = trial(grid, args.tried, args.seeds)
         except ValueError as error:
             parser.error(str(error))
     if not args.report_only:
-        execute(grid, out, args.processes, args.device, args.minutes)
+        execute(grid, out, args.processes)
     from benchmarks.pocket.report import report
 
     committed = out == RESULTS / args.grid
     claims = report(grid, out, TABLES if committed else out, f"{args.grid}_" if committed else "")
-    if committed:
-        put_into_doc(f"{args.grid} claims", claims)
+    if committed:  # the table goes between its marks, instead of what is there
+        begin, end = f"<!-- {args.grid} claims -->", f"<!-- end of {args.grid} claims -->"
+        before, _, rest = DOC.read_text(encoding="utf-8").partition(begin)
+        atomic.write(DOC, f"{before}{begin}\n{claims}{end}{rest.partition(end)[2]}")
     elif args.tried:
-        print(claims, *(look(out / f"{name}.csv", columns) for name, columns in TRIED.items()), sep="\n")
-
-
-def look(file: Path, columns: list[str]) -> str:
-    """Some columns of a CSV for a terminal."""
-    return pandas.read_csv(file)[columns].to_string(index=False, float_format="{:.3f}".format) + "\n"
-
-
-def put_into_doc(name: str, table: str) -> None:
-    """Put the table between its marks, instead of what is there."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = DOC.read_text(encoding="utf-8").partition(begin)
-    atomic.write(DOC, f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}")
+        print(claims)
+        for name, columns in TRIED.items():
+            table = pandas.read_csv(out / f"{name}.csv")[columns]
+            print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def compare(task: Branch, mu: list[Tensor], pi: list[Tensor], delta: float, delt
     """
     branches, length = task.branches, task.length
     probability, rewards = law(mu, branches), task.rewards()
-    ratio, divergence = [], []
-    for t, (p, q) in enumerate(zip(mu, pi, strict=True)):
-        spread = branches ** (length - t - 1)
-        ratio.append((q / p)[..., :branches].flatten(1).repeat_interleave(spread, 1))
-        divergence.append(full_tv(q.log(), p.log()))
+    divergence = [full_tv(q.log(), p.log()) for p, q in zip(mu, pi, strict=True)]
+    ratio = [
+        (q / p)[..., :branches].flatten(1).repeat_interleave(branches ** (length - t - 1), 1)
+        for t, (p, q) in enumerate(zip(mu, pi, strict=True))
+    ]
     surrogate = (probability * rewards * bound.surrogate_terms(torch.stack(ratio, -1))).sum(-1)
     improvement = ((law(pi, branches) - probability) * rewards).sum(-1)
     reach = [law(mu[:t], branches) if t else torch.ones_like(divergence[0]) for t in range(length)]

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import pandas
 import torch
 import yaml
 
-from benchmarks.pocket import Row
 from cppo_verl import atomic, presets
 
 GRID = Path(__file__).with_name("grid.yaml")
@@ -42,8 +41,7 @@ def load(quick: bool, file: Path = GRID) -> dict[str, Any]:
         for name, own in grid["settings"].items()
     }
     if quick:
-        grid["seeds"], grid["extra_seeds"] = grid["quick"]["seeds"], []
-        grid["plan"] = [{k: grid["quick"][k] for k in ("settings", "rules")}]
+        grid |= {"seeds": grid["quick"]["seeds"], "extra_seeds": [], "plan": [grid["quick"]]}
     return grid
 
 
@@ -72,8 +70,7 @@ def trial(grid: dict[str, Any], tried: list[str], seeds: int) -> dict[str, Any]:
         for name in own
         for other in ("cppo", "dppo")
     ]
-    every = [*grid["seeds"], *grid["extra_seeds"]][:seeds]
-    plan = [{"settings": settings, "rules": "all"}]
+    plan, every = [{"settings": settings, "rules": "all"}], [*grid["seeds"], *grid["extra_seeds"]][:seeds]
     return {**grid, "rules": rules, "seeds": every, "extra_seeds": [], "plan": plan, "claims": claims, "drawn": own}
 
 
@@ -99,27 +96,14 @@ def fingerprint(grid: dict[str, Any], spec: Spec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def summary(curve: list[Row]) -> Row:
-    """A run's line: scores, and means of everything else over its evaluations."""
-    scores = [row["score"] for row in curve[1:]]
-    found: Row = {"start": curve[0]["score"], "best": max(scores), "final": scores[-1]}
-    found |= {"mean": sum(scores) / len(scores), "kept": float(scores[-1] >= max(scores) / 2)}
-    for name in dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score")):
-        values = [row[name] for row in curve[1:] if name in row]
-        found[name] = sum(values) / len(values)
-    return found
-
-
 def read(out: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """A line a run, and a line an evaluation of one; both empty when there is no table."""
     file = out / TABLE
     if not file.exists():
         return pandas.DataFrame(), pandas.DataFrame()
     table = pandas.read_csv(file, dtype={"step": str, "spec": str}, low_memory=False)
-    whole = table.step == RUN
-    return tuple(
-        part.dropna(axis="columns", how="all").reset_index(drop=True) for part in (table[whole], table[~whole])
-    )
+    runs, curves = (table[kind].dropna(axis="columns", how="all") for kind in (table.step == RUN, table.step != RUN))
+    return runs.reset_index(drop=True), curves.reset_index(drop=True)
 
 
 def write(out: Path, runs: pandas.DataFrame, curves: pandas.DataFrame) -> None:
@@ -128,8 +112,8 @@ def write(out: Path, runs: pandas.DataFrame, curves: pandas.DataFrame) -> None:
     atomic.write(out / TABLE, gzip.compress(text.encode(), mtime=0))
 
 
-def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minutes: float) -> None:
-    """Run what ``out`` does not hold yet; nothing new is begun after ``minutes``.
+def execute(grid: dict[str, Any], out: Path, processes: int) -> None:
+    """Run what ``out`` does not hold yet.
 
     Raises:
         ValueError: ``out`` holds runs of another grid.
@@ -141,31 +125,32 @@ def execute(grid: dict[str, Any], out: Path, processes: int, device: str, minute
     if changed:
         raise ValueError(f"{out} has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out")
     todo = [s for s in specs(grid) if s not in done]
-    if not todo:
-        return
-    written = -SECONDS_BETWEEN_WRITES  # the first run at once
-    start, context = time.monotonic(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
-        futures: dict[Future, Spec] = {}
-        for s in todo:
-            given = grid["settings"][s.setting], grid["rules"][s.rule], s.seed, out / "warm", device
-            futures[pool.submit(_timed, *given)] = s
+    began, written = time.monotonic(), -SECONDS_BETWEEN_WRITES  # the first run is written at once
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_worker) as pool:
+        futures = {
+            pool.submit(_timed, grid["settings"][s.setting], grid["rules"][s.rule], s.seed, out): s for s in todo
+        }
         for count, future in enumerate(as_completed(futures), 1):
-            if future.cancelled():
-                continue
             s, (curve, seconds) = futures[future], future.result()
-            whole = {"step": RUN, "spec": fingerprint(grid, s), "seconds": seconds}
-            runs.append({**s._asdict(), **whole, **summary(curve)})
+            runs.append({**s._asdict(), "step": RUN, "spec": fingerprint(grid, s), "seconds": seconds, **_whole(curve)})
             curves += [{**s._asdict(), **row} for row in curve]
-            spent = time.monotonic() - start
-            if spent - written > SECONDS_BETWEEN_WRITES:
+            spent = time.monotonic() - began
+            if spent - written > SECONDS_BETWEEN_WRITES or count == len(todo):
                 write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
                 written = spent
             left = spent / count * (len(todo) - count) / 60
             print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
-            if spent > 60 * minutes:
-                pool.shutdown(wait=False, cancel_futures=True)
-    write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
+
+
+def _whole(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run's line: scores, and means of everything else over its evaluations."""
+    scores = [row["score"] for row in curve[1:]]
+    found = {"start": curve[0]["score"], "best": max(scores), "final": scores[-1]}
+    found |= {"mean": sum(scores) / len(scores), "kept": float(scores[-1] >= max(scores) / 2)}
+    for name in dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score")):
+        values = [row[name] for row in curve[1:] if name in row]
+        found[name] = sum(values) / len(values)
+    return found
 
 
 def _begin_worker() -> None:
@@ -175,9 +160,8 @@ def _begin_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _timed(setting: Row, rule: Row, seed: int, cache: Path, device: str) -> tuple[list[Row], float]:
+def _timed(setting: dict[str, Any], rule: dict[str, Any], seed: int, out: Path) -> tuple[list[dict[str, Any]], float]:
     from benchmarks.pocket.train import run  # and with it verl, which the process that hands out runs does not need
 
-    begin = time.process_time()
-    curve = run(setting, rule, seed, cache, device)
-    return curve, time.process_time() - begin
+    began = time.process_time()
+    return run(setting, rule, seed, out / "warm"), time.process_time() - began

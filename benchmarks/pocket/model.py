@@ -1,4 +1,4 @@
-"""A tiny causal transformer, batched sampling with a KV cache, and the perturbed copy that plays the rollout engine."""
+"""A tiny causal transformer, batched sampling from it, and the perturbed copy that plays the rollout engine."""
 
 import copy
 import math
@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class Cache:
-    """Keys and values of every layer, (batch, heads, capacity, width), filled up to ``length``."""
-
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, width: int, device: torch.device):
-        shape = (layers, batch, heads, capacity, width)
-        self.keys, self.values = torch.empty(shape, device=device), torch.empty(shape, device=device)
-        self.length = 0
+Past = tuple[Tensor, Tensor]  # keys and values of earlier tokens, (batch, heads, length, width of a head)
 
 
 class Block(nn.Module):
@@ -28,18 +21,16 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        """(batch, length, width) -> the same; with a cache, x are the tokens that follow it."""
+    def forward(self, x: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """x (batch, length, width) -> the same, and keys and values with those of x behind the ``past``."""
         batch, length, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if cache is not None:
-            start, end = cache.length, cache.length + length
-            cache.keys[layer, :, :, start:end], cache.values[layer, :, :, start:end] = k, v
-            k, v = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(F.gelu(self.up(self.norm2(x)))), (k, v)
 
 
 class Transformer(nn.Module):
@@ -47,7 +38,6 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, capacity: int, width: int = 64, layers: int = 2, heads: int = 4):
         super().__init__()
-        self.heads, self.capacity = heads, capacity
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(capacity, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
@@ -55,21 +45,14 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.6 / math.sqrt(width))
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (batch, length, vocabulary) of tokens (batch, length); more than one only into an empty cache."""
-        start = cache.length if cache else 0
+    def forward(self, tokens: Tensor, past: list[Past] | None = None) -> tuple[Tensor, list[Past]]:
+        """Logits (batch, length, vocabulary), and each layer's keys and values; with a ``past`` of one token."""
+        start, kept = past[0][0].shape[2] if past else 0, []
         x = self.tokens(tokens) + self.positions.weight[start : start + tokens.shape[1]]
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
-        if cache is not None:
-            cache.length += tokens.shape[1]
-        return self.head(self.norm(x))
-
-    def new_cache(self, batch: int) -> Cache:
-        """An empty cache for ``batch`` sequences."""
-        weight = self.tokens.weight
-        width = weight.shape[1] // self.heads
-        return Cache(len(self.blocks), batch, self.heads, self.capacity, width, weight.device)
+            x, own = block(x, past[layer] if past else None)
+            kept.append(own)
+        return self.head(self.norm(x)), kept
 
 
 class Rollout(NamedTuple):
@@ -88,43 +71,30 @@ def sample(model: Transformer, prompts: Tensor, length: int, seed: int, temperat
             quite the law it was given; ``log_mu`` is the law really used.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch, device = prompts.shape[0], prompts.device
-    uniforms = torch.rand(length, batch, 1, generator=generator).to(device)
-    scale = torch.exp(temperature_noise * torch.randn(length, batch, 1, generator=generator)).to(device)
-    cache, tokens, laws = model.new_cache(batch), [], []
-    logits = model(prompts, cache)[:, -1]
+    uniforms = torch.rand(length, len(prompts), 1, generator=generator)
+    scale = torch.exp(temperature_noise * torch.randn(length, len(prompts), 1, generator=generator))
+    token, past, tokens, laws = prompts, None, [], []
     for t in range(length):
-        law = torch.log_softmax(logits / scale[t], -1)
+        logits, past = model(token, past)
+        law = torch.log_softmax(logits[:, -1] / scale[t], -1)
         token = (law.exp().cumsum(-1) < uniforms[t]).sum(-1, keepdim=True).clamp_max(law.shape[-1] - 1)
         tokens.append(token)
         laws.append(law)
-        if t + 1 < length:
-            logits = model(token, cache)[:, -1]
     return Rollout(torch.cat(tokens, -1), torch.stack(laws, 1))
 
 
 def response_log_law(model: Transformer, prompts: Tensor, tokens: Tensor) -> Tensor:
     """log pi(.|s_t) at every response position, (batch, length, vocabulary), differentiable."""
-    logits = model(torch.cat([prompts, tokens[:, :-1]], 1))
+    logits, _ = model(torch.cat([prompts, tokens[:, :-1]], 1))
     return torch.log_softmax(logits[:, prompts.shape[1] - 1 :], -1)
 
 
 def rollout_engine(model: Transformer, precision: str) -> Transformer:
-    """A copy with weights rounded to bf16 or to int8 / int4 (symmetric, a scale a row), or ``exact``.
-
-    Raises:
-        ValueError: for another precision.
-    """
+    """A copy: ``exact``, or with weights rounded to ``int8`` or ``int4`` (symmetric, a scale a row)."""
     engine = copy.deepcopy(model).requires_grad_(False)
-    if precision == "exact":
-        return engine
-    for parameter in engine.parameters():
-        if precision == "bf16":
-            parameter.copy_(parameter.bfloat16().float())
-        elif precision in ("int8", "int4"):
-            largest = 127 if precision == "int8" else 7
+    if precision != "exact":
+        largest = {"int8": 127, "int4": 7}[precision]
+        for parameter in engine.parameters():
             scale = parameter.abs().amax(-1, keepdim=True).clamp_min(1e-12) / largest
             parameter.copy_((parameter / scale).round() * scale)
-        else:
-            raise ValueError(f"precision={precision!r} is not one of exact, bf16, int8, int4")
     return engine

@@ -1,8 +1,7 @@
-"""Two seeded verifiable tasks in which an early token decides what follows.
+"""Two seeded verifiable tasks in which an early token decides what follows, with responses of one fixed length.
 
 ``Trace``: run a register machine step by step; only the last result is rewarded, so that one wrong step spoils all
 later ones. ``Branch``: a tree small enough that J and every divergence are sums over all sequences.
-Both have responses of one fixed length.
 """
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from benchmarks.pocket.model import Transformer, response_log_law
 
-Demonstrations = tuple[Tensor, Tensor]
-
 
 class Trace:
     """Two registers modulo ``base``; the prompt is (a, b, operations), the response (operation, a, b, ;) a step.
 
-    Operations: 0 a += b, 1 b += a, 2 swap, 3 a = 2a + 1. Reward 1 for the right final a, else 0.
+    Operations: 0 a += b, 1 b += a, 2 swap, 3 a = 2a + 1. Reward 1 for the right final a, else 0. Demonstrations have
+    ``errors`` random slips a response on average, each carried on from.
     """
 
     def __init__(self, operations: int, base: int = 7, errors: float = 1.5, seed: int = 0):
@@ -46,10 +44,8 @@ class Trace:
         """(count,) 0 or 1."""
         return (self.trace(prompts)[:, -3] == tokens[:, -3]).float()
 
-    def demonstrations(self, count: int, generator: torch.Generator) -> Demonstrations:
-        """Prompts and traces with ``errors`` random slips a response on average, each carried on from."""
-        prompts = self.prompts(count, generator)
-        shape = (count, self.operations)
+    def demonstrations(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        prompts, shape = self.prompts(count, generator), (count, self.operations)
         wrong = torch.rand(shape, generator=generator) < self.errors / self.operations
         return prompts, self.trace(prompts, wrong * torch.randint(1, self.base, shape, generator=generator))
 
@@ -58,7 +54,8 @@ class Branch:
     """``contexts`` prompts of one token; the first response token picks a branch, the rest must follow its path.
 
     R = value of the branch times the share of later tokens before the first wrong one, in [0, 1]. What is right at a
-    step depends on context, branch, step and the token before; values and paths are drawn from the seed.
+    step depends on context, branch, step and the token before; values and paths are drawn from the seed. Demonstrations
+    are uniformly random over the branch symbols.
     """
 
     def __init__(self, length: int = 8, branches: int = 3, contexts: int = 4, seed: int = 0):
@@ -69,6 +66,7 @@ class Branch:
         self.values = torch.linspace(1.0, 0.5, branches)[order]
         shape = (contexts, branches, length - 1, branches)
         self.right = torch.randint(branches, shape, generator=generator)
+        self.every_prompt = torch.arange(contexts).unsqueeze(1) + branches
 
     def prompts(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, 1) int64."""
@@ -77,18 +75,12 @@ class Branch:
     def reward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
         """(count,) in [0, 1]; 0 for a response with a token that is no branch symbol."""
         context, inside = prompts[:, 0] - self.branches, tokens.clamp_max(self.branches - 1)
-        branch, steps = inside[:, :1], torch.arange(self.length - 1, device=tokens.device)
-        right = self.right.to(tokens.device)[context.unsqueeze(1), branch, steps, inside[:, :-1]]
+        right = self.right[context.unsqueeze(1), inside[:, :1], torch.arange(self.length - 1), inside[:, :-1]]
         correct = (right == tokens[:, 1:]).cumprod(-1).float().mean(-1) * (tokens == inside).all(-1)
-        return self.values.to(tokens.device)[context, branch[:, 0]] * correct
+        return self.values[context, inside[:, 0]] * correct
 
-    def demonstrations(self, count: int, generator: torch.Generator) -> Demonstrations:
-        """Prompts and uniformly random responses over the branch symbols."""
+    def demonstrations(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.prompts(count, generator), torch.randint(self.branches, (count, self.length), generator=generator)
-
-    def every_prompt(self) -> Tensor:
-        """(contexts, 1)."""
-        return torch.arange(self.contexts).unsqueeze(1) + self.branches
 
     def every_response(self, length: int) -> Tensor:
         """All sequences of branch symbols, (branches ** length, length), numbered in that base."""
@@ -97,20 +89,15 @@ class Branch:
 
     def rewards(self) -> Tensor:
         """R of every context and response, (contexts, branches ** length) float64."""
-        prompts, responses = self.every_prompt(), self.every_response(self.length)
-        rows = [self.reward(p.expand(len(responses), 1), responses) for p in prompts]
-        return torch.stack(rows).double()
+        responses = self.every_response(self.length)
+        return torch.stack([self.reward(p.expand(len(responses), 1), responses) for p in self.every_prompt]).double()
 
     @torch.no_grad()
     def tables(self, model: Transformer) -> list[Tensor]:
         """The policy's law at every prefix: length tensors (contexts, branches ** t, vocabulary) float64."""
-        device = next(model.parameters()).device
         prefixes = self.every_response(self.length - 1)
-        prompts = self.every_prompt().repeat_interleave(len(prefixes), 0)
+        prompts = self.every_prompt.repeat_interleave(len(prefixes), 0)
         padded = torch.cat([prefixes, prefixes[:, :1]], 1).repeat(self.contexts, 1)  # the last token is not read
-        law = response_log_law(model, prompts.to(device), padded.to(device)).double().cpu().softmax(-1)
+        law = response_log_law(model, prompts, padded).double().softmax(-1)
         law = law.view(self.contexts, len(prefixes), self.length, -1)
         return [law[:, :: self.branches ** (self.length - 1 - t), t] for t in range(self.length)]
-
-
-TASKS = {"trace": Trace, "branch": Branch}

@@ -3,23 +3,26 @@
 import fcntl
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.pocket import BINS, Row, exact, losses
+from benchmarks.pocket import exact, losses
 from benchmarks.pocket.model import Transformer, response_log_law, rollout_engine, sample
-from benchmarks.pocket.tasks import TASKS, Branch, Trace
+from benchmarks.pocket.tasks import Branch, Trace
 from cppo_verl import atomic
 from cppo_verl.trust_region.bound import certificate
 from cppo_verl.trust_region.divergence import full_tv
 from cppo_verl.trust_region.schedule import linear_weights
 from cppo_verl.trust_region.thresholds import next_scale
 
+TASKS = {"trace": Trace, "branch": Branch}
+BINS = 8  # parts of a response in the curves by position
 REFERENCE = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8}  # the paper's thresholds: every rule is measured by them
 LOGGED = ("masked_share", "masked_share_token_threshold", "masked_share_prefix_budget", "masked_share_positive")
 LOGGED += ("prefix_average", "effective_delta_b", "ratio_capped_share")
+Row = dict[str, Any]  # a line of the table
 
 
 def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Transformer:
@@ -34,14 +37,14 @@ def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Tr
     with file.with_suffix(".lock").open("w") as lock:  # the first process trains, the others wait for its file
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
-            imitate(model, task, steps, rate, seed)
+            _imitate(model, task, steps, rate, seed)
             with atomic.replacing(file) as part:
                 torch.save(model.state_dict(), part)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model
 
 
-def imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, seed: int) -> None:
+def _imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, seed: int) -> None:
     """Supervised steps on the task's demonstrations; the rate rises over 50 steps and falls to 0 in the second half."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
@@ -55,88 +58,61 @@ def imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, s
         optimizer.step()
 
 
-class Batch(NamedTuple):
-    """What an engine sampled: all (responses, ...), with the log-law mu of each token, and the mean reward."""
-
-    prompts: torch.Tensor
-    tokens: torch.Tensor
-    log_mu: torch.Tensor
-    advantages: torch.Tensor
-    reward: float
-
-
-def run(setting: Row, rule: Row, seed: int, cache: Path, device: str = "cpu") -> list[Row]:
+def run(setting: Row, rule: Row, seed: int, cache: Path) -> list[Row]:
     """Rows of the learning curve, one an evaluation; the first is before training and has scores alone.
 
     The order of prompts, the uniforms that samples are drawn with, and the warm start depend on setting and seed only.
     """
     task = TASKS[setting["task"]](**setting.get("options", {}), seed=seed)
-    model = warm_start(setting, task, seed, cache).to(device)
+    model = warm_start(setting, task, seed, cache)
     loss_of = losses.policy_loss(rule, task.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=setting["lr"], weight_decay=0.0)
-    engine_of = setting.get("engine", "exact")
-    engines = deque([rollout_engine(model, engine_of)], maxlen=setting.get("staleness", 0) + 1)
+    precision, noise = setting.get("engine", "exact"), setting.get("temperature_noise", 0.0)
+    engines = deque([rollout_engine(model, precision)], maxlen=setting.get("staleness", 0) + 1)
     order = torch.Generator().manual_seed(seed)
     scale, target = 1.0, rule.get("budget_target")
     rows: list[Row] = [{"step": 0, "score": score(task, model)}]
     for step in range(1, setting["steps"] + 1):
         mu = engines[0]
-        batch = sampled(setting, task, mu, order, seed * 100_003 + step, device)
-        sums, drift = update(setting, rule, model, optimizer, batch, loss_of, step, scale)
+        prompts = task.prompts(setting["prompts"], order).repeat_interleave(setting["group"], 0)
+        tokens, log_mu = sample(mu, prompts, task.length, seed * 100_003 + step, noise)
+        rewards = task.reward(prompts, tokens)
+        advantages = losses.advantages_of(rewards, setting["group"], task.length)
+        anchor, weights = log_mu, None
+        if rule.get("anchor") == "proximal":
+            with torch.no_grad():
+                anchor = response_log_law(model, prompts, tokens)
+            weights = losses.carried(anchor, log_mu, tokens)
+        active = advantages[:, 0].nonzero().flatten()
+        active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step))]
+        sums, drift = [], []
+        for part in active.tensor_split(setting["updates"]) if len(active) else ():
+            if not len(part):
+                continue
+            log_pi = response_log_law(model, prompts[part], tokens[part])
+            own = None if weights is None else weights[part]
+            loss, found = loss_of(log_pi, anchor[part], tokens[part], advantages[part], own, scale)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            sums.append(found)
+            drift.append(full_tv(log_pi.detach(), log_mu[part]))
         if step % setting["evaluate_every"] == 0 or step == setting["steps"]:
-            row = {"step": step, "score": score(task, model), "reward": batch.reward}
+            row = {"step": step, "score": score(task, model), "reward": float(rewards.mean())}
             if sums:
-                row |= {name: value for name, value in losses.means(sums).items() if name in LOGGED} | moved(drift)
+                row |= {name: value for name, value in losses.means(sums).items() if name in LOGGED} | _moved(drift)
                 row |= {} if target is None else {"threshold_scale": scale}
             if isinstance(task, Branch):
                 row |= exact.compare(task, task.tables(mu), task.tables(model), **REFERENCE)
             rows.append(row)
         if target is not None and sums:
             scale = next_scale(scale, losses.means(sums)["masked_share"], target)
-        engines.append(rollout_engine(model, engine_of))
+        engines.append(rollout_engine(model, precision))
     return rows
 
 
-def sampled(
-    setting: Row, task: Trace | Branch, mu: Transformer, order: torch.Generator, seed: int, device: str
-) -> Batch:
-    """Groups of responses to the next prompts."""
-    prompts = task.prompts(setting["prompts"], order).repeat_interleave(setting["group"], 0).to(device)
-    tokens, log_mu = sample(mu, prompts, task.length, seed, setting.get("temperature_noise", 0.0))
-    rewards = task.reward(prompts.cpu(), tokens.cpu()).to(device)
-    groups = [i // setting["group"] for i in range(len(prompts))]
-    return Batch(prompts, tokens, log_mu, losses.advantages_of(rewards, groups, task.length), float(rewards.mean()))
-
-
-def update(
-    setting: Row, rule: Row, model: Transformer, optimizer, batch: Batch, loss_of: losses.Loss, step: int, scale: float
-) -> tuple[list, list[torch.Tensor]]:
-    """The updates of a batch; of each the loss's sums and the TV of the policy from mu, both of what it trained on."""
-    prompts, tokens, log_mu, advantages, _ = batch
-    active = advantages[:, 0].nonzero().flatten()
-    active = active[torch.randperm(len(active), generator=torch.Generator().manual_seed(step)).to(active.device)]
-    anchor, weights = log_mu, None
-    if rule.get("anchor") == "proximal":
-        with torch.no_grad():
-            anchor = response_log_law(model, prompts, tokens)
-        weights = losses.carried(anchor, log_mu, tokens)
-    sums, drift = [], []
-    for rows in active.tensor_split(setting["updates"]):
-        if len(rows) == 0:
-            continue
-        log_pi = response_log_law(model, prompts[rows], tokens[rows])
-        carried = None if weights is None else weights[rows]
-        loss, found = loss_of(log_pi, anchor[rows], tokens[rows], advantages[rows], carried, scale)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        sums.append(found)
-        drift.append(full_tv(log_pi.detach(), log_mu[rows]))
-    return sums, drift
-
-
-def moved(drift: list[torch.Tensor]) -> Row:
+def _moved(drift: list[torch.Tensor]) -> Row:
     """Full-vocabulary TV of the trained policy from the rollout: a step's mean, its first and last update, by position.
 
     ``bound_usage`` is the certificate's realised sum over Theorem 1's residual at the paper's thresholds, after all
@@ -144,20 +120,17 @@ def moved(drift: list[torch.Tensor]) -> Row:
     """
     together, last = torch.cat(drift), drift[-1]
     mask = torch.ones_like(last, dtype=torch.bool)
-    usage = certificate(
-        last, linear_weights(mask, REFERENCE["w_min"], last.dtype), mask, REFERENCE["delta"], REFERENCE["delta_b"]
-    )
-    found = {"tv": together.mean(), "tv_first": drift[0].mean(), "tv_last": last.mean(), "bound_usage": usage.ratio}
+    weights = linear_weights(mask, REFERENCE["w_min"], last.dtype)
+    usage = certificate(last, weights, mask, REFERENCE["delta"], REFERENCE["delta_b"]).ratio
+    found = {"tv": together.mean(), "tv_first": drift[0].mean(), "tv_last": last.mean(), "bound_usage": usage}
     found |= {f"tv_bin{i}": part.mean() for i, part in enumerate(together.tensor_split(BINS, -1)) if part.numel()}
     return {name: float(value) for name, value in found.items()}
 
 
 @torch.no_grad()
-def score(task: Trace | Branch, model: Transformer, prompts: int = 256) -> float:
-    """Exact J for the branching task; else the mean reward of one sample a prompt, on prompts fixed once for all."""
+def score(task: Trace | Branch, model: Transformer) -> float:
+    """Exact J for the branching task; else the mean reward of one sample on each of 256 prompts fixed once for all."""
     if isinstance(task, Branch):
         return exact.expected_reward(task, task.tables(model))
-    device = next(model.parameters()).device
-    asked = task.prompts(prompts, torch.Generator().manual_seed(999))
-    tokens = sample(model, asked.to(device), task.length, 999).tokens
-    return float(task.reward(asked, tokens.cpu()).mean())
+    asked = task.prompts(256, torch.Generator().manual_seed(999))
+    return float(task.reward(asked, sample(model, asked, task.length, 999).tokens).mean())

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,13 @@ class CheckpointError(UserError):
 def fault(folder: Path, kinds: Collection[str] = KINDS) -> str | None:
     """Why a ``global_step_N`` folder cannot be resumed from; None for a whole one.
 
-    Archives are opened, not read through: a write that was cut off is found, a flipped bit is not.
-
-    Args:
-        kinds: of shards that the run reads when it resumes.
+    ``kinds`` are those of shards that the run reads. Archives are opened, not read through: a write that was cut off is
+    found, a flipped bit is not.
     """
-    sharded = [part for part in ("actor", "critic") if (folder / part).is_dir()]
-    if "actor" not in sharded:
+    if not (folder / "actor").is_dir():
         return "has no folder actor"
-    for part in sharded:
-        problem = next(_shard_faults(folder / part, kinds), None)
+    for part in ("actor", "critic"):
+        problem = _part_fault(folder / part, kinds) if (folder / part).is_dir() else None
         if problem:
             return f"{part}/{problem}"
     return _archive_fault(folder / SEAL) or _queue_fault(folder)
@@ -56,18 +53,27 @@ def _queue_fault(folder: Path) -> str | None:
     return f"{QUEUE} is missing" if mode != "sync" and not (folder / QUEUE).is_dir() else None
 
 
-def _shard_faults(folder: Path, kinds: Collection[str]) -> Iterator[str]:
-    ranks = ranks_of(folder)
+def _part_fault(part: Path, kinds: Collection[str]) -> str | None:
+    ranks = ranks_of(part)
     if ranks is None:
-        yield "fsdp_config.json is missing or cut off"
-        return
+        return "fsdp_config.json is missing or cut off"
     for kind in kinds:
         for rank in range(ranks):
-            problem = _archive_fault(folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
-            if problem:
-                yield problem
-    if _read(folder / "huggingface" / "config.json") is None:
-        yield "huggingface/config.json is missing or cut off"
+            if problem := _archive_fault(part / f"{kind}_world_size_{ranks}_rank_{rank}.pt"):
+                return problem
+    whole = _read(part / "huggingface" / "config.json") is not None
+    return None if whole else "huggingface/config.json is missing or cut off"
+
+
+def _archive_fault(path: Path) -> str | None:
+    """torch.save writes a zip archive, whose directory of contents comes last."""
+    try:
+        with zipfile.ZipFile(path):
+            return None
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (zipfile.BadZipFile, OSError):
+        return f"{path.name} is cut off"
 
 
 def ranks_of(part: Path) -> int | None:
@@ -83,17 +89,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _archive_fault(path: Path) -> str | None:
-    """torch.save writes a zip archive, whose directory of contents comes last."""
-    try:
-        with zipfile.ZipFile(path):
-            return None
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except (zipfile.BadZipFile, OSError):
-        return f"{path.name} is cut off"
 
 
 def is_foreign(folder: Path) -> bool:
@@ -126,11 +121,8 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     """Make verl's pointer name a whole checkpoint, before verl follows it.
 
     The pointer stands if its checkpoint is whole and none was finished after it was written, so that pointing at an
-    older checkpoint by hand works. Else it is moved to the newest whole one.
-
-    Args:
-        ranks: of the run; None where they are not known.
-        kinds: of shards that the run reads.
+    older checkpoint by hand works. Else it is moved to the newest whole one. ``ranks`` are the run's, None where they
+    are not known; ``kinds`` those of shards that it reads.
 
     Returns:
         The step that verl will resume from, None for a start from step 0 or where the checkpoints are not FSDP's; and
@@ -139,12 +131,11 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     Raises:
         CheckpointError: there is a pointer, and no whole checkpoint; or the chosen one is of another number of ranks.
     """
-    folders = steps(root)
-    if any(is_foreign(folder) for folder in folders.values()):
+    folders, pointed, has_pointer = steps(root), pointed_at(root), (root / POINTER).exists()
+    if any(map(is_foreign, folders.values())):
         return None, []
     faults = {step: why for step, folder in folders.items() if (why := fault(folder, kinds))}
     whole = [step for step in folders if step not in faults]
-    pointed, has_pointer = pointed_at(root), (root / POINTER).exists()
     if not whole and has_pointer:
         listed = "".join(f"\n  - {folders[step]} is not whole: {why}" for step, why in faults.items())
         raise CheckpointError(
@@ -154,15 +145,22 @@ def settle(root: Path, ranks: int | None = None, kinds: Collection[str] = KINDS)
     chosen = _choose(root, folders, whole, pointed) if whole else None
     if chosen is not None:
         _require_ranks(folders[chosen], ranks)
-    origin = chosen or 0
-    notes = [f"{folders[step].name} is not whole ({why}), left aside" for step, why in faults.items() if step > origin]
+    later = [step for step in faults if step > (chosen or 0)]
+    notes = [f"{folders[step].name} is not whole ({faults[step]}), left aside" for step in later]
     for step in faults:
         unseal(folders[step])
     if chosen is not None and chosen != pointed:
         named = f"named step {pointed}" if has_pointer else "was missing"
         notes.append(f"{POINTER} {named}; resuming from step {chosen}, the newest whole checkpoint")
-        point_at(root, chosen)
+        atomic.write(root / POINTER, str(chosen))
     return chosen, notes
+
+
+def _choose(root: Path, folders: dict[int, Path], whole: list[int], pointed: int | None) -> int:
+    if pointed not in whole:
+        return max(whole)
+    written = (root / POINTER).stat().st_mtime_ns
+    return max(s for s in whole if s == pointed or (folders[s] / SEAL).stat().st_mtime_ns > written and s > pointed)
 
 
 def require(named: str, ranks: int | None = None, kinds: Collection[str] = KINDS) -> None:
@@ -176,36 +174,19 @@ def require(named: str, ranks: int | None = None, kinds: Collection[str] = KINDS
     folder = Path(named)
     if is_foreign(folder):
         return
-    problem = fault(folder, kinds)
-    if problem:
+    if problem := fault(folder, kinds):
         raise CheckpointError(f"trainer.resume_from_path={named} is not whole: {problem}. Name another.")
     _require_ranks(folder, ranks)
 
 
 def _require_ranks(folder: Path, ranks: int | None) -> None:
-    """verl reads a shard for each rank of the run.
-
-    Raises:
-        CheckpointError: other ranks wrote the checkpoint.
-    """
+    """verl reads a shard for each rank of the run."""
     wrote = ranks_of(folder / "actor")
     if ranks is not None and wrote != ranks:
         raise CheckpointError(
             f"{folder} was written by {wrote} ranks, and this run has {ranks} (trainer.nnodes x trainer.n_gpus_per_node"
             f"): verl resumes with as many only. Set them to {wrote} in all, or start over with --fresh."
         )
-
-
-def _choose(root: Path, folders: Mapping[int, Path], whole: list[int], pointed: int | None) -> int:
-    if pointed not in whole:
-        return max(whole)
-    written = (root / POINTER).stat().st_mtime_ns
-    return max(s for s in whole if s == pointed or (folders[s] / SEAL).stat().st_mtime_ns > written and s > pointed)
-
-
-def point_at(root: Path, step: int) -> None:
-    """Write verl's pointer, whole or not at all."""
-    atomic.write(root / POINTER, str(step))
 
 
 def unseal(folder: Path) -> None:
@@ -229,10 +210,9 @@ def recover_record(root: Path, step: int, logs: Path, started: str) -> Path | No
 
 def _logs_training_of(step: int, path: Path) -> bool:
     """Whether a log holds the training record of ``step`` (validation before training repeats the step alone)."""
-    head = b'{"step":%d,' % step
     with path.open("rb") as log:
         for line in log:
-            if line.startswith(head):
+            if line.startswith(b'{"step":%d,' % step):
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # torn, or of somebody else
                     if any(not name.startswith("val-") for name in json.loads(line)["data"]):
                         return True

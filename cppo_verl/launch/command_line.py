@@ -3,7 +3,7 @@
 ``integration.checks`` looks at the whole composed config afterwards; this only says the same earlier.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,40 @@ def problems(overrides: Sequence[str], heads: sizes.Heads | None = None, own_con
     return [*_knob_problems(preset, values, search_path), *sizes.problems(values, heads)]
 
 
-def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence[str]) -> Iterator[str]:
+def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence[str]) -> Iterable[str]:
     folders = presets.folders_of(search_path)
-    if presets.find(preset, folders) is None:
-        if len(folders) == len(search_path):  # only Hydra can look into packages
-            yield f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names(folders))}."
-        return
-    wrong = presets.problems(preset, folders)
-    if wrong:
-        yield from wrong
-        return
-    chosen = presets.section(preset, folders, KEY_PREFIX)
-    prefix = KEY_PREFIX + "."
-    chosen |= {key.removeprefix(prefix): values[key] for key in values if key.startswith(prefix)}
+    if presets.find(preset, folders) is None:  # and where the search path names packages, only Hydra can look there
+        return [unknown(preset, folders)] if len(folders) == len(search_path) else []
+    if wrong := presets.problems(preset, folders):
+        return wrong
+    chosen = presets.section(preset, folders, KEY_PREFIX) | own_knobs(values)
     kind: type[TrustRegionKnobs] = TrustRegionKnobs
     if presets.is_from_outside(preset, folders) or chosen.get("rule_module"):
         try:
             kind = _bring(chosen, folders)
         except KnobError as error:
-            yield str(error)
-            return
+            return [str(error)]
+    return out_of_range(chosen, kind)
+
+
+def unknown(preset: str, folders: Sequence[Path] = ()) -> str:
+    """The sentence for a preset that is not there."""
+    return f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names(folders))}."
+
+
+def own_knobs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of Hydra keys and values, the knobs by their names."""
+    prefix = KEY_PREFIX + "."
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def out_of_range(chosen: Mapping[str, Any], kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> Iterable[str]:
+    """One sentence for each knob that is wrong; interpolations are not looked at."""
     knobs = kind()
     for name in knob_names(kind):
         if name in chosen and "${" not in str(chosen[name]):
             setattr(knobs, name, chosen[name])
-    yield from knob_problems(knobs)
+    return knob_problems(knobs)
 
 
 def _bring(chosen: Mapping[str, Any], folders: Sequence[Path]) -> type[TrustRegionKnobs]:

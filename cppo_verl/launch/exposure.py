@@ -20,37 +20,19 @@ SOCKET, LONGEST = "session_2026-01-01_00-00-00_000000_1000000/sockets/plasma_sto
 def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
     """Address of the Ray cluster that ``ray.init`` would join; None where it starts a Ray of its own.
 
-    As Ray does: the address of the config, RAY_ADDRESS, then the file that ``ray start`` leaves in Ray's folder.
-
-    Args:
-        ray_init: the config's ``ray_kwargs.ray_init``.
+    As Ray does: the address of the config's ``ray_kwargs.ray_init``, RAY_ADDRESS, then the file that ``ray start``
+    leaves in Ray's folder.
 
     Raises:
         UserError: the file cannot be read: somebody else's.
     """
+    open_still = (None, "", "auto")
     address = ray_init.get("address")
-    if address in (None, "", "auto"):
+    if address in open_still:
         address = environment.get("RAY_ADDRESS") or address
-    if address in (None, "", "auto"):
-        address = _noted(ray_init, environment) or address
+    if address in open_still:
+        address = _noted(_folder(ray_init, environment) / "ray_current_cluster") or address
     return None if address in (None, "", "local") else address
-
-
-def require_answer(address: str) -> None:
-    """For a cluster that would be joined.
-
-    Raises:
-        UserError: nobody listens there, as where a cluster ended and its note stayed.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise UserError(
-                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
-                "own, or start the cluster (run_scripts/start_ray.sh)."
-            ) from None
 
 
 def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
@@ -58,8 +40,7 @@ def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path
     return Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray"))
 
 
-def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
-    file = _folder(ray_init, environment) / "ray_current_cluster"
+def _noted(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
@@ -71,20 +52,26 @@ def _noted(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str:
         ) from None
 
 
-def require_short_folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """For a Ray of the run's own, whose sockets lie in its folder.
+def require_answer(address: str) -> None:
+    """Raises UserError where nobody listens at a cluster's address: it ended, and its note stayed."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
+                "own, or start the cluster (run_scripts/start_ray.sh)."
+            ) from None
 
-    Raises:
-        UserError: their paths would be longer than a socket's may be.
-    """
+
+def require_short_folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Raises UserError where the paths of the sockets of a Ray of the run's own would be longer than they may be."""
     folder = _folder(ray_init, environment)
     if len(os.fsencode(folder / SOCKET)) > LONGEST:
         raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp, or another short folder.")
 
 
 def loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables to add to a run that starts its own Ray on one machine.
-
-    A variable that ``environment`` sets keeps its value, so that RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 turns this off.
-    """
+    """Variables to add to a run that starts its own Ray on one machine; what ``environment`` sets keeps its value."""
     return {name: value for name, value in LOOPBACK.items() if name not in environment}

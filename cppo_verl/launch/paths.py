@@ -3,18 +3,15 @@
 import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cppo_verl.launch.quoting import quote
-
-if TYPE_CHECKING:  # a plan is made with Python alone
-    from omegaconf import DictConfig
 
 MODEL = "actor_rollout_ref.model.path"
 DATA = ("data.train_files", "data.val_files")
 
 
-def problems(config: "DictConfig") -> Iterator[str]:
+def problems(config: Any) -> Iterator[str]:
     """One sentence for each path of model and data that cannot work on this machine."""
     for key in (MODEL, *DATA):
         for path in files(config, key):
@@ -24,22 +21,19 @@ def problems(config: "DictConfig") -> Iterator[str]:
                 yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
 
 
-def read_literally(config: "DictConfig") -> Iterator[tuple[str, str]]:
+def read_literally(config: Any) -> Iterator[tuple[str, str]]:
     """Override and reason for data files that are there, and whose names datasets would take for a pattern."""
     for key in DATA:
         given = files(config, key)
-        escaped = [glob.escape(file) if _is_misread(file) else file for file in given]
-        if escaped != given:
-            yield f"{key}=[{','.join(map(quote, escaped))}]", f"{key}: datasets reads * ? [ in a path as a pattern"
+        misread = [glob.escape(path) != path and Path(path).is_file() and glob.glob(path) != [path] for path in given]
+        if any(misread):
+            literal = [glob.escape(path) if wrong else path for path, wrong in zip(given, misread, strict=True)]
+            yield f"{key}=[{','.join(map(quote, literal))}]", f"{key}: datasets reads * ? [ in a path as a pattern"
 
 
-def _is_misread(file: str) -> bool:
-    return glob.escape(file) != file and Path(file).is_file() and glob.glob(file) != [file]
-
-
-def files(config: "DictConfig", key: str) -> list[str]:
-    """The paths under a key that takes one or a list; none where the value refers to one that is not there."""
-    from omegaconf import OmegaConf
+def files(config: Any, key: str) -> list[str]:
+    """The paths under a key of a DictConfig, one or a list; none where the value refers to one that is not there."""
+    from omegaconf import OmegaConf  # a plan is made with Python alone
     from omegaconf.errors import OmegaConfBaseException
 
     try:

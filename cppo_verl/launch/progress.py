@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,9 @@ ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 MASKED = "actor/trust_region/masked_share"
 
 
-class _Tail:
-    """The lines that were added to a growing file since the last look."""
-
-    def __init__(self, path: Path):
-        self.path, self.offset = path, 0
-
-    def lines(self) -> Iterator[bytes]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as log:
-            log.seek(self.offset)
-            for line in log:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                yield line
-
-
 class Progress:
-    """Looks at what a run writes.
-
-    Attributes:
-        step: the last one that is logged; 0 before.
-        total: steps of the whole run; None where the config does not say.
+    """Looks at what a run writes. ``step`` is the last one that is logged, 0 before; ``total`` the steps of the whole
+    run, None where the config does not say.
 
     Args:
         metrics: log of verl's file logger.  console: what the trainer prints.
@@ -47,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, metrics: Path, console: Path, hydra_config: Path, config: Path):
-        self.metrics, self.console = _Tail(metrics), _Tail(console)
+        self.metrics, self.console, self.read = metrics, console, {metrics: 0, console: 0}
         self.hydra_config, self.config = hydra_config, config
         self.began = time.monotonic()
         self.first_step: tuple[int, float] | None = None
@@ -62,21 +42,30 @@ class Progress:
     def tick(self) -> None:
         """Called about once a second. What only watches a run never ends it: an error here is told once."""
         try:
-            self._look()
+            if not self.saved and self.hydra_config.with_name("overrides.yaml").exists():  # which Hydra writes last
+                self.saved = True
+                self._keep_config()
+            for line in self._new_lines(self.console):
+                if ALARM in line:
+                    print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
+            for line in self._new_lines(self.metrics):
+                record = json.loads(line)
+                self._show(record["step"], record["data"])
         except Exception as error:  # noqa: BLE001
             if not self.failed:
                 print(f"cppo-verl run: what is shown of the run is incomplete, it goes on ({error!r})", flush=True)
             self.failed = True
 
-    def _look(self) -> None:
-        if not self.saved and self.hydra_config.with_name("overrides.yaml").exists():  # which Hydra writes last
-            self.saved = True
-            self._keep_config()
-        for line in self.console.lines():
-            if ALARM in line:
-                print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
-        for line in self.metrics.lines():
-            self._show(json.loads(line))
+    def _new_lines(self, path: Path) -> Iterator[bytes]:
+        """Whole lines that were added to a growing file since the last look."""
+        if path.exists():
+            with path.open("rb") as log:
+                log.seek(self.read[path])
+                for line in log:
+                    if not line.endswith(b"\n"):
+                        return
+                    self.read[path] += len(line)
+                    yield line
 
     def _keep_config(self) -> None:
         print(f"[{time.monotonic() - self.began:5.0f} s] config accepted; starting Ray, the model and vLLM", flush=True)
@@ -88,32 +77,22 @@ class Progress:
         self.total = OmegaConf.select(config, "trainer.total_training_steps")
         atomic.write(self.config, OmegaConf.to_yaml(config))
 
-    def _show(self, record: dict[str, Any]) -> None:
-        step, data = record["step"], record["data"]
+    def _show(self, step: int, data: dict[str, Any]) -> None:
         self.step = max(self.step, step)
+        numbers = {key: float("nan") if value is None else value for key, value in data.items()}  # null: not finite
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
         if REWARD in data:
-            parts.append(f"reward {_number(data[REWARD]):+.3f}")
-        found = [(re.fullmatch(r"val-core/(.+)/acc/mean@\d+", key), value) for key, value in data.items()]
-        parts += [f"{match[1]} {100 * _number(value):.1f}%" for match, value in found if match]
+            parts.append(f"reward {numbers[REWARD]:+.3f}")
+        found = [(re.fullmatch(r"val-core/(.+)/acc/mean@\d+", key), value) for key, value in numbers.items()]
+        parts += [f"{match[1]} {100 * value:.1f}%" for match, value in found if match]
         if MASKED in data:
-            parts.append(f"masked {100 * _number(data[MASKED]):.2f}%")
+            parts.append(f"masked {100 * numbers[MASKED]:.2f}%")
         now = time.monotonic()
         if "timing_s/step" in data:
             if self.first_step is None:
                 self.first_step = (step, now)
             elif self.total and step > self.first_step[0]:
                 pace = (now - self.first_step[1]) / (step - self.first_step[0])
-                parts.append(f"{pace:.1f} s a step, {_clock(pace * (self.total - step))} to go")
+                to_go = timedelta(seconds=round(pace * (self.total - step)))
+                parts.append(f"{pace:.1f} s a step, {to_go} to go")
         print(f"[{now - self.began:5.0f} s] " + "  ".join(parts), flush=True)
-
-
-def _number(value: Any) -> float:
-    """The file logger writes null for what is not finite."""
-    return float("nan") if value is None else float(value)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

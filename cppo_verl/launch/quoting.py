@@ -5,8 +5,6 @@ from pathlib import Path
 
 from cppo_verl.errors import UserError
 
-PLAIN = re.compile(r"/[A-Za-z0-9_./-]*")
-
 
 def quote(value: str | Path) -> str:
     """The value as Hydra reads it back, a string in every case; a plain absolute path stays as it is.
@@ -17,7 +15,7 @@ def quote(value: str | Path) -> str:
     text = str(value)
     if "${" in text:
         raise UserError(f"{text} holds '${{', which Hydra takes for a value of the config: choose another path.")
-    if PLAIN.fullmatch(text):
+    if re.fullmatch(r"/[A-Za-z0-9_./-]*", text):
         return text
     # in quotes, a backslash counts only before a quote, the closing one included
     escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)

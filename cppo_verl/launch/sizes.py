@@ -13,8 +13,7 @@ from typing import Any
 
 from cppo_verl.launch import paths
 
-ACTOR = "actor_rollout_ref.actor."
-ROLLOUT = "actor_rollout_ref.rollout."
+ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
 PROMPTS, MINIBATCH, N = "data.train_batch_size", ACTOR + "ppo_mini_batch_size", ROLLOUT + "n"
 PROMPT_TOKENS, RESPONSE_TOKENS = "data.max_prompt_length", "data.max_response_length"
 NODES, GPUS = "trainer.nnodes", "trainer.n_gpus_per_node"
@@ -22,30 +21,15 @@ SP, OLD_SP = ACTOR + "fsdp_config.ulysses_sequence_parallel_size", ACTOR + "ulys
 TP = ROLLOUT + "tensor_model_parallel_size"
 OWN_NODES, OWN_GPUS = ROLLOUT + "nnodes", ROLLOUT + "n_gpus_per_node"  # of a rollout apart from the trainer's GPUs
 BUDGET, DYNAMIC, STRATEGY = ACTOR + "ppo_max_token_len_per_gpu", ACTOR + "use_dynamic_bsz", ACTOR + "strategy"
-ATTENTION, PACKED = (
-    "actor_rollout_ref.model.override_config.attn_implementation",
-    "actor_rollout_ref.model.use_remove_padding",
-)
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
+PACKED = "actor_rollout_ref.model.use_remove_padding"
 SHARE, LEARNING_RATE = ROLLOUT + "gpu_memory_utilization", ACTOR + "optim.lr"
 
-COUNTS = (
-    *(PROMPTS, MINIBATCH, N, PROMPT_TOKENS, RESPONSE_TOKENS, NODES, GPUS, SP, OLD_SP, TP, BUDGET),
-    *(ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n"),
-    *("trainer.total_training_steps", "trainer.total_epochs"),
-)
-KEYS = (
-    *COUNTS,
-    paths.MODEL,
-    *paths.DATA,
-    OWN_NODES,
-    OWN_GPUS,
-    DYNAMIC,
-    STRATEGY,
-    ATTENTION,
-    PACKED,
-    SHARE,
-    LEARNING_RATE,
-)
+COUNTS: tuple[str, ...] = (PROMPTS, MINIBATCH, N, PROMPT_TOKENS, RESPONSE_TOKENS, NODES, GPUS, SP, OLD_SP, TP, BUDGET)
+COUNTS += (ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n")
+COUNTS += ("trainer.total_training_steps", "trainer.total_epochs")
+OTHERS = (paths.MODEL, *paths.DATA, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+KEYS = (*COUNTS, *OTHERS)
 FSDP = ("fsdp", "fsdp2")
 MOST = 4096  # GPUs that a remedy lists
 VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
@@ -62,13 +46,12 @@ class Heads:
         """Whether ``size`` ranks get equal shares; key-value heads may also be repeated evenly."""
         return self.query % size == 0 and (self.key_value % size == 0 or size % self.key_value == 0)
 
-    @property
-    def sizes(self) -> str:
-        """What ``split_over`` allows."""
-        return ", ".join(str(size) for size in range(1, min(self.query, MOST) + 1) if self.split_over(size))
-
-    def __str__(self) -> str:
-        return f"{self.query} attention heads and {self.key_value} key-value heads"
+    def remedy(self, key: str, size: int, why: str) -> Iterator[str]:
+        """The sentence for a size that they cannot be split over; none for another."""
+        if not self.split_over(size):
+            allowed = ", ".join(str(size) for size in range(1, min(self.query, MOST) + 1) if self.split_over(size))
+            model = f"{self.query} attention heads and {self.key_value} key-value heads"
+            yield f"{key}={size} with a model of {model}: {why}; set it to one of {allowed}."
 
 
 def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[str]:
@@ -82,7 +65,9 @@ def problems(values: Mapping[str, Any], heads: Heads | None = None) -> Iterator[
     wrong = list(_counts(given))
     yield from wrong
     if not wrong:  # what follows divides by them
-        yield from _parallel(given, heads)
+        if given.get(STRATEGY, "fsdp") in FSDP:
+            yield from _trainer_ranks(given, heads)
+        yield from _rollout_ranks(given, heads)
         yield from _room(given)
 
 
@@ -120,11 +105,6 @@ def sequence_parallel(values: Mapping[str, Any]) -> tuple[str, int]:
     return (OLD_SP, old) if _is_count(old) and old > 1 else (SP, values.get(SP) or 1)
 
 
-def is_flash(attention: str) -> bool:
-    """Whether transformers sends an attention through the function that verl patches; hub kernels count by name."""
-    return "flash" in attention
-
-
 def _counts(given: Mapping[str, Any]) -> Iterator[str]:
     for key in COUNTS:
         if key in given and not _is_count(given[key]):
@@ -135,43 +115,40 @@ def _counts(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"{LEARNING_RATE}={given[LEARNING_RATE]!r} must be a number of at least 0."
 
 
-def _parallel(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
-    if given.get(STRATEGY, "fsdp") in FSDP:
-        yield from _trainer_ranks(given, heads)
-    tensor = given.get(TP, 1)
+def _rollout_ranks(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
+    size = given.get(TP, 1)
     nodes, gpus = (OWN_NODES, OWN_GPUS) if _is_count(given.get(OWN_NODES)) else (NODES, GPUS)
     if _is_count(given.get(nodes)) and _is_count(given.get(gpus)):
         each = given[gpus]
-        if given[nodes] * each % tensor or (each % tensor and tensor % each):
-            yield f"{TP}={tensor} does not divide {_gpus(given, nodes, gpus)}; set it to one of {_divisors(each)}."
-    if heads is not None and not heads.split_over(tensor):
-        yield f"{TP}={tensor} with a model of {heads}: vLLM splits them over its GPUs; set it to one of {heads.sizes}."
+        if given[nodes] * each % size or (each % size and size % each):
+            yield _indivisible(TP, size, given, nodes, gpus, each)
+    if heads is not None:
+        yield from heads.remedy(TP, size, "vLLM splits them over its GPUs")
 
 
 def _trainer_ranks(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
     key, size = sequence_parallel(given)
     if {NODES, GPUS} <= given.keys():
         gpus = given[NODES] * given[GPUS]
-        ranks = gpus // size
+        ranks, responses = gpus // size, given.get(MINIBATCH, 0) * given.get(N, 0)
         if gpus % size:
-            yield f"{key}={size} does not divide {_gpus(given, NODES, GPUS)}; set it to one of {_divisors(gpus)}."
-        elif {MINIBATCH, N} <= given.keys() and given[MINIBATCH] * given[N] % ranks:
+            yield _indivisible(key, size, given, NODES, GPUS, gpus)
+        elif responses % ranks:
             yield (
-                f"{MINIBATCH}={given[MINIBATCH]} x {N}={given[N]} is {given[MINIBATCH] * given[N]} responses, which do "
-                f"not divide over {ranks} data-parallel ranks ({gpus} GPUs / {key}={size}); make it a multiple of "
-                f"{ranks}."
+                f"{MINIBATCH}={given[MINIBATCH]} x {N}={given[N]} is {responses} responses, which do not divide over "
+                f"{ranks} data-parallel ranks ({gpus} GPUs / {key}={size}); make it a multiple of {ranks}."
             )
     if size > 1 and not given.get(PACKED, True):
         yield f"{key}={size} with {PACKED}=False: verl splits packed sequences only; set {PACKED}=True."
     attention = str(given.get(ATTENTION, VERLS_ATTENTION))
-    if size > 1 and not is_flash(attention):
+    if size > 1 and "flash" not in attention:  # in the names of the hub's kernels too
         yield (
             f"{key}={size} with {ATTENTION}={attention}: verl's sequence parallelism lives inside flash attention; "
             "with any other, a response that is cut between two GPUs gets wrong log-probs, in silence. Set "
             f"{ATTENTION}={VERLS_ATTENTION} (docs/gpu.md: how to install it), or {key}=1."
         )
-    if heads is not None and not heads.split_over(size):
-        yield f"{key}={size} with a model of {heads}: ranks of a group share them; set it to one of {heads.sizes}."
+    if heads is not None:
+        yield from heads.remedy(key, size, "ranks of a group share them")
 
 
 def _room(given: Mapping[str, Any]) -> Iterator[str]:
@@ -187,12 +164,10 @@ def _room(given: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _gpus(given: Mapping[str, Any], nodes: str, gpus: str) -> str:
-    return f"the {given[nodes] * given[gpus]} GPUs of {nodes}={given[nodes]} x {gpus}={given[gpus]}"
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(size) for size in range(1, min(number, MOST) + 1) if number % size == 0)
+def _indivisible(key: str, size: int, given: Mapping[str, Any], nodes: str, gpus: str, number: int) -> str:
+    divisors = ", ".join(str(divisor) for divisor in range(1, min(number, MOST) + 1) if number % divisor == 0)
+    whose = f"the {given[nodes] * given[gpus]} GPUs of {nodes}={given[nodes]} x {gpus}={given[gpus]}"
+    return f"{key}={size} does not divide {whose}; set it to one of {divisors}."
 
 
 def _is_count(value: Any) -> bool:

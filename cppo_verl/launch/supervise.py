@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -21,21 +20,12 @@ from cppo_verl.errors import UserError
 
 MARKER = "CPPO_VERL_RUN_DIR"
 # Without one of these a run cannot go on; Ray names its processes after the actor class.
-ESSENTIAL = (
-    "ray::WorkerDict",
-    "ray::TaskRunnerV1",
-    "ray::vLLMHttpServer",
-    "ray::TopKHttpServer",
-    "ray::AgentLoopWorker",
-    "ray::TopKAgentLoopWorker",
-    "ray::SeededAgentLoopWorker",
-    "ray::RewardLoopWorker",
-    "ray::TransferQueueController",
-    "ray::SimpleStorageUnit",
-    "VLLM::EngineCore",
-)
+ACTORS = ("WorkerDict", "TaskRunnerV1", "vLLMHttpServer", "TopKHttpServer", "AgentLoopWorker", "TopKAgentLoopWorker")
+SERVICES = ("SeededAgentLoopWorker", "RewardLoopWorker", "TransferQueueController", "SimpleStorageUnit")
+ESSENTIAL = ("VLLM::EngineCore", *(f"ray::{name}" for name in (*ACTORS, *SERVICES)))
 GRACE = 20.0  # seconds between the loss of an essential process and the verdict that the run is dead
 FAREWELL = 300.0  # the same after the last step, when processes go one by one; long on a busy machine
+GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 
 class RunFailed(UserError):
@@ -46,19 +36,13 @@ class AlreadyRunning(UserError):
     """Another launcher holds this run directory."""
 
 
-@dataclass
 class Watch:
-    """What was seen of a run's processes.
+    """What was seen of a run: ``essential`` processes by pid, when one was first missing, shared memory it had open."""
 
-    Attributes:
-        essential: pid -> name of every essential process seen alive.
-        segments: shared-memory files that the run's processes had open.
-        lost_since: when an essential process was first missing, by ``time.monotonic``; None when all are there.
-    """
-
-    essential: dict[int, str] = field(default_factory=dict)
-    segments: set[str] = field(default_factory=set)
-    lost_since: float | None = None
+    def __init__(self) -> None:
+        self.essential: dict[int, str] = {}
+        self.segments: set[str] = set()
+        self.lost_since: float | None = None
 
     def look(self, run_dir: Path) -> str:
         """Update from the live processes; names of essential processes that are gone, "" for none."""
@@ -71,10 +55,6 @@ class Watch:
         lost = [f"{name} (pid {pid})" for pid, name in self.essential.items() if pid not in alive]
         self.lost_since = (self.lost_since or time.monotonic()) if lost else None
         return ", ".join(lost)
-
-    def missing(self) -> float:
-        """Seconds since an essential process was first missing; 0 when all are there."""
-        return 0.0 if self.lost_since is None else time.monotonic() - self.lost_since
 
 
 def run(
@@ -93,9 +73,8 @@ def run(
     """Run ``command`` to its end with its output in ``console``; afterwards no process or shared memory of it is left.
 
     Args:
-        run_dir: the run's directory; one launcher at a time may hold it.
         environment: added to this process's own.
-        on_tick: called about every ``tick`` seconds while the command runs.
+        on_tick: called about every ``tick`` seconds.
         stall_timeout: seconds without a byte of output after which the run counts as hung.
         before: called once the directory is held and nothing of an earlier start is left.
         what: name of the command in errors.
@@ -125,12 +104,13 @@ def run(
                 while child.poll() is None:
                     time.sleep(tick)
                     on_tick()
-                    lost = watch.look(run_dir)
-                    if watch.missing() > (FAREWELL if ended() else GRACE) and child.poll() is None:
+                    lost, now = watch.look(run_dir), time.monotonic()
+                    missing = now - (watch.lost_since or now)
+                    if missing > (FAREWELL if ended() else GRACE) and child.poll() is None:
                         raise RunFailed(f"{lost} died and the trainer waits for it forever.\n{last_words(console)}")
                     if size != (size := os.fstat(output.fileno()).st_size):  # also of a log that somebody deleted
-                        grown = time.monotonic()
-                    elif time.monotonic() - grown > stall_timeout:
+                        grown = now
+                    elif now - grown > stall_timeout:
                         raise RunFailed(f"no output for {stall_timeout:.0f} s; the run hangs.\n{last_words(console)}")
             on_tick()
             if status := child.returncode:
@@ -150,7 +130,7 @@ def processes_of(run_dir: Path) -> Iterator[psutil.Process]:
             ours = process.pid != os.getpid() and process.environ().get(MARKER) == str(run_dir)
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except GONE:
             continue
 
 
@@ -159,31 +139,20 @@ def end_processes(run_dir: Path, patience: float = 5.0) -> None:
     for send in (psutil.Process.terminate, psutil.Process.kill):
         remaining = list(processes_of(run_dir))
         for process in remaining:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 send(process)
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(remaining, timeout=patience)
 
 
 def last_words(console: Path, lines: int = 25) -> str:
     """The last error in the console log, or its last lines, and where the whole of it lies."""
-    text = _end(console)
-    errors = (
-        i for i, line in enumerate(text) if ("Error" in line and "Warning" not in line) or line[:10] == "Exception:"
-    )
-    end = max(errors, default=len(text)) + 1
+    text: list[str] = []
+    with contextlib.suppress(FileNotFoundError), console.open("rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - 200_000))
+        text = log.read().decode("utf-8", "replace").splitlines()
+    told = [("Error" in line and "Warning" not in line) or line.startswith("Exception:") for line in text]
+    end = max((place for place, error in enumerate(told) if error), default=len(text)) + 1
     return "\n".join([*text[max(0, end - lines) : end], f"(whole log: {console})"])
-
-
-def _end(console: Path) -> list[str]:
-    """The last lines of the console log; none where it is gone."""
-    try:
-        with console.open("rb") as log:
-            log.seek(max(0, console.stat().st_size - 200_000))
-            return log.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return []
 
 
 def raise_on_terminate() -> None:
@@ -199,11 +168,7 @@ def raise_on_terminate() -> None:
 
 @contextlib.contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Holds a run directory against other launchers.
-
-    Raises:
-        AlreadyRunning: another one holds it.
-    """
+    """Holds a run directory; AlreadyRunning where another launcher does."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
         try:
@@ -217,7 +182,7 @@ def title(process: psutil.Process | None) -> str:
     """A process's command line, or the title it gave itself; empty when it is gone."""
     try:
         return " ".join(" ".join(process.cmdline()).split()) if process else ""  # titles are padded with blanks
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+    except GONE:
         return ""
 
 

@@ -83,38 +83,30 @@ def test_sampling_with_the_cache_reports_the_law_of_a_full_forward():
     assert torch.equal(own.argmax(-1), log_mu.argmax(-1))  # a temperature keeps the order
 
 
-def test_tokens_follow_the_reported_law():
-    task = Branch(length=3)
-    prompts = torch.full((20_000, 1), 3)
-    tokens, log_mu = sample(random_model(task), prompts, 1, seed=0)
-    observed = torch.bincount(tokens[:, 0], minlength=task.vocabulary) / 20_000
+def test_tokens_follow_the_reported_law_and_j_is_their_mean_reward():
+    task = Branch(length=5, seed=1)
+    model = random_model(task, seed=4)
+    prompts = task.every_prompt.repeat_interleave(5_000, 0)
+    tokens, log_mu = sample(model, prompts, task.length, seed=2)
+    observed = torch.bincount(tokens[:5_000, 0], minlength=task.vocabulary) / 5_000
     expected = log_mu[0, 0].exp()
-    assert bool(((observed - expected).abs() < 4 * (expected / 20_000).sqrt() + 1e-4).all())
+    assert bool(((observed - expected).abs() < 4 * (expected / 5_000).sqrt() + 1e-4).all())
+    rewards = task.reward(prompts, tokens)
+    error = float(rewards.std()) / math.sqrt(len(rewards))
+    assert abs(float(rewards.mean()) - exact.expected_reward(task, task.tables(model))) < 4 * error
 
 
 def test_rollout_engines_round_weights():
     model = random_model(Trace(4))
     weight = model.head.weight
     assert torch.equal(rollout_engine(model, "exact").head.weight, weight)
-    assert torch.equal(rollout_engine(model, "bf16").head.weight, weight.bfloat16().float())
     for name, levels in (("int8", 127), ("int4", 7)):
         error = (rollout_engine(model, name).head.weight - weight).abs()
         assert bool((error <= 0.5001 * weight.abs().amax(-1, keepdim=True) / levels).all())
         assert float(error.max()) > 0
-    with pytest.raises(ValueError, match="fp3"):
-        rollout_engine(model, "fp3")
 
 
 # ---- exact quantities
-
-
-def test_exact_reward_agrees_with_sampling():
-    task = Branch(length=5, seed=1)
-    model = random_model(task, seed=4)
-    prompts = task.every_prompt().repeat_interleave(5_000, 0)
-    rewards = task.reward(prompts, sample(model, prompts, task.length, seed=2).tokens)
-    error = float(rewards.std()) / math.sqrt(len(rewards))
-    assert abs(float(rewards.mean()) - exact.expected_reward(task, task.tables(model))) < 4 * error
 
 
 def test_comparison_matches_lemma_2_and_proposition_4():
@@ -142,28 +134,23 @@ def test_comparison_matches_lemma_2_and_proposition_4():
 # ---- losses
 
 
-def laws(*probabilities: list[float]) -> torch.Tensor:
-    return torch.tensor(probabilities).log().unsqueeze(0)
-
-
-def test_dppo_gradient_and_mask_worked_by_hand():
-    log_mu = laws([0.5, 0.5], [0.5, 0.5])
-    log_pi = laws([0.6, 0.4], [0.8, 0.2]).requires_grad_()  # TV 0.1 and 0.3 against a threshold of 0.15
-    tokens, advantages = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)
-    loss, sums = losses.policy_loss({"preset": "dppo_tv"}, 2)(log_pi, log_mu, tokens, advantages)
-    loss.backward()
-    torch.testing.assert_close(log_pi.grad, torch.tensor([[[-1.2 / 2, 0.0], [0.0, 0.0]]]))
-    assert losses.means([sums])["masked_share"] == 0.5
-    free, sums = losses.policy_loss({"preset": "dppo_tv", "delta": 1.0}, 2)(log_pi, log_mu, tokens, advantages)
-    assert losses.means([sums])["masked_share"] == 0.0
-
-
-@pytest.mark.parametrize(("name", "masked", "capped"), [("grpo", 1.0, 0.0), ("cispo", 0.0, 1.0)])
-def test_verl_s_own_losses_report_the_same_metrics(name, masked, capped):
-    log_mu, log_pi = laws([0.5, 0.5]), laws([0.8, 0.2]).requires_grad_()
-    _, sums = losses.policy_loss({"preset": name}, 1)(log_pi, log_mu, torch.zeros(1, 1).long(), torch.ones(1, 1))
-    found = losses.means([sums])
-    assert (found["masked_share"], found["ratio_capped_share"]) == (masked, capped)
+def test_dppo_gradient_and_masks_worked_by_hand():
+    half, tokens, advantages = [0.5, 0.5], torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)
+    log_mu = torch.tensor([[half, half]]).log()
+    log_pi = torch.tensor([[[0.6, 0.4], [0.8, 0.2]]]).log()  # TV 0.1 and 0.3 against a threshold of 0.15
+    for rule, masked, capped in (
+        ({"preset": "dppo_tv"}, 0.5, 0.0),
+        ({"preset": "dppo_tv", "delta": 1.0}, 0.0, 0.0),
+        ({"preset": "grpo"}, 0.5, 0.0),  # verl's own report the same metrics
+        ({"preset": "cispo"}, 0.0, 0.5),
+    ):
+        given = log_pi.clone().requires_grad_()
+        loss, sums = losses.policy_loss(rule, 2)(given, log_mu, tokens, advantages)
+        found = losses.means([sums])
+        assert (found["masked_share"], found["ratio_capped_share"]) == (masked, capped)
+        if rule == {"preset": "dppo_tv"}:
+            loss.backward()
+            torch.testing.assert_close(given.grad, torch.tensor([[[-1.2 / 2, 0.0], [0.0, 0.0]]]))
 
 
 def test_listing_the_whole_vocabulary_gives_the_full_divergence():
@@ -178,15 +165,13 @@ def test_listing_the_whole_vocabulary_gives_the_full_divergence():
 # ---- how it is read
 
 
-def runs_of(**best: dict[int, float]):
-    rows = [{"setting": "branch", "rule": r, "seed": s, "best": x} for r, by in best.items() for s, x in by.items()]
-    return report.DataFrame(rows)
-
-
 def test_differences_are_paired_by_seed_and_judged_by_their_interval():
-    runs = runs_of(cppo={0: 0.5, 1: 0.7, 2: 1.0}, dppo={0: 0.4, 1: 0.9}, free={0: 0.8, 1: 0.2})  # seed 2 has no partner
+    best = {"cppo": {0: 0.5, 1: 0.7, 2: 1.0}, "dppo": {0: 0.4, 1: 0.9}, "free": {0: 0.8, 1: 0.2}}  # 2 has no partner
+    rows = [{"setting": "branch", "rule": r, "seed": s, "best": x} for r, by in best.items() for s, x in by.items()]
+    runs = report.DataFrame(rows)
     for other in ("dppo", ["free", "dppo"]):  # dppo has the higher mean
         assert report.difference(runs, ["branch", "cppo", other], "best").to_dict() == pytest.approx({0: 0.1, 1: -0.2})
+    assert report.difference(runs, ["branch", "cppo", "grpo"], "best").empty  # not run yet
     cases = {("greater", 0.1, 0.2): "supported", ("greater", -0.2, -0.1): "not supported"}
     cases |= {("greater", -0.1, 0.1): "undecided here", ("equal", -0.04, 0.02): "supported"}
     cases |= {("equal", 0.06, 0.2): "not supported", ("equal", -0.2, 0.01): "undecided here"}
@@ -216,9 +201,8 @@ def test_committed_claims_follow_from_the_committed_runs(name, tmp_path):
 
 def test_a_run_is_repeatable(tmp_path):
     quick = grid.load(quick=True)
-    first, second = (
-        train.run(quick["settings"]["branch"], quick["rules"]["cppo"], 7, tmp_path / name) for name in "ab"
-    )
+    given = quick["settings"]["branch"], quick["rules"]["cppo"], 7
+    first, second = (train.run(*given, tmp_path / name) for name in "ab")
     assert first == second
     assert first[0]["score"] != first[-1]["score"]
 
@@ -253,8 +237,8 @@ def test_quick_command_writes_finite_results_and_resumes(tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
     table = (tmp_path / grid.TABLE).read_bytes()
-    grid.execute(grid.load(quick=True), tmp_path, 1, "cpu", 1.0)  # nothing is left to run
+    grid.execute(grid.load(quick=True), tmp_path, 1)  # nothing is left to run
     assert (tmp_path / grid.TABLE).read_bytes() == table
     grid.write(tmp_path, runs.assign(spec="0"), curves)
     with pytest.raises(ValueError, match="another --out"):
-        grid.execute(grid.load(quick=True), tmp_path, 1, "cpu", 1.0)
+        grid.execute(grid.load(quick=True), tmp_path, 1)

@@ -3,7 +3,6 @@
 import glob
 import shutil
 import socket
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from cppo_verl.cli import main, run
 from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
 from cppo_verl.reporting.logs import read_run
-from tests import ROOT
 
 from .test_quoting import ODD, odd_names
 
@@ -26,40 +24,27 @@ PATHS = [
 COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", *PATHS]
 
 
-def test_any_run_directory_reaches_hydra(tmp_path):
-    config = overrides.compose(COMMAND)
-    for name in odd_names():
-        if "${" in name:
-            continue
-        folder = tmp_path / name
-        added = overrides.parse(run._own_overrides(folder, folder / "hydra/x", COMMAND, config)).values
-        assert added["trainer.default_local_dir"] == f"{folder}/checkpoints"
-        assert added["hydra.run.dir"] == f"{folder}/hydra/x"
+@pytest.fixture
+def commands(monkeypatch) -> list:
+    """What would have been supervised: the arguments of each call."""
+    found: list = []
+    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: found.append(given))
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
-def test_any_run_directory_is_read_for_its_report(tmp_path, capsys):
+def test_any_run_directory_reaches_hydra_and_its_report(tmp_path, capsys):
     for name in odd_names():
         logs = tmp_path / name / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         (logs / "metrics-20260101T000000Z.jsonl").write_text('{"step":1,"data":{"critic/score/mean":0.5}}\n')
         assert list(read_run(tmp_path / name).frame.index) == [1]
-    every = tmp_path / "".join(ODD)
+    config, every = overrides.compose(COMMAND), tmp_path / "".join(ODD)
+    added = overrides.parse(run._own_overrides(every, every / "hydra/x", COMMAND, config)).values
+    assert (added["trainer.default_local_dir"], added["hydra.run.dir"]) == (f"{every}/checkpoints", f"{every}/hydra/x")
     shutil.copytree(tmp_path / "a b", every)
     assert main.main(["report", str(every)]) == 0
     assert (every / "report/report.html").is_file() and str(every) in capsys.readouterr().out
-
-
-def test_the_scripts_quote_as_the_launcher_does(tmp_path):
-    """Five hundred names through bash, each its own path again by Hydra's grammar."""
-    paths = [f"/data/{name}" for name in odd_names()]
-    script = f"source '{ROOT}/run_scripts/quote.sh'; while IFS= read -r -d '' path; do quote \"$path\"; done"
-    said = subprocess.run(
-        ["bash", "-c", script], input="\0".join([*paths, ""]), capture_output=True, text=True, check=True
-    )
-    lines = said.stdout.splitlines() if "\u2028" not in said.stdout else said.stdout.split("\n")
-    read = [overrides.parse([f"key={line}"]).values["key"] for line in lines]
-    assert read == paths
 
 
 @pytest.mark.parametrize("name", [*ODD, "a?b", "a*b", "[!a]", "**"])
@@ -113,15 +98,13 @@ def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, n
     assert said.startswith("cppo-verl run: ") and str(blocked) in said and "Traceback" not in said
 
 
-def test_hydras_flags_are_passed_on(tmp_path, monkeypatch, capsys):
+def test_hydras_flags_are_passed_on(tmp_path, commands):
     shutil.copytree(Path(overrides.__file__).parents[1] / "conf", tmp_path / "conf")
     (tmp_path / "conf/mine.yaml").write_text("defaults: [/ppo_trainer, _self_]\ntrainer: {n_gpus_per_node: 1}\n")
-    commands = []
-    monkeypatch.setattr(run.supervise, "run", lambda command, *_, **__: commands.append(command))
     flags = [f"--config-path={tmp_path / 'conf'}", "--config-name=mine"]
     search = f"hydra.searchpath=[{Path(find_spec('verl').origin).parent / 'trainer/config'}]"
     assert main.main(["run", *flags, str(tmp_path / "run"), *COMMAND, search]) == 0
-    (command,) = commands
+    command = commands[0][0]
     assert sorted(command[4:6]) == sorted(flags) and command[6 : 6 + len(COMMAND)] == COMMAND
 
 
@@ -138,9 +121,8 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     def trainer(command, run_dir, console, environment, on_tick, **_):
         hydra = Path(overrides.parse(command[4:]).values["hydra.run.dir"], ".hydra")
         hydra.mkdir(parents=True)
-        OmegaConf.save(
-            overrides.compose([word for word in command[4:] if "hydra.run" not in word]), hydra / "config.yaml"
-        )
+        config = overrides.compose([word for word in command[4:] if "hydra.run" not in word])
+        OmegaConf.save(config, hydra / "config.yaml")
         (hydra / "overrides.yaml").touch()
         lines = [f'{{"step": {step}, "data": {{}}}}\n' for step in logged]
         Path(environment["VERL_FILE_LOGGER_PATH"]).write_text("".join(lines))
@@ -152,14 +134,12 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
 
 
-def test_a_user_without_a_home(monkeypatch, tmp_path, capsys):
+def test_a_user_without_a_home(monkeypatch, tmp_path, capsys, commands):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
     for check in (["--check"], []):
         assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND[:2]]) == 1
         said = capsys.readouterr().err
         assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
-    homes = []
-    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: homes.append(given[3]["HOME"]))
     assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 0
-    assert homes == [str(tmp_path / "run/home")] and (tmp_path / "run/home").is_dir()
+    assert commands[0][3]["HOME"] == str(tmp_path / "run/home") and (tmp_path / "run/home").is_dir()

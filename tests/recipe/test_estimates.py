@@ -8,13 +8,14 @@ import torch
 from recipe import hours, memory, settings
 from recipe.memory import GB
 from recipe.settings import Settings
-from recipe.shapes import SHAPES, Shape, from_config, shape_of
+from recipe.shapes import SHAPES, Shape, shape_of
 from tests.recipe.test_recipes import MODELS, overrides_of, script
 
 TOY = Shape(hidden=8, layers=2, heads=2, kv_heads=1, inner=16, tied=True, head_dim=4, vocabulary=100)
 RUN = Settings(prompts=8, n=4, minibatch=4, prompt_tokens=10, response_tokens=90, steps=100, test_freq=10, val_n=2,
                nodes=2, gpus_per_node=4, sequence_parallel=2, tokens_per_gpu=50, tensor_parallel=2, gpu_share=0.5,
                param_offload=False, optimizer_offload=False, offload_policy=False, checkpointing=True)  # fmt: skip
+NEAR = {"qwen3_1p7b": 0.05, "qwen3_8b_base": 0.05, "qwen3_30b_a3b_base": 0.15}
 
 
 def hf_config(shape: Shape, **changes):
@@ -32,32 +33,22 @@ def hf_config(shape: Shape, **changes):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_parameters_are_those_of_transformers(name):
+def test_parameters_are_those_of_transformers(name, tmp_path):
     import transformers
 
+    shape, config = SHAPES[name], hf_config(SHAPES[name])
+    config.save_pretrained(tmp_path)
+    assert shape_of("whatever", str(tmp_path)) == shape == shape_of(name, "Qwen/of a hub")
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(hf_config(SHAPES[name]))
-    assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters
-    assert sum(p.numel() for p in model.model.layers[0].parameters()) == SHAPES[name].layer
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    assert sum(p.numel() for p in model.model.layers[0].parameters()) == shape.layer
 
 
 def test_experts_that_a_token_does_not_visit_are_not_active():
     """30.5B with 3.3B active, as the model's name says, when the embedding counts."""
     moe = SHAPES["qwen3_30b_a3b_base"]
     assert round((moe.active + moe.embedding) / 1e9, 1) == 3.4
-
-
-def test_a_shape_is_read_from_config_json(tmp_path):
-    for name, shape in SHAPES.items():
-        folder = tmp_path / name
-        hf_config(shape).save_pretrained(folder)
-        assert shape_of("whatever", str(folder)) == shape
-    assert from_config(hf_config(TOY).to_dict()) == TOY
-    with pytest.raises(ValueError, match="qwen3_8b_base"):
-        shape_of("qwen3_4b", "Qwen/Qwen3-4B")
-
-
-NEAR = {"qwen3_1p7b": 0.05, "qwen3_8b_base": 0.05, "qwen3_30b_a3b_base": 0.15}
 
 
 @pytest.mark.parametrize(("name", "within"), NEAR.items())
@@ -103,9 +94,6 @@ def test_memory_by_hand():
     assert TOY.cache_bytes == 32
     assert need.cache_tokens == int((7 * GB - 2008) * 2 / 32)
     assert need.host == 0
-
-
-def test_offloading_moves_the_states():
     rest = memory.estimate(TOY, dataclasses.replace(RUN, param_offload=True, optimizer_offload=True))
     assert rest.rollout["parameters"] == rest.rollout["Adam"] == 0
     assert rest.training["Adam"] > 0
@@ -121,29 +109,23 @@ def test_the_recipes_fit_80_gb(model, nodes):
     read = settings.read(overrides_of(model, NNODES=nodes))
     need = memory.estimate(SHAPES[model], read)
     assert need.peak < 80 * GB
-    assert not settings.problems(read)
     # every replica holds some sequences of full length, and a micro-batch at least one
     assert need.cache_tokens >= 16 * read.longest
     assert read.tokens_per_gpu * read.sequence_parallel >= read.longest
 
 
-def test_what_does_not_fit_is_said(bare_python):
-    done = script("qwen3_30b_a3b_base", "plan", OFFLOAD="none", GPU_MEMORY_GB="40", PYTHON=bare_python)
-    assert "DOES NOT FIT" in done.stdout and "(of 40)" in done.stdout
-
-
-def test_a_plan_reads_its_overrides():
-    assert settings.problems(RUN) == []
-    (said,) = settings.problems(dataclasses.replace(RUN, minibatch=3))
-    assert "PROMPTS=8 is no multiple of MINIBATCH=3" in said
+def test_a_plan_reads_its_overrides(bare_python):
     with pytest.raises(ValueError, match="data.train_batch_size, which no override sets"):
         settings.read([])
     for value in ("many", "true", "1.5"):
         with pytest.raises(ValueError, match="data.train_batch_size=.* is not of type int"):
             settings.read([f"data.train_batch_size={value}"])
-    assert settings.parse(["a.b=1", "+c=[x,y]", "a.b='2'", "d=-3e-1", "e=True"]) == {
-        "a.b": "2", "c": "[x,y]", "d": -0.3, "e": True
-    }  # fmt: skip
+    given = ["a.b=1", "+c=[x,y]", "a.b='2'", "d=-3e-1", "e=True"]
+    assert settings.parse(given) == {"a.b": "2", "c": "[x,y]", "d": -0.3, "e": True}
+    done = script("qwen3_30b_a3b_base", "plan", OFFLOAD="none", GPU_MEMORY_GB="40", PYTHON=bare_python)
+    assert "DOES NOT FIT" in done.stdout and "(of 40)" in done.stdout
+    with pytest.raises(ValueError, match="qwen3_8b_base"):
+        shape_of("qwen3_4b", "Qwen/Qwen3-4B")
 
 
 def test_time_by_hand():
@@ -161,10 +143,7 @@ def test_time_by_hand():
     assert h.generation == pytest.approx(2 * 45 * (4016 + 4 * 27.5 * 32) / 1000 + 45 * 4000 / 1000)
     assert h.step == pytest.approx(h.generation + h.update + 7 + h.validation / 10)
     assert h.gpu_hours == pytest.approx(h.step * 100 / 3600 * 8)
-
-
-def test_adam_on_the_host_takes_its_time():
+    # AdamW on the host takes its time: 2 updates, 28 bytes for each of half the parameters
     away = dataclasses.replace(RUN, offload_policy=True)
     a = hours.Assumptions(overhead=0, host_bandwidth=1000)
-    # 2 updates, 28 bytes for each of half the parameters
     assert hours.estimate(TOY, away, memory.estimate(TOY, away), a).overhead == pytest.approx(2 * 28 * 1004 / 1000)

@@ -40,7 +40,7 @@ def overrides_of(model: str, **values: str) -> tuple[str, ...]:
 @functools.cache
 def config_of(model: str, method: str) -> DictConfig:
     """With the method's overrides in place of those of CPPO, as train.sh would have put them there."""
-    lines = overrides_of(model, METHOD="cppo")
+    lines = overrides_of(model)
     given = dict(line.split("=", 1) for line in lines)
     table_3 = {name: given[methods.KNOB + knob] for knob, name in methods.TABLE_3.items()}
     of_cppo = methods.overrides("cppo", table_3)
@@ -86,12 +86,11 @@ def expected(method: str, row: paper.Setting) -> dict[str, object]:
     return table[method]
 
 
-def combinations() -> list[tuple[str, str]]:
-    """Every method on one model and Table 1 on each: what a model sets and what a method sets do not meet."""
-    return [(m, name) for m in MODELS for name in methods.METHODS if m == MODELS[0] or name in methods.TABLE_1]
+# every method on one model and Table 1 on each: what a model sets and what a method sets do not meet
+COMBINATIONS = [(m, name) for m in MODELS for name in methods.METHODS if m == MODELS[0] or name in methods.TABLE_1]
 
 
-@pytest.mark.parametrize(("model", "method"), combinations())
+@pytest.mark.parametrize(("model", "method"), COMBINATIONS)
 def test_every_combination_composes_with_the_numbers_of_the_paper(model, method):
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
@@ -154,11 +153,11 @@ def test_switches_of_the_scripts():
         ({"ESTIMATOR": "full"}, ("ESTIMATOR='full'", "topk", "binary")),
         ({"FOLLOW": "code"}, ("FOLLOW='code'", "paper", "scripts")),
         ({"OFFLOAD": "some"}, ("OFFLOAD='some'", "none", "states", "all")),
-        ({"DATA": "/nowhere", "mode": "run"}, ("no data at /nowhere/train.parquet", "data_prep.math_data")),
+        ({"DATA": "/nowhere"}, ("no data at /nowhere/train.parquet", "data_prep.math_data")),
     ],
 )
 def test_a_wrong_choice_is_answered_with_what_there_is(values, named):
-    done = script("qwen3_1p7b", values.pop("mode", "plan"), **values)
+    done = script("qwen3_1p7b", "run" if "DATA" in values else "plan", **values)
     assert done.returncode == 2
     assert all(name in done.stderr for name in named)
 
@@ -169,17 +168,14 @@ def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
     done = script(model, "plan", "data.seed=3", PYTHON=bare_python, **values)
     assert done.returncode == 0, done.stderr
     row = paper.settings()[PAPER_NAMES[model]]
-    responses = row.prompts * row.n
+    responses, steps = row.prompts * row.n, paper.t_stop()[row.model]
     for text in (
         f"{row.prompts} prompts x {row.n} = {responses} responses; {row.updates} updates of 32 prompts",
         f"at most {responses * (1024 + row.max_response_tokens):,}",
-        f"steps          {paper.t_stop()[row.model]} ",
-        f"within {paper.t_stop()[row.model]} steps: {paper.best_avg16()['CPPO'][model]:.2f}",
-        "GPU-hours",
-        "  fits: ",
-        "+trust_region=cppo",
+        f"steps          {steps} ",
+        f"within {steps} steps: {paper.best_avg16()['CPPO'][model]:.2f}",
+        *("GPU-hours", "  fits: ", "+trust_region=cppo", "nothing was started"),
         "  data.seed=3\n",  # a further argument, the last, so it wins
-        "nothing was started",
     ):
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == [Path(bare_python)]
@@ -197,23 +193,20 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("settings", REFUSED)
-def test_a_plan_refuses_what_paper_shows(settings, bare_python):
-    values = dict(setting.split("=") for setting in settings.split())
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_plan_refuses_what_paper_shows(given, bare_python, tmp_path):
+    values = dict(setting.split("=") for setting in given.split())
     done = script("qwen3_1p7b_base", "plan", PYTHON=bare_python, **values)
     assert done.returncode == 2, done.stderr
-    assert any(REFUSED[settings] in line for line in done.stdout.splitlines() if line.startswith("PROBLEM: "))
+    assert any(REFUSED[given] in line for line in done.stdout.splitlines() if line.startswith("PROBLEM: "))
     assert "verl is not installed in this Python" in done.stdout
     assert "GPU-hours" not in done.stdout and not done.stderr
-
-
-def test_a_run_refuses_the_same_before_anything_starts(bare_python, tmp_path):
-    for name in ("train", "aime24", "aime25", "aime26"):
-        (tmp_path / f"{name}.parquet").touch()
-    done = script("qwen3_1p7b_base", PYTHON=bare_python, DATA=str(tmp_path), RUN=str(tmp_path / "run"), SP="3")
-    assert done.returncode == 2
-    assert REFUSED["SP=3"] in done.stdout
-    assert not (tmp_path / "run").exists()
+    if given == "SP=3":  # a run refuses the same before anything starts
+        for name in ("train", "aime24", "aime25", "aime26"):
+            (tmp_path / f"{name}.parquet").touch()
+        run = {"DATA": str(tmp_path), "RUN": str(tmp_path / "run"), **values}
+        done = script("qwen3_1p7b_base", PYTHON=bare_python, **run)
+        assert done.returncode == 2 and REFUSED[given] in done.stdout and not (tmp_path / "run").exists()
 
 
 @pytest.mark.stack
