@@ -63,7 +63,7 @@ class Record:
 
 def locate(source: Source) -> LocalFile:
     """The file itself, or the hub's copy of it in the local cache; a DataError where there is none."""
-    path = Path(source.place).expanduser()
+    path = Path(os.path.expanduser(source.place))
     if not path.is_file():
         if path.suffix in ENDINGS or not HUB_ID.fullmatch(source.place):
             raise DataError(f"{source.place}: no such file, and no hub id of the form owner/name")

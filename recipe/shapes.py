@@ -1,6 +1,7 @@
 """Shapes of the paper's models, as published in their config.json, and what follows from them."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def shape_of(name: str, model_path: str) -> Shape:
     Raises:
         ValueError: when neither is known.
     """
-    file = Path(model_path).expanduser() / "config.json"
+    file = Path(os.path.expanduser(model_path)) / "config.json"
     if not file.is_file():
         if name not in SHAPES:
             known = ", ".join(SHAPES)

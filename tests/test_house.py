@@ -77,5 +77,5 @@ def test_only_the_plug_needs_verl_to_be_imported():
 def test_the_science_imports_torch_and_numpy_only():
     roots = {name.partition(".")[0] for p in MODULES if room_of(p) == "trust_region" for name in imported(parsed(p))}
     standard = {"collections", "dataclasses", "functools", "math", "typing"}
-    loading = {"importlib", "logging", "pathlib", "re", "socket", "sys", "traceback", "types"}  # extensions
+    loading = {"importlib", "logging", "os", "pathlib", "re", "socket", "sys", "traceback", "types"}  # extensions
     assert roots <= {"torch", "numpy", "cppo_verl", *standard, *loading}

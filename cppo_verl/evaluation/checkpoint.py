@@ -63,7 +63,7 @@ def locate(model: str) -> Source:
     Raises:
         EvaluationError: nothing there, or not what a checkpoint or a model looks like.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not path.exists():
         return _from_hub(model)
     path = path.resolve()

@@ -1,6 +1,7 @@
 """Writes a selftest down: selftest.json, selftest.md and selftest.html, one self-contained page for a bug report."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_RUN: "–", NOTED: "·"}
 
 def write(out: Path, device: str, facts: Mapping[str, str], results: Sequence[Result]) -> None:
     """Write the three files to ``out``, each atomically; the user's home folder is ``~`` in them."""
-    said, home = sentence(results), str(Path.home())
+    said, home = sentence(results), os.path.expanduser("~")
     content: dict[str, Any] = {"cppo_verl": __version__, "sentence": said, "machine": dict(facts)}
     content["written"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     content["results"] = [asdict(result) for result in results]

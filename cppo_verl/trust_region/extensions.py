@@ -7,6 +7,7 @@ it: the entry points are loaded wherever rules are needed, a named module wherev
 import importlib
 import importlib.util
 import logging
+import os
 import re
 import socket
 import sys
@@ -80,7 +81,7 @@ def resolve(where: str, folders: Iterable[Path]) -> str:
     """The absolute path of a ``.py`` file that lies in one of ``folders``, the first that has it; else as it is."""
     if not where.endswith(".py"):
         return where
-    candidates = (folder / Path(where).expanduser() for folder in folders)
+    candidates = (folder / os.path.expanduser(where) for folder in folders)
     return next((str(path.resolve()) for path in candidates if path.is_file()), where)
 
 
@@ -110,7 +111,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
+    path = Path(os.path.expanduser(path)).resolve()
     name = "rules" + re.sub(r"\W", "_", str(path))
     if name in sys.modules:
         return sys.modules[name]

@@ -74,7 +74,7 @@ def own_rule(work: Work, folder: Path) -> Path:
     more += [f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}"]
     more += ["actor_rollout_ref.model.use_fused_kernels=true"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    values = environment(work, CPPO_VERL=str(ROOT), PATH=path, **EXTERNAL)
+    values = environment(work, CPPO_VERL=str(ROOT), PATH=path, HOME=str(folder), **EXTERNAL)  # of verl's ~/models
     commands = " ".join([pages.blocks("extending.md", "bash")[0].rstrip(), *map(shlex.quote, more)])
     shell = ["bash", "-euo", "pipefail", "-c", commands]
     ended_well(subprocess.run(shell, cwd=folder, env=values, capture_output=True, text=True, timeout=1500))

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from cppo_verl.cli import main, run
 from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
+from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
 
 from .test_quoting import ODD, odd_names
@@ -102,7 +103,7 @@ def test_hydras_flags_are_passed_on(tmp_path, commands):
     shutil.copytree(Path(overrides.__file__).parents[1] / "conf", tmp_path / "conf")
     (tmp_path / "conf/mine.yaml").write_text("defaults: [/ppo_trainer, _self_]\ntrainer: {n_gpus_per_node: 1}\n")
     flags = [f"--config-path={tmp_path / 'conf'}", "--config-name=mine"]
-    search = f"hydra.searchpath=[{Path(find_spec('verl').origin).parent / 'trainer/config'}]"
+    search = f"hydra.searchpath=[{quote(Path(find_spec('verl').origin).parent / 'trainer/config')}]"
     assert main.main(["run", *flags, str(tmp_path / "run"), *COMMAND, search]) == 0
     command = commands[0][0]
     assert sorted(command[4:6]) == sorted(flags) and command[6 : 6 + len(COMMAND)] == COMMAND
