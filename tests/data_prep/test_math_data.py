@@ -266,7 +266,8 @@ def test_100k_rows_repeated_100_times(tmp_path: Path, ending: str):
     assert seconds < 30 and mib < 2048
 
 
-def test_verl_reads_and_scores_the_files(tmp_path: Path, tokenizer):
+def test_verl_reads_and_scores_the_files(tmp_path: Path, tokenizer, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")  # not the user's, who may have none
     rows = [*dapo_rows(20, copies=2), verl_row(wrapped("Long. " * 200), "1", "long")]
     train = make(tmp_path, write(rows, tmp_path / "d.parquet"))
     val = make(tmp_path, write(aime_rows(2025), tmp_path / "a.jsonl"), 2025)
