@@ -14,8 +14,6 @@ from cppo_verl.trust_region import budget
 from tests.helpers import Batch, actor_config, random_batch
 
 LIMIT = 100
-
-
 NO_KERNEL = {"aten.promote_types.default"}
 AGGREGATION = {"dp_size": 1, "global_batch_size": 16, "batch_num_tokens": 4096, "loss_scale_factor": 512}
 
@@ -58,7 +56,7 @@ def usual(width: int = 5000) -> Batch:
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     """The quantile as an accelerator takes it."""
-    monkeypatch.setattr(budget, "BY_NUMPY", ())
+    monkeypatch.setattr(budget, "_largest", lambda values, count: values.topk(count).values)
 
 
 def test_cppo_launches_at_most_100_kernels():
@@ -87,5 +85,5 @@ def test_one_transfer_to_the_host():
         ("dppo", {"trace": 4}),
     ],
 )
-def test_the_other_rules_stay_near_it(name: str, knobs: dict):
-    assert len(launches(name, usual(), **knobs)) <= 1.2 * LIMIT
+def test_so_do_the_other_rules(name: str, knobs: dict):
+    assert len(launches(name, usual(), **knobs)) <= LIMIT
