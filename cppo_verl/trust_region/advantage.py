@@ -26,7 +26,7 @@ def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: 
 
     Args:
         rewards: (batch,) floating, the reward of each response.
-        groups: length-batch sequence of hashable group labels (verl's prompt uid).
+        groups: a hashable label of each response's group (verl's prompt uid).
         normalise_by_std: False leaves out the division (Dr.GRPO, arXiv 2503.20783).
 
     Raises:
@@ -39,19 +39,19 @@ def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: 
         rows = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"{len(rows)} rewards are not finite (rows {rows[:8]}); check the reward function")
 
-    values = rewards.double()
     labels: dict[object, int] = {}
     member = torch.tensor([labels.setdefault(g, len(labels)) for g in groups], device=rewards.device, dtype=torch.long)
-    zeros = values.new_zeros(len(labels))
-    size = zeros.index_add(0, member, torch.ones_like(values))
-    mean = zeros.index_add(0, member, values) / size
-    lowest = zeros.scatter_reduce(0, member, values, "amin", include_self=False)
-    highest = zeros.scatter_reduce(0, member, values, "amax", include_self=False)
-    zero_variance = (lowest == highest)[member]
+    zeros = torch.zeros(len(labels), dtype=torch.float64, device=rewards.device)
 
-    advantage = values - mean[member]
+    def of_group(values: Tensor, how: str) -> Tensor:
+        """``how`` a response's group takes its values together, (batch,)."""
+        return zeros.scatter_reduce(0, member, values, how, include_self=False)[member]
+
+    values = rewards.double()
+    size = of_group(torch.ones_like(values), "sum")
+    zero_variance = of_group(values, "amin") == of_group(values, "amax")
+    advantage = values - of_group(values, "sum") / size
     if normalise_by_std:
-        variance = zeros.index_add(0, member, advantage.square()) / (size - 1).clamp_min(1)
-        advantage = advantage / (variance.sqrt()[member] + EPSILON)
-    advantage = advantage.masked_fill(zero_variance, 0.0)
-    return GroupAdvantage(advantage.float(), zero_variance, size[member].long())
+        variance = of_group(advantage.square(), "sum") / (size - 1).clamp_min(1)
+        advantage = advantage / (variance.sqrt() + EPSILON)
+    return GroupAdvantage(advantage.masked_fill(zero_variance, 0.0).float(), zero_variance, size.long())

@@ -1,7 +1,8 @@
 """Divergence of the trained policy pi from the rollout policy mu at one token.
 
 ``log_prob`` is log pi(y_t|s_t), ``old_log_prob`` is log mu(y_t|s_t), both at the sampling temperature. Everything is
-elementwise, computed in float32 (float64 stays float64), and meant to be called under ``torch.no_grad``.
+elementwise, for any floating dtypes, computed in float32 (float64 stays float64), and meant to be called under
+``torch.no_grad``; minus infinity is probability 0.
 Binary estimators see the partition {sampled token, the rest}; they bound the full-vocabulary value from below.
 """
 
@@ -18,14 +19,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """Total variation |pi(y) - mu(y)| of the binary partition, in [0, 1] (arXiv 2602.04879).
-
-    Args:
-        log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0.
-    """
-    log_q, log_p = at_least_float32(log_prob), at_least_float32(old_log_prob)
-    dtype = torch.promote_types(log_q.dtype, log_p.dtype)
-    return (log_q.to(dtype).exp() - log_p.to(dtype).exp()).abs()
+    """Total variation |pi(y) - mu(y)| of the binary partition, in [0, 1] (arXiv 2602.04879)."""
+    return at_least_float32(log_prob).exp().sub(at_least_float32(old_log_prob).exp()).abs_()
 
 
 def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
@@ -35,13 +30,9 @@ def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     down to (p-q)^2, which float32 cannot hold. A token that became impossible (q = 0 < p) costs ``IMPOSSIBLE``;
     q = 1 > p, mostly a rounded log-prob of 0, costs what the smallest 1 - q would.
 
-    Args:
-        log_prob, old_log_prob: any equal shape, floating; minus infinity is probability 0, values above 0 count as 0.
-
-    Returns:
-        float32, or float64 for float64 inputs.
+    Values of ``log_prob`` and ``old_log_prob`` above 0 count as 0.
     """
-    dtype = torch.promote_types(at_least_float32(log_prob).dtype, at_least_float32(old_log_prob).dtype)
+    dtype = torch.promote_types(torch.float32, torch.promote_types(log_prob.dtype, old_log_prob.dtype))
     log_q, log_p = (x.double().clamp(LOWEST_LOG_PROB, 0.0) for x in (log_prob, old_log_prob))
     not_q, not_p = -torch.expm1(log_q), -torch.expm1(log_p)
     tiny = torch.finfo(torch.float64).tiny

@@ -67,7 +67,7 @@ def load(where: str) -> ModuleType:
         KnobError: it cannot be found or imported, or a rule of it has a name that is taken.
     """
     try:
-        return _import_file(Path(where)) if where.endswith(".py") else _import(where)
+        return _import(where)
     except KnobError as error:
         raise KnobError(f"{KEY}={where} brings no rule: {error}.") from error
     except Exception as error:
@@ -101,12 +101,14 @@ def from_outside() -> dict[str, str]:
     return {name: function.__module__ for name, function in RULES.items() if name not in BUILT_IN}
 
 
-def _import(name: str) -> ModuleType:
+def _import(where: str) -> ModuleType:
+    """The module of that name or file; of one that fails half-way no rule stays."""
     before = set(RULES)
     try:
-        return importlib.import_module(name)
+        return _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except BaseException:
-        _forget(before)
+        for name in set(RULES) - before:
+            del RULES[name], CAPABILITIES[name]
         raise
 
 
@@ -119,32 +121,20 @@ def _import_file(path: Path) -> ModuleType:
         raise FileNotFoundError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    before = set(RULES)
-    sys.modules[name] = module  # dataclasses look there for their own module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there for their own module
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
-        _forget(before)
         raise
     return module
 
 
-def _forget(before: set[str]) -> None:
-    """Take out the rules of a module that failed half-way."""
-    for name in set(RULES) - before:
-        del RULES[name]
-        CAPABILITIES.pop(name, None)
-
-
 def _said(error: Exception) -> str:
     """Kind, message and place of what a module raised while it was imported."""
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(_PACKAGE):
-            place = f" ({Path(frame.filename).name}:{frame.lineno})"
-    text = str(error)
+    text, places = str(error), [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
-        text, place = error.msg, f" ({Path(str(error.filename)).name}:{error.lineno})"
-    return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(".") + place
+        text, places = error.msg, [(str(error.filename), error.lineno)]
+    theirs = [place for place in places if "importlib" not in place[0] and not Path(place[0]).is_relative_to(_PACKAGE)]
+    where = f" ({Path(theirs[-1][0]).name}:{theirs[-1][1]})" if theirs else ""
+    return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(".") + where

@@ -52,9 +52,10 @@ class Limits:
             return "" if isinstance(value, bool) else f"must be true or false{or_null}"
         if self.kind is str:
             return "" if not self.choices or value in self.choices else f"is not one of {', '.join(self.choices)}"
-        if not (_is_integer(value) if self.kind is int else _is_number(value)):
+        whole = self.kind is int
+        if isinstance(value, bool) or not (isinstance(value, int) if whole else _is_number(value)):
             within = f" in {self.interval()}" if self.interval() else ""
-            return f"must be a {'whole ' if self.kind is int else ''}number{within}{or_null}"
+            return f"must be a {'whole ' if whole else ''}number{within}{or_null}"
         inside = (
             (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
@@ -64,28 +65,17 @@ class Limits:
         return "" if inside else f"is outside {self.interval()}{or_null and ', and not null'}"
 
 
-def knob(
-    default: Any,
-    *,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-    doc: str = "",
-    kind: type | None = None,
-) -> Any:
+def knob(default: Any, *, kind: type | None = None, **limits: Any) -> Any:
     """A field of ``TrustRegionKnobs``, or of the class that extends it with a rule's own knobs.
 
     Args:
         default: its type is what values must have: a whole number, any number (a float), true or false, or a text.
-        low, high: smallest and largest value; ``above`` and ``below`` instead if the limit itself is not allowed.
-        choices: the texts that are allowed.
-        doc: what it means, for the table of docs/rules.md.
         kind: the type where the default is None, which null then stands for.
+        limits: ``low`` and ``high``, the smallest and largest value; ``above`` and ``below`` instead if the limit
+            itself is not allowed; ``choices``, the texts that are allowed; ``doc``, what the knob means.
     """
-    limits = Limits(kind or type(default), default is None, low, above, high, below, choices, doc)
-    return dataclasses.field(default=default, metadata={"limits": limits})
+    declared = Limits(kind or type(default), default is None, **limits)
+    return dataclasses.field(default=default, metadata={"limits": declared})
 
 
 @dataclass
@@ -107,15 +97,13 @@ class TrustRegionKnobs:
         0.15, above=0, doc="token threshold δ (Eq. 3, 8), at most 1 for TV; TRM: threshold of the response"
     )
     delta_b: float = knob(
-        0.02,
-        low=0,
-        doc="prefix budget δ_b a unit of weight (Eq. 8), at most 1 for TV; floor when `budget=quantile`",
+        0.02, low=0, doc="prefix budget δ_b a unit of weight (Eq. 8), at most 1 for TV; floor when `budget=quantile`"
     )
     w_min: float = knob(0.8, above=0, high=1, doc="last position weight (Eq. 9)")
     weights: str = knob(
         "linear",
         choices=("linear", "constant", "shuffled"),
-        doc="Eq. 9, or an ablation: w = 1, or the same weights permuted in each response",
+        doc="Eq. 9, or w = 1, or the same weights permuted in each response",
     )
     horizon: str = knob(
         "response", choices=("response", "max"), doc="T of Eq. 9: the response's own length, or `max_response_length`"
@@ -124,9 +112,7 @@ class TrustRegionKnobs:
         None, kind=int, low=1, doc="what `horizon=max` means; null is the tensor's width"
     )
     budget: str = knob(
-        "quantile",
-        choices=("none", "fixed", "quantile"),
-        doc="no prefix constraint, δ_b as given, or δ_b by Eq. 22",
+        "quantile", choices=("none", "fixed", "quantile"), doc="no prefix constraint, δ_b as given, or δ_b by Eq. 22"
     )
     budget_quantile: float = knob(0.9, low=0, high=1, doc="q of Eq. 22")
     budget_scale: float = knob(1.0, above=0, doc="scale of Eq. 22")
@@ -138,15 +124,14 @@ class TrustRegionKnobs:
     anchor: str = knob(
         "rollout",
         choices=("rollout", "proximal"),
-        doc="what D_t, ρ and the budget are measured from: μ, or the policy at the start of the step "
-        "([staleness.md](staleness.md))",
+        doc="what D_t, ρ and the budget are measured from: μ, or π as the step began: [staleness.md](staleness.md)",
     )
     budget_target: float | None = knob(
         None,
         kind=float,
         above=0,
         below=1,
-        doc="share of masked tokens that one scale on `delta` and `delta_b` is steered to; null is off",
+        doc="share of masked tokens that a scale on `delta`, `delta_b` is steered to; null is off",
     )
     restore_strength: float = knob(
         1.0, above=0, high=1, doc="size of the pull of `gate=restore`, as a share of a kept update"
@@ -160,8 +145,7 @@ class TrustRegionKnobs:
     on_nonfinite: str = knob(
         "raise",
         choices=("raise", "skip"),
-        doc="a log-prob or advantage that is [not finite](#numbers-that-are-not-finite) ends the run, or costs that "
-        "optimizer step",
+        doc="what is [not finite](#numbers-that-are-not-finite) ends the run, or costs that optimizer step",
     )
 
     def __post_init__(self):
@@ -197,10 +181,6 @@ def names_from_outside(names: Iterable[str]) -> list[str]:
 
 def _is_number(value: object) -> bool:
     try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
         return False
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

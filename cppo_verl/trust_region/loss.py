@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.rules import evaluate
-from cppo_verl.trust_region.surrogate import coefficients, loss_matrix
 from cppo_verl.trust_region.tokens import Tokens
 
 Aggregate = Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +52,8 @@ def token_losses(
             which tensor, how many tokens, which rows.
     """
     tokens = Tokens.of(log_prob, old_log_prob, advantages, mask)
+    if log_prob.numel() == 0:
+        return log_prob * 0.0, metrics.NOTHING
     verdict, divergence = evaluate(rule, tokens, knobs, divergence)
     if watch is not None:
         watch(tokens, divergence, verdict)
@@ -62,6 +64,31 @@ def token_losses(
             "non-finite importance weights (rollout_is_weights) at tokens that are kept: the step was not taken."
         )
     return loss_matrix(log_prob, tokens, coefficient), summary
+
+
+@torch.no_grad()
+def coefficients(tokens: Tokens, verdict: Verdict, ratio_cap: float, importance: Tensor | None = None) -> Tensor:
+    """-A_t min(rho_t, ratio_cap) gate_t, (batch, length): what multiplies log pi(y_t|s_t) in the loss (Eq. 11).
+
+    A rule may bring a weight of its own instead of min(rho, cap); a gate below 0 turns an update round.
+    """
+    weight = tokens.ratio.clamp_max(ratio_cap) if verdict.weight is None else verdict.weight
+    coefficient = (weight * tokens.advantages).neg_()
+    if verdict.gate.dtype == torch.bool:
+        coefficient = torch.where(verdict.gate, coefficient, 0.0)
+    else:
+        coefficient *= verdict.gate
+    return coefficient if importance is None else torch.where(coefficient == 0, 0.0, coefficient * importance)
+
+
+def loss_matrix(log_prob: Tensor, tokens: Tokens, coefficient: Tensor) -> Tensor:
+    """coefficient * log pi(y_t|s_t), (batch, length), differentiable in ``log_prob``.
+
+    What stands at invalid positions leaves the product before autograd sees it; so does a token of probability 0 under
+    pi, whose gradient A rho grad log pi vanishes with rho.
+    """
+    with_gradient = tokens.mask & (tokens.log_prob > -torch.inf)
+    return torch.where(with_gradient, log_prob, 0.0) * coefficient
 
 
 def token_mean(losses: Tensor, mask: Tensor) -> Tensor:

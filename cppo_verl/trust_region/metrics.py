@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl.trust_region.bound import residual_constant
-from cppo_verl.trust_region.gate import Thresholds, Verdict
+from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.tokens import Tokens
 
 PREFIX = "actor/trust_region/"
@@ -23,7 +23,7 @@ MASK_BINS = 10
 PARTS = 40  # of a response's length, from which both kinds of bins are made
 P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
-FINITE = ("log_prob", "old_log_prob", "advantage", "moment")  # infinite or NaN where something is
+FINITE = ("log_prob", "old_log_prob", "advantage", "drift")  # infinite or NaN where something is
 Rows: TypeAlias = dict[str, np.ndarray]  # float64, a row a response
 RESPONSE_METRICS = (  # means over responses; the others are over tokens
     *("prefix_average", "effective_delta_b", "influence_weighted_divergence"),
@@ -43,6 +43,9 @@ class MetricSums:
         """The metrics themselves, under ``PREFIX``; one whose denominator is 0 is 0."""
         values = {name: ratio(total, self.counts[denominator_of(name)]) for name, total in self.sums.items()}
         return {PREFIX + name: value for name, value in {**values, **self.maxima}.items()}
+
+
+NOTHING = MetricSums({}, {"tokens": 0.0, "responses": 0.0}, {})
 
 
 def combine(parts: Iterable[MetricSums]) -> MetricSums:
@@ -85,98 +88,81 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     if divergence.numel() == 0:
-        return MetricSums({}, {"tokens": 0.0, "responses": 0.0}, {})
+        return NOTHING
     stride = -(-divergence.numel() // P99_SAMPLE)
     with torch.no_grad():
-        rows = on_the_host(_measure(tokens, divergence, verdict, ratio_cap, stride))
+        rows = on_the_host(_measure(tokens, divergence, verdict, ratio_cap) | {"p99": divergence.flatten()[::stride]})
     if not all(np.isfinite(rows[name]).all() for name in FINITE):
         refuse_nonfinite(tokens, divergence)
 
     active = rows["advantage"] > 0
-    sample = rows.pop("sample")
+    sample = rows.pop("p99")
     sample = sample[active[np.arange(sample.size) * stride // divergence.shape[-1]]]
     rows = {name: values[active] for name, values in rows.items()}
-    sums, counts = _token_sums(rows), {"tokens": float(rows["length"].sum()), "responses": float(active.sum())}
-    sums["divergence_p99"] = _nearest_rank(sample, counts["tokens"] / stride) * counts["tokens"]
-    sums |= _response_sums(rows, verdict.thresholds)
-    if "bound_worst_case" in sums:
-        counts["bound_worst_case"] = sums["bound_worst_case"]
-    for name, of, bins in (("divergence", "divergence", DIVERGENCE_BINS), ("masked_share", "removed", MASK_BINS)):
-        ends = np.floor(rows["length"][:, None] * np.arange(bins + 1) / bins)
-        up_to = np.where(ends == 0, 0.0, rows[of][:, :: PARTS // bins])  # before the first token there is no column
-        for i, (total, number) in enumerate(zip(np.diff(up_to).sum(0), np.diff(ends).sum(0), strict=True)):
-            key = f"{name}_by_position/{i}"
-            sums[key], counts[denominator_of(key)] = float(total), float(number)
-    largest = float(rows["divergence_max"].max(initial=0.0))
-    return MetricSums(sums, counts, {"divergence_max": largest, "nonfinite_tokens_max": 0.0})
-
-
-def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float, stride: int) -> dict[str, Tensor]:
-    """What the sums are made of, on the device: (batch,) sums over a response, but for the last three."""
-    dtype, length = divergence.dtype, tokens.ordinal[:, -1:]
-    removed, positive = removed_part(verdict, tokens.mask), tokens.values > 0
-    counted = {
-        "over_token": removed * verdict.over_token,
-        "raised": removed * positive[2],
-        "capped": tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped & tokens.mask,
-        "above_zero": positive[0] | positive[1],
-    }
-    rows = dict(zip(counted, row_sums(torch.stack(list(counted.values()))), strict=True))
-    rows |= zip(FINITE, torch.linalg.vector_norm(tokens.values, 1, dim=-1), strict=False)  # sums of sizes
-    rows |= {
-        # sum_t t D_t; no product of matrices: verl calls the loss under autocast, which would round those to bfloat16
-        "moment": (tokens.ordinal * divergence).sum(-1),
-        "divergence_max": divergence.amax(-1),
-        "length": length.squeeze(-1),
-    }
-    if verdict.prefix is not None:
-        rows |= {"spent": verdict.prefix.spent, "weight": verdict.prefix.weight, "delta_b": verdict.prefix.delta_b}
-    if verdict.thresholds is not None and isinstance(verdict.thresholds.delta_b, Tensor):
-        rows["bound_delta_b"] = verdict.thresholds.delta_b
-    # running sums at the last token of each part of a response, (batch, PARTS + 1)
-    ends = (length * torch.arange(PARTS + 1, device=length.device, dtype=dtype)).div(PARTS, rounding_mode="floor")
-    at_ends = torch.searchsorted(tokens.ordinal, ends)
-    running = torch.stack([divergence, removed]).cumsum(-1)
-    rows |= zip(("divergence", "removed"), running.gather(-1, at_ends.expand(2, -1, -1)), strict=True)
-    return rows | {"sample": divergence.flatten()[::stride]}
-
-
-def _token_sums(rows: Rows) -> dict[str, float]:
-    """Sums over tokens, without those by position."""
-    masked, over, raised = rows["removed"][:, -1].sum(), rows["over_token"].sum(), rows["raised"].sum()
+    length, total, masked = rows["length"], rows["divergence"][:, -1], rows["removed"][:, -1].sum()
+    counts = {"tokens": length.sum(), "responses": active.sum()}
     sums = {
         "masked_share": masked,
-        "masked_share_token_threshold": over,
-        "masked_share_prefix_budget": max(masked - over, 0.0),  # a soft gate's sums round
-        "masked_share_positive": raised,
-        "masked_share_negative": max(masked - raised, 0.0),
+        "masked_share_token_threshold": rows["over_token"].sum(),
+        "masked_share_prefix_budget": max(masked - rows["over_token"].sum(), 0.0),  # a soft gate's sums round
+        "masked_share_positive": rows["raised"].sum(),
+        "masked_share_negative": max(masked - rows["raised"].sum(), 0.0),
         "ratio_capped_share": rows["capped"].sum(),
         "positive_log_prob_share": rows["above_zero"].sum(),
-        "divergence_mean": rows["divergence"][:, -1].sum(),
+        "divergence_mean": total.sum(),
+        "divergence_p99": _nearest_rank(sample, counts["tokens"] / stride) * counts["tokens"],
     }
-    return {name: float(value) for name, value in sums.items()}
+
+    sums["influence_weighted_divergence"] = (rows["drift"] / np.maximum(length * (length - 1) / 2, 1)).sum()
+    sums["prefix_average"] = (total / length).sum()
+    if verdict.prefix is not None:
+        sums["prefix_average"] = (rows["spent"] / rows["weight"]).sum()
+        sums["effective_delta_b"] = rows["delta_b"].sum()
+    if (
+        verdict.thresholds is not None
+    ):  # Theorem 1, xi = 1: sum_t lambda_t D_t with lambda_t = 4 lbar (T - t), its bound
+        token_bound = verdict.thresholds.token_bound
+        sums["bound_realised"] = sums["bound_usage"] = (4 * token_bound * rows["drift"]).sum()
+        sums["bound_worst_case"] = residual_constant(length, token_bound, rows["bound_delta_b"]).sum()
+        counts["bound_worst_case"] = sums["bound_worst_case"]
+
+    for name, of, bins in (("divergence", "divergence", DIVERGENCE_BINS), ("masked_share", "removed", MASK_BINS)):
+        ends = np.floor(length[:, None] * np.arange(bins + 1) / bins)
+        up_to = np.where(ends == 0, 0.0, rows[of][:, :: PARTS // bins])  # before the first token there is no column
+        for i, (found, number) in enumerate(zip(np.diff(up_to).sum(0), np.diff(ends).sum(0), strict=True)):
+            sums[f"{name}_by_position/{i}"], counts[f"{name}_by_position/{i}/tokens"] = found, number
+    maxima = {"divergence_max": rows["divergence_max"].max(initial=0.0), "nonfinite_tokens_max": 0.0}
+    return MetricSums(*({name: float(value) for name, value in part.items()} for part in (sums, counts, maxima)))
 
 
-def _response_sums(rows: Rows, thresholds: Thresholds | None) -> dict[str, float]:
-    """Sums over responses."""
-    length, total = rows["length"], rows["divergence"][:, -1]
-    average = total / length
-    drift = length * total - rows["moment"]  # sum_t (T - t) D_t
-    sums = {"influence_weighted_divergence": drift / np.maximum(length * (length - 1) / 2, 1)}
-    if "spent" in rows:
-        average = rows["spent"] / rows["weight"]
-        sums["effective_delta_b"] = rows["delta_b"]
-    sums["prefix_average"] = average
-    if thresholds is not None:  # Theorem 1 with xi = 1: sum_t lambda_t D_t, lambda_t = 4 lbar (T - t), and its bound
-        delta_b = rows.get("bound_delta_b", thresholds.delta_b)
-        sums["bound_realised"] = sums["bound_usage"] = 4 * thresholds.token_bound * drift
-        sums["bound_worst_case"] = residual_constant(length, thresholds.token_bound, delta_b)
-    return {name: float(np.sum(values)) for name, values in sums.items()}
-
-
-def with_advantage(tokens: Tokens) -> Tensor:
-    """The responses that enter, (batch,) bool: those with a token whose advantage is not 0."""
-    return tokens.advantages.any(-1)
+def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float) -> dict[str, Tensor]:
+    """What the sums are made of, on the device: numbers a response, (batch,), or its parts, (batch, PARTS + 1)."""
+    removed, length = removed_part(verdict, tokens.mask), tokens.ordinal[:, -1:]
+    # running sums at the last token of each part of a response
+    ends = (length * torch.arange(PARTS + 1, device=length.device, dtype=length.dtype)).div_(PARTS).floor_()
+    at_ends = torch.searchsorted(tokens.ordinal, ends)
+    capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped & tokens.mask
+    rows = {
+        "log_prob": tokens.log_prob.sum(-1),
+        "old_log_prob": tokens.old_log_prob.sum(-1),
+        "advantage": tokens.advantages.abs().amax(-1),
+        # sum_t (T - t) D_t; no product of matrices: verl calls the loss under autocast, which rounds those to bfloat16
+        "drift": ((length - tokens.ordinal) * divergence).sum(-1),
+        "length": length.squeeze(-1),
+        "divergence_max": divergence.amax(-1),
+        "over_token": row_sums(removed * verdict.over_token),
+        "raised": row_sums(removed * (tokens.advantages > 0)),
+        "capped": row_sums(capped),
+        "above_zero": row_sums(torch.maximum(tokens.log_prob, tokens.old_log_prob) > 0),
+        "divergence": divergence.cumsum(-1).gather(-1, at_ends),
+        "removed": removed.cumsum(-1).gather(-1, at_ends),
+    }
+    if verdict.prefix is not None:
+        rows |= verdict.prefix._asdict()
+    if verdict.thresholds is not None:
+        delta_b = verdict.thresholds.delta_b
+        rows["bound_delta_b"] = delta_b if isinstance(delta_b, Tensor) else torch.full_like(rows["length"], delta_b)
+    return rows
 
 
 def removed_part(verdict: Verdict, mask: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cppo_verl.trust_region import schedule
-from cppo_verl.trust_region.budget import quantile_budget
+from cppo_verl.trust_region.budget import prefix_budget
 from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, restore
 from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.schedule import position_weights
 from cppo_verl.trust_region.tokens import Tokens
 from cppo_verl.trust_region.trace import traced
 
@@ -64,8 +64,8 @@ def rule(name: str, knobs: type[TrustRegionKnobs] = TrustRegionKnobs, **can: Any
     """Register a rule under the name that ``loss_mode`` takes.
 
     Args:
-        knobs: the class that holds the rule's own knobs: a dataclass that extends ``TrustRegionKnobs`` with fields
-            made by ``knobs.knob``. The rule is then given an instance of it.
+        knobs: the class of the rule's own knobs, whose instance it is then given: a dataclass that extends
+            ``TrustRegionKnobs`` with fields made by ``knobs.knob``.
         can: fields of ``Capability``; a rule that says nothing may read all of its knobs.
 
     Raises:
@@ -96,182 +96,6 @@ def knobs_of_rule(name: str) -> type[TrustRegionKnobs]:
     return capability(name).knobs
 
 
-TOKEN_KNOBS = ("delta", "gate", "attenuation", "restore_strength")
-PREFIX_KNOBS = (
-    *("delta_b", "budget", "budget_quantile", "budget_scale", "budget_cap"),
-    *("w_min", "weights", "horizon", "max_response_length", "shuffle_seed"),
-)
-WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl": True, "whole_response": True}
-
-
-@rule("dppo", reads=TOKEN_KNOBS, token_threshold=True)
-def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
-    return token_threshold(tokens, divergence, knobs, knobs.delta)
-
-
-@rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True, prefix_budget=True)
-def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
-
-    S_t = sum_{j<=t} w_j D_j is what the tokens up to t have spent, masked ones too, and W_t = sum_{j<=t} w_j. With
-    ``gate=soft`` the excess attenuates instead (Appendix C); with ``gate=restore`` what would be masked is turned back.
-    """
-    weights = position_weights(tokens, knobs)  # w_t (Eq. 9)
-    spending = weights * divergence  # Z_t = w_t D_t
-    token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
-    if knobs.budget == "none":
-        return token_threshold(tokens, spending, knobs, token_bound)
-
-    delta_b = prefix_budget(tokens, divergence, knobs)
-    # S_0, S_1, ..., S_T and W_0, W_1, ..., W_T
-    spent, total_weight = pad(torch.stack([spending, weights]).cumsum(-1), (1, 0))
-    available = knobs.delta + delta_b * total_weight[:, :-1]  # delta + delta_b W_{t-1}
-    if knobs.gate == "soft":
-        gate = soft_gate(tokens, torch.maximum(spending / knobs.delta, spent[:, 1:] / available), knobs)
-    else:
-        threshold = (available - spent[:, :-1]).clamp_max(knobs.delta)  # c_t (Eq. 8)
-        gate = hard_gate(tokens, spending <= threshold, knobs)
-    delta_b = delta_b.squeeze(-1)
-    prefix = PrefixState(spent[:, -1], total_weight[:, -1], delta_b)
-    return Verdict(gate, spending > knobs.delta, prefix, thresholds=Thresholds(token_bound, delta_b))
-
-
-def token_threshold(tokens: Tokens, spending: Tensor, knobs: TrustRegionKnobs, token_bound: float) -> Verdict:
-    """Keep when Z_t <= delta, whatever came before; ``token_bound`` is the bound on D_t that this makes."""
-    over = spending > knobs.delta
-    soft = knobs.gate == "soft"
-    gate = soft_gate(tokens, spending / knobs.delta, knobs) if soft else hard_gate(tokens, ~over, knobs)
-    return Verdict(gate, over, thresholds=Thresholds(token_bound, token_bound))
-
-
-def hard_gate(tokens: Tokens, within: Tensor, knobs: TrustRegionKnobs) -> Tensor:
-    """M_t = 1[A_t (rho_t - 1) <= 0 or Z_t <= c_t] (Eq. 10), bool; or what ``gate=restore`` makes of it."""
-    keep = tokens.toward_rollout | within
-    return restore(keep, knobs.restore_strength) if knobs.gate == "restore" else keep
-
-
-def soft_gate(tokens: Tokens, excess: Tensor, knobs: TrustRegionKnobs) -> Tensor:
-    """g(x_t), and 1 for the first clause (Appendix C), floating."""
-    return attenuate(excess, knobs.attenuation).masked_fill(tokens.toward_rollout, 1.0)
-
-
-@rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)
-def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
-    return whole_response(tokens, (divergence <= knobs.delta).all(-1))
-
-
-@rule("trm_avg", reads=("delta",), **WHOLE_RESPONSE)
-def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
-    return whole_response(tokens, mean(divergence, tokens.mask) <= knobs.delta)
-
-
-@rule("trm_max_avg", reads=("delta", "delta_b"), **WHOLE_RESPONSE)
-def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """TRM Max&Avg: max_t D_t <= delta and mean_t D_t <= delta_b (ablation of arXiv 2606.10968)."""
-    largest_is_within = (divergence <= knobs.delta).all(-1)
-    return whole_response(tokens, largest_is_within & (mean(divergence, tokens.mask) <= knobs.delta_b))
-
-
-def mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the valid tokens of each row, (batch,) float64; 0 for an empty response."""
-    return values.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
-
-
-def whole_response(tokens: Tokens, keep: Tensor) -> Verdict:
-    """A verdict on responses, (batch,) bool, spread over their tokens. There is no first clause."""
-    gate = keep.unsqueeze(-1).expand_as(tokens.mask)
-    return Verdict(gate, over_token=~gate)
-
-
-@rule("minpro", reads=(), gates=("hard",), scales=False, own_weight=True)
-def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
-
-    From that paper's abstract: a non-cumulative surrogate of the prefix ratio, "based on" the minimum token ratio of
-    the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
-    capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
-    """
-    smallest = tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values
-    smallest = pad(smallest, (1, 0), value=torch.inf)[:, :-1]  # over j < t; infinite for the first token
-    weight = tokens.ratio * torch.where(smallest.isinf(), 1.0, smallest)
-    nothing = torch.zeros_like(tokens.mask)
-    return Verdict(~nothing, nothing, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
-
-
-@rule("gbpo", reads=("delta",), gates=("hard",), scales=False)
-def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-    """GBPO: pull rho_t toward 1 + delta sign(A_t), from either side and with the slope |A_t| (arXiv 2604.18578).
-
-    Theirs: the best policy within the ratio bound is (1 + epsilon sign A) mu, and the loss is
-    |A_t| |rho_t - (1 + epsilon sign A)|, whose gradient is the surrogate's below the target and its opposite beyond.
-    In their LLM code the sign is that of the reward less its group's median, and the target of a reward at the median
-    is 1. Ours: the sign of A_t, which is all that a policy loss is given; with rewards of 0 and 1 they differ for the
-    responses of the group's majority, which theirs holds at ratio 1. Ours too: rho_t enters the weight capped at
-    ``ratio_cap``, and the bound epsilon is ``delta``.
-    """
-    up, down = tokens.advantages > 0, tokens.advantages < 0
-    beyond = (up & (tokens.ratio > 1 + knobs.delta)) | (down & (tokens.ratio < 1 - knobs.delta))
-    return Verdict(restore(~beyond, 1.0), over_token=beyond)
-
-
-BUILT_IN = frozenset(RULES)
-
-
-def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
-    """w_t of Eq. 9 and its ablations, (batch, length), 0 at invalid positions."""
-    dtype = tokens.old_log_prob.dtype
-    if knobs.weights == "constant":
-        return schedule.constant_weights(tokens.mask, dtype)
-    if knobs.horizon == "max":
-        weights = schedule.linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
-    else:
-        weights = schedule.linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
-    if knobs.weights == "shuffled":
-        weights = schedule.shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
-    return weights
-
-
-def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Tensor:
-    """delta_b of each response, (batch, 1): the number given, or Eq. 22."""
-    if knobs.budget == "fixed":
-        return divergence.new_full((divergence.shape[0], 1), knobs.delta_b)
-    q, scale, cap = knobs.budget_quantile, knobs.budget_scale, knobs.budget_cap
-    return quantile_budget(divergence, tokens.mask, knobs.delta_b, q, scale, cap)
-
-
-def observe_clipping(
-    tokens: Tokens, mode: str, low: float, high: float, cap: float, taus: tuple[float, float] = (1.0, 1.05)
-) -> Verdict:
-    """What one of verl's own losses does to each token, for metrics only (Eq. 2, CISPO, GSPO, SAPO).
-
-    ``vanilla`` drops the update beyond the clip range on the side of the advantage, and beyond ``cap`` that of a token
-    with A < 0 (its dual clip); ``gspo`` that of a whole response, by the geometric mean of its ratios; ``cispo`` cuts
-    the weight instead; ``sapo`` attenuates by 4 s (1 - s) with s = sigmoid(tau (rho - 1)). Any other loss is reported
-    as masking nothing.
-
-    Args:
-        taus: SAPO's temperatures for advantages above 0 and for the others.
-    """
-    ratio = _response_ratio(tokens) if mode == "gspo" else tokens.ratio
-    above, below = ratio > 1 + high, ratio < 1 - low
-    up, down, nothing = tokens.advantages > 0, tokens.advantages < 0, torch.zeros_like(tokens.mask)
-    if mode in ("vanilla", "gspo"):
-        clipped = (up & above) | (down & (below | (ratio > cap) if mode == "vanilla" else below))
-        return Verdict(~clipped, clipped, capped=nothing)
-    if mode == "sapo":
-        s = torch.sigmoid((ratio - 1) * torch.where(up, *taus))
-        return Verdict((4 * s * (1 - s)).to(ratio.dtype), ~nothing, capped=nothing)
-    return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)
-
-
-def _response_ratio(tokens: Tokens) -> Tensor:
-    """exp of the mean log-ratio over a response's valid tokens, (batch, 1) (GSPO, arXiv 2507.18071)."""
-    return mean(tokens.log_ratio, tokens.mask).exp().to(tokens.log_ratio.dtype).unsqueeze(-1)
-
-
 def evaluate(
     name: str, tokens: Tokens, knobs: TrustRegionKnobs, divergence: Tensor | None = None
 ) -> tuple[Verdict, Tensor]:
@@ -296,3 +120,160 @@ def evaluate(
         if knobs.trace > 1 and verdict.weight is None:
             verdict = traced(tokens, verdict, knobs)
         return verdict, divergence
+
+
+# ---- rules that decide by token
+
+
+TOKEN_KNOBS = ("delta", "gate", "attenuation", "restore_strength")
+PREFIX_KNOBS = (
+    *("delta_b", "budget", "budget_quantile", "budget_scale", "budget_cap"),
+    *("w_min", "weights", "horizon", "max_response_length", "shuffle_seed"),
+)
+
+
+@rule("dppo", reads=TOKEN_KNOBS, token_threshold=True)
+def dppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """DPPO: keep when D_t <= delta (Eq. 3; arXiv 2602.04879)."""
+    return token_threshold(tokens, divergence, knobs, knobs.delta)
+
+
+@rule("cppo", reads=TOKEN_KNOBS + PREFIX_KNOBS, token_threshold=True, prefix_budget=True)
+def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """CPPO: keep when w_t D_t <= c_t, c_t = min(delta, delta + delta_b W_{t-1} - S_{t-1}) (Eq. 8-10, Algorithm 1).
+
+    S_t = sum_{j<=t} w_j D_j is what the tokens up to t have spent, masked ones too, and W_t = sum_{j<=t} w_j. With
+    ``gate=soft`` the excess attenuates instead (Appendix C); with ``gate=restore`` what would be masked is turned back.
+    """
+    weights = position_weights(tokens, knobs)  # w_t (Eq. 9)
+    spending = weights * divergence  # Z_t = w_t D_t
+    token_bound = knobs.delta / (1.0 if knobs.weights == "constant" else knobs.w_min)  # lbar = max delta / w_t
+    if knobs.budget == "none":
+        return token_threshold(tokens, spending, knobs, token_bound)
+
+    delta_b = prefix_budget(tokens, divergence, knobs)
+    prefix = PrefixState(spending.sum(-1), weights.sum(-1), delta_b.squeeze(-1))
+    spent = spending.cumsum(-1)  # S_t
+    allowance = weights.cumsum(-1).mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t
+    if knobs.gate == "soft":
+        gate = soft_gate(tokens, torch.maximum(spending / knobs.delta, spent / before(allowance, knobs.delta)), knobs)
+    else:
+        threshold = before(allowance.sub_(spent), knobs.delta).clamp_(max=knobs.delta)  # c_t (Eq. 8)
+        gate = hard_gate(tokens, spending <= threshold, knobs)
+    return Verdict(gate, spending > knobs.delta, prefix, thresholds=Thresholds(token_bound, prefix.delta_b))
+
+
+def before(values: Tensor, first: float) -> Tensor:
+    """At each token the value of the one before it, and ``first`` at the first, (batch, length)."""
+    return pad(values[:, :-1], (1, 0), value=first)
+
+
+def token_threshold(tokens: Tokens, spending: Tensor, knobs: TrustRegionKnobs, token_bound: float) -> Verdict:
+    """Keep when Z_t <= delta, whatever came before; ``token_bound`` is the bound on D_t that this makes."""
+    over = spending > knobs.delta
+    soft = knobs.gate == "soft"
+    gate = soft_gate(tokens, spending / knobs.delta, knobs) if soft else hard_gate(tokens, ~over, knobs)
+    return Verdict(gate, over, thresholds=Thresholds(token_bound, token_bound))
+
+
+def hard_gate(tokens: Tokens, within: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """M_t = 1[A_t (rho_t - 1) <= 0 or Z_t <= c_t] (Eq. 10), bool; or what ``gate=restore`` makes of it."""
+    keep = tokens.toward_rollout | within
+    return restore(keep, knobs.restore_strength) if knobs.gate == "restore" else keep
+
+
+def soft_gate(tokens: Tokens, excess: Tensor, knobs: TrustRegionKnobs) -> Tensor:
+    """g(x_t), and 1 for the first clause (Appendix C), floating."""
+    return attenuate(excess, knobs.attenuation).masked_fill(tokens.toward_rollout, 1.0)
+
+
+@rule("minpro", gates=("hard",), reads=(), scales=False, own_weight=True)
+def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
+
+    From that paper's abstract: a non-cumulative surrogate of the prefix ratio, "based on" the minimum token ratio of
+    the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
+    capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
+    """
+    smallest = before(tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values, torch.inf)  # over j < t
+    weight = tokens.ratio * smallest.masked_fill(smallest.isinf(), 1.0)
+    nothing = torch.zeros_like(tokens.mask)
+    return Verdict(~nothing, nothing, weight=weight.clamp_max(knobs.ratio_cap), capped=weight > knobs.ratio_cap)
+
+
+@rule("gbpo", gates=("hard",), reads=("delta",), scales=False)
+def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """GBPO: pull rho_t toward 1 + delta sign(A_t), from either side and with the slope |A_t| (arXiv 2604.18578).
+
+    Theirs: the best policy within the ratio bound is (1 + epsilon sign A) mu, and the loss is
+    |A_t| |rho_t - (1 + epsilon sign A)|, whose gradient is the surrogate's below the target and its opposite beyond.
+    In their LLM code the sign is that of the reward less its group's median, and the target of a reward at the median
+    is 1. Ours: the sign of A_t, which is all that a policy loss is given; with rewards of 0 and 1 they differ for the
+    responses of the group's majority, which theirs holds at ratio 1. Ours too: rho_t enters the weight capped at
+    ``ratio_cap``, and the bound epsilon is ``delta``.
+    """
+    up, down = tokens.advantages > 0, tokens.advantages < 0
+    beyond = (up & (tokens.ratio > 1 + knobs.delta)) | (down & (tokens.ratio < 1 - knobs.delta))
+    return Verdict(restore(~beyond, 1.0), over_token=beyond)
+
+
+# ---- rules that decide by response; there is no first clause
+
+WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl": True, "whole_response": True}
+
+
+@rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)
+def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return whole_response(tokens, divergence.amax(-1) <= knobs.delta)
+
+
+@rule("trm_avg", reads=("delta",), **WHOLE_RESPONSE)
+def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM-Avg: keep the whole response when mean_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
+    return whole_response(tokens, mean(divergence, tokens.mask) <= knobs.delta)
+
+
+@rule("trm_max_avg", reads=("delta", "delta_b"), **WHOLE_RESPONSE)
+def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
+    """TRM Max&Avg: max_t D_t <= delta and mean_t D_t <= delta_b (ablation of arXiv 2606.10968)."""
+    average_is_within = mean(divergence, tokens.mask) <= knobs.delta_b
+    return whole_response(tokens, (divergence.amax(-1) <= knobs.delta) & average_is_within)
+
+
+def mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each row, (batch,) float64; 0 for an empty response."""
+    return values.sum(-1, dtype=torch.float64) / mask.sum(-1).clamp_min(1)
+
+
+def whole_response(tokens: Tokens, keep: Tensor) -> Verdict:
+    """A verdict on responses, (batch,) bool, spread over their tokens."""
+    gate = keep.unsqueeze(-1).expand_as(tokens.mask)
+    return Verdict(gate, over_token=~gate)
+
+
+BUILT_IN = frozenset(RULES)
+
+
+def observe_clipping(
+    tokens: Tokens, mode: str, low: float, high: float, cap: float, taus: tuple[float, float] = (1.0, 1.05)
+) -> Verdict:
+    """What one of verl's own losses does to each token, for metrics only (Eq. 2, CISPO, GSPO, SAPO).
+
+    ``vanilla`` drops the update beyond the clip range on the side of the advantage, and beyond ``cap`` that of a token
+    with A < 0 (its dual clip); ``gspo`` (arXiv 2507.18071) that of a whole response, by the geometric mean of its
+    ratios; ``cispo`` cuts the weight instead; ``sapo`` attenuates by 4 s (1 - s) with s = sigmoid(tau (rho - 1)), tau
+    by ``taus`` for advantages above 0 and for the others. Any other loss is reported as masking nothing.
+    """
+    ratio = tokens.ratio
+    if mode == "gspo":
+        ratio = mean(tokens.log_ratio, tokens.mask).exp().to(ratio.dtype).unsqueeze(-1)
+    above, below = ratio > 1 + high, ratio < 1 - low
+    up, down, nothing = tokens.advantages > 0, tokens.advantages < 0, torch.zeros_like(tokens.mask)
+    if mode in ("vanilla", "gspo"):
+        clipped = (up & above) | (down & (below | (ratio > cap) if mode == "vanilla" else below))
+        return Verdict(~clipped, clipped, capped=nothing)
+    if mode == "sapo":
+        s = torch.sigmoid((ratio - 1) * torch.where(up, *taus))
+        return Verdict((4 * s * (1 - s)).to(ratio.dtype), ~nothing, capped=nothing)
+    return Verdict(~nothing, nothing, capped=above | below if mode == "cispo" else nothing)

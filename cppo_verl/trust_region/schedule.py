@@ -1,19 +1,27 @@
 """Position weights w_t over the valid tokens of a response (Eq. 9 of arXiv 2606.10968).
 
-``mask`` is (batch, length) bool, true at valid response tokens; it may have holes (tool output) and padding on either
-side. Weights are (batch, length) of ``dtype``, 0 at invalid positions.
+``mask`` is (batch, length) bool; weights are (batch, length) of ``dtype``, 0 at invalid positions.
 """
 
 import torch
 from torch import Tensor
 
+from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.tokens import Tokens
 
-def valid_positions(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Ordinal 1..T of each valid token among the valid tokens of its row, (batch, length); 0 before the first one.
 
-    Invalid positions carry the ordinal of the last valid token before them.
-    """
-    return mask.cumsum(-1, dtype=dtype)
+def position_weights(tokens: Tokens, knobs: TrustRegionKnobs) -> Tensor:
+    """w_t of Eq. 9 or its ablations, as the knobs say."""
+    dtype = tokens.log_prob.dtype
+    if knobs.weights == "constant":
+        return tokens.mask.to(dtype)
+    if knobs.horizon == "max":
+        weights = linear_weights_max(tokens.mask, knobs.w_min, knobs.max_response_length, dtype)
+    else:
+        weights = linear_weights(tokens.mask, knobs.w_min, dtype, tokens.ordinal)
+    if knobs.weights == "shuffled":
+        weights = shuffle_weights(weights, tokens.mask, tokens.old_log_prob, knobs.shuffle_seed)
+    return weights
 
 
 def linear_weights(
@@ -21,12 +29,11 @@ def linear_weights(
 ) -> Tensor:
     """w_t = 1 - (1 - w_min)(t - 1)/(T - 1) with T the row's own number of valid tokens; w_1 = 1 when T = 1 (Eq. 9).
 
-    Args:
-        w_min: weight of the last valid token, in (0, 1].
-        ordinal: ``valid_positions(mask, dtype)`` where it is at hand.
+    ``ordinal`` is t where that is at hand (``Tokens.ordinal``).
     """
-    before = (valid_positions(mask, dtype) if ordinal is None else ordinal) - 1  # t - 1
-    return (1 - (1 - w_min) * (before / before[:, -1:].clamp_min(1))) * mask
+    before = (mask.cumsum(-1, dtype=dtype) if ordinal is None else ordinal) - 1  # t - 1
+    share = before / before[:, -1:].clamp_min(1)
+    return torch.where(mask, share.mul_(w_min - 1).add_(1), 0.0)
 
 
 def linear_weights_max(
@@ -34,33 +41,20 @@ def linear_weights_max(
 ) -> Tensor:
     """Eq. 9 with T the maximum response length and t the column, as the authors' verl version does.
 
-    Args:
-        max_length: configured maximum response length in tokens; None takes the tensor's width. Columns beyond it
-            keep w_min.
+    ``max_length`` None takes the tensor's width; columns beyond it keep w_min.
     """
-    length = mask.shape[-1]
-    column = torch.arange(length, device=mask.device, dtype=dtype)
-    steps = max((max_length or length) - 1, 1)
-    return (1 - (1 - w_min) * (column / steps).clamp_max(1)) * mask
-
-
-def constant_weights(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """w_t = 1 at valid tokens (ablation "w/o Position Weight")."""
-    return mask.to(dtype)
+    width = mask.shape[-1]
+    share = torch.arange(width, device=mask.device, dtype=dtype) / max((max_length or width) - 1, 1)
+    return torch.where(mask, 1 - (1 - w_min) * share.clamp_max(1), 0.0)
 
 
 def shuffle_weights(weights: Tensor, mask: Tensor, fingerprint: Tensor, seed: int) -> Tensor:
     """Permute each row's weights among its valid tokens (ablation "Shuffled Weights").
 
-    The permutation depends on ``seed`` and the response alone, so that it stays the same in every update on a batch,
-    whatever the micro-batch or the padding.
-
-    Args:
-        weights: (batch, length), 0 at invalid positions.
-        fingerprint: (batch, length) floating values that identify the response, e.g. its rollout log-probs.
-        seed: any whole number.
+    The permutation depends on ``seed`` and on what identifies a response, ``fingerprint`` (batch, length) (its rollout
+    log-probs): the same in every update on a batch, whatever the micro-batch or the padding.
     """
-    ordinal = mask.long().cumsum(-1)
+    ordinal = mask.cumsum(-1)
     tokens = fingerprint.double().masked_fill(~mask, 0).nan_to_num().mul(2.0**40).long()
     row_key = (_mix(tokens + ordinal) * mask).sum(-1, keepdim=True)
     draw = _mix(_mix(row_key + seed) + ordinal)

@@ -1,9 +1,9 @@
 """What old responses do to a trust region, as numbers for the logger.
 
 A response is as many versions behind as the weights it was sampled with are older than those that now train on it. Its
-divergence from mu holds that distance before any update is made. Besides, the importance weights rho = pi/mu spread,
-and the effective sample size (sum w)^2 / (n sum w^2) says how much of the batch is left (arXiv 2602.17616 sees a
-collapse coming by it). Sums and counts as in ``metrics``, with the same responses left out.
+divergence from mu holds that distance before any update, and the importance weights rho = pi/mu spread: the effective
+sample size (sum w)^2 / (n sum w^2) says how much of the batch is left (arXiv 2602.17616). Sums and counts as in
+``metrics``, with the same responses left out.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.metrics import PREFIX, MetricSums, on_the_host, removed_part, with_advantage
+from cppo_verl.trust_region.metrics import PREFIX, MetricSums, on_the_host, removed_part
 from cppo_verl.trust_region.tokens import MAX_LOG_RATIO, Tokens
 
 BINS = 6  # versions behind: 0, 1, 2, 3, 4, and 5 or more
@@ -33,7 +33,7 @@ def summarise(
         rollout_log_prob: (batch, length) log mu(y_t|s_t).
     """
     with torch.no_grad():
-        mask = tokens.mask & with_advantage(tokens).unsqueeze(-1)
+        mask = tokens.mask & tokens.advantages.any(-1, keepdim=True)
         log_weight = (tokens.log_prob - rollout_log_prob.to(tokens.log_prob)).double()
         log_weight = log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).masked_fill(~mask, 0.0)
         weight = log_weight.exp() * mask
@@ -52,18 +52,14 @@ def summarise(
     if not all(np.isfinite(values).all() for values in rows.values()):
         rows = {name: np.zeros_like(values) for name, values in rows.items()}  # ``metrics.summarise`` says so
 
-    def by_age(name: str) -> list[float]:
-        return np.bincount(rows["behind"].astype(int), rows[name], minlength=BINS).tolist()
-
     sums = {name: float(rows[name].sum()) for name in MOMENTS}
-    counts = {
-        "importance_tokens": float(rows["tokens"].sum()),
-        "importance_responses": float((rows["tokens"] > 0).sum()),
-    }
+    counts = {"importance_tokens": rows["tokens"].sum(), "importance_responses": (rows["tokens"] > 0).sum()}
+    by_age = {name: np.bincount(rows["behind"].astype(int), rows[name], minlength=BINS) for name in rows}
     for name in ("divergence", "masked_share"):
-        for i, (total, number) in enumerate(zip(by_age(name), by_age("tokens"), strict=True)):
-            sums[f"{name}_by_staleness/{i}"], counts[f"{name}_by_staleness/{i}/tokens"] = total, number
-    return MetricSums(sums, counts, {})
+        for i in range(BINS):
+            sums[f"{name}_by_staleness/{i}"] = float(by_age[name][i])
+            counts[f"{name}_by_staleness/{i}/tokens"] = by_age["tokens"][i]
+    return MetricSums(sums, {name: float(value) for name, value in counts.items()}, {})
 
 
 def effective_sample_sizes(folded: Mapping[str, list[float]]) -> dict[str, float]:

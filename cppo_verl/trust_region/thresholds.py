@@ -1,32 +1,26 @@
 """Thresholds that set themselves: one scale on delta and delta_b, steered to a share of masked tokens.
 
-A response that is older, longer or sampled by a rougher engine stands further from the trained policy before any
-update, so thresholds found for one setting mask nearly all or nearly nothing in another. Here the user names the share
-of tokens whose update the rule takes away, and the scale follows after each step; within a step it stands still. Ours,
-not of arXiv 2606.10968.
+An older, a longer response, or one of a rougher engine, stands further from the trained policy before any update, so
+thresholds found for one setting mask nearly all or nothing in another. Ours, not of arXiv 2606.10968.
 """
 
 import dataclasses
 import math
 from typing import TypeVar
 
-from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.knobs import LARGEST_TV, TrustRegionKnobs
 
 RATE = 0.3  # of the relative error that one step corrects, in the logarithm
 STEP = 0.7  # most that one step moves the logarithm: a factor of 2
 LOWEST, HIGHEST = 1 / 64, 64.0
-LARGEST_TV = 1.0
 Knobs = TypeVar("Knobs", bound=TrustRegionKnobs)
 
 
 def next_scale(scale: float, masked_share: float, target: float) -> float:
     """The scale for the next step: log scale += clip(RATE (share - target) / target, -STEP, STEP), then bounded.
 
-    Args:
-        scale: the one that the step ran with.
-        masked_share: what the rule took of the step's updates, a share of its tokens in [0, 1]; a step without a
-            token that could be masked has none and must not be handed in.
-        target: ``budget_target``, in (0, 1).
+    ``masked_share`` in [0, 1] is the step's, of a step with a token that could be masked; ``target`` the knob
+    ``budget_target``, in (0, 1).
     """
     error = (masked_share - target) / target
     return min(max(scale * math.exp(min(max(RATE * error, -STEP), STEP)), LOWEST), HIGHEST)

@@ -1,13 +1,11 @@
 """NFPO's forward trace: the cumulative ratio of the next N - 1 tokens, as a weight (arXiv 2605.20865).
 
-From that paper's abstract: the PPO surrogate augmented by the cumulative likelihood ratio of the next N - 1 tokens,
-inside the masked policy gradient, a bridge from the surrogate (N = 1) to the exact objective. Its equations could not
-be looked up. Ours by choice: the trace is a weight without gradient, capped at ``trace_cap`` and not bounded from
-below, it counts valid tokens only, and a window that passes the response's end stops there.
+From that paper's abstract, for its equations could not be looked up. Ours by choice: the trace is a weight without
+gradient, capped at ``trace_cap`` and not bounded from below, it counts valid tokens only, and a window that passes the
+response's end stops there.
 
-What it makes exact: with N = T and no cap, E_mu[R sum_t (rho_t - 1) trace_t] = J(pi) - J(mu) (Lemma 2 of
-arXiv 2606.10968 with Delta in the surrogate). Differentiated through every ratio its gradient is that of J; as a weight
-it is sum_t E_{s_t ~ mu} sum_a grad pi(a|s_t) Q^pi(s_t, a), which has pi's own values and still mu's prefixes.
+With N = T and no cap, E_mu[R sum_t (rho_t - 1) trace_t] = J(pi) - J(mu) (Lemma 2 of arXiv 2606.10968 with Delta in the
+surrogate); its gradient is sum_t E_{s_t ~ mu} sum_a grad pi(a|s_t) Q^pi(s_t, a), with pi's values and mu's prefixes.
 """
 
 import dataclasses
@@ -24,10 +22,7 @@ def forward_trace(tokens: Tokens, steps: int) -> Tensor:
     """prod of rho_j over the ``steps`` - 1 valid tokens after each, (batch, length); 1 for the last token.
 
     A difference of running sums of log rho, clamped to +-20 as a single log-ratio is: linear in tokens, whatever the
-    window. Arbitrary at invalid positions.
-
-    Args:
-        steps: N >= 1; at least the response's length takes all later tokens.
+    window. Arbitrary at invalid positions. ``steps`` is N >= 1.
     """
     so_far = tokens.log_ratio.cumsum(-1, dtype=torch.float64)  # long sums, whose difference is wanted
     ordinal = tokens.ordinal.long()
@@ -39,10 +34,7 @@ def forward_trace(tokens: Tokens, steps: int) -> Tensor:
 
 
 def traced(tokens: Tokens, verdict: Verdict, knobs: TrustRegionKnobs) -> Verdict:
-    """The verdict with the weight min(rho_t, ratio_cap) min(trace_t, trace_cap); its gate stays.
-
-    Either cut counts as capped.
-    """
+    """The verdict with the weight min(rho_t, ratio_cap) min(trace_t, trace_cap); either cut counts as capped."""
     trace = forward_trace(tokens, knobs.trace)
     weight = tokens.ratio.clamp_max(knobs.ratio_cap) * trace.clamp_max(knobs.trace_cap)
     capped = (tokens.ratio > knobs.ratio_cap) | (trace > knobs.trace_cap)

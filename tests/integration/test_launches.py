@@ -56,7 +56,7 @@ def usual(width: int = 5000) -> Batch:
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     """The quantile as an accelerator takes it."""
-    monkeypatch.setattr(budget, "BY_NUMPY", ())
+    monkeypatch.setattr(budget, "_largest", lambda values, count: values.topk(count).values)
 
 
 def test_cppo_launches_at_most_100_kernels_and_reads_the_device_once():
@@ -80,5 +80,5 @@ def test_cppo_launches_at_most_100_kernels_and_reads_the_device_once():
         ("dppo", {"trace": 4}),
     ],
 )
-def test_the_other_rules_stay_near_it(name: str, knobs: dict):
-    assert len(launches(name, usual(), **knobs)) <= 1.2 * LIMIT
+def test_so_do_the_other_rules(name: str, knobs: dict):
+    assert len(launches(name, usual(), **knobs)) <= LIMIT

@@ -74,11 +74,6 @@ class Pair:
         """mu's probability of every prefix of t tokens, (batch, V**t)."""
         return law(self.mu[:t]) if t else self.mu[0].new_ones((self.mu[0].shape[0], 1))
 
-    def suffix_tv(self, t: int) -> Tensor:
-        """TV between the laws of y_{t+1:T} given each prefix of t tokens, (batch, V**t); 0 <= t < T."""
-        shape = (self.mu[t].shape[0], self.vocabulary**t, -1)
-        return total_variation(law(self.mu[t:]).view(shape), law(self.pi[t:]).view(shape))
-
     def improvement(self, reward: Tensor) -> Tensor:
         """J(pi) - J(mu) from the two laws, (batch,)."""
         return ((law(self.pi) - self.law) * reward).sum(-1)
@@ -134,16 +129,6 @@ def project_in_expectation(pair: Pair, weights: Tensor, thresholds: Tensor, delt
         share = (left / (weights[t] * pair.mean_divergence[:, t])).clamp_max(1.0)
         pair = mix(pair, t, share.unsqueeze(-1).expand_as(pair.divergence[t]))
         spent = spent + weights[t] * pair.mean_divergence[:, t]
-    return pair
-
-
-def project_pathwise(pair: Pair, weights: Tensor, delta: float, delta_b: float) -> Pair:
-    """pi mixed toward mu until every state meets Eq. 8: w_t D_t <= min(delta, delta + delta_b W_{t-1} - S_{t-1})."""
-    spent = torch.zeros((pair.mu[0].shape[0], 1), dtype=torch.float64)
-    for t in range(pair.horizon):
-        allowance = (delta + delta_b * weights[:t].sum() - spent).clamp(0.0, delta)
-        pair = cap_divergence(pair, t, allowance / weights[t])
-        spent = (spent + weights[t] * pair.divergence[t]).repeat_interleave(pair.vocabulary, dim=1)
     return pair
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from cppo_verl.trust_region import rules, trace
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.loss import coefficients
 from cppo_verl.trust_region.rules import evaluate
 from cppo_verl.trust_region.schedule import linear_weights
-from cppo_verl.trust_region.surrogate import coefficients
 from cppo_verl.trust_region.tokens import Tokens
 from tests.theory.enumerable import Pair, law, random_pair, random_reward
 
@@ -84,13 +84,8 @@ def test_a_wrong_gate_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch):
 # ---- the forward trace with N = T
 
 
-def ratios_from(logits: list[Tensor], mu: tuple[Tensor, ...]) -> Tensor:
-    """rho_t of every sequence, differentiable, (batch, V**T, T)."""
-    return Pair(mu, tuple(x.softmax(-1) for x in logits)).ratio
-
-
 def check_trace(of: Callable[[Tokens, int], Tensor]) -> None:
-    """N = T: exact improvement, exact gradient through every ratio, and what the weight alone is the gradient of."""
+    """N = T: exact improvement, and what the weight alone is the gradient of."""
     pair = random_pair(3, 16, VOCABULARY, HORIZON)
     reward = random_reward(pair, 1.0, 4)
     tokens = tokens_of(pair, reward)
@@ -99,15 +94,8 @@ def check_trace(of: Callable[[Tokens, int], Tensor]) -> None:
     torch.testing.assert_close(terms.sum((-2, -1)), pair.improvement(reward), rtol=1e-10, atol=1e-12)
 
     logits = [p.log().clone().requires_grad_() for p in pair.pi]
-    exact = torch.autograd.grad((law(tuple(x.softmax(-1) for x in logits)) * reward).sum(), logits)
-    rho = ratios_from(logits, pair.mu)
-    later = [rho[..., t + 1 :].prod(-1) for t in range(HORIZON)]
-    objective = (pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (rho - 1) * torch.stack(later, -1)).sum()
-    for a, b in zip(torch.autograd.grad(objective, logits), exact, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-
     # as a weight: pi's own values at mu's states, sum_t E_{s ~ mu} sum_a grad pi(a|s) Q^pi(s, a)
-    rho = ratios_from(logits, pair.mu)
+    rho = Pair(pair.mu, tuple(x.softmax(-1) for x in logits)).ratio
     surrogate = (pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * rho * weight).sum()
     by_weight = torch.autograd.grad(surrogate, logits)
     for t, (x, found) in enumerate(zip(logits, by_weight, strict=True)):
@@ -121,19 +109,6 @@ def check_trace(of: Callable[[Tokens, int], Tensor]) -> None:
 
 def test_a_trace_of_all_later_tokens_is_exact():
     check_trace(trace.forward_trace)
-
-
-def test_a_shorter_trace_lies_between():
-    """The error of the surrogate falls with N here, and N = 1 is the surrogate itself."""
-    pair = random_pair(3, 64, VOCABULARY, HORIZON, spread=0.5)
-    reward = random_reward(pair, 1.0, 4)
-    tokens, errors = tokens_of(pair, reward), []
-    for steps in range(1, HORIZON + 1):
-        weight = trace.forward_trace(tokens, steps).view(64, -1, HORIZON)
-        terms = pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (pair.ratio - 1) * weight
-        errors.append(float((terms.sum((-2, -1)) - pair.improvement(reward)).abs().mean()))
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 1e-12 < errors[-2]
 
 
 TRACES: dict[str, Callable[[Tokens, int], Tensor]] = {
@@ -165,19 +140,7 @@ def check_gbpo(rule: Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]) -> N
     torch.testing.assert_close(coefficients(tokens, verdict, 1e9), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_gbpo_descends_its_loss():
+def test_gbpo_descends_its_loss_and_a_mask_does_not():
     check_gbpo(rules.gbpo)
-
-
-@pytest.mark.parametrize("wrong", ["mask", "other sign", "half of epsilon"])
-def test_a_wrong_gbpo_is_caught(wrong: str):
-    def mutant(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
-        found = rules.gbpo(tokens, divergence, knobs)
-        if wrong == "mask":
-            return Verdict(found.gate.clamp_min(0.0), found.over_token)
-        if wrong == "other sign":
-            return Verdict(-found.gate, found.over_token)
-        return rules.gbpo(tokens, divergence, TrustRegionKnobs(delta=knobs.delta / 2))
-
     with pytest.raises(AssertionError):
-        check_gbpo(mutant)
+        check_gbpo(lambda *given: Verdict(rules.gbpo(*given).gate.clamp_min(0.0), rules.gbpo(*given).over_token))
