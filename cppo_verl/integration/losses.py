@@ -32,24 +32,23 @@ SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
 
+Show = Callable[[tuple[Tensor, ...], float, Tokens, Tensor, Verdict], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """What our trainer's loss hands to a rule beside the arguments of verl's registry, and what comes back.
 
     Attributes:
-        divergence, mass: (batch, length) D_t of the top-K estimator, and mu's mass outside its rest.
+        divergence: (batch, length) D_t of the top-K estimator; None for the binary one.
         scale: of delta and delta_b.
-        behind, rollout_log_prob: (batch,) int64 versions behind and (batch, length) log mu, in asynchronous modes.
-        watch: of the recorded rows.
+        show: gets log pi, log mu and advantages as they came, the cap on the weight, the tokens, D_t and the verdict.
         summaries: where the sums go; None under another trainer, which gets micro-batch means instead.
     """
 
     divergence: Tensor | None = None
     scale: float = 1.0
-    mass: Tensor | None = None
-    behind: Tensor | None = None
-    rollout_log_prob: Tensor | None = None
-    watch: looks.Watch | None = None
+    show: Show | None = None
     summaries: list[metrics.MetricSums] | None = None
 
 
@@ -124,7 +123,7 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         call = _call.get()
         knobs = scaled(knobs_of(config), call.scale)
         given = log_prob, old_log_prob, advantages
-        show = partial(_show, given, knobs.ratio_cap)
+        show = None if call.show is None else partial(call.show, given, knobs.ratio_cap)
         try:
             matrix, summary = token_losses(
                 name, *given, response_mask, knobs, call.divergence, show, rollout_is_weights
@@ -166,22 +165,6 @@ def _of_the_finite(
     return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
-def _show(given: tuple[Tensor, ...], ratio_cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-    """Let those see this micro-batch's tokens, their D_t and the verdict who want to.
-
-    Args:
-        given: log pi, log mu and advantages as they came, invalid positions included.
-    """
-    call = _call.get()
-    if call.summaries is not None and call.behind is not None and call.rollout_log_prob is not None:
-        call.summaries.append(staleness.summarise(tokens, divergence, verdict, call.behind, call.rollout_log_prob))
-    if call.summaries is not None and call.mass is not None:
-        counted = tokens.mask & metrics.with_advantage(tokens).unsqueeze(-1)
-        call.summaries.append(metrics.MetricSums({"topk_mass": (call.mass * counted).sum().item()}, {}, {}))
-    if call.watch is not None:
-        call.watch.see_verdict(given, tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
-
-
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
     """To our trainer's loss; under another trainer, what the registry's function returns."""
     summaries = _call.get().summaries
@@ -200,43 +183,43 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
     verl's engine calls it twice a micro-batch when the trainer asked for that (``estimator=topk``): first as a logits
     processor, with ``student_logits``, then as the loss.
     """
+    from verl.utils import tensordict_utils
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
 
+    from cppo_verl.integration.topk import logits
+
     if student_logits is not None:
-        from cppo_verl.integration.topk.logits import gather_logits
-
-        return gather_logits(student_logits, data, config.policy_loss.topk)
+        return logits.gather_logits(student_logits, data, config.policy_loss.topk)
     require_registered(config.policy_loss.loss_mode)
-    call = _call_of(config, model_output, data)
-    with calling(call):
-        loss, reported = ppo_loss(config, model_output, data, dp_group)
-        if not call.summaries:
-            loss = _observe(config, model_output, data, loss)
-    whole = metrics.combine(call.summaries or ())
-    sums = {SUM_PREFIX + name: value for name, value in whole.sums.items()}
-    sums |= {COUNT_PREFIX + name: value for name, value in whole.counts.items()}
-    maxima = {PREFIX + name: value for name, value in whole.maxima.items()}
-    reported |= Metric.from_dict(sums, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
-    if call.watch is not None:
-        reported[looks.METRIC] = [call.watch.seen]
-    return loss, reported
-
-
-def _call_of(config, model_output, data) -> Call:
-    from verl.utils import tensordict_utils
-
-    knobs, watch = knobs_of(config), looks.Watch.of(data)
-    divergence = mass = behind = rollout_log_prob = None
+    knobs, watch, handed, mass = knobs_of(config), looks.Watch.of(data), None, None
     if knobs.estimator == "topk":
-        from cppo_verl.integration.topk.logits import divergence_of
+        handed, mass = logits.divergence_of(model_output, data, knobs.divergence, knobs.topk, watch)
+    summaries: list[metrics.MetricSums] = []
 
-        divergence, mass = divergence_of(model_output, data, knobs.divergence, knobs.topk, watch)
-    if BEHIND in data.keys():  # noqa: SIM118 - a TensorDict
-        behind = data[BEHIND]
-        rollout_log_prob = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+    def show(given: tuple[Tensor, ...], cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+        if BEHIND in data.keys():  # noqa: SIM118 - a TensorDict
+            log_mu = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+            summaries.append(staleness.summarise(tokens, divergence, verdict, data[BEHIND], log_mu))
+        if mass is not None:
+            counted = tokens.mask & metrics.with_advantage(tokens).unsqueeze(-1)
+            summaries.append(metrics.MetricSums({"topk_mass": (mass * counted).sum().item()}, {}, {}))
+        if watch is not None:
+            watch.see_verdict(given, tokens, verdict, None if handed is None else divergence, cap)
+
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
-    return Call(divergence, scale, mass, behind, rollout_log_prob, watch, summaries=[])
+    with calling(Call(handed, scale, show, summaries)):
+        loss, reported = ppo_loss(config, model_output, data, dp_group)
+        if not summaries:
+            loss = _observe(config, model_output, data, loss)
+    whole = metrics.combine(summaries)
+    sums: dict[str, Any] = {SUM_PREFIX + name: value for name, value in whole.sums.items()}
+    sums |= {COUNT_PREFIX + name: value for name, value in whole.counts.items()}
+    maxima: dict[str, Any] = {PREFIX + name: value for name, value in whole.maxima.items()}
+    reported |= Metric.from_dict(sums, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
+    if watch is not None:
+        reported[looks.METRIC] = [watch.seen]
+    return loss, reported
 
 
 def _observe(config, model_output, data, loss: Tensor) -> Tensor:
@@ -245,20 +228,21 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
     padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
     given = no_padding_2_padding(model_output["log_probs"], data), padded["old_log_probs"], padded["advantages"]
-    knobs, handed, cap = knobs_of(config), _call.get().divergence, config.clip_ratio_c
+    call, knobs, cap = _call.get(), knobs_of(config), config.clip_ratio_c
     clips = config.clip_ratio_low, config.clip_ratio_high, cap, (config.tau_pos, config.tau_neg)
 
     @torch.no_grad()
-    def judge(mask: Tensor, show: bool = False) -> metrics.MetricSums:
+    def judge(mask: Tensor, show: Show | None = None) -> metrics.MetricSums:
         tokens = Tokens.of(*given, mask)
+        handed = call.divergence
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(tokens, knobs.loss_mode, *clips)
-        if show:
-            _show(given, cap, tokens, divergence, verdict)
+        if show is not None:
+            show(given, cap, tokens, divergence, verdict)
         return metrics.summarise(tokens, divergence, verdict, cap)
 
     try:
-        _report(judge(padded["response_mask"], show=True))
+        _report(judge(padded["response_mask"], call.show))
     except FloatingPointError as error:
         _report(_of_the_finite(error, knobs, Tokens.of(*given, padded["response_mask"]), judge))
         return loss * torch.nan

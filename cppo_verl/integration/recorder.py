@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 LOOK = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
 
-class Call(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Call:
     """One call of the actor's update in ``step``: number ``index`` of ``calls`` (several in the separate trainer only).
 
     ``places`` of uids in the data loader's order; ``idle`` keys, which carry no advantage; ``ranks`` of data
@@ -119,9 +120,11 @@ class Recorder:
             data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
             columns = zip(*(data[name].unbind() for name in fields), strict=True)
             responses, failed = [], []
-            for *known, row in zip(drawn.keys, drawn.tags, drawn.updates, found, columns, strict=True):
+            known = zip(drawn.keys, drawn.tags, drawn.updates, strict=True)
+            for of_it, looks_of, column in zip(known, found, columns, strict=True):
                 try:
-                    responses.append(self._response(drawn.header, *known, dict(zip(fields, row, strict=True))))
+                    row = dict(zip(fields, column, strict=True))
+                    responses.append(self._response(drawn.header, *of_it, looks_of, row))
                 except Exception as error:  # noqa: BLE001 - the others are worth a record
                     failed.append(error)
             if not responses:
