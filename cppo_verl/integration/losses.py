@@ -32,24 +32,18 @@ SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
 
+# Gets log pi, log mu and advantages as they came, the cap on the weight, the tokens, D_t and the verdict.
 Show = Callable[[tuple[Tensor, ...], float, Tokens, Tensor, Verdict], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What our trainer's loss hands to a rule beside the arguments of verl's registry, and what comes back.
+    """What our trainer's loss hands to a rule beside the arguments of verl's registry, and what comes back."""
 
-    Attributes:
-        divergence: (batch, length) D_t of the top-K estimator; None for the binary one.
-        scale: of delta and delta_b.
-        show: gets log pi, log mu and advantages as they came, the cap on the weight, the tokens, D_t and the verdict.
-        summaries: where the sums go; None under another trainer, which gets micro-batch means instead.
-    """
-
-    divergence: Tensor | None = None
-    scale: float = 1.0
+    divergence: Tensor | None = None  # (batch, length) D_t of the top-K estimator; None for the binary one
+    scale: float = 1.0  # of delta and delta_b
     show: Show | None = None
-    summaries: list[metrics.MetricSums] | None = None
+    summaries: list[metrics.MetricSums] | None = None  # None under another trainer, which gets micro-batch means
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
@@ -66,10 +60,7 @@ def calling(call: Call) -> Iterator[None]:
 
 
 def register(core_algos) -> None:
-    """Put every rule into verl's policy-loss registry, and from now on each that comes from outside.
-
-    Of a name that verl has already ours is used, and a rule from outside is not, since it can take another.
-    """
+    """Put every rule into verl's policy-loss registry, and from now on each that comes from outside."""
 
     def put(name: str) -> None:
         there = core_algos.POLICY_LOSS_REGISTRY.get(name)
@@ -77,7 +68,7 @@ def register(core_algos) -> None:
             used = "cppo_verl's (VERL_USE_EXTERNAL_PLUGINS=none for the other)" if name in BUILT_IN else "the first"
             said = "policy loss %r is registered by %s.%s and by %s; used is %s"
             logger.warning(said, name, there.__module__, there.__qualname__, RULES[name].__module__, used)
-            if name not in BUILT_IN:
+            if name not in BUILT_IN:  # it can take another name
                 return
         core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
 
@@ -124,16 +115,12 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         knobs = scaled(knobs_of(config), call.scale)
         given = log_prob, old_log_prob, advantages
         show = None if call.show is None else partial(call.show, given, knobs.ratio_cap)
+        losses = partial(token_losses, name, *given, knobs=knobs, divergence=call.divergence)
         try:
-            matrix, summary = token_losses(
-                name, *given, response_mask, knobs, call.divergence, show, rollout_is_weights
-            )
+            matrix, summary = losses(mask=response_mask, watch=show, importance=rollout_is_weights)
         except FloatingPointError as error:
-
-            def judge(mask: Tensor) -> metrics.MetricSums:
-                return token_losses(name, *given, mask, knobs, call.divergence)[1]
-
-            summary = _of_the_finite(error, knobs, Tokens.of(*given, response_mask), judge)
+            tokens = Tokens.of(*given, response_mask)
+            summary = _of_the_finite(error, knobs, tokens, lambda mask: losses(mask=mask)[1])
             return log_prob.sum() * torch.nan, _report(summary)
         if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
             return matrix.sum(), _report(summary)
@@ -205,7 +192,9 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
             counted = tokens.mask & metrics.with_advantage(tokens).unsqueeze(-1)
             summaries.append(metrics.MetricSums({"topk_mass": (mass * counted).sum().item()}, {}, {}))
         if watch is not None:
-            watch.see_verdict(given, tokens, verdict, None if handed is None else divergence, cap)
+            columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
+            columns |= {} if handed is None else {"divergence": divergence}  # else log-probs determine it
+            watch.see_verdict(tokens, verdict, cap, **columns)
 
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
     with calling(Call(handed, scale, show, summaries)):
@@ -250,14 +239,10 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
 
 def fold(*updates: Mapping[str, list]) -> dict[str, Any]:
-    """Turn the sums and counts of a step into metrics.
+    """The metrics of a step from verl's of each actor update, in which a value is a list with an entry a mini-batch.
 
-    Args:
-        updates: verl's metrics of each actor update, in their order: each value a list with an entry a mini-batch.
-
-    Returns:
-        Their lists joined, with every ``sum/`` and ``count/`` replaced by its exact ratio over the step, and for the
-        first mini-batch (trained weights still equal the rollout's) under ``first_update/``.
+    Their lists are joined, and every ``sum/`` and ``count/`` is replaced by its exact ratio over the step, and by that
+    of the first mini-batch (trained weights still equal the rollout's) under ``first_update/``.
     """
     reported = dict(updates[0])
     for update in updates[1:]:

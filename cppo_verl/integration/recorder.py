@@ -36,17 +36,13 @@ LOOK = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of the actor's update in ``step``: number ``index`` of ``calls`` (several in the separate trainer only).
-
-    ``places`` of uids in the data loader's order; ``idle`` keys, which carry no advantage; ``ranks`` of data
-    parallelism; ``scale`` on the thresholds (``budget_target``).
-    """
+    """One call of the actor's update, of which the separate trainer has several in a step."""
 
     step: int
-    places: Mapping[str, int]
-    idle: Collection[str]
-    ranks: int
-    scale: float = 1.0
+    places: Mapping[str, int]  # of uids in the data loader's order
+    idle: Collection[str]  # keys that carry no advantage
+    ranks: int  # of data parallelism
+    scale: float = 1.0  # on the thresholds (``budget_target``)
     index: int = 0
     calls: int = 1
 
@@ -61,11 +57,7 @@ class Draw(NamedTuple):
 
 
 class Recorder:
-    """Draws, marks and writes; one a trainer.
-
-    Args:
-        config: the composed verl config. tokenizer: of transformers.
-    """
+    """Draws, marks and writes; one a trainer, of the composed verl config and transformers' tokenizer."""
 
     def __init__(self, config: DictConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer
@@ -107,11 +99,7 @@ class Recorder:
         return batch, None
 
     def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
-        """Write the step's record.
-
-        Args:
-            drawn: from ``mark``. seen: of each micro-batch what the workers saw, in the order of the updates.
-        """
+        """Write the record of what the workers saw of ``drawn``, by micro-batch in the order of the updates."""
         with self._harmless():
             found = [[part[number] for part in seen if number in part] for number in range(len(drawn.keys))]
             fields = ["prompts", "responses", "rm_scores"]
