@@ -10,16 +10,6 @@ logger = logging.getLogger(__name__)
 
 MARK = "TRUST REGION ALARM"  # ``cppo-verl run`` shows console lines with it
 GAP = metrics.PREFIX + "first_update/divergence_mean"
-LOOK_FOR = (
-    "before any update, the trainer's probabilities are that far from the rollout's, and the trust region is spent on "
-    "it. Look for: a temperature or logprobs_mode that only one of them applies; response_mask counting tool output; "
-    "log-probs of older weights; a rollout in lower precision."
-)
-STALE = (
-    "old responses spend the trust region before any update is made (those of the newest weights stand at {:.3g}). Set "
-    "actor_rollout_ref.actor.policy_loss.anchor=proximal, or budget_target=0.08 there, or let fewer versions pass "
-    "(trainer.v1.sampler.max_off_policy_threshold)."
-)
 
 
 def raise_alarm(sentence: str | None) -> bool:
@@ -53,13 +43,20 @@ def _prompts(dataset: Any, key: str) -> set[str]:
 def spent(reported: Mapping[str, Any], delta_b: float, stale: bool) -> str | None:
     """Before any update of a step, policy and anchor are further apart than the prefix budget allows a token.
 
-    Args:
-        reported: metrics of one step.
-        delta_b: prefix budget a unit of weight, or the threshold that stands for it.
-        stale: responses may be older than the weights that train on them (an asynchronous mode).
+    ``reported`` are the step's metrics; ``stale`` responses may be older than the weights that train on them.
     """
-    gap = reported.get(GAP, 0.0)
+    gap, said = reported.get(GAP, 0.0), f"{GAP}={reported.get(GAP, 0.0):.3g} is above {delta_b:g}: "
     if not gap > delta_b:
         return None
-    fresh = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
-    return f"{GAP}={gap:.3g} is above {delta_b:g}: {STALE.format(fresh) if stale else LOOK_FOR}"
+    if stale:
+        fresh = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
+        return said + (
+            "old responses spend the trust region before any update is made (those of the newest weights stand at "
+            f"{fresh:.3g}). Set actor_rollout_ref.actor.policy_loss.anchor=proximal, or budget_target=0.08 there, or "
+            "let fewer versions pass (trainer.v1.sampler.max_off_policy_threshold)."
+        )
+    return said + (
+        "before any update, the trainer's probabilities are that far from the rollout's. Look for: a temperature or "
+        "logprobs_mode that only one of the two applies; response_mask counting tool output; log-probs of older "
+        "weights; a rollout in lower precision."
+    )

@@ -37,17 +37,14 @@ SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGN
 
 
 def one_of(*values: Any) -> Callable[[Any], bool]:
-    """Whether a value is among these."""
     return lambda value: value in values
 
 
 def none_of(*values: Any) -> Callable[[Any], bool]:
-    """Whether it is not."""
     return lambda value: value not in values
 
 
 def at_least(low: float, kind: Any = (int, float)) -> Callable[[Any], bool]:
-    """Whether a value is a number of that size."""
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and value >= low
 
 
@@ -191,22 +188,21 @@ def _rule(config: DictConfig) -> Iterator[str]:
 
 def _sizes(config: DictConfig) -> Iterator[str]:
     values = {key: OmegaConf.select(config, key) for key in sizes.KEYS}
-    values = {
-        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()
-    }
+    values |= {key: OmegaConf.to_container(value) for key, value in values.items() if OmegaConf.is_config(value)}
     model = sizes.model_config(values[paths.MODEL])
     yield from sizes.problems(values, None if model is None else sizes.heads_of(model))
 
 
 def _needs(config: DictConfig) -> Iterator[str]:
     read = partial(OmegaConf.select, config)
-    for beside, key, will_do, why in [*NEEDS, *_needs_of_rule(config), *_needs_of_sync(config)]:
+    for beside, key, will_do, why in [*NEEDS, *_further_needs(config)]:
         other, _, value = beside.partition("=")
         if (not beside or str(read(other)) == value) and not will_do(read(key)):
             yield f"{key}={read(key)}{beside and f' with {beside}'}: {why}."
 
 
-def _needs_of_rule(config: DictConfig) -> Iterator[Need]:
+def _further_needs(config: DictConfig) -> Iterator[Need]:
+    """Those that depend on what the rule can do, or on two numbers."""
     mode = str(OmegaConf.select(config, f"{KEY_PREFIX}.loss_mode"))
     can, beside = capability(mode), f"{KEY_PREFIX}.loss_mode={mode}"
     if can.needs_kl:
@@ -217,12 +213,9 @@ def _needs_of_rule(config: DictConfig) -> Iterator[Need]:
         yield beside, f"{KEY_PREFIX}.trace", one_of(1, None), "the rule has a weight of its own; set it to 1"
     gated = " and ".join(sorted(name for name in RULES if capability(name).gates == GATES))
     why = f"it has no effect; set it to hard. {gated} have gates"
-    yield beside, f"{KEY_PREFIX}.gate", none_of(*(gate for gate in GATES if gate not in can.gates)), why
+    yield beside, f"{KEY_PREFIX}.gate", none_of(*set(GATES).difference(can.gates)), why
     if not is_proximal(config):
         yield "", "algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED
-
-
-def _needs_of_sync(config: DictConfig) -> Iterator[Need]:
     if mode_of(config) == "separate_async":
         keys = "trainer.v1.separate_async.parameter_sync_step", f"{ACTOR}.ppo_mini_batch_size"
         syncs, mini = (OmegaConf.select(config, key) for key in keys)

@@ -9,6 +9,8 @@ from torch import Tensor
 from cppo_verl.integration import skip
 from cppo_verl.trust_region.advantage import group_relative
 
+NORMALISED = "norm_adv_by_std_in_grpo"  # of verl's ``algorithm`` config: whether to divide by the deviation
+
 
 def compute_group_relative_advantage(
     token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config=None, **_: object
@@ -17,21 +19,15 @@ def compute_group_relative_advantage(
 
     Args:
         token_level_rewards: (batch, length) floating; a response's reward is their sum.
-        response_mask: (batch, length).
-        index: (batch,) prompt uid of each response.
-        config: verl's ``algorithm`` config; ``norm_adv_by_std_in_grpo`` decides on the division by the deviation.
+        response_mask: (batch, length). index: (batch,) prompt uid of each response. config: verl's ``algorithm``.
 
     Raises:
         ValueError: when a reward is not finite (names the rows).
     """
     with torch.no_grad():
-        groups = group_relative(token_level_rewards.sum(-1), list(index), _is_normalised(config))
+        groups = group_relative(token_level_rewards.sum(-1), list(index), (config or {}).get(NORMALISED, True))
         advantages = groups.advantage.unsqueeze(-1) * response_mask
     return advantages, advantages
-
-
-def _is_normalised(config) -> bool:
-    return config is None or bool(config.get("norm_adv_by_std_in_grpo", True))
 
 
 def session_advantages(keys: Sequence[str], rewards: Tensor, config=None) -> Tensor | None:
@@ -46,5 +42,5 @@ def session_advantages(keys: Sequence[str], rewards: Tensor, config=None) -> Ten
         return None
     uids = [skip.split(keys[row])[0] for row in members]
     advantages = torch.zeros(len(keys))
-    advantages[members] = group_relative(rewards[members], uids, _is_normalised(config)).advantage
+    advantages[members] = group_relative(rewards[members], uids, (config or {}).get(NORMALISED, True)).advantage
     return advantages[last]

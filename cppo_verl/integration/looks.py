@@ -5,7 +5,6 @@ the ``Watch`` of the loss at hand, and what it saw travels as a metric of its ow
 mini-batches like the others, once a row, whatever the sequence parallelism, without a file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +25,13 @@ METRIC = "trust_region/record"
 class Watch:
     """Rows of a micro-batch that are recorded.
 
-    Attributes:
-        rows: where they stand. numbers: what the trainer calls them. lengths: tokens of each response.
-        seen: by number, what was seen: ``width``; ``log_pi``, ``log_mu``, ``advantages``, ``gate`` (float32), ``mask``
-            (bool) and ``cause`` (int8), each (T,); with the top-K estimator also ``divergence`` and ``top_k_log_pi``.
+    ``seen`` has, by number: ``width``; ``log_pi``, ``log_mu``, ``advantages``, ``gate`` (float32), ``mask`` (bool) and
+    ``cause`` (int8), each (T,); with the top-K estimator also ``divergence`` and ``top_k_log_pi``.
     """
 
-    rows: Tensor
-    numbers: list[int]
-    lengths: list[int]
+    rows: Tensor  # where they stand
+    numbers: list[int]  # what the trainer calls them
+    lengths: list[int]  # tokens of each response
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -48,22 +45,10 @@ class Watch:
         ends = responses.offsets().diff() if responses.is_nested else torch.full(marks.shape, responses.shape[1])
         return cls(rows.to(responses.device), marks[rows].tolist(), ends[rows.to(ends.device)].tolist())
 
-    def see_verdict(
-        self,
-        given: Sequence[Tensor],
-        tokens: Tokens,
-        verdict: Verdict,
-        divergence: Tensor | None,
-        ratio_cap: float,
-    ) -> None:
-        """Keep what the rule decided, and log pi, log mu and advantages as they were ``given``, each (batch, length).
-
-        ``divergence`` (batch, length) only where log-probs do not determine it.
-        """
+    def see_verdict(self, tokens: Tokens, verdict: Verdict, ratio_cap: float, **columns: Tensor) -> None:
+        """Keep what the rule decided, and ``columns`` of ``seen``, each (batch, length)."""
         gate, cause = gate_and_cause(tokens, verdict, ratio_cap)
-        columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
         columns |= {"mask": tokens.mask, "gate": gate, "cause": cause}
-        columns |= {} if divergence is None else {"divergence": divergence}
         own = [column.detach()[self.rows].float() for column in columns.values()]
         table = torch.stack(own, 1).cpu().numpy()  # one transfer from the device
         for number, length, row in zip(self.numbers, self.lengths, table, strict=True):

@@ -32,25 +32,18 @@ SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
 
+# Gets log pi, log mu and advantages as they came, the cap on the weight, the tokens, D_t and the verdict.
+Show = Callable[[tuple[Tensor, ...], float, Tokens, Tensor, Verdict], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What our trainer's loss hands to a rule beside the arguments of verl's registry, and what comes back.
+    """What our trainer's loss hands to a rule beside the arguments of verl's registry, and what comes back."""
 
-    Attributes:
-        divergence, mass: (batch, length) D_t of the top-K estimator, and mu's mass outside its rest.
-        scale: of delta and delta_b.
-        behind, rollout_log_prob: (batch,) int64 versions behind and (batch, length) log mu, in asynchronous modes.
-        watch: of the recorded rows.
-        summaries: where the sums go; None under another trainer, which gets micro-batch means instead.
-    """
-
-    divergence: Tensor | None = None
-    scale: float = 1.0
-    mass: Tensor | None = None
-    behind: Tensor | None = None
-    rollout_log_prob: Tensor | None = None
-    watch: looks.Watch | None = None
-    summaries: list[metrics.MetricSums] | None = None
+    divergence: Tensor | None = None  # (batch, length) D_t of the top-K estimator; None for the binary one
+    scale: float = 1.0  # of delta and delta_b
+    show: Show | None = None
+    summaries: list[metrics.MetricSums] | None = None  # None under another trainer, which gets micro-batch means
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
@@ -67,10 +60,7 @@ def calling(call: Call) -> Iterator[None]:
 
 
 def register(core_algos) -> None:
-    """Put every rule into verl's policy-loss registry, and from now on each that comes from outside.
-
-    Of a name that verl has already ours is used, and a rule from outside is not, since it can take another.
-    """
+    """Put every rule into verl's policy-loss registry, and from now on each that comes from outside."""
 
     def put(name: str) -> None:
         there = core_algos.POLICY_LOSS_REGISTRY.get(name)
@@ -78,7 +68,7 @@ def register(core_algos) -> None:
             used = "cppo_verl's (VERL_USE_EXTERNAL_PLUGINS=none for the other)" if name in BUILT_IN else "the first"
             said = "policy loss %r is registered by %s.%s and by %s; used is %s"
             logger.warning(said, name, there.__module__, there.__qualname__, RULES[name].__module__, used)
-            if name not in BUILT_IN:
+            if name not in BUILT_IN:  # it can take another name
                 return
         core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
 
@@ -124,17 +114,13 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         call = _call.get()
         knobs = scaled(knobs_of(config), call.scale)
         given = log_prob, old_log_prob, advantages
-        show = partial(_show, given, knobs.ratio_cap)
+        show = None if call.show is None else partial(call.show, given, knobs.ratio_cap)
+        losses = partial(token_losses, name, *given, knobs=knobs, divergence=call.divergence)
         try:
-            matrix, summary = token_losses(
-                name, *given, response_mask, knobs, call.divergence, show, rollout_is_weights
-            )
+            matrix, summary = losses(mask=response_mask, watch=show, importance=rollout_is_weights)
         except FloatingPointError as error:
-
-            def judge(mask: Tensor) -> metrics.MetricSums:
-                return token_losses(name, *given, mask, knobs, call.divergence)[1]
-
-            summary = _of_the_finite(error, knobs, Tokens.of(*given, response_mask), judge)
+            tokens = Tokens.of(*given, response_mask)
+            summary = _of_the_finite(error, knobs, tokens, lambda mask: losses(mask=mask)[1])
             return log_prob.sum() * torch.nan, _report(summary)
         if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
             return matrix.sum(), _report(summary)
@@ -166,22 +152,6 @@ def _of_the_finite(
     return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
 
 
-def _show(given: tuple[Tensor, ...], ratio_cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
-    """Let those see this micro-batch's tokens, their D_t and the verdict who want to.
-
-    Args:
-        given: log pi, log mu and advantages as they came, invalid positions included.
-    """
-    call = _call.get()
-    if call.summaries is not None and call.behind is not None and call.rollout_log_prob is not None:
-        call.summaries.append(staleness.summarise(tokens, divergence, verdict, call.behind, call.rollout_log_prob))
-    if call.summaries is not None and call.mass is not None:
-        counted = tokens.mask & metrics.with_advantage(tokens).unsqueeze(-1)
-        call.summaries.append(metrics.MetricSums({"topk_mass": (call.mass * counted).sum().item()}, {}, {}))
-    if call.watch is not None:
-        call.watch.see_verdict(given, tokens, verdict, None if call.divergence is None else divergence, ratio_cap)
-
-
 def _report(summary: metrics.MetricSums) -> dict[str, float]:
     """To our trainer's loss; under another trainer, what the registry's function returns."""
     summaries = _call.get().summaries
@@ -200,43 +170,45 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
     verl's engine calls it twice a micro-batch when the trainer asked for that (``estimator=topk``): first as a logits
     processor, with ``student_logits``, then as the loss.
     """
+    from verl.utils import tensordict_utils
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
 
+    from cppo_verl.integration.topk import logits
+
     if student_logits is not None:
-        from cppo_verl.integration.topk.logits import gather_logits
-
-        return gather_logits(student_logits, data, config.policy_loss.topk)
+        return logits.gather_logits(student_logits, data, config.policy_loss.topk)
     require_registered(config.policy_loss.loss_mode)
-    call = _call_of(config, model_output, data)
-    with calling(call):
-        loss, reported = ppo_loss(config, model_output, data, dp_group)
-        if not call.summaries:
-            loss = _observe(config, model_output, data, loss)
-    whole = metrics.combine(call.summaries or ())
-    sums = {SUM_PREFIX + name: value for name, value in whole.sums.items()}
-    sums |= {COUNT_PREFIX + name: value for name, value in whole.counts.items()}
-    maxima = {PREFIX + name: value for name, value in whole.maxima.items()}
-    reported |= Metric.from_dict(sums, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
-    if call.watch is not None:
-        reported[looks.METRIC] = [call.watch.seen]
-    return loss, reported
-
-
-def _call_of(config, model_output, data) -> Call:
-    from verl.utils import tensordict_utils
-
-    knobs, watch = knobs_of(config), looks.Watch.of(data)
-    divergence = mass = behind = rollout_log_prob = None
+    knobs, watch, handed, mass = knobs_of(config), looks.Watch.of(data), None, None
     if knobs.estimator == "topk":
-        from cppo_verl.integration.topk.logits import divergence_of
+        handed, mass = logits.divergence_of(model_output, data, knobs.divergence, knobs.topk, watch)
+    summaries: list[metrics.MetricSums] = []
 
-        divergence, mass = divergence_of(model_output, data, knobs.divergence, knobs.topk, watch)
-    if BEHIND in data.keys():  # noqa: SIM118 - a TensorDict
-        behind = data[BEHIND]
-        rollout_log_prob = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+    def show(given: tuple[Tensor, ...], cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+        if BEHIND in data.keys():  # noqa: SIM118 - a TensorDict
+            log_mu = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+            summaries.append(staleness.summarise(tokens, divergence, verdict, data[BEHIND], log_mu))
+        if mass is not None:
+            counted = tokens.mask & metrics.with_advantage(tokens).unsqueeze(-1)
+            summaries.append(metrics.MetricSums({"topk_mass": (mass * counted).sum().item()}, {}, {}))
+        if watch is not None:
+            columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
+            columns |= {} if handed is None else {"divergence": divergence}  # else log-probs determine it
+            watch.see_verdict(tokens, verdict, cap, **columns)
+
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
-    return Call(divergence, scale, mass, behind, rollout_log_prob, watch, summaries=[])
+    with calling(Call(handed, scale, show, summaries)):
+        loss, reported = ppo_loss(config, model_output, data, dp_group)
+        if not summaries:
+            loss = _observe(config, model_output, data, loss)
+    whole = metrics.combine(summaries)
+    sums: dict[str, Any] = {SUM_PREFIX + name: value for name, value in whole.sums.items()}
+    sums |= {COUNT_PREFIX + name: value for name, value in whole.counts.items()}
+    maxima: dict[str, Any] = {PREFIX + name: value for name, value in whole.maxima.items()}
+    reported |= Metric.from_dict(sums, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
+    if watch is not None:
+        reported[looks.METRIC] = [watch.seen]
+    return loss, reported
 
 
 def _observe(config, model_output, data, loss: Tensor) -> Tensor:
@@ -245,20 +217,21 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
     padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
     given = no_padding_2_padding(model_output["log_probs"], data), padded["old_log_probs"], padded["advantages"]
-    knobs, handed, cap = knobs_of(config), _call.get().divergence, config.clip_ratio_c
+    call, knobs, cap = _call.get(), knobs_of(config), config.clip_ratio_c
     clips = config.clip_ratio_low, config.clip_ratio_high, cap, (config.tau_pos, config.tau_neg)
 
     @torch.no_grad()
-    def judge(mask: Tensor, show: bool = False) -> metrics.MetricSums:
+    def judge(mask: Tensor, show: Show | None = None) -> metrics.MetricSums:
         tokens = Tokens.of(*given, mask)
+        handed = call.divergence
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(tokens, knobs.loss_mode, *clips)
-        if show:
-            _show(given, cap, tokens, divergence, verdict)
+        if show is not None:
+            show(given, cap, tokens, divergence, verdict)
         return metrics.summarise(tokens, divergence, verdict, cap)
 
     try:
-        _report(judge(padded["response_mask"], show=True))
+        _report(judge(padded["response_mask"], call.show))
     except FloatingPointError as error:
         _report(_of_the_finite(error, knobs, Tokens.of(*given, padded["response_mask"]), judge))
         return loss * torch.nan
@@ -266,14 +239,10 @@ def _observe(config, model_output, data, loss: Tensor) -> Tensor:
 
 
 def fold(*updates: Mapping[str, list]) -> dict[str, Any]:
-    """Turn the sums and counts of a step into metrics.
+    """The metrics of a step from verl's of each actor update, in which a value is a list with an entry a mini-batch.
 
-    Args:
-        updates: verl's metrics of each actor update, in their order: each value a list with an entry a mini-batch.
-
-    Returns:
-        Their lists joined, with every ``sum/`` and ``count/`` replaced by its exact ratio over the step, and for the
-        first mini-batch (trained weights still equal the rollout's) under ``first_update/``.
+    Their lists are joined, and every ``sum/`` and ``count/`` is replaced by its exact ratio over the step, and by that
+    of the first mini-batch (trained weights still equal the rollout's) under ``first_update/``.
     """
     reported = dict(updates[0])
     for update in updates[1:]:

@@ -34,18 +34,15 @@ logger = logging.getLogger(__name__)
 LOOK = {each.name for each in dataclasses.fields(Look)} - {"update"}
 
 
-class Call(NamedTuple):
-    """One call of the actor's update in ``step``: number ``index`` of ``calls`` (several in the separate trainer only).
-
-    ``places`` of uids in the data loader's order; ``idle`` keys, which carry no advantage; ``ranks`` of data
-    parallelism; ``scale`` on the thresholds (``budget_target``).
-    """
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of the actor's update, of which the separate trainer has several in a step."""
 
     step: int
-    places: Mapping[str, int]
-    idle: Collection[str]
-    ranks: int
-    scale: float = 1.0
+    places: Mapping[str, int]  # of uids in the data loader's order
+    idle: Collection[str]  # keys that carry no advantage
+    ranks: int  # of data parallelism
+    scale: float = 1.0  # on the thresholds (``budget_target``)
     index: int = 0
     calls: int = 1
 
@@ -60,11 +57,7 @@ class Draw(NamedTuple):
 
 
 class Recorder:
-    """Draws, marks and writes; one a trainer.
-
-    Args:
-        config: the composed verl config. tokenizer: of transformers.
-    """
+    """Draws, marks and writes; one a trainer, of the composed verl config and transformers' tokenizer."""
 
     def __init__(self, config: DictConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer
@@ -106,11 +99,7 @@ class Recorder:
         return batch, None
 
     def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
-        """Write the step's record.
-
-        Args:
-            drawn: from ``mark``. seen: of each micro-batch what the workers saw, in the order of the updates.
-        """
+        """Write the record of what the workers saw of ``drawn``, by micro-batch in the order of the updates."""
         with self._harmless():
             found = [[part[number] for part in seen if number in part] for number in range(len(drawn.keys))]
             fields = ["prompts", "responses", "rm_scores"]
@@ -119,9 +108,11 @@ class Recorder:
             data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
             columns = zip(*(data[name].unbind() for name in fields), strict=True)
             responses, failed = [], []
-            for *known, row in zip(drawn.keys, drawn.tags, drawn.updates, found, columns, strict=True):
+            known = zip(drawn.keys, drawn.tags, drawn.updates, strict=True)
+            for of_it, looks_of, column in zip(known, found, columns, strict=True):
                 try:
-                    responses.append(self._response(drawn.header, *known, dict(zip(fields, row, strict=True))))
+                    row = dict(zip(fields, column, strict=True))
+                    responses.append(self._response(drawn.header, *of_it, looks_of, row))
                 except Exception as error:  # noqa: BLE001 - the others are worth a record
                     failed.append(error)
             if not responses:

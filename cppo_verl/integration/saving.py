@@ -23,6 +23,7 @@ class SealedCheckpoints:
     global_steps: int
     scale: float = 1.0  # of delta and delta_b, steered by ``budget_target``
     steps_per_epoch: int
+    _rollout_moe_lb_metrics_accumulator: Any = None  # verl's metrics of a step count the load of experts in it
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]):
         began = time.perf_counter()
@@ -52,7 +53,7 @@ class SealedCheckpoints:
         batch, metrics, timing, began = self._unlogged
         data, timing = dict(metrics), {**timing, "step": time.perf_counter() - began}
         epoch = (self.global_steps - 1) // self.steps_per_epoch
-        counted = self.__dict__.get("_rollout_moe_lb_metrics_accumulator")  # verl counts the load of experts in it
+        counted = self._rollout_moe_lb_metrics_accumulator
         self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(counted)
         try:
             self._compute_metrics(  # type: ignore[attr-defined]

@@ -163,8 +163,8 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         kept = self._without_zero_variance(batch, ranks)
         self.skipped += len(batch) - len(kept)
         if self.recorder is not None:
-            call = Call(self.global_steps, self.loader_places, self.zero_variance, ranks, self.scale)
-            call = call._replace(index=self.local_trigger_step, calls=self.parameter_sync_step)
+            which = self.local_trigger_step, self.parameter_sync_step
+            call = Call(self.global_steps, self.loader_places, self.zero_variance, ranks, self.scale, *which)
             with marked_timer("record", self.timing_raw):
                 kept, drawn = self.recorder.mark(kept, call)
         output = update_actor(kept)

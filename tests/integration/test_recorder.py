@@ -21,6 +21,7 @@ from cppo_verl.integration.recorder import Call, Recorder
 from cppo_verl.recording import batches, candidates, files, replay
 from cppo_verl.recording.record import StepRecord
 from tests.helpers import Batch, actor_config, random_batch
+from tests.integration.micro import jagged
 from tests.integration.test_losses import micro_batch
 from tests.integration.test_pieces import TOKENIZERS
 from tests.recording.synthetic import step_record
@@ -45,10 +46,7 @@ class Queue:
             self.rows[key].update({name: fields[name][i] for name in fields.keys()})  # noqa: SIM118
 
     def kv_batch_get(self, keys, partition_id, select_fields):
-        columns = {
-            name: torch.nested.as_nested_tensor([self.rows[key][name] for key in keys], layout=torch.jagged)
-            for name in select_fields
-        }
+        columns = {name: jagged([self.rows[key][name] for key in keys]) for name in select_fields}
         return TensorDict(columns, batch_size=len(keys))
 
 

@@ -28,7 +28,6 @@ FAMILIES = {
         ["loss_scale_factor=1000 (preset: 512)", "divided by it", LEFT_OUT],
         ["norm_adv"],
     ),
-    "rloo": (["algorithm.adv_estimator=rloo"], ["adv_estimator=rloo", LEFT_OUT], []),
     "gae with a critic": (
         ["algorithm.adv_estimator=gae", "critic.enable=True"],
         ["adv_estimator=gae", TRAINED_ON, "because of algorithm.adv_estimator=gae"],
@@ -44,11 +43,6 @@ FAMILIES = {
     "filtered groups": (["algorithm.filter_groups.enable=True"], ["verl's filter_groups", LEFT_OUT], ["yours"]),
     "an entropy bonus": ([ACTOR + "entropy_coeff=0.001"], ["entropy_coeff=0.001", "entropy term", TRAINED_ON], []),
     "KL in the reward": (["algorithm.use_kl_in_reward=True"], ["KL penalty", TRAINED_ON], []),
-    "LoRA": (
-        ["actor_rollout_ref.model.lora_rank=32", "actor_rollout_ref.rollout.load_format=safetensors"],
-        [LEFT_OUT],
-        ["yours", "no effect"],
-    ),
     "distillation": (["distillation.enabled=True"], ["distillation", "because of distillation.enabled=True"], []),
     "a knob of another choice": ([KNOB + "restore_strength=0.5"], ["no effect", "restore_strength=0.5"], ["yours"]),
     "a knob": ([KNOB + "delta=0.2"], ["delta=0.2", "yours", "(preset: 0.15)"], ["no effect"]),

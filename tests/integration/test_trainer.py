@@ -20,6 +20,7 @@ from cppo_verl.launch import checkpoints
 from cppo_verl.trust_region.metrics import PREFIX
 from cppo_verl.trust_region.thresholds import next_scale
 from tests.faults.saved import save
+from tests.integration.micro import jagged
 from tests.integration.test_checks import GROUP_OF_8, SEPARATE
 
 MODE = "trainer.v1.trust_region.mode"
@@ -61,7 +62,7 @@ def test_groups_of_equal_rewards_are_known_whatever_the_estimator(estimator, mon
     rows = [torch.tensor([0.0, reward]) for reward in rewards]
     masks = [torch.tensor([1, 1])] * 5 + [torch.tensor([0, 0])]
     stored = {"rm_scores": rows, "response_mask": masks}
-    nested = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in stored.items()}
+    nested = {name: jagged(values) for name, values in stored.items()}
     put: list[TensorDict] = []
     queue = SimpleNamespace(
         kv_batch_get=lambda keys, partition_id, select_fields: {name: nested[name] for name in select_fields},
