@@ -1,5 +1,6 @@
 """The top-K estimator in the actor: from verl's engine class, with logits or fused kernels, to D_t and the loss."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -229,10 +230,10 @@ def test_half_precision_logits_are_rounded_as_the_kernels():
         "torch": ((hidden @ head.t()) / TEMPERATURE).float(),  # products and quotients in bfloat16
         "triton": (hidden.float() @ head.float().t()) / TEMPERATURE,  # tl.dot accumulates in float32, scaled there
     }
-    for backend, whole in kernels.items():
-        for rounded in (True, False):
-            with torch.autocast("cpu", dtype=torch.bfloat16):  # as verl's engine does it
-                found = fused.logits_at(hidden, head, index, TEMPERATURE, rounded)
+    for rounded, autocast in itertools.product((True, False), (True, False)):  # verl's engine uses autocast
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found = fused.logits_at(hidden, head, index, TEMPERATURE, rounded)
+        for backend, whole in kernels.items():
             error = (found - whole.gather(-1, index)).abs().max()
             assert (error < 1e-4) == (rounded == (backend == "torch"))
 

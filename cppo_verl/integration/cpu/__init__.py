@@ -4,7 +4,6 @@ Chosen by ``VERL_PLATFORM=cpu`` and inert otherwise. Each piece uses the registr
 it; the functions that are replaced (a process group's backend string, a critic's attention) have none.
 """
 
-import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -35,7 +34,7 @@ def activate() -> None:
     on_import("verl.workers.engine.fsdp.transformer_impl", _register_engines)
     on_import("verl.utils.model", _load_critic_with_its_own_attention)
     on_import("verl.utils.distributed", _use_gloo_only)
-    on_import("verl.checkpoint_engine.base", lambda _: importlib.import_module("cppo_verl.integration.cpu.weights"))
+    on_import("verl.checkpoint_engine.base", _register_weights)
     settle()
 
 
@@ -63,6 +62,11 @@ def _register_engines(transformer_impl) -> None:
         transformer_impl.EngineRegistry.register(model_type=model_type, backend=["fsdp2"], device="cpu")(engine)
     policy = transformer_impl.CPUOffloadPolicy
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
+
+
+def _register_weights(base) -> None:
+    """``checkpoint_engine.backend=gloo``, for rollout engines that do not share the trainer's process."""
+    import cppo_verl.integration.cpu.weights  # noqa: F401
 
 
 def _load_critic_with_its_own_attention(model) -> None:

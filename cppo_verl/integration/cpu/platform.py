@@ -55,7 +55,7 @@ class PlatformCPU(PlatformBase):
     set_device = synchronize = set_allocator_settings = empty_cache = _constant(None)
     profiler_start = profiler_stop = cudart = _constant(None)
     nvtx_range = _constant(contextlib.nullcontext())
-    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)  # type: ignore[assignment]
 
 
 class _CpuWheel(metadata.Distribution):
