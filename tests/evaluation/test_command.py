@@ -1,13 +1,11 @@
 """What the command line, a run's config and the defaults make of an evaluation, and what they refuse."""
 
-import argparse
 import json
 from types import SimpleNamespace
 
 import pandas
 import pytest
 
-from cppo_verl.cli import eval as command
 from cppo_verl.cli.main import main
 from cppo_verl.evaluation import EvaluationError, engine, evaluate, settings
 from tests.evaluation.data import response, row, write
@@ -45,16 +43,6 @@ def test_the_command_line_goes_before_the_run(tmp_path):
     assert settings.read_run_config(tmp_path / "none.yaml") == settings.RunConfig()
     paper = settings.Sampling()
     assert (paper.n, paper.temperature, paper.top_p) == (16, 0.7, 0.95)
-
-
-def test_options():
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["eval", "m", "--n", "4", "--vllm", "max_num_seqs=8", "--vllm", "quantization=fp8"])
-    assert args.run is command.run
-    assert (args.n, args.temperature, args.extra) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
-    with pytest.raises(SystemExit):
-        parser.parse_args(["eval", "m", "--chat-template-kwargs", "{no json"])
 
 
 @pytest.fixture

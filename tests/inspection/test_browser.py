@@ -11,8 +11,8 @@ from cppo_verl.inspection.page import write_page
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, StepRecord
 from tests.inspection.records import sentence, step_record
-from tests.reporting.runs import write_own
 from tests.reporting.pages import reported
+from tests.reporting.runs import write_own
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"THE PAGES ARE NOT TESTED: {browser.missing()}")
 
