@@ -55,14 +55,8 @@ class Source:
 
 
 def locate(model: str) -> Source:
-    """Find the model that ``model`` names.
-
-    Accepts a run directory or its checkpoints folder (the latest checkpoint), global_step_N, its actor folder, a
-    Hugging Face model folder, or a hub id.
-
-    Raises:
-        EvaluationError: nothing there, or not what a checkpoint or a model looks like.
-    """
+    """Find what ``model`` names: a run directory or its checkpoints folder (the latest checkpoint), global_step_N, its
+    actor folder, a Hugging Face model folder, or a hub id; an EvaluationError where it looks like none of them."""
     path = Path(os.path.expanduser(model))
     if not path.exists():
         return _from_hub(model)
@@ -71,7 +65,12 @@ def locate(model: str) -> Source:
         raise EvaluationError(f"{path} is a file: give the folder of a run, a checkpoint or a model")
     for place in (path, path / "checkpoints"):
         if (place / LATEST).is_file():
-            return _from_actor(_latest(place) / "actor")
+            step = (place / LATEST).read_text().strip()
+            if not (place / f"global_step_{step}").is_dir():
+                raise EvaluationError(
+                    f"{place / LATEST} names step {step!r}, but its global_step_{step} does not exist"
+                )
+            return _from_actor(place / f"global_step_{step}/actor")
     if path.name == "actor" or (path / "fsdp_config.json").is_file():
         return _from_actor(path)
     if (path / "actor").is_dir():
@@ -88,13 +87,10 @@ def locate(model: str) -> Source:
 
 
 def prepare(source: Source, cache: Path, dtype: str, trust_remote_code: bool = False) -> Path:
-    """The folder to load: the model's own, or ``cache``/merged-<dtype>, merged from the shards once.
+    """The folder to load: the model's own, or ``cache``/merged-<dtype>, merged from the shards, whole or not at all.
 
     verl's merger writes bfloat16, which is what a bfloat16 rollout computes with; other dtypes are merged without
-    rounding. The merged folder appears whole or not at all.
-
-    Raises:
-        EvaluationError: the merger fails, or the checkpoint holds a LoRA adapter.
+    rounding. An EvaluationError where the merger fails, or the checkpoint holds a LoRA adapter.
     """
     if source.actor is None:
         return source.folder
@@ -104,7 +100,15 @@ def prepare(source: Source, cache: Path, dtype: str, trust_remote_code: bool = F
     temporary = cache / f".merged-{dtype}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _merge(source.actor, temporary, dtype, trust_remote_code)
+    if dtype == "bfloat16":
+        command = ["verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", source.actor]
+        command += ["--target_dir", temporary, *["--trust-remote-code"] * trust_remote_code]
+    else:
+        command = ["cppo_verl.evaluation.merge", source.actor, temporary, str(int(trust_remote_code))]
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise EvaluationError(f"merging {source.actor} failed (exit status {done.returncode}):\n{last}")
     if (temporary / "lora_adapter").exists():
         raise EvaluationError(
             f"{source.actor} holds a LoRA adapter, which would be left out; merge it into the model ({temporary} has "
@@ -114,26 +118,6 @@ def prepare(source: Source, cache: Path, dtype: str, trust_remote_code: bool = F
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     return target
-
-
-def _merge(actor: Path, target: Path, dtype: str, trust_remote_code: bool) -> None:
-    if dtype == "bfloat16":
-        command = ["verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", actor, "--target_dir", target]
-        command += ["--trust-remote-code"] if trust_remote_code else []
-    else:
-        command = ["cppo_verl.evaluation.merge", actor, target, str(int(trust_remote_code))]
-    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise EvaluationError(f"merging {actor} failed (exit status {done.returncode}):\n{last}")
-
-
-def _latest(checkpoints: Path) -> Path:
-    step = (checkpoints / LATEST).read_text().strip()
-    folder = checkpoints / f"global_step_{step}"
-    if not folder.is_dir():
-        raise EvaluationError(f"{checkpoints / LATEST} names step {step!r}, but {folder} does not exist")
-    return folder
 
 
 def _from_actor(actor: Path) -> Source:
@@ -148,22 +132,17 @@ def _from_actor(actor: Path) -> Source:
         )
     if _has_weights(config):
         return Source(step.name, config, None, run_dir)
-    _require_shards(actor)
-    return Source(step.name, actor, actor, run_dir)
-
-
-def _require_shards(actor: Path) -> None:
-    shards = [match for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
-    if not shards:
+    ranks = [(int(match[1]), int(match[2])) for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
+    if not ranks:
         raise EvaluationError(f"{actor} has no shards (model_world_size_*_rank_*.pt): was the checkpoint saved whole?")
     file = actor / "fsdp_config.json"
     if not file.is_file():
         raise EvaluationError(f"{actor} has no fsdp_config.json, which verl's merger reads: copy it in")
-    size = json.loads(file.read_text()).get("world_size") or max(int(match[1]) for match in shards)
-    if missing := sorted(set(range(size)) - {int(match[2]) for match in shards if int(match[1]) == size}):
-        raise EvaluationError(
-            f"{actor} lacks the shards of rank {', '.join(map(str, missing))} of {size}: copy them in"
-        )
+    size = json.loads(file.read_text()).get("world_size") or max(ranks)[0]
+    if missing := sorted(set(range(size)) - {rank for of, rank in ranks if of == size}):
+        names = ", ".join(map(str, missing))
+        raise EvaluationError(f"{actor} lacks the shards of rank {names} of {size}: copy them in")
+    return Source(step.name, actor, actor, run_dir)
 
 
 def _from_hub(model: str) -> Source:

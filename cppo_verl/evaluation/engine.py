@@ -35,11 +35,8 @@ class Prompts:
 
 
 def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trust_remote_code: bool) -> Prompts:
-    """Token ids of each prompt, as verl's agent loop builds them for a single turn.
-
-    Raises:
-        EvaluationError: a prompt fills the model's context, or the chat template rejects it.
-    """
+    """Token ids of each prompt, as verl's agent loop builds them for a single turn; an EvaluationError where one fills
+    the model's context, or the chat template rejects it."""
     from transformers import AutoConfig
     from verl.utils.tokenizer import hf_tokenizer
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
@@ -66,31 +63,21 @@ def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trus
 
 
 def start(folder: Path, prompts: Prompts, sampling: Sampling, options: EngineOptions) -> Any:
-    """vLLM's engine with the model of ``folder``, for prompts and responses as long as these may get.
-
-    Raises:
-        EvaluationError: vLLM cannot load the model.
-    """
+    """vLLM's engine with the model of ``folder``, for prompts and responses as long as these may get; raises an
+    EvaluationError where vLLM cannot load it."""
     if options.tensor_parallel_size == 1:
         # No engine process that a killed evaluation would leave behind.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM
 
     longest = max(map(len, prompts.ids.values()))
-    arguments: dict[str, Any] = {
-        "model": str(folder),
-        "dtype": sampling.dtype,
-        "seed": sampling.seed,
-        "max_model_len": min(prompts.max_model_len, longest + sampling.max_response_length),
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "enforce_eager": options.enforce_eager,
-        "trust_remote_code": options.trust_remote_code,
-    }
+    longest = min(prompts.max_model_len, longest + sampling.max_response_length)
+    arguments: dict[str, Any] = {"model": str(folder), "dtype": sampling.dtype, "seed": sampling.seed}
+    arguments |= {"max_model_len": longest} | {k: v for k, v in vars(options).items() if k != "extra"}
     if cpu.enabled():
         arguments |= {"enforce_eager": True, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 28}
         # vLLM rewinds a seeded request's generator after a partial prefill, which the CPU's generator cannot do.
-        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, arguments["max_model_len"])}
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, longest)}
     try:
         return LLM(**{**arguments, **options.extra}).llm_engine
     except Exception as error:  # configuration, memory, unknown architecture: vLLM says which
@@ -104,34 +91,24 @@ def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list
     A problem's seed follows from the seed and its row alone, so an interrupted evaluation draws what an uninterrupted
     one would have drawn.
     """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    same = {name: getattr(sampling, name) for name in ("n", "temperature", "top_p", "top_k")}
     for row, ids in prompts.ids.items():
-        engine.add_request(str(row), {"prompt_token_ids": ids}, _parameters(row, len(ids), prompts, sampling))
+        room = min(sampling.max_response_length, prompts.max_model_len - len(ids))
+        own = {"seed": _seed(sampling.seed, row), "max_tokens": room}
+        parameters = SamplingParams(**same, **own, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        engine.add_request(str(row), {"prompt_token_ids": ids}, parameters)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 row = int(output.request_id)
-                outputs = sorted(output.outputs, key=lambda sample: sample.index)
-                texts = [prompts.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in outputs]
-                yield [
-                    Response(row, one.index, writable(text), len(one.token_ids), str(one.finish_reason))
-                    for one, text in zip(outputs, texts, strict=True)
-                ]
-
-
-def _parameters(row: int, prompt_length: int, prompts: Prompts, sampling: Sampling) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=_seed(sampling.seed, row),
-        max_tokens=min(sampling.max_response_length, prompts.max_model_len - prompt_length),
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+                responses = []
+                for one in sorted(output.outputs, key=lambda sample: sample.index):
+                    text = writable(prompts.tokenizer.decode(list(one.token_ids), skip_special_tokens=True))
+                    responses.append(Response(row, one.index, text, len(one.token_ids), str(one.finish_reason)))
+                yield responses
 
 
 def _seed(seed: int, row: int) -> int:

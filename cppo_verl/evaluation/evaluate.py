@@ -70,14 +70,9 @@ def _sampling(given: dict[str, Any], config: settings.RunConfig) -> settings.Sam
 
 
 def _generate_missing(
-    source: checkpoint.Source,
-    rows: Sequence[problems.Problem],
-    sampling: settings.Sampling,
-    options: engine.EngineOptions,
-    saved: store.Store,
-    part_size: int,
-    say: Say,
-) -> None:
+    source: checkpoint.Source, rows: Sequence[problems.Problem], sampling: settings.Sampling,
+    options: engine.EngineOptions, saved: store.Store, part_size: int, say: Say,
+) -> None:  # fmt: skip
     done = {response.row for response in saved.responses()}
     missing = [problem for problem in rows if problem.row not in done]
     if done:
@@ -91,7 +86,8 @@ def _generate_missing(
     folder = checkpoint.prepare(source, saved.out, sampling.dtype, options.trust_remote_code)
     say(f"starting vLLM for {len(missing)} problems, {sampling.n} samples each")
     running = engine.start(folder, prompts, sampling, options)
-    began, tokens, waiting = time.monotonic(), 0, list[store.Response]()
+    began, tokens = time.monotonic(), 0
+    waiting: list[store.Response] = []
     for count, responses in enumerate(engine.generate(running, prompts, sampling), start=1):
         waiting += responses
         if count % part_size == 0 or count == len(missing):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
@@ -37,24 +38,12 @@ class PreciseMerger(FSDPModelMerger):
 
 def merge(actor: Path, target: Path, trust_remote_code: bool) -> None:
     """Write the model of ``actor`` (shards, huggingface/) into the existing folder ``target``."""
-    config = ModelMergerConfig(
-        operation="merge",
-        backend="fsdp",
-        local_dir=str(actor),
-        target_dir=str(target),
-        hf_model_config_path=str(actor / "huggingface"),
-        trust_remote_code=trust_remote_code,
-    )
+    folders = {"local_dir": str(actor), "target_dir": str(target), "hf_model_config_path": str(actor / "huggingface")}
+    config = ModelMergerConfig("merge", "fsdp", trust_remote_code=trust_remote_code, **folders)
     merger = PreciseMerger(config)
     merger.merge_and_save()
     merger.cleanup()
-    _declare_dtype(target)
-
-
-def _declare_dtype(target: Path) -> None:
-    """verl's merger writes bfloat16 into config.json, whatever the tensors are."""
-    from safetensors import safe_open
-
+    # verl's merger writes bfloat16 into config.json, whatever the tensors are
     with safe_open(next(target.glob("*.safetensors")), framework="pt") as weights:
         dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
     file = target / "config.json"

@@ -39,11 +39,7 @@ class Problem:
 
 
 def read(files: Sequence[Path]) -> list[Problem]:
-    """All rows of all files, in order.
-
-    Raises:
-        EvaluationError: a missing or unreadable file, missing columns, a row that is no text chat problem.
-    """
+    """All rows of all files, in order; an EvaluationError for a file or row that holds no text chat problem."""
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     for file in files:

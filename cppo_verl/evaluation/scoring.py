@@ -35,12 +35,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A scoring function of verl's kind.
-
-    Attributes:
-        function: what verl calls. own: whether it is verl's ``default_compute_score``.
-        unreadable: why no response can be right for a ground truth, "" where one can; from the file of ``function``.
-    """
+    """A ``function`` as verl calls it, whether it is verl's ``own``, and from its file ``unreadable``: why no response
+    can be right for a ground truth, "" where one can."""
 
     function: Callable[..., Any]
     own: bool = False
@@ -48,21 +44,14 @@ class Scorer:
 
     def __call__(self, problem: Problem, text: str) -> Any:
         """The verdict on a response, as the function gives it."""
-        verdict = self.function(
-            data_source=problem.data_source,
-            solution_str=text,
-            ground_truth=problem.ground_truth,
-            extra_info={**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}},
-        )
+        extra_info = {**problem.extra_info, "num_turns": 2, "rollout_reward_scores": {}}
+        asked = {"data_source": problem.data_source, "ground_truth": problem.ground_truth, "extra_info": extra_info}
+        verdict = self.function(solution_str=text, **asked)
         return asyncio.run(verdict) if inspect.iscoroutine(verdict) else verdict
 
 
 def load(reward: Reward) -> Scorer:
-    """The custom function, or verl's ``default_compute_score``.
-
-    Raises:
-        EvaluationError: the file or the function in it does not exist, or the file cannot be imported.
-    """
+    """The custom function (an EvaluationError where it cannot be imported), or verl's ``default_compute_score``."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import default_compute_score
@@ -79,11 +68,8 @@ def load(reward: Reward) -> Scorer:
 
 
 def check(scorer: Scorer, problems: Sequence[Problem]) -> None:
-    """Fail before any generation where no response could be right.
-
-    Raises:
-        EvaluationError: the scorer does not know a data source, or cannot read a ground truth.
-    """
+    """Fail before any generation where no response could be right: an EvaluationError where the scorer does not know a
+    data source, or cannot read a ground truth."""
     for problem in {p.data_source: p for p in problems}.values():
         try:
             scorer(problem, "")

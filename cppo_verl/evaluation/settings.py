@@ -14,14 +14,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class Sampling:
-    """All that decides a response besides model and data. The first four defaults are the paper's.
-
-    Lengths are in tokens; ``max_model_len`` counts prompt and response, None is the model's own limit. Temperature 0
-    is greedy decoding.
-
-    Raises:
-        EvaluationError: a value out of range.
-    """
+    """All that decides a response besides model and data; an EvaluationError for a value out of range. The first four
+    defaults are the paper's. Lengths are in tokens; ``max_model_len`` counts prompt and response, None: the model's."""
 
     n: int = 16
     temperature: float = 0.7
@@ -34,18 +28,17 @@ class Sampling:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        greedy = self.temperature == 0
-        for holds, option, value, remedy in (
-            (self.n >= 1, "--n", self.n, "give 1 or more samples a problem"),
-            (self.temperature >= 0, "--temperature", self.temperature, "give 0 (greedy) or more"),
-            (0 < self.top_p <= 1, "--top-p", self.top_p, "give a number in (0, 1]"),
-            (self.top_k == -1 or self.top_k >= 1, "--top-k", self.top_k, "give -1 (all tokens) or 1 and more"),
-            (self.max_response_length >= 1, "--max-response-length", self.max_response_length, "give 1 or more"),
-            (self.dtype in DTYPES, "--dtype", self.dtype, f"give one of {', '.join(DTYPES)}"),
-            (not greedy or self.n == 1, "--n", self.n, "temperature 0 gives equal samples, so give --n 1"),
+        for holds, name, remedy in (
+            (self.n >= 1, "n", "give 1 or more samples a problem"),
+            (self.temperature >= 0, "temperature", "give 0 (greedy) or more"),
+            (0 < self.top_p <= 1, "top_p", "give a number in (0, 1]"),
+            (self.top_k == -1 or self.top_k >= 1, "top_k", "give -1 (all tokens) or 1 and more"),
+            (self.max_response_length >= 1, "max_response_length", "give 1 or more"),
+            (self.dtype in DTYPES, "dtype", f"give one of {', '.join(DTYPES)}"),
+            (self.temperature or self.n == 1, "n", "temperature 0 gives equal samples, so give --n 1"),
         ):
             if not holds:
-                raise EvaluationError(f"{option} {value}: {remedy}")
+                raise EvaluationError(f"--{name.replace('_', '-')} {getattr(self, name)}: {remedy}")
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,10 @@ class Store:
         self.lock = (self.out / ".lock").open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._agree()
         except BlockingIOError:
             self.lock.close()
             raise EvaluationError(f"{self.out} is in use by another evaluation; wait, or give another --out") from None
-        try:
-            self._agree()
         except BaseException:
             self.lock.close()
             raise
@@ -71,7 +70,13 @@ class Store:
 
     def responses(self) -> list[Response]:
         """All saved responses, by row and sample."""
-        saved = [Response(**row) for file in self._files() for row in _read(file)]
+        saved: list[Response] = []
+        for file in self._files():
+            try:
+                saved += [Response(**row) for row in pandas.read_parquet(file).to_dict("records")]  # type: ignore[misc]
+            except (OSError, ValueError) as error:
+                remedy = "delete it, and its problems are done again"
+                raise EvaluationError(f"{file} cannot be read ({error}): {remedy}") from None
         return sorted(saved, key=lambda response: (response.row, response.sample))
 
     def _agree(self) -> None:
@@ -93,18 +98,7 @@ class Store:
         return sorted(self.parts.glob("part-*.parquet"))
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    try:
-        return pandas.read_parquet(file).to_dict("records")  # type: ignore[return-value]
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{file} cannot be read ({error}): delete it, and its problems are done again") from None
-
-
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return "; ".join(f"{key}: {_short(before.get(key))} before, {_short(after.get(key))} now" for key in keys)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    old, new = ([json.dumps(of.get(key))[:60] for key in keys] for of in (before, after))
+    return "; ".join(f"{key}: {x} before, {y} now" for key, x, y in zip(keys, old, new, strict=True))

@@ -25,22 +25,10 @@ def samples_of(problems: Sequence[Problem], scores: Iterable[Score]) -> pandas.D
     rows = []
     for score in sorted(scores, key=lambda score: (score.response.row, score.response.sample)):
         problem, response = problems[score.response.row], score.response
-        rows.append(
-            {
-                "row": problem.row,
-                "cluster": problem.identity,
-                "data_source": problem.data_source,
-                "number": problem.number,
-                "sample": response.sample,
-                "response": response.text,
-                "tokens": response.tokens,
-                "finish_reason": response.finish_reason,
-                "reward": score.reward,
-                "acc": score.acc,
-                "pred": score.pred,
-                "error": score.error,
-            }
-        )
+        row = {"row": problem.row, "cluster": problem.identity, "data_source": problem.data_source}
+        row |= {"number": problem.number, "sample": response.sample, "response": response.text}
+        row |= {"tokens": response.tokens, "finish_reason": response.finish_reason}
+        rows.append(row | {name: getattr(score, name) for name in ("reward", "acc", "pred", "error")})
     return pandas.DataFrame(rows).astype({"reward": float, "acc": float})
 
 
@@ -71,26 +59,17 @@ def summarise(samples: pandas.DataFrame) -> dict[str, Any]:
 def problem_table(problems: Sequence[Problem], samples: pandas.DataFrame) -> pandas.DataFrame:
     """One row a problem row: mean accuracy and reward over its samples, lengths in tokens, share cut off."""
     rows, index = [], _of_one_kind([problem.extra_info.get("index") for problem in problems])
-    for row, own in samples.groupby("row"):
-        problem = problems[row]
-        rows.append(
-            {
-                "data_source": problem.data_source,
-                "number": problem.number,
-                "index": index[row],
-                "problem": writable(str(problem.messages[-1].get("content"))),
-                "ground_truth": writable(str(problem.ground_truth)),
-                "samples": len(own),
-                "acc": _mean(own["acc"]),
-                **_facts(own),
-            }
-        )
+    for number, own in samples.groupby("row"):
+        problem = problems[number]
+        row = {"data_source": problem.data_source, "number": problem.number, "index": index[number]}
+        row |= {"problem": writable(str(problem.messages[-1].get("content")))}
+        row |= {"ground_truth": writable(str(problem.ground_truth)), "samples": len(own), "acc": _mean(own["acc"])}
+        rows.append(row | _facts(own))
     kinds = {"acc": float, "reward": float} | ({} if any(type(i) is str for i in index) else {"index": "Int64"})
     return pandas.DataFrame(rows).astype(kinds)
 
 
 def _facts(samples: pandas.DataFrame) -> dict[str, Any]:
-    """Numbers over some samples."""
     return {
         "reward": _mean(samples["reward"]),
         "response_length": _mean(samples["tokens"]),
@@ -114,18 +93,14 @@ def _of_one_kind(values: Sequence[Any]) -> list[Any]:
 
 def write(out: Path, summary: Mapping[str, Any], problems: Sequence[Problem], samples: pandas.DataFrame) -> list[Path]:
     """Write summary.json, problems.csv, problems.parquet and samples.parquet into ``out``, each atomically."""
-    table, kept = problem_table(problems, samples), samples.drop(columns=KEYS)
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    writers: dict[str, Any] = {
-        "problems.csv": lambda path: table.to_csv(path, index=False),
-        "problems.parquet": lambda path: table.to_parquet(path, index=False),
-        "samples.parquet": lambda path: kept.to_parquet(path, index=False),
-        "summary.json": lambda path: path.write_text(text, encoding="utf-8"),
-    }
-    for name, fill in writers.items():
-        with atomic.replacing(out / name) as path:
-            fill(path)
-    return [out / name for name in writers]
+    table = problem_table(problems, samples)
+    with atomic.replacing(out / "problems.csv") as path:
+        table.to_csv(path, index=False)
+    for name, frame in (("problems", table), ("samples", samples.drop(columns=KEYS))):
+        with atomic.replacing(out / f"{name}.parquet") as path:
+            frame.to_parquet(path, index=False)
+    atomic.write(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return [out / name for name in ("problems.csv", "problems.parquet", "samples.parquet", "summary.json")]
 
 
 def console(summary: Mapping[str, Any]) -> str:
@@ -142,7 +117,6 @@ def console(summary: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _numbers(found: Mapping[str, Any], scale: int) -> tuple[str, str, str]:
-    values = (found[key] for key in ("mean", "standard_error", "sampling_error"))
-    one, two, three = ("-" if value is None else f"{scale * value:.2f}" for value in values)
-    return one, two, three
+def _numbers(found: Mapping[str, Any], scale: int) -> list[str]:
+    values = [found[key] for key in ("mean", "standard_error", "sampling_error")]
+    return ["-" if value is None else f"{scale * value:.2f}" for value in values]

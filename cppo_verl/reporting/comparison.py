@@ -15,7 +15,6 @@ import pandas as pd
 
 from cppo_verl import paper
 from cppo_verl.estimates import interval
-from cppo_verl.reporting.labels import LabelError
 from cppo_verl.reporting.metrics import MASKED_OR_CLIPPED, STEP_TIME
 from cppo_verl.reporting.scores import ACCURACY, Entry, kind_of
 from cppo_verl.reporting.settings import ASYNC_LABELS, OWN, own_knobs, unused_knobs
@@ -78,15 +77,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods of a model.
+    """Methods of a model, scored by ``kind``, the others compared with ``baseline``.
 
-    Attributes:
-        kind: what is scored.
-        runs: a row a run, by method and seed: ``method``, ``seed`` (empty when unknown), ``key`` (the seed, one of its
-            own when unknown), ``curve`` (score by step after 0), its ``best`` and ``final`` with ``best_step`` and
-            ``final_step``, ``collapsed``, ``masked`` (mean share of the tokens over the steps, percent), ``seconds``
-            (median of a step's) and ``hours`` (of all logged steps); NaN where nothing was logged to count them from.
-        baseline: the method that others are compared with.
+    ``runs`` has a row a run, by method and seed: ``method``, ``seed`` (empty when unknown), ``key`` (the seed, one of
+    its own when unknown), ``curve`` (score by step after 0), ``best`` and ``final`` of it with ``best_step`` and
+    ``final_step``, ``collapsed``, ``masked`` (mean share of the tokens over the steps, percent), ``seconds`` (median of
+    a step's) and ``hours`` (of all logged steps); NaN where nothing was logged to count them from.
     """
 
     model: str
@@ -185,12 +181,8 @@ class Comparison:
 
 
 def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -> Comparison:
-    """The runs of ``model`` that logged a step, side by side.
-
-    Args:
-        baseline: the method that others are compared with; without it, or where the model has no run of it, the first
-            in the paper's order, else by name.
-    """
+    """The runs of ``model`` that logged a step, side by side; the baseline is the first method in the paper's order,
+    else by name, where none is named or the model has no run of it."""
     own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
     kind, methods = kind_of(own), grouped(own)
     rows: list[dict[str, Any]] = []
@@ -208,17 +200,6 @@ def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -
     return Comparison(model, kind, pd.DataFrame(rows), str(baseline) if baseline in methods else next(iter(methods)))
 
 
-def check_baseline(comparisons: Sequence[Comparison], baseline: str | None) -> None:
-    """A baseline is a method of one model at least.
-
-    Raises:
-        LabelError: it is of none; names those there are.
-    """
-    known = sorted({name for comparison in comparisons for name in comparison.by_method})
-    if baseline is not None and baseline not in known:
-        raise LabelError(f"--baseline {baseline}: no run is of that method. There are: {', '.join(known) or 'none'}.")
-
-
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Runs by method, the paper's in its order and then others by name.
 
@@ -229,17 +210,13 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     for entry in entries:
         named.setdefault(entry.label.method, []).append(entry)
     found: dict[str, list[Entry]] = {}
-    for method in sorted(named, key=method_rank):
+    for method in sorted(named, key=lambda name: (paper.METHODS.index(name) if name in paper.METHODS else 99, name)):
         told = [{} if entry.named else _told(entry) for entry in named[method]]
         varying = {k for k in set().union(*told) if len({str(of[k]) for of in told if k in of}) > 1}
         names = [", ".join([method, *(f"{key} {short(of[key])}" for key in of if key in varying)]) for of in told]
         for name, entry in sorted(zip(names, named[method], strict=True), key=lambda pair: pair[0]):
             found.setdefault(name, []).append(entry)
     return found
-
-
-def method_rank(method: str) -> tuple[int, str]:
-    return paper.METHODS.index(method) if method in paper.METHODS else len(paper.METHODS), method
 
 
 def seed_rank(seed: str) -> tuple[bool, int, str]:

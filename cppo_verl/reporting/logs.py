@@ -52,15 +52,13 @@ class LogFile:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as the report sees it.
+    """One run as the report sees it, read from ``place``.
 
     Attributes:
-        name: name of the run's directory, or of its log file.
         settings: short name -> value, from config.yaml (``cppo_verl.reporting.settings``); empty without one.
         frame: one row a step (index ``step``, ascending, unique), one float64 column a metric; NaN where a step did not
             log the metric, or logged NaN.
-        files: the files it was merged from, by start. place: the directory or file it was read from.
-        notes: sentences for the reader about what is odd in the log.
+        files: what it was merged from, by start. notes: sentences about what is odd in the log.
         nonfinite: metric -> ascending steps at which it was logged as NaN or infinite.
     """
 
@@ -93,7 +91,6 @@ class Merge:
         self.texts: set[str] = set()  # metrics whose values are no numbers
 
     def read(self, path: Path) -> None:
-        """Add a start; a LogError names file and line of what is damaged before its last line, or is no record."""
         file, before = LogFile(path), -LARGEST_STEP
         self.files.append(file)
         validated: dict[int, dict[str, float]] = {}  # what this start logged at a step that it did not train (yet)
@@ -122,7 +119,7 @@ class Merge:
         file.skipped += 1
 
     def _numbers(self, data: Mapping[str, object]) -> dict[str, float]:
-        """The numeric metrics of a record as floats; null, which is how verl's logger writes NaN, is NaN."""
+        # null is how verl's logger writes NaN
         numeric = {name: x for name, x in data.items() if x is None or isinstance(x, (int, float))}
         self.texts |= data.keys() - numeric.keys()
         return {sys.intern(name): _to_float(value) for name, value in numeric.items()}
@@ -143,10 +140,8 @@ class Merge:
             (row.odd.discard if math.isfinite(value) else row.odd.add)(name)
 
     def nonfinite(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for step, name in sorted((step, name) for step, row in self.rows.items() for name in row.odd):
-            found.setdefault(name, []).append(step)
-        return dict(sorted(found.items()))
+        names = sorted(set().union(*(row.odd for row in self.rows.values())))
+        return {name: sorted(step for step, row in self.rows.items() if name in row.odd) for name in names}
 
     def take_frame(self) -> pd.DataFrame:
         """``Run.frame``; empties the rows on the way."""
@@ -206,8 +201,8 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
         files = merge.files
         torn, skipped = sum(file.torn for file in files), sum(file.skipped for file in files)
         raise NoStepsError(
-            f"no steps in {listing(file.path for file in files)} of {place}: {len(files)} files, {torn} torn last lines, "
-            f"{skipped} skipped lines. Is the run past its first step?"
+            f"no steps in {listing(file.path for file in files)} of {place}: {len(files)} files, {torn} torn last "
+            f"lines, {skipped} skipped lines. Is the run past its first step?"
         )
     settings, notes = settings_beside(place)
     notes, odd = (*notes, *merge.notes()), merge.nonfinite()
@@ -216,11 +211,8 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
 
 
 def find_logs(place: Path) -> list[Path]:
-    """The jsonl files of a run by start: their names in natural order (``metrics-9`` before ``metrics-10``).
-
-    Raises:
-        LogError: ``place`` is missing, holds no log, or holds the logs of several runs.
-    """
+    """The jsonl files of a run by start: their names in natural order (``metrics-9`` before ``metrics-10``); a LogError
+    where ``place`` is missing, holds no log, or holds the logs of several runs."""
     if place.is_file():
         return [place]
     if not place.is_dir():

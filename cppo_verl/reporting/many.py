@@ -9,17 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from cppo_verl import atomic, paper
 from cppo_verl.reporting import comparison, curves, pictures, tables
-from cppo_verl.reporting.comparison import Comparison, check_baseline, compare
+from cppo_verl.reporting.comparison import Comparison, compare
 from cppo_verl.reporting.curves import Picture
-from cppo_verl.reporting.labels import model_key
+from cppo_verl.reporting.labels import LabelError, model_key
 from cppo_verl.reporting.plots import Line
 from cppo_verl.reporting.study import Study
 from cppo_verl.reporting.template import render
-from cppo_verl.reporting.text import count, minus
+from cppo_verl.reporting.text import count
 
 TITLE = "The paper's tables and figures, from our runs"
 Comparisons = Mapping[str, Comparison]  # by model
@@ -28,14 +26,8 @@ PANEL_INCHES, SINGLE_INCHES = (4.2, 3.3), (7.0, 4.2)
 
 
 def write_many(study: Study, compared: Comparisons, out: Path, title: str | None = None) -> list[Path]:
-    """Write the tables (CSV, LaTeX, Markdown), the figures (PNG, PDF) and report.html; their paths, page last.
-
-    The paper's tables are written when one of its models is among the runs. Each file is written atomically. What an
-    earlier report left in ``out`` stays there.
-
-    Args:
-        compared: ``comparisons(study)``.
-    """
+    """Write the tables (CSV, LaTeX, Markdown; the paper's when one of its models is among the runs), the figures (PNG,
+    PDF) and report.html, each atomically; their paths, page last. ``compared`` are ``comparisons(study)``."""
     results = tables.results_of(study.entries)
     drawn = {model: curves.pictures(study.entries, model) for model in study.models()}
     files: dict[str, str | bytes] = {"runs.csv": tables.runs_csv(study.entries)}
@@ -73,13 +65,12 @@ def picture_files(picture: Picture) -> dict[str, bytes]:
 
 
 def comparisons(study: Study, baseline: str | None = None) -> Comparisons:
-    """By model: all that are not the paper's, and of the paper's those with enough seeds in common.
-
-    Raises:
-        LabelError: no run is of the ``baseline`` method.
-    """
+    """By model: all that are not the paper's, and of the paper's those with enough seeds in common; a LabelError where
+    no run is of the ``baseline`` method."""
     found = {model: compare(study.entries, model, baseline) for model in study.models()}
-    check_baseline(list(found.values()), baseline)
+    known = sorted({name for each in found.values() for name in each.by_method})
+    if baseline is not None and baseline not in known:
+        raise LabelError(f"--baseline {baseline}: no run is of that method. There are: {', '.join(known) or 'none'}.")
     return {
         model: each
         for model, each in found.items()
@@ -102,7 +93,7 @@ def html_page(
         lead=summaries(study, compared),
         notes=study.notes,
         models={f"model-{_slug(model)}": (model, compared.get(model), drawn[model]) for model in models},
-        drawing=_drawing,
+        drawing=lambda model, panel: pictures.svg(replace(panel, legend=False), f"{_slug(model)}-{panel.key}"),
         swatch=_swatch,
         stand_ins=_stand_in_words,
         places=[os.path.relpath(place, above) for place in places],
@@ -125,23 +116,13 @@ def _summary(study: Study, results: tables.Results) -> str:
     """How much of the tables there is, and how far it is from the paper."""
     cells = [cell for row in results.values() for cell in row.values()]
     of = Counter(cell["state"] for cell in cells)
-    said = (
-        f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
-        f"scored, {of['collapse']} collapsed and {of['missing']} are missing"
-    )
-    said += f"; with runs but no score: {of['unscored']}." if of["unscored"] else "."
-    gaps = [gap for cell in cells if (gap := cell["avg"]["gap"]) is not None]
-    if gaps:
-        most = minus(f", at most {max(gaps, key=abs):+.2f}") if any(gaps) else ""
-        mean = sum(map(abs, gaps)) / len(gaps)
-        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average{most}."
+    said = f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
+    said += f"scored, {of['collapse']} collapsed and {of['missing']} are missing; {of['unscored']} have no score."
+    if gaps := [abs(cell["avg"]["gap"]) for cell in cells if cell["avg"]["gap"] is not None]:
+        mean = sum(gaps) / len(gaps)
+        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {max(gaps):.2f}."
     unfinished = sum(cell["unfinished"] for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
-
-
-def _drawing(picture: Picture, number: int) -> Markup:
-    panel = picture.panels[number]
-    return pictures.svg(replace(panel, legend=False), f"{_slug(picture.model)}-{panel.key}")
 
 
 def _stand_in_words(picture: Picture) -> str:

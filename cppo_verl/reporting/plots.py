@@ -3,7 +3,6 @@
 A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,15 +203,13 @@ def _x_axis(axes: Axes, panel: Panel) -> None:
 def _legend(axes: Axes) -> None:
     """Above the axes, in as many columns as a narrow panel has room for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = next((n for n in (len(labels), -(-len(labels) // 2)) if _letters(labels, n) <= LEGEND_WIDTH), 1)
+
+    def letters(columns: int) -> int:  # matplotlib fills it column by column, and a handle takes about five
+        return sum(max(map(len, column)) + 5 for column in np.array_split(np.array(labels), columns) if len(column))
+
+    columns = next((n for n in (len(labels), -(-len(labels) // 2)) if n and letters(n) <= LEGEND_WIDTH), 1)
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, borderpad=0,
                 handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
-
-
-def _letters(labels: Sequence[str], columns: int) -> int:
-    """Width of a legend in letters; matplotlib fills it column by column, and a handle takes about five."""
-    filled = [column for column in np.array_split(np.array(labels), max(columns, 1)) if len(column)]
-    return sum(max(map(len, column)) + 5 for column in filled)
 
 
 def _write(axes: Axes, words: str, steps: bool) -> None:

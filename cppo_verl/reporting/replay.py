@@ -50,12 +50,6 @@ def tenths_of(result: Replay, tally: Tally) -> list[float]:
     return [float(x / n) if n else 0.0 for x, n in zip(tally.by_position, result.by_position, strict=True)]
 
 
-def overlaps(result: Replay) -> list[tuple[str, list[float | None]]]:
-    """A row a rule that masks anything: its name, and of the tokens that it or another masks the share both do."""
-    masking = [i for i, tally in enumerate(result.tallies) if tally.touched]
-    return [(result.tallies[i].candidate.name, [result.overlap(i, j) for j in masking]) for i in masking]
-
-
 def text(told: Told) -> str:
     """The table for the console, without the overlaps."""
     rows = [list(HEADS), *(cells(told.result, tally) for tally in told.result.tallies)]
@@ -92,7 +86,10 @@ def write(told: Told, out: Path) -> list[Path]:
     result = told.result
     rows = [(cells(result, tally), tenths_of(result, tally)) for tally in result.tallies]
     most = max([1e-12, *(share for _, tenths in rows for share in tenths)])
-    said = {"told": told, "heads": HEADS, "rows": rows, "most": most, "overlaps": overlaps(result)}
+    masking = [i for i, tally in enumerate(result.tallies) if tally.touched]
+    # a row a rule that masks anything: of the tokens that it or another masks the share both do
+    overlaps = [(result.tallies[i].candidate.name, [result.overlap(i, j) for j in masking]) for i in masking]
+    said = {"told": told, "heads": HEADS, "rows": rows, "most": most, "overlaps": overlaps}
     texts = {
         "replay.csv": rules_csv(result),
         "replay-overlap.csv": overlap_csv(result),

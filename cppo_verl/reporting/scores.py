@@ -40,12 +40,9 @@ class Score:
 
     Attributes:
         table: score by validated step and benchmark, the log's whole length, step 0 included; accuracies in percent,
-            rewards as logged.
-        kind: what is scored, one of ``KINDS``.
-        absent: why there is no score; empty when there is one.
-        notes: sentences about validations that are not the paper's.
+            rewards as logged. kind: which of ``KINDS`` these are.
+        absent: why there is no score, or empty. notes: about validations that are not the paper's.
         best: score by benchmark, and ``avg``, at ``step``, the best up to T_stop; empty and None without any.
-        last_step: where the log ends.
         collapsed_at: step from which the run was collapsed, with ``collapse`` the reason; None when it was not.
     """
 
@@ -109,14 +106,12 @@ def score_run(run: Run, model: str) -> Score:
     score = _own_validations(run) if t_stop(model) is None else _papers_validations(run)
     curve = score.curve
     counted = curve[(curve.index > 0) & (curve.index <= stop)]
-    fell = collapse(counted) if score.kind == ACCURACY else None  # rewards have no zero to fall to
-    broken = broken_gradient(run, stop)
-    at, why = (
-        (fell[0], f"score below half of {fell[1]:.2f} from step {fell[0]} on")
-        if fell is not None
-        else (broken, f"gradient norm not finite from step {broken} on" if broken is not None else "")
-    )
-    score = replace(score, last_step=int(run.frame.index[-1]), collapsed_at=at, collapse=why)
+    score = replace(score, last_step=int(run.frame.index[-1]))
+    if score.kind == ACCURACY and (fell := collapse(counted)):  # rewards have no zero to fall to
+        reason = f"score below half of {fell[1]:.2f} from step {fell[0]} on"
+        score = replace(score, collapsed_at=fell[0], collapse=reason)
+    elif (broken := broken_gradient(run, stop)) is not None:
+        score = replace(score, collapsed_at=broken, collapse=f"gradient norm not finite from step {broken} on")
     if counted.empty:
         return replace(score, absent=score.absent or "no step after 0 and up to T_stop validated every benchmark")
     step = int(counted.idxmax())

@@ -44,9 +44,9 @@ def results_of(entries: Sequence[Entry]) -> Results | None:
 def cell_of(entries: Sequence[Entry], model: str, method: str) -> Cell:
     """What the runs of a model and method scored, beside the paper.
 
-    ``state`` is ``scored``, ``collapse`` (every run), ``unscored`` (runs without a score) or ``missing`` (no run); ``n``
-    runs count, ``steps`` are their best ones, ``ends`` is the last step of the shortest, ``flags`` say what the numbers
-    hide. By benchmark, and ``avg``: ``mean`` and ``gap``, and as text score, ``error``, ``paper`` and ``difference``.
+    ``state`` is ``scored``, ``collapse`` (every run), ``unscored`` (runs without a score) or ``missing`` (no run). Of
+    the ``n`` runs that count, ``steps`` are the best ones, ``ends`` is the last of the shortest; ``flags`` say what
+    numbers hide. By benchmark, and ``avg``: ``mean``, ``gap``, and as text score, error, the paper's and difference.
     """
     runs = [entry.score for entry in entries if (entry.label.model, entry.label.method) == (model, method)]
     counted = [score for score in runs if score.step is not None and score.collapsed_at is None]

@@ -1,6 +1,5 @@
 """What the command line, a run's config and the defaults make of an evaluation, and what they refuse."""
 
-import argparse
 import glob
 import json
 from types import SimpleNamespace
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from cppo_verl.cli import eval as command
 from cppo_verl.cli.main import main
 from cppo_verl.evaluation import EvaluationError, engine, evaluate, settings
 from tests.evaluation.data import response, row, write
@@ -56,16 +54,6 @@ def test_the_runs_data_may_be_a_pattern(tmp_path):
     for said in (file, glob.escape(str(file)), tmp_path / "*b" / "x.parquet"):
         config.write_text(json.dumps({"data": {"val_files": [str(said)]}}))
         assert settings.read_run_config(config).val_files == [str(file)]
-
-
-def test_options():
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["eval", "m", "--n", "4", "--vllm", "max_num_seqs=8", "--vllm", "quantization=fp8"])
-    assert args.run is command.run
-    assert (args.n, args.temperature, args.extra) == (4, None, [("max_num_seqs", 8), ("quantization", "fp8")])
-    with pytest.raises(SystemExit):
-        parser.parse_args(["eval", "m", "--chat-template-kwargs", "{no json"])
 
 
 @pytest.fixture

@@ -33,9 +33,7 @@ def test_summary_by_hand():
     assert summary["mean"]["mean"] == 0.75
     assert summary["mean"]["standard_error"] is None  # aime25 has one problem
     assert summary["verl_metrics"] == {"val-core/aime24/acc/mean@2": 0.5, "val-core/aime25/acc/mean@2": 1.0}
-
-
-def test_repeated_rows_are_one_problem():
+    # repeated rows are one problem
     rows = [problem(number) for number in range(3)] + [problem(3, question="other")]
     found = summary_of(rows, *(score(r.row, 0, float(r.row == 3)) for r in rows))["benchmarks"]["aime24"]
     assert (found["problems"], found["rows"]) == (2, 4)
@@ -85,15 +83,11 @@ def test_the_means_are_those_of_verls_own_summary(accuracies):
     assert ours["mean"]["mean"] == pytest.approx(theirs["aime24"]["acc"]["mean@3"])
 
 
-INDEX = [([1, 2], [1, 2]), ([1, None], [1, None]), ([1, "b"], ["1", "b"]), ([2**70, 1], [str(2**70), "1"])]
-INDEX += [
-    ([1.5, True], ["1.5", "True"]),
-    ([{"a": 1}, [1]], ["{'a': 1}", "[1]"]),
-    (["half \ud800", None], ["half ?", None]),
-]
-
-
-@pytest.mark.parametrize(("given_", "written"), INDEX)
+@pytest.mark.parametrize(
+    ("given_", "written"),
+    [([1, 2], [1, 2]), ([1, None], [1, None]), ([1, "b"], ["1", "b"]), ([2**70, 1], [str(2**70), "1"]),
+     ([1.5, True], ["1.5", "True"]), ([{"a": 1}, [1]], ["{'a': 1}", "[1]"]), (["half \ud800", None], ["half ?", None])],
+)  # fmt: skip
 def test_all_tables_whatever_the_data_files_hold(tmp_path, given_, written):
     rows = [problems.Problem(n, n, "aime24", row()["prompt"], n, {"index": i}) for n, i in enumerate(given_)]
     samples = tables.samples_of(rows, [score(r.row, s, float(s)) for r in rows for s in range(2)])
