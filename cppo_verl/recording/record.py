@@ -114,6 +114,7 @@ class Response:
         ValueError: one of the arrays does not have its length.
     """
 
+    first: Look
     uid: str = value("string")
     sample: int = value("int32")
     prompt: str = value("string")
@@ -124,7 +125,6 @@ class Response:
     log_mu: np.ndarray = tokens("float32")
     advantages: np.ndarray = tokens("float32")
     reward: float = value("float64")
-    first: Look
     last: Look | None = None
     output: int = value("int32", default=0)
     versions_behind: int | None = value("int32", default=None)
@@ -133,7 +133,8 @@ class Response:
     top_k_mu: np.ndarray | None = value("binary", default=None)
 
     def __post_init__(self) -> None:
-        for part in (self, *self.looks):
+        parts: tuple[Response | Look, ...] = (self, *self.looks)
+        for part in parts:
             for each in fields(part):
                 column = getattr(part, each.name)
                 absent = column is None and each.default is None
