@@ -22,13 +22,7 @@ ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: a pytest file, and what it cannot do without.
-
-    Attributes:
-        module: the file, as a module. seconds: expected on ``cpu`` and ``cuda``. limit: seconds that it may take.
-        ranks: GPUs, or ranks on the CPU. host_gb, gpu_gb, disk_gb: free memory and space.
-        packages: module names. after: stages that must have held. options: what the file needs to know.
-    """
+    """One stage: a pytest file, and what it cannot do without; the fields are those of assets/stages.yaml."""
 
     name: str
     title: str
