@@ -60,8 +60,7 @@ def steps(run_dir: Path) -> dict[int, Path]:
 
 def chosen_steps(run_dir: Path, text: str | None = None) -> list[int]:
     """The recorded steps that ``--steps`` means: ``12``, ``5-20`` or ``5:20``, ``5:``, ``5:60:3`` (every third one).
-    RecordError: another form, or none of these steps is recorded.
-    """
+    RecordError: another form, or none of these steps is recorded."""
     recorded = list(steps(run_dir))
     if not recorded:
         remedy = "run with trainer.v1.trust_region.record=16 (responses a step)"
@@ -149,8 +148,7 @@ def read(path: Path) -> StepRecord:
 
 def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None = None) -> Iterator[StepRecord]:
     """The records of a run in the order of their steps, or of the ``wanted`` steps. One that is damaged is left out,
-    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged.
-    """
+    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged."""
     damaged, wanted = [], wanted or chosen_steps(run_dir)
     for step in wanted:
         try:

@@ -73,8 +73,7 @@ STAGES = {name: Stage(name, **given) for name, given in yaml.safe_load(FILE.read
 
 def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stage]:
     """The stages asked for by name with those that they come after, or all, in their own order.
-    SelftestError: what was asked for makes no selftest.
-    """
+    SelftestError: what was asked for makes no selftest."""
     if steps < 3:
         raise SelftestError(f"--steps {steps}: a run is killed after its second step and resumed; give 3 or more")
     if model and not recipe:
