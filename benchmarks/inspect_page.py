@@ -61,7 +61,7 @@ def main() -> None:
         index = write_page(run, page)
         took, size = time.process_time() - start, page.stat().st_size
         tokens, record = sum(index.columns["length"]), sum(path.stat().st_size for path in files.steps(run).values())
-        print(f"{index.responses} responses, {tokens} tokens; record {record / 1e6:.1f} MB")
+        print(f"{len(index.chunks)} responses, {tokens} tokens; record {record / 1e6:.1f} MB")
         print(f"page {size / 1e6:.1f} MB, {size / tokens:.1f} bytes a token, written in {took:.1f} CPU s")
         times = []
         with chromium() as driver:

@@ -7,7 +7,6 @@ keep their types: text is never read as a date, whole numbers are exact however 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,31 @@ class Line:
 
 def lines(path: Path, longest: int = LONGEST) -> Iterator[Line]:
     """The lines of a file one after the other, empty ones left out; one of more than ``longest`` bytes is a fault."""
-    for number, raw in _raw(path, longest):
-        if len(raw) > longest:
-            yield Line(number, fault=f"longer than {longest:,} bytes")
-            continue
-        try:
-            line = Line(number, json.loads(raw))
-        except (ValueError, RecursionError) as error:  # as json and the text's decoder raise them
-            line = Line(number, fault=f"not JSON ({error})")
-        yield line
+    with path.open("rb") as stream:
+        for number, raw in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
+            rest = raw
+            while len(rest) > longest and not rest.endswith(b"\n"):
+                rest = stream.readline(longest + 1)
+            if not raw.strip():
+                continue
+            if len(raw) > longest:
+                yield Line(number, fault=f"longer than {longest:,} bytes")
+                continue
+            try:
+                line = Line(number, json.loads(raw))
+            except (ValueError, RecursionError) as error:  # as json and the text's decoder raise them
+                line = Line(number, fault=f"not JSON ({error})")
+            yield line
 
 
 def read(path: Path, longest: int = LONGEST) -> tuple[list[Any], str]:
     """All values of a file, and a sentence about its last line, "" where that is whole.
 
-    A last line that is no JSON is what a process leaves that was killed while it wrote. It is left out.
-
-    Raises:
-        LineError: a line before the last is no JSON.
+    A last line that is no JSON is what a process leaves that was killed while it wrote; it is left out.
+    LineError: a line before the last is no JSON.
     """
     values = []
-    torn: Line | None = None  # judged once it is known whether a line follows
+    torn = None  # judged once it is known whether a line follows
     for line in lines(path, longest):
         if torn is not None:
             raise LineError(f"{path}, line {torn.number}: {torn.fault}")
@@ -60,16 +63,3 @@ def read(path: Path, longest: int = LONGEST) -> tuple[list[Any], str]:
         else:
             values.append(line.value)
     return values, f"{path}, line {torn.number}: the last line is torn and left out" if torn else ""
-
-
-def _raw(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; one that is too long is cut a byte after it."""
-    with path.open("rb") as stream:
-        for number in count(1):
-            raw = rest = stream.readline(longest + 1)
-            while len(rest) > longest and not rest.endswith(b"\n"):
-                rest = stream.readline(longest + 1)
-            if not raw:
-                return
-            if raw.strip():
-                yield number, raw

@@ -65,8 +65,7 @@ def folders_of(search_path: Iterable[str]) -> list[Path]:
 
 def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
     """What a preset and those it composes over set, as nested mappings; interpolations stay as they are.
-    FileNotFoundError: it, or one it composes over, is not there.
-    """
+    FileNotFoundError: it, or one it composes over, is not there."""
     import yaml
 
     folders = list(folders)
@@ -83,8 +82,7 @@ def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
 
 def section(name: str, folders: Iterable[Path], key: str) -> dict[str, Any]:
     """What ``settings`` has under a dotted ``key``; empty where nothing is set.
-    FileNotFoundError: as for ``settings``.
-    """
+    FileNotFoundError: as for ``settings``."""
     found = settings(name, folders)
     for part in key.split("."):
         found = found.get(part) or {}
@@ -93,8 +91,7 @@ def section(name: str, folders: Iterable[Path], key: str) -> dict[str, Any]:
 
 def compose(preset: str, overrides: Sequence[str] = ()):
     """verl's ``ppo_trainer`` config with a preset and further overrides, as the command line would compose it.
-    hydra.errors.HydraException when Hydra refuses (unknown preset or key).
-    """
+    hydra.errors.HydraException when Hydra refuses (unknown preset or key)."""
     import hydra
 
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):

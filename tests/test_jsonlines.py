@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cppo_verl import jsonlines
@@ -17,22 +17,27 @@ VALUES = st.recursive(
 )
 
 
-TYPES = ["2024-01-01", "one\u2028two\u0085three\x0b\x0c\x1c", 12345678901234567890123, 1.5, "1.50", True, 1, {}]
+def alike(a, b) -> bool:
+    return repr(a) == repr(b)  # 1, 1.0 and True differ
 
 
 @given(st.lists(VALUES, max_size=5), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n"]))
-@example(TYPES, False, "\n")
 def test_what_was_written_comes_back(tmp_path_factory, values, ascii_only, end):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes("".join(json.dumps(value, ensure_ascii=ascii_only) + end for value in values).encode())
-    assert repr(jsonlines.read(path)) == repr((values, ""))  # 1, 1.0 and True differ
+    assert alike(jsonlines.read(path), (values, ""))
 
 
-def test_numbers_that_are_none_are_floats(tmp_path):
+def test_types_stay(tmp_path):
     path = tmp_path / "a.jsonl"
+    values = ["2024-01-01", "one\u2028two\u0085three\x0b\x0c\x1c", 12345678901234567890123, 1.5, "1.50", {}]
+    path.write_text(
+        "\n \n".join(json.dumps(value, ensure_ascii=False) for value in values), encoding="utf-8", newline=""
+    )
+    assert alike(jsonlines.read(path), (values, ""))
     path.write_text("[NaN, -Infinity, 1e999]")
-    ((one, two, three),), note = jsonlines.read(path)
-    assert math.isnan(one) and (two, three, note) == (-math.inf, math.inf, "")
+    ((one, two, three),), _ = jsonlines.read(path)
+    assert math.isnan(one) and (two, three) == (-math.inf, math.inf)
     path.write_text("\n  \n")
     assert jsonlines.read(path) == ([], "")
 

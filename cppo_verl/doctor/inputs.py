@@ -21,8 +21,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 def recipe_overrides(recipe: str, model: str | None, defaults: Mapping[str, str]) -> list[str]:
     """What a script of run_scripts, by name or path, gives verl in this environment, beneath which ``defaults`` lie.
-    UserError: no such script, or it refuses.
-    """
+    UserError: no such script, or it refuses."""
     places = (Path(recipe), *(folder / f"{recipe}.sh" for folder in SCRIPTS))
     script = next((place for place in places if place.is_file()), None)
     if script is None:

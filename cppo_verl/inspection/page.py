@@ -1,4 +1,4 @@
-"""Writes the page of single tokens: one self-contained file, a step at a time in memory.
+"""Writes the page of single tokens: one self-contained file.
 
 The page holds an index (steps, and what the list shows of each response), style and scripts, and after them a chunk a
 response, deflated and in base64, which the browser unpacks when the response is opened.
@@ -6,14 +6,13 @@ response, deflated and in base64, which the browser unpacks when the response is
 
 import base64
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -42,17 +41,15 @@ class Index:
     layouts: list[Layout] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    ends: list[int] = field(default_factory=lambda: [0])  # of the chunks, where they were put down
+    chunks: list[bytes] = field(default_factory=list)  # in base64
 
-    def add(self, record: StepRecord, chunks: IO[bytes]) -> None:
-        """A step, and its responses' chunks behind those that are there."""
+    def add(self, record: StepRecord) -> None:
+        """A step and its responses."""
         looks = _numbers_of(record)
         self.steps.append(_step(record.header, looks))
         for response, derived in zip(record.responses, looks, strict=True):
             data, layout, texts = pack(response, derived)
-            chunks.write(b'<script type="text/plain" id="r%d">' % (len(self.ends) - 1))
-            chunks.write(base64.b64encode(data) + b"</script>\n")
-            self.ends.append(chunks.tell())
+            self.chunks.append(base64.b64encode(data))
             if layout not in self.layouts:
                 self.layouts.append(layout)
             row = {"step": len(self.steps) - 1, "layout": self.layouts.index(layout), "texts": texts}
@@ -62,7 +59,7 @@ class Index:
     def summary(self, out: Path) -> str:
         """One line on what was written."""
         tokens, steps = sum(self.columns.get("length", ())), len(self.steps)
-        what = f"{steps} step{'s' * (steps != 1)}, {len(self.ends) - 1} responses, {tokens} tokens"
+        what = f"{steps} step{'s' * (steps != 1)}, {len(self.chunks)} responses, {tokens} tokens"
         return f"{what}; {out.stat().st_size / 1e6:.1f} MB"
 
 
@@ -85,10 +82,9 @@ def write_page(run_dir: Path, out: Path, steps: str | None = None, title: str | 
             f"The page would have about {total / 1e6:.0f} MB, so it holds one recorded step in {every}. "
             "--steps FIRST:LAST[:EVERY] chooses others."
         )
-    with tempfile.TemporaryFile() as chunks:
-        for record in records.read_run(run_dir, chosen[::every], index.notes):
-            index.add(record, chunks)
-        _write(index, chunks, out)
+    for record in records.read_run(run_dir, chosen[::every], index.notes):
+        index.add(record)
+    _write(index, out)
     return index
 
 
@@ -147,7 +143,7 @@ def knob_words(header: Header) -> list[str]:
     return words + [f"{name} {knobs[name]}" for name in names_from_outside(knobs)]
 
 
-def _write(index: Index, chunks: IO[bytes], out: Path) -> None:
+def _write(index: Index, out: Path) -> None:
     page = Template(_asset("inspect.html")).substitute(
         title=escape(f"{index.name}: token by token"),
         name=escape(index.name),
@@ -158,13 +154,12 @@ def _write(index: Index, chunks: IO[bytes], out: Path) -> None:
         chunks="\0",
     )
     head, tail = page.encode("utf-8", "replace").split(b"\0")
+    masked = [masked or 0 for masked in index.columns.get("masked", ())]
+    first = masked.index(max(masked)) if masked else 0  # the one that the page opens on need not wait for others
     with atomic.replacing(out) as beside, beside.open("wb") as stream:
         stream.write(head)
-        masked = [masked or 0 for masked in index.columns.get("masked", ())]
-        first = masked.index(max(masked)) if masked else 0  # the one that the page opens on need not wait for others
-        before, after = index.ends[first], index.ends[min(first + 1, len(masked))]
-        for start, end in ((before, after), (0, before), (after, index.ends[-1])):
-            stream.writelines(_blocks(chunks, start, end))
+        for i in sorted(range(len(masked)), key=lambda i: i != first):
+            stream.write(b'<script type="text/plain" id="r%d">%b</script>\n' % (i, index.chunks[i]))
         stream.write(tail)
 
 
@@ -176,9 +171,3 @@ def _json(index: Index) -> str:
 
 def _asset(name: str) -> str:
     return (files("cppo_verl.inspection") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _blocks(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
-    stream.seek(start)
-    while block := stream.read(min(1 << 20, end - stream.tell())):
-        yield block

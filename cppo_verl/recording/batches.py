@@ -149,8 +149,7 @@ class Selection:
 
 def select(run_dir: Path, steps: str | None = None) -> Selection:
     """The records of a run, or of what ``files.chosen_steps`` takes. A damaged one is left out, with a note.
-    RecordError: there is no record, none of these steps, or none that is whole.
-    """
+    RecordError: there is no record, none of these steps, or none that is whole."""
     notes: list[str] = []
     records = list(files.read_run(run_dir, files.chosen_steps(run_dir, steps), notes))
     headers = [record.header for record in records]

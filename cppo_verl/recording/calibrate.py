@@ -7,6 +7,7 @@ one prompt depend on each other.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def for_share(family: Family, wanted: float, seed: int = 0) -> Calibration:
     solution = family.factor_of(wanted)
     curves = Curves(family, solution, wanted, seed)
     factor = Interval.of(solution, curves.factors(curves.weights, wanted))
-    thresholds = {name: factor.threshold(lambda x, name=name: family.threshold(name, x)) for name in family.moving}
+    thresholds = {name: factor.threshold(partial(family.threshold, name)) for name in family.moving}
     found = _calibration(family, thresholds, seed, wanted=wanted, held_back=curves.held_back(wanted, seed))
     expected, wide, near = found.tokens * wanted, factor.high / factor.low, found.share.value
     if found.groups < FEW_GROUPS or expected < FEW_MASKED or wide > WIDE:

@@ -34,8 +34,7 @@ class Candidate:
 
     def changed(self, values: Mapping[str, Any], name: str | None = None) -> "Candidate":
         """The same with other knobs, as a rule of its own that no longer stands for what ran.
-        RecordError for a knob that is not there or out of range.
-        """
+        RecordError for a knob that is not there or out of range."""
         names = [*knob_names(type(self.knobs)), *CLIPS]
         if unknown := [key for key in values if key not in names]:
             raise RecordError(f"{unknown[0]!r} is no knob of {self.rule}; there are {', '.join(names)}.")

@@ -39,10 +39,7 @@ LAYOUT: dict[str, Mapping[str, Any]] = {
     **{f"last_{name}": said for name, said in _LOOK.items()},
 }
 SCHEMA = pyarrow.schema(
-    {
-        name: pyarrow.list_(pyarrow.type_for_alias(said["kind"])) if said["list"] else said["kind"]
-        for name, said in LAYOUT.items()
-    }
+    [(n, pyarrow.list_(pyarrow.type_for_alias(x["kind"])) if x["list"] else x["kind"]) for n, x in LAYOUT.items()]
 )
 # their bytes compress better apart than by a dictionary of the values, which repeat in gates and advantages alone
 _APART = {n for n, said in LAYOUT.items() if said["list"] and said["kind"] == "float32"}
@@ -63,8 +60,7 @@ def steps(run_dir: Path) -> dict[int, Path]:
 
 def chosen_steps(run_dir: Path, text: str | None = None) -> list[int]:
     """The recorded steps that ``--steps`` means: ``12``, ``5-20`` or ``5:20``, ``5:``, ``5:60:3`` (every third one).
-    RecordError: another form, or none of these steps is recorded.
-    """
+    RecordError: another form, or none of these steps is recorded."""
     recorded = list(steps(run_dir))
     if not recorded:
         remedy = "run with trainer.v1.trust_region.record=16 (responses a step)"
@@ -134,8 +130,8 @@ def read_header(path: Path) -> Header:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
     if version > FORMAT:
-        said = f"{path} has format {version}, written by cppo_verl {header.version}"
-        raise RecordError(f"{said}; this one reads up to {FORMAT}: update cppo_verl.")
+        by = f"{path} has format {version}, written by cppo_verl {header.version}"
+        raise RecordError(f"{by}; this one reads up to {FORMAT}: update cppo_verl.")
     return header
 
 
@@ -144,30 +140,24 @@ def read(path: Path) -> StepRecord:
     header = read_header(path)
     try:
         with path.open("rb") as stream:
-            table = pyarrow.parquet.read_table(stream)
-        columns = [_values(table[name].combine_chunks()) for name in LAYOUT]
-        rows = (dict(zip(LAYOUT, values, strict=True)) for values in zip(*columns, strict=True))
-        return StepRecord(header, tuple(map(_response, rows)))
-    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            frame = pyarrow.parquet.read_table(stream).to_pandas(integer_object_nulls=True)
+        return StepRecord(header, tuple(map(_response, frame.to_dict("records"))))
+    except (pyarrow.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None = None) -> Iterator[StepRecord]:
     """The records of a run in the order of their steps, or of the ``wanted`` steps. One that is damaged is left out,
-    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged.
-    """
-    error, whole = None, 0
-    for step in wanted or chosen_steps(run_dir):
+    with a sentence in ``notes``. RecordError: there is none that is whole; without ``notes``, one is damaged."""
+    damaged, wanted = [], wanted or chosen_steps(run_dir)
+    for step in wanted:
         try:
             yield read(path_of(run_dir, step))
-            whole += 1
-        except RecordError as found:
-            if notes is None:
+        except RecordError as error:
+            damaged.append(error)
+            if notes is None or len(damaged) == len(wanted):
                 raise
-            error = found
             notes.append(f"step {step} is left out: {error}")
-    if error and not whole:
-        raise error
 
 
 def _damaged(path: Path, error: Exception) -> RecordError:
@@ -175,19 +165,9 @@ def _damaged(path: Path, error: Exception) -> RecordError:
     return RecordError(f"{path} is no whole record ({said}); delete it, or copy it again.")
 
 
-def _values(column: pyarrow.Array) -> list[Any]:
-    """Rows of a column: numpy views for lists of numbers, Python values for the rest; None for null."""
-    kind = column.type
-    if not pyarrow.types.is_list(kind) or pyarrow.types.is_string(kind.value_type):
-        return column.to_pylist()
-    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
-    valid = column.is_valid().to_pylist()
-    return [values[a:b] if ok else None for a, b, ok in zip(ends[:-1], ends[1:], valid, strict=True)]
-
-
 def _response(row: dict[str, Any]) -> Response:
     own = {name: row[name] for name in _RESPONSE}
-    length = len(row["token_ids"])
+    own["pieces"], length = own["pieces"].tolist(), len(row["token_ids"])
     if own["mask"] is None:
         own["mask"] = np.ones(length, dtype=bool)
     if own["advantages"] is None:

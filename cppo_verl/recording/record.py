@@ -19,7 +19,6 @@ KEPT = 0  # the whole update counts
 TOKEN = 1  # the token alone (or its whole response) breaks its threshold
 PREFIX = 2  # only the prefix budget masks or attenuates it
 CAPPED = 3  # the update counts with an importance weight that was cut
-CAUSES = {KEPT: "kept", TOKEN: "token threshold", PREFIX: "prefix budget", CAPPED: "weight capped"}
 
 
 class RecordError(UserError, ValueError):
@@ -77,7 +76,7 @@ class Look:
         log_pi: log-probs of the policy being trained.
         gate: what the rule multiplied the update with: 0 or 1, between them for a soft gate, below 0 where it was
             turned round (``gate=restore``, GBPO). Arbitrary where ``mask`` is false.
-        cause: one of ``CAUSES``.
+        cause: ``KEPT``, ``TOKEN``, ``PREFIX`` or ``CAPPED``.
         update: number of the update within the step, from 0; None where the order is not known (``actor.shuffle``).
         divergence: D_t of the top-K estimator; None for the binary one, whose D_t follows from the log-probs.
         top_k_log_pi: log-probs of the entries of ``Response.top_k_mu`` in their order; None without a top-K.
@@ -114,6 +113,7 @@ class Response:
         ValueError: one of the arrays does not have its length.
     """
 
+    first: Look
     uid: str = value("string")
     sample: int = value("int32")
     prompt: str = value("string")
@@ -124,7 +124,6 @@ class Response:
     log_mu: np.ndarray = tokens("float32")
     advantages: np.ndarray = tokens("float32")
     reward: float = value("float64")
-    first: Look
     last: Look | None = None
     output: int = value("int32", default=0)
     versions_behind: int | None = value("int32", default=None)
@@ -133,7 +132,8 @@ class Response:
     top_k_mu: np.ndarray | None = value("binary", default=None)
 
     def __post_init__(self) -> None:
-        for part in (self, *self.looks):
+        parts: tuple[Response | Look, ...] = (self, *self.looks)
+        for part in parts:
             for each in fields(part):
                 column = getattr(part, each.name)
                 absent = column is None and each.default is None

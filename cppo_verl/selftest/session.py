@@ -22,13 +22,7 @@ ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: a pytest file, and what it cannot do without.
-
-    Attributes:
-        module: the file, as a module. seconds: expected on ``cpu`` and ``cuda``. limit: seconds that it may take.
-        ranks: GPUs, or ranks on the CPU. host_gb, gpu_gb, disk_gb: free memory and space.
-        packages: module names. after: stages that must have held. options: what the file needs to know.
-    """
+    """One stage: a pytest file, and what it cannot do without; the fields are those of assets/stages.yaml."""
 
     name: str
     title: str
@@ -79,8 +73,7 @@ STAGES = {name: Stage(name, **given) for name, given in yaml.safe_load(FILE.read
 
 def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stage]:
     """The stages asked for by name with those that they come after, or all, in their own order.
-    SelftestError: what was asked for makes no selftest.
-    """
+    SelftestError: what was asked for makes no selftest."""
     if steps < 3:
         raise SelftestError(f"--steps {steps}: a run is killed after its second step and resumed; give 3 or more")
     if model and not recipe:

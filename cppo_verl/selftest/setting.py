@@ -123,8 +123,7 @@ def gpus() -> list[tuple[str, float]]:
 
 def recipe_overrides(name: str, model: str, device: str, ranks: int) -> list[str]:
     """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
-    SelftestError: no such script, or the script refuses.
-    """
+    SelftestError: no such script, or the script refuses."""
     defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
     try:
         return inputs.recipe_overrides(name, model, defaults)

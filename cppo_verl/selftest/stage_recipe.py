@@ -44,8 +44,7 @@ def prompts_of(setting: Setting, split: str) -> Path:
 
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
     """Prompts that leave no room, or little, in verl's columns: ``count`` to train on, and one for validation.
-    SelftestError: the model's chat template alone is longer than ``tokens``.
-    """
+    SelftestError: the model's chat template alone is longer than ``tokens``."""
     import pandas
     from transformers import AutoTokenizer
 

@@ -33,8 +33,7 @@ def start(
     setting: Setting, overrides: Sequence[str], fresh: bool = True, until: Callable[[], bool] = lambda: False
 ) -> Start:
     """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed.
-    SelftestError: it ended before ``until`` said so.
-    """
+    SelftestError: it ended before ``until`` said so."""
     command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
     output = setting.logs / f"run-{time.time_ns()}.log"

@@ -54,15 +54,6 @@ def test_held_back_groups_get_the_share_within_the_interval():
     assert sum(calibrate.for_share(family(p), 0.1, i).held_back.holds(0.1) for i, p in enumerate(parts)) >= 7
 
 
-def test_an_interval_narrows_with_the_record():
-    widths = []
-    for steps in (6, 54):
-        members = family(recorded(steps, length=100, groups=3), preset="dppo_tv")
-        found = calibrate.for_share(members, 0.1).thresholds["delta"]
-        widths.append(np.log(found.high / found.low))
-    assert widths[1] < 0.5 * widths[0]  # a third of it, for nine times as many groups
-
-
 def test_the_gap_by_hand():
     """Four responses of the first update with w = 1: mean and 99th percentile of abs(pi - mu), halved."""
     record = step_record(length=50, groups=2, budget="fixed", weights="constant")

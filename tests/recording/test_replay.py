@@ -17,6 +17,7 @@ from cppo_verl.trust_region import metrics
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.rules import BUILT_IN, evaluate
 from cppo_verl.trust_region.topk import TOPK, pack, unpack
+from tests import own_rule
 from tests.recording.synthetic import run, step_record, with_look
 
 SETTINGS = [
@@ -80,7 +81,7 @@ def by_hand() -> StepRecord:
         look = Look(log_pi, np.ones(10, np.float32), np.zeros(10, np.int8), 0)
         advantages = np.full(10, advantage, np.float32)
         ids, mask = np.zeros(10, np.int32), np.ones(10, bool)
-        responses.append(Response("p", sample, "", ids[:1], [""] * 10, ids, mask, half, advantages, 0.0, look))
+        responses.append(Response(look, "p", sample, "", ids[:1], [""] * 10, ids, mask, half, advantages, 0.0))
     return StepRecord(record.header, tuple(responses))
 
 
@@ -166,32 +167,16 @@ def test_without_a_top_k_such_rules_are_left_out_or_refused(tmp_path):
         replay.replayed(selection, [], [("dppo", ["estimator=topk"])])
 
 
-OWN = """
-from dataclasses import dataclass
-from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.knobs import TrustRegionKnobs, knob
-from cppo_verl.trust_region.rules import rule
-
-@dataclass
-class HeadKnobs(TrustRegionKnobs):
-    head: int = knob(3, low=0)
-
-@rule("head_only", knobs=HeadKnobs)
-def head_only(tokens, divergence, knobs):
-    beyond = tokens.ordinal > knobs.head
-    return Verdict(~beyond, over_token=beyond)
-"""
-
-
 def test_a_rule_from_outside_is_replayed(tmp_path, monkeypatch, registries):
-    (tmp_path / "head_only.py").write_text(OWN)
+    own_rule.write(tmp_path)
     monkeypatch.chdir(tmp_path)
-    selection = select(run(tmp_path), "2")
+    selection = select(run(tmp_path, length=200), "2")
     assert selection.scope == "step 2" and selection.header.step == 2
-    result, _ = replay.replayed(selection, [], [("head_only", ["rule_module=head_only.py", "head=5"])])
+    result, _ = replay.replayed(selection, [], [("own", ["rule_module=own.py", "grace=5"])])
     part, tally = selection.batches[0], result.tallies[1]
-    assert tally.candidate.name == "head_only head=5"
-    assert tally.removed == int((part.counted & (part.tokens.ordinal > 5)).sum()) > 0
+    assert tally.candidate.name == "own grace=5"
+    gone = (part.tokens.divergence("tv") > 0.15).cumsum(-1) > 5
+    assert tally.removed == int((part.counted & gone & ~part.tokens.toward_rollout).sum()) > 0
 
 
 def test_a_rule_that_ran_and_is_gone_is_left_out(tmp_path):
