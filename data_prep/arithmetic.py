@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from data_prep import commands, storage
 
@@ -93,25 +92,30 @@ def chat_prompt(expression: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{expression}=?"}]
 
 
-def make_row(expression: str, index: int, split: str) -> dict[str, Any]:
-    """One row in verl's columns; the reference solution travels in extra_info."""
-    solution = reference_solution(expression)
-    return {
-        "data_source": DATA_SOURCE,
-        "prompt": chat_prompt(expression),
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": str(partial_results(expression)[-1])},
-        "extra_info": {"index": index, "split": split, "expression": expression, "solution": solution},
-    }
-
-
 def prepare(out: Path, arguments: Arguments) -> bool:
     """Write the two splits and the manifest into ``out``; False where they are there already, unchanged."""
     if storage.is_current(out, asdict(arguments)):
         return False
     drawn = draw_expressions(arguments)
     splits = {"val": drawn[: arguments.val], "train": drawn[arguments.val :]}
-    rows = {split: [make_row(e, index, split) for index, e in enumerate(drawn)] for split, drawn in splits.items()}
+    rows = {
+        split: [
+            {
+                "data_source": DATA_SOURCE,
+                "prompt": chat_prompt(expression),
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": str(partial_results(expression)[-1])},
+                "extra_info": {
+                    "index": index,
+                    "split": split,
+                    "expression": expression,
+                    "solution": reference_solution(expression),
+                },
+            }
+            for index, expression in enumerate(expressions)
+        ]
+        for split, expressions in splits.items()
+    }
     manifest = {"data_source": DATA_SOURCE, "arguments": asdict(arguments), "seed": arguments.seed}
     storage.write_splits(out, rows, manifest)
     return True

@@ -4,11 +4,9 @@
     reward.custom_reward_function.name=compute_score
     +reward.custom_reward_function.reward_kwargs.math_verify=true      # optional, needs the package math-verify
 
-Without the option, this is verl.utils.reward_score.math_dapo on the end of the response, to the bit. With it, every
-answer is compared a second time by its value: as a number (answers.py), or by math-verify, which gets it as written. An
-answer counts as right if either says so; ``paper`` and ``verified`` keep the two verdicts apart. math-verify evaluates
-what it is given (9^9^9^9), so it runs in a process without rights and within limits (sandbox.py, math_judge.py). An
-answer that runs into one keeps the paper's verdict and is counted as ``timed_out``.
+Without the option, this is verl's math_dapo on the end of the response, to the bit. With it, every answer is compared a
+second time by its value: as a number (answers.py), or by math-verify, in a process without rights (math_judge.py). An
+answer counts as right if either says so; one that runs into a limit keeps the paper's verdict.
 """
 
 import importlib.util
@@ -35,12 +33,9 @@ def compute_score(
     memory_limit_mib: int = 1024,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Score the last `Answer:` of a response; what is not named here is not used.
+    """Score the last `Answer:` of a response; anything but text scores as an empty response.
 
     Args:
-        solution_str: the decoded response; anything but text scores as an empty response.
-        ground_truth: the answer, text as a rule; of a number, its text.
-        math_verify: compare the values of truth and answer too.
         time_limit, memory_limit_mib: seconds of processor time, and MiB beyond the start, for math-verify.
 
     Returns:
@@ -49,8 +44,7 @@ def compute_score(
         value; None without ``math_verify`` and where ``timed_out``). verl logs means of all but pred for validation.
 
     Raises:
-        ValueError: no response can be right, see ``unreadable``. ImportError: ``math_verify`` without the package.
-        SandboxError: no process without rights can be had here.
+        ValueError: no response can be right. ImportError: no math-verify. SandboxError: no process without rights.
     """
     truth = ground_truth if isinstance(ground_truth, str) else answers.ground_truth(ground_truth)
     if len(truth) > LONGEST_TRUTH:

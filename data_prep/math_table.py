@@ -68,12 +68,7 @@ def prepare(
     ]
     content = {"arguments": arguments, "counts": counts, "bad_rows": faults}
     storage.write_splits(out, {table.name: rows}, content, manifest_name)
-    by_index = f"{counts['unique_by_index']} by index, " if "unique_by_index" in counts else ""
-    commands.say(
-        f"{path}: {len(rows)} rows of {counts['rows_read']} read "
-        f"({by_index}{len(rows)} by prompt; {counts['bad_rows_skipped']} bad rows skipped; "
-        f"{counts['repeats_with_another_answer']} repeats with another answer, the first kept)"
-    )
+    commands.say(f"{path}: {', '.join(f'{name} {count}'.replace('_', ' ') for name, count in counts.items())}")
     return path
 
 

@@ -9,7 +9,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
@@ -30,18 +30,6 @@ class TaskError(ValueError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """A generator of reasoning-gym and the options of its config that are not the default."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        return f"{self.name}({options})" if options else self.name
-
-
-@dataclass(frozen=True)
 class Arguments:
     """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together."""
 
@@ -58,24 +46,23 @@ class Arguments:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a whole number of {least} or more")
 
 
-def parse_tasks(text: str) -> list[Task]:
-    """`chain_sum(max_terms=3), gcd` as tasks, each named once; values are Python literals."""
-    tasks: dict[str, Task] = {}
+def parse_tasks(text: str) -> dict[str, dict[str, Any]]:
+    """`chain_sum(max_terms=3), gcd` as options by task; values are Python literals, and each task is named once."""
+    tasks: dict[str, dict[str, Any]] = {}
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
         for node in tree.elts if isinstance(tree, ast.List) else ():
             call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
             if not isinstance(call.func, ast.Name) or call.args or any(word.arg is None for word in call.keywords):
                 raise ValueError(f"{ast.unparse(node)} is neither a name nor NAME(option=value)")
-            name = call.func.id
-            if name in tasks:
-                raise ValueError(f"name each task once, and {name} is there twice")
-            tasks[name] = Task(name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
+            if call.func.id in tasks:
+                raise ValueError(f"name each task once, and {call.func.id} is there twice")
+            tasks[call.func.id] = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         if not tasks:
             raise ValueError("name one task or more")
     except (SyntaxError, ValueError) as error:
         raise TaskError(f"tasks = {text!r} is no list like 'chain_sum(max_terms=3), gcd': {error}") from None
-    return list(tasks.values())
+    return tasks
 
 
 def version() -> str:
@@ -94,24 +81,24 @@ def names() -> list[str]:
     return sorted(set(DATASETS) - {COMPOSITE})
 
 
-def open_task(task: Task, seed: int, size: int) -> Any:
+def open_task(task: str, options: Mapping[str, Any], seed: int, size: int) -> Any:
     """reasoning-gym's data set of ``size`` items from ``seed`` on; a TaskError for what it does not have or refuses."""
-    if task.name not in names():
-        raise TaskError(f"{task.name} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
+    if task not in names():
+        raise TaskError(f"{task} is no task of reasoning-gym {version()}; it has {', '.join(names())}")
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    known = [entry.name for entry in fields(DATASETS[task.name][1]) if entry.name not in OWN_OPTIONS]
-    for option in task.options:
+    known = [entry.name for entry in fields(DATASETS[task][1]) if entry.name not in OWN_OPTIONS]
+    for option in options:
         if option not in known:
-            raise TaskError(f"{task.name} has no option {option}; it has {', '.join(known)}")
+            raise TaskError(f"{task} has no option {option}; it has {', '.join(known)}")
     try:
-        return reasoning_gym.create_dataset(task.name, seed=seed, size=size, **task.options)
+        return reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
     except (AssertionError, ValueError, TypeError) as error:
-        raise TaskError(f"reasoning-gym refuses {task}: {error}") from error
+        raise TaskError(f"reasoning-gym refuses {task} with {dict(options)}: {error}") from error
 
 
-def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any]]:
+def draw(task: str, options: Mapping[str, Any], seed: int, rows: int, seen: set[str]) -> list[dict[str, Any]]:
     """``rows`` items with questions that are not in ``seen``, to which they are added.
 
     Raises:
@@ -119,7 +106,7 @@ def draw(task: Task, seed: int, rows: int, seen: set[str]) -> list[dict[str, Any
     """
     limit = min(MOST_DRAWS * rows, DISTANCE)
     items: list[dict[str, Any]] = []
-    data = open_task(task, seed, max(1, limit))
+    data = open_task(task, options, seed, max(1, limit))
     for index in range(limit):
         if len(items) == rows:
             break
@@ -175,8 +162,8 @@ def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[st
     system = "" if prompt == "none" else SYSTEM_PROMPTS.get(prompt, prompt).strip()
     start = (len(SPLITS) * arguments.seed + SPLITS.index(split)) * DISTANCE
     each, rest = divmod(getattr(arguments, split), len(tasks))
-    drawn = [draw(task, start, each + (place < rest), seen) for place, task in enumerate(tasks)]
-    turns = [(task.name, item) for turn in zip_longest(*drawn) for task, item in zip(tasks, turn, strict=True) if item]
+    drawn = [draw(*task, start, each + (place < rest), seen) for place, task in enumerate(tasks.items())]
+    turns = [(task, item) for turn in zip_longest(*drawn) for task, item in zip(tasks, turn, strict=True) if item]
     rows = []
     for index, (task, item) in enumerate(turns):
         answer = "" if item["answer"] is None else str(item["answer"])

@@ -4,9 +4,8 @@
     reward.custom_reward_function.name=compute_score
 
 Scorers give partial marks to a text that merely contains the answer, so only full marks count as right: a 1, to the bit
-(spell_backward adds up sevenths to a little more than 1 for an answer with a letter too many). Which answer is read:
-``answers.final``. Scorers run in a process without rights and within limits (sandbox.py, gym_judge.py), because some of
-them evaluate what a model wrote; an answer that runs into a limit gets no marks and is counted as ``timed_out``.
+(spell_backward adds up sevenths to a little more than 1 for an answer with a letter too many). They run in a process
+without rights (gym_judge.py), because some evaluate what a model wrote.
 """
 
 import json
@@ -31,20 +30,18 @@ def compute_score(
     memory_limit_mib: int = 512,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Score a response; what is not named here is not used.
+    """Score the answer that ``answers.final`` reads in a response; anything but text scores as an empty response.
 
     Args:
-        solution_str: the decoded response; anything but text scores as an empty response.
-        ground_truth: the answer as text; only whether it is a number or wrapped in markup matters here.
         extra_info: has ``entry``, the item as JSON, from data_prep/reasoning_gym_data.py.
         time_limit, memory_limit_mib: seconds of processor time, and MiB beyond the start, for the scorer.
 
     Returns:
         score (1.0 or 0.0), acc (bool), partial (the scorer's marks, 0 to 1), pred (the answer read, as printable text)
-        and timed_out (bool).
+        and timed_out (bool: no marks because the scorer ran into a limit).
 
     Raises:
-        ValueError: rows that are not from reasoning_gym_data. SandboxError: no process without rights can be had here.
+        ValueError: rows that are not from reasoning_gym_data. SandboxError: no process without rights.
     """
     if not extra_info or "entry" not in extra_info:
         raise ValueError(
@@ -67,11 +64,7 @@ def compute_score(
 
 
 def marks(pairs: Sequence[tuple[str, str]], time_limit: float = 600.0, memory_limit_mib: int = 2048) -> list[float]:
-    """The scorer's marks of answers, each with its item as JSON: ``FULL`` for a right one and 0 where it fails.
-
-    Raises:
-        Bounded: a scorer ran into a limit.
-    """
+    """The scorer's marks of answers, each with its item as JSON: ``FULL`` for a right one and 0 where it fails."""
     found: list[float] = []
     for start in range(0, len(pairs), BATCH):
         request = [

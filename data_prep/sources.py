@@ -98,18 +98,14 @@ def list_columns(file: LocalFile) -> list[str]:
     """The dotted names of the file's columns; of a jsonl file, those of its first readable line."""
     with _naming(file):
         if file.path.suffix == ".parquet":
-            return _leaves(pyarrow.parquet.read_schema(file.path))
+            table = pyarrow.parquet.read_schema(file.path).empty_table()
+            while any(map(pyarrow.types.is_struct, table.schema.types)):
+                table = table.flatten()
+            return table.column_names
         if file.path.suffix == ".csv":
             with file.path.open(**CSV) as stream:
                 return next(csv.reader(stream, strict=True), [])
-        unreadable = ""
-        for record in _read_jsonl(file):
-            if not record.fault:
-                return list(record.values)
-            unreadable = unreadable or f"line {record.number}: {record.fault}, nor is any other line readable"
-        if unreadable:
-            raise DataError(f"{file.name}: {unreadable}")
-        return []
+        return next((list(record.values) for record in _read_jsonl(file) if not record.fault), [])
 
 
 def read_records(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
@@ -183,11 +179,3 @@ def _flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in entry.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _leaves(fields: Any, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for entry in fields:
-        nested = pyarrow.types.is_struct(entry.type)
-        names += _leaves(entry.type, f"{prefix}{entry.name}.") if nested else [prefix + entry.name]
-    return names

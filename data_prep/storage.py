@@ -7,7 +7,8 @@ folder): the arguments, and for each file its sha256. Where arguments and files 
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,33 @@ def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST)
     )
 
 
-def check_replaceable(out: Path, kind: str) -> None:
-    """Raise a FileExistsError unless ``out`` is absent, empty, or a model folder whose manifest says ``kind``."""
+def make_model(
+    out: Path,
+    kind: str,
+    arguments: Mapping[str, Any],
+    work: Callable[[], tuple[Any, Any, dict[str, Any]]],
+    report: Callable[[str], None],
+) -> bool:
+    """Put what ``work`` returns (model, tokenizer, numbers for the manifest) into ``out``, whole, with a manifest.
+
+    False where ``out`` holds what ``arguments`` make; a FileExistsError where it holds something of another ``kind``.
+    """
+    if is_current(out, arguments):
+        return False
     if out.exists() and any(out.iterdir()) and (read_manifest(out) or {}).get("kind") != kind:
         raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
-
-
-def save_model(out: Path, model: Any, tokenizer: Any, manifest: Mapping[str, Any]) -> None:
-    """Write transformers' ``model`` and ``tokenizer`` and the manifest beside ``out``; then put them in its place."""
+    started = time.monotonic()
+    model, tokenizer, numbers = work()
+    numbers |= {"parameters": model.num_parameters(), "seconds": round(time.monotonic() - started, 1)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         fresh = Path(temporary) / "fresh"
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         files = {path.name: {"sha256": sha256_of(path)} for path in sorted(fresh.iterdir())}
-        write_manifest(fresh, {**manifest, "files": files})
+        write_manifest(fresh, {"kind": kind, "arguments": arguments, **numbers, "files": files})
         if out.exists():
             out.rename(Path(temporary) / "replaced")
         fresh.rename(out)
+    report(f"{out}: " + ", ".join(f"{name} {round(value, 3):,}" for name, value in numbers.items()))
+    return True

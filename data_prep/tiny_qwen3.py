@@ -6,17 +6,15 @@ temperature 1, of which about one in three is right. Both phases end by the accu
 split that are kept out, scored as the quickstart's reward scores them.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 
 from data_prep import commands, storage
 from data_prep.arithmetic import DATA_SOURCE
-
-KIND = "tiny_qwen3"
 
 
 @dataclass(frozen=True)
@@ -58,27 +56,20 @@ def prepare(data: Path, out: Path, recipe: Recipe, report: Callable[[str], None]
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same data.
 
     Raises:
-        FileNotFoundError, ValueError: no train.parquet of the arithmetic data in ``data``, or too few rows.
-        FileExistsError: ``out`` holds something else than a model of this module.
-        RuntimeError: the accuracy wanted was not reached; nothing was saved.
+        OSError, ValueError: data that cannot be used, or something else in ``out``.
+        WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
     train_file = data / "train.parquet"
     expressions = read_expressions(train_file)
-    arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
-    if storage.is_current(out, arguments):
-        return False
-    from data_prep import tiny_model  # seconds that nobody waits for whose model is there
 
-    storage.check_replaceable(out, KIND)
-    started = time.monotonic()
-    trainer, found = tiny_model.warm_start(recipe, expressions, report)
-    cost = {"steps": trainer.step, "seconds": round(time.monotonic() - started, 1)}
-    parameters = trainer.model.num_parameters()
-    manifest = {"kind": KIND, "arguments": arguments, "seed": recipe.seed, "parameters": parameters, **cost, **found}
-    storage.save_model(out, trainer.model, trainer.tokenizer, manifest)
-    accuracy = found["sampled_accuracy"]
-    report(f"{out}: sampled accuracy {accuracy:.3f} after {trainer.step} steps, {cost['seconds']} s")
-    return True
+    def work() -> tuple[Any, Any, dict[str, Any]]:
+        from data_prep import tiny_model  # seconds that nobody waits for whose model is there
+
+        trainer, found = tiny_model.warm_start(recipe, expressions, report)
+        return trainer.model, trainer.tokenizer, {"seed": recipe.seed, "steps": trainer.step, **found}
+
+    arguments = asdict(recipe) | {"train_sha256": storage.sha256_of(train_file)}
+    return storage.make_model(out, "tiny_qwen3", arguments, work, report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,6 @@ writes model, tokenizer and manifest.json with what it cost.
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from data_prep import commands, reasoning_gym_reward, storage, supervised
 from data_prep.supervised import Example, Trainer
 
-KIND = "warm_start"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES = 8  # a question, for pass@8
 
@@ -100,33 +98,26 @@ def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str
         raise FileNotFoundError(f"{model} has no weights (*.safetensors): not a model in Hugging Face's format")
     made_from = {path.name: storage.sha256_of(path) for path in weights}
     arguments = asdict(r) | {"data": storage.sha256_of(file) if file.is_file() else "", "model": made_from}
-    if storage.is_current(out, arguments):
-        return False
-    storage.check_replaceable(out, KIND)
-    started = time.monotonic()
-    torch.manual_seed(r.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    examples = read_examples(file, tokenizer)
-    if len(examples) < 2 * r.held_out:
-        raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    network.train()
-    held_out, dtype = examples[: r.held_out], DTYPES[r.dtype]
-    trainer = Trainer(network, tokenizer, held_out, is_right, r.max_new_tokens, report, dtype, fused=True)
-    before = trainer.accuracy()["accuracy"]
-    report(f"before the warm start: sampled accuracy {before:.3f}")
-    if before < r.target:
-        drawn = batches(examples[r.held_out :], r.batch, random.Random(r.seed))
-        trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps)
-    found = trainer.accuracy_within(r.lowest, r.highest, SAMPLES)
-    cost = {"steps": trainer.step, "tokens": trainer.tokens, "seconds": round(time.monotonic() - started, 1)}
-    manifest = {"kind": KIND, "arguments": arguments, "parameters": network.num_parameters(), **cost, **found}
-    storage.save_model(out, network, tokenizer, manifest)
-    report(
-        f"{out}: sampled accuracy {found['accuracy']:.3f} +- {found['standard_error']:.3f}, pass@{SAMPLES} "
-        f"{found[f'pass@{SAMPLES}']:.3f}, {trainer.step} steps, {trainer.tokens} tokens, {cost['seconds']:.0f} s"
-    )
-    return True
+
+    def work() -> tuple[Any, Any, dict[str, Any]]:
+        torch.manual_seed(r.seed)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        examples = read_examples(file, tokenizer)
+        if len(examples) < 2 * r.held_out:
+            raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        network.train()
+        held_out, dtype = examples[: r.held_out], DTYPES[r.dtype]
+        trainer = Trainer(network, tokenizer, held_out, is_right, r.max_new_tokens, report, dtype, fused=True)
+        before = trainer.accuracy()["accuracy"]
+        report(f"before the warm start: sampled accuracy {before:.3f}")
+        if before < r.target:
+            drawn = batches(examples[r.held_out :], r.batch, random.Random(r.seed))
+            trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps)
+        found = trainer.accuracy_within(r.lowest, r.highest, SAMPLES)
+        return network, tokenizer, {"steps": trainer.step, "tokens": trainer.tokens, **found}
+
+    return storage.make_model(out, "warm_start", arguments, work, report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

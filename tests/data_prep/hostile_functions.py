@@ -9,6 +9,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 TRIAL = ("compute", ["1/2"], ["0.5", "colorsys"])
 
@@ -55,30 +56,18 @@ def compute(text: str) -> list[str]:
     return [f"{float(Fraction(text)):g}", colorsys.__name__]
 
 
-def spin() -> None:
-    while True:
-        pass
-
-
-def swell() -> int:
-    return len(bytearray(1 << 30))
-
-
-def recurse() -> None:
+def come_to_nothing(how: str) -> Any:
     sys.setrecursionlimit(10**9)
-    (deeper := lambda: deeper())()
-
-
-def crash() -> None:
-    ctypes.string_at(0)
-
-
-def shout() -> str:
-    return "x" * (1 << 22)
-
-
-def raise_error() -> None:
-    raise ValueError("of its own")
+    endless = iter(int, 1)
+    ways = {
+        "spin": lambda: [None for number in endless if number],
+        "swell": lambda: len(bytearray(1 << 30)),
+        "recurse": lambda: ways["recurse"](),
+        "crash": lambda: ctypes.string_at(0),
+        "shout": lambda: "x" * (1 << 22),
+        "raise": lambda: Fraction("of its own"),
+    }
+    return ways[how]()
 
 
 def _trace() -> None:

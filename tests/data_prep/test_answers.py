@@ -19,53 +19,40 @@ FORMS = [
     for form in line.split(" ¦ ")
 ]
 PAIRS = [(form, Fraction(value)) for form, value in FORMS if value != "none"]
-NO_NUMBER = [form for form, value in FORMS if value == "none"]
 
 
-def test_there_are_enough_forms():
-    assert len({form for form, _ in PAIRS}) >= 150 and len(NO_NUMBER) >= 45
-
-
-@pytest.mark.parametrize(("form", "value"), PAIRS)
-def test_a_written_number_has_its_value(form, value):
-    assert answers.number(form) == value
-    assert Fraction(answers.last_number(form)) == value
-
-
-@pytest.mark.parametrize("form", ["", *NO_NUMBER])
-def test_what_is_not_one_number_has_no_value(form):
-    assert answers.number(form) is None
+@pytest.mark.parametrize(("form", "value"), [*FORMS, ("", "none")])
+def test_a_written_number_has_its_value_and_what_is_none_has_not(form, value):
+    expected = None if value == "none" else Fraction(value)
+    assert answers.number(form) == expected
+    assert expected is None or Fraction(answers.last_number(form)) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "last"),
+    ("last", "texts"),
     [
-        ("98+93=191\n191-77=114", "114"),
-        ("7-12=-5", "-5"),
-        ("so 12-5", "5"),  # a minus between two numbers is no sign
-        ("3 \u2013 5", "5"),
-        ("between 12\u201315", "15"),
-        ("x is - 5", "-5"),
-        ("x - 5", "5"),
-        ("minus: -5", "-5"),
-        ("7 minus 5", "5"),
-        ("it equals \u22123.", "-3"),
-        ("1,234,567 in all.", "1234567"),
-        ("The total is 1 000.", "1000"),
-        ("98+93 191", "191"),  # no groups of one number
-        ("3 7 100", "100"),
-        ("3,4", "4"),
-        ("0.5 or 1/2", "1/2"),
+        ("114", "98+93=191\n191-77=114"),
+        ("-5", "7-12=-5 ¦ x is - 5 ¦ minus: -5"),
+        ("5", "so 12-5 ¦ 3 \u2013 5 ¦ x - 5 ¦ 7 minus 5"),  # a minus between two numbers is no sign
+        ("15", "between 12\u201315"),
+        ("-3", "it equals \u22123."),
+        ("-8", "7\n- 8"),
+        ("1234567", "1,234,567 in all."),
+        ("1000", "The total is 1 000."),
+        ("191", "98+93 191"),  # no groups of one number
+        ("100", "3 7 100"),
+        ("4", "3,4"),
+        ("1/2", "0.5 or 1/2"),
         ("12.50", "12.50"),  # as precise as it was written
-        ("2.5e-05", "2.5e-5"),
-        ("it costs $1,000.50 in total", "1000.50"),
-        ("about 45° or so", "45"),
-        ("7\n- 8", "-8"),
-        ("no idea", None),
+        ("2.5e-5", "2.5e-05"),
+        ("1000.50", "it costs $1,000.50 in total"),
+        ("45", "about 45° or so"),
+        (None, "no idea"),
     ],
 )
-def test_the_last_number_of_a_text(text, last):
-    assert answers.last_number(text) == last
+def test_the_last_number_of_a_text(last, texts):
+    for text in texts.split(" ¦ "):
+        assert answers.last_number(text) == last, text
 
 
 @pytest.mark.parametrize(
@@ -82,12 +69,9 @@ def test_the_last_number_of_a_text(text, last):
         ("`cat`", "`dog`", "`cat`"),  # unless the truth has it too
         ("_ Q _\nQ _ _", "Q _ _\n_ Q _", "_ Q _\nQ _ _"),
         ("3*4", "4*3", "3*4"),
-        ("<answer>\u22123</answer>", "-3", "-3"),
         ("<answer>1 000</answer>", "1000", "1000"),
-        ("<answer>.3</answer>", "0.3", "0.3"),
         ("no idea", "4", "no idea"),
         ("<answer></answer>", "4", ""),
-        ("", "4", ""),
     ],
 )
 def test_the_answer_to_a_task(response, truth, answer):
@@ -113,26 +97,15 @@ def test_the_answer_that_is_stated(response, answer):
     assert answers.stated(response) == answer
 
 
-@pytest.mark.parametrize(("value", "text"), [("073", "73"), ("73.0", "73"), (" 73 ", "73"), ("0", "0"), ("999", "999")])
-def test_whole_numbers_of_contests(value, text):
-    assert answers.whole_number(value, 999) == text
-
-
-@pytest.mark.parametrize("value", ["7_3", "1e2", "x", "-1", "1000", "2.5", "336^\\circ", "", "٧٣", "7 3", "1" * 5000])
-def test_what_is_no_whole_number_of_a_contest(value):
-    with pytest.raises(ValueError, match="not a whole number of 0 to 999"):
-        answers.whole_number(value, 999)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        *[(34, "34"), (34.0, "34"), ("34.0", "34"), (" 34 ", "34"), (10**23 + 1, "1" + "0" * 22 + "1"), ("x=5", "x=5")],
-        *[("2024-01-01", "2024-01-01"), ("-2.00", "-2"), ("2.50", "2.50"), ("0.0.0", "0.0.0")],
-    ],
-)
-def test_ground_truths_lose_type_and_idle_zeros(value, text):
-    assert answers.ground_truth(value) == text
+def test_truths_lose_type_and_idle_zeros_and_whole_numbers_leading_ones():
+    given = [34, 34.0, "34.0", " 34 ", 10**23 + 1, "x=5", "2024-01-01", "-2.00", "2.50", "0.0.0"]
+    kept = ["34", "34", "34", "34", "1" + "0" * 22 + "1", "x=5", "2024-01-01", "-2", "2.50", "0.0.0"]
+    assert [answers.ground_truth(value) for value in given] == kept
+    whole = [answers.whole_number(text, 999) for text in ("073", "73.0", " 73 ", "0", "999")]
+    assert whole == ["73", "73", "73", "0", "999"]
+    for text in ("7_3", "1e2", "x", "-1", "1000", "2.5", "336^\\circ", "", "٧٣", "7 3", "1" * 5000):
+        with pytest.raises(ValueError, match="not a whole number of 0 to 999"):
+            answers.whole_number(text, 999)
 
 
 @pytest.mark.parametrize(
@@ -165,32 +138,24 @@ def value_by_python(text: str) -> Fraction | None:
 
 
 def test_corrupted_numbers_have_the_value_that_python_reads_or_none(count: int = 3000):
-    """Digits, signs, points, bars and letters put into plain numbers: another reader of the same notation agrees."""
+    """Another reader of the same notation agrees; and a corrupted form of any kind is read in plain digits or not."""
     rng = random.Random(27)
     for _ in range(count):
         text = corrupted(rng, rng.choice(["1234", "-73", "0.25", "3/4", "-1.5", "1e3", "12/5"]), "0123456789.-/ex")
         found, right = answers.number(text), value_by_python(text.rstrip("."))
-        assert found == right or found is None and not (right is not None and re.fullmatch(r"-?\d+(\.\d+)?", text)), (
-            text
-        )
-
-
-def test_corrupted_forms_of_any_kind_are_read_or_not(count: int = 3000):
-    rng = random.Random(28)
-    for _ in range(count):
+        unread = found is None and not (right is not None and re.fullmatch(r"-?\d+(\.\d+)?", text))
+        assert found == right or unread, text
         text = corrupted(rng, rng.choice(PAIRS)[0], "019.,-+/*^_{}()$%\\e −\u2009½²")
         answers.number(text)
         last = answers.last_number(text)
         assert last is None or answers.PLAIN_TRUTH.fullmatch(last)
 
 
-@pytest.mark.parametrize(
-    "piece", ["9", "-", "1 ", "1,000", "\\boxed{", "*", "$", "{", "1/", "\\frac{", "answer", "=", "`"]
-)
-def test_reading_is_quick_whatever_is_repeated(piece):
-    text, start = piece * 3000, time.process_time()
-    for response in (text, "Answer: " + text, text + "5", f"<answer>{text}</answer>"):
-        answers.final(response, "5")
-        answers.final(response, "cat")
-        answers.stated(response)
-    assert time.process_time() - start < 3
+def test_reading_is_quick_whatever_is_repeated():
+    for piece in ("9", "-", "1 ", "1,000", "\\boxed{", "*", "$", "{", "1/", "\\frac{", "answer", "=", "`"):
+        text, start = piece * 3000, time.process_time()
+        for response in (text, "Answer: " + text, text + "5", f"<answer>{text}</answer>"):
+            answers.final(response, "5")
+            answers.final(response, "cat")
+            answers.stated(response)
+        assert time.process_time() - start < 3, piece

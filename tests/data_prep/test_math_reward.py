@@ -29,16 +29,8 @@ from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
 from tests.data_prep.test_answers import FORMS, PAIRS, corrupted, value_by_python
 
-COUNT = 1000
-IN_THREADS = 100  # of those, some of which take all of their time
 LIMIT = 0.3
 KEYS = {"score", "acc", "pred", "timed_out", "paper", "verified"}
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    trace = tmp_path_factory.mktemp("code") / "t"
-    return hostile_completions(COUNT, seed=1, path=str(trace)), trace
 
 
 def score(response: Any, truth: Any = "5", **options: Any) -> dict[str, Any]:
@@ -87,7 +79,11 @@ def test_verdicts_are_verls_to_the_bit(count: int = 2000):
     pairs += [(text, "5") for text in hostile_completions(count - len(pairs), seed=2, path="/nowhere/t")]
     assert len(pairs) == count
     for response, truth in pairs:
-        ours, verls = score(response, truth), default_compute_score("math_dapo", response, truth)
+        start = time.process_time()
+        ours = score(response, truth)
+        assert time.process_time() - start < 0.5
+        check(ours)
+        verls = default_compute_score("math_dapo", response, truth)
         assert (ours["score"], ours["acc"], ours["paper"]) == (verls["score"], verls["acc"], verls["acc"])
         assert ours["pred"] == "".join(c if c.isprintable() else "\ufffd" for c in verls["pred"])
 
@@ -194,9 +190,6 @@ def test_what_cannot_judge_is_an_error_and_no_verdict(monkeypatch: pytest.Monkey
         score("Answer: 6", math_verify=True)
 
 
-# Hostile answers
-
-
 def check(verdict: dict[str, Any]) -> None:
     """Complete, finite, +1 or -1, and fit for a log file."""
     assert set(verdict) == KEYS
@@ -206,27 +199,17 @@ def check(verdict: dict[str, Any]) -> None:
     json.dumps(verdict, ensure_ascii=False).encode("utf-8")
 
 
-def test_hostile_completions_through_the_papers_scorer(hostile: tuple[list[str], Path]):
-    slowest = 0.0
-    for completion in hostile[0]:
-        start = time.process_time()
-        check(score(completion))
-        slowest = max(slowest, time.process_time() - start)
-    assert slowest < 0.5
-    assert not hostile[1].exists()
-
-
-def test_hostile_completions_by_value_in_threads(hostile: tuple[list[str], Path]):
+def test_hostile_completions_by_value_in_threads(tmp_path: Path, count: int = 100):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     score("Answer: 6+0", math_verify=True, time_limit=20.0)
     with ThreadPoolExecutor(8) as threads:
         verify = partial(score, math_verify=True, time_limit=LIMIT)
-        verdicts = list(threads.map(verify, hostile[0][:IN_THREADS]))
+        verdicts = list(threads.map(verify, hostile_completions(count, seed=1, path=str(tmp_path / "trace"))))
     for verdict in verdicts:
         check(verdict)
     assert sum(verdict["timed_out"] for verdict in verdicts) >= 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
-    assert not hostile[1].exists()
+    assert not list(tmp_path.iterdir())
     assert verified("10/2", "5")
 
 
