@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from cppo_verl import jsonlines
 from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.reporting import logs
 
@@ -67,8 +68,8 @@ class Run:
 
     def last_logged(self) -> int:
         """The last step in any of the run's logs."""
-        texts = [path.read_bytes() for path in (self.folder / "logs").glob("metrics-*.jsonl")]
-        return max([0, *(int(step) for text in texts for step in re.findall(rb'^\{"step":(\d+),', text, re.MULTILINE))])
+        lines = [line for path in (self.folder / "logs").glob("metrics-*.jsonl") for line in jsonlines.lines(path)]
+        return max((line.value["step"] for line in lines if not line.fault), default=0)
 
     def newest_whole(self) -> int:
         """The newest step of which every file is there and loads; 0 without one."""

@@ -133,4 +133,4 @@ def score(task: Trace | Branch, model: Transformer) -> float:
     if isinstance(task, Branch):
         return exact.expected_reward(task, task.tables(model))
     asked = task.prompts(256, torch.Generator().manual_seed(999))
-    return float(task.reward(asked, sample(model, asked, task.length, 999).tokens).mean())
+    return float(task.reward(asked, sample(model, asked, task.length, 999)[0]).mean())
