@@ -1,6 +1,7 @@
 """GPU-hours on paper: a roofline with stated efficiencies. Good for an order of magnitude, no promise."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from recipe.memory import Memory
 from recipe.settings import Settings
@@ -22,47 +23,28 @@ class Assumptions:
     host_bandwidth: float = 200e9  # of a node, bytes/s, where AdamW runs there (28 bytes a parameter and update)
 
 
-@dataclass(frozen=True)
-class Hours:
-    """Seconds of a step by part; those of a validation, which comes every ``test_freq`` steps."""
+class Hours(NamedTuple):
+    """Seconds of a step by part, of a validation, and of a step with its share of these; hours of the run."""
 
     generation: float
     update: float
     overhead: float
     validation: float
-    steps: int
-    test_freq: int
-    gpus: int
-
-    @property
-    def step(self) -> float:  # with its share of the validations
-        return self.generation + self.update + self.overhead + self.validation / max(self.test_freq, 1)
-
-    @property
-    def wall_hours(self) -> float:
-        return self.step * self.steps / 3600
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.wall_hours * self.gpus
+    step: float
+    wall_hours: float
+    gpu_hours: float
 
 
 def estimate(shape: Shape, s: Settings, memory: Memory, a: Assumptions | None = None) -> Hours:
-    """Seconds and hours of a run."""
     a = a or Assumptions()
     mean = a.mean_response * s.response_tokens
     flops = s.responses * (mean + s.prompt_tokens / 2) * training_flops(shape, mean, s.checkpointing)
-    validations = VALIDATION_PROMPTS * s.val_n if s.test_freq > 0 else 0
+    generation, update = _generation(shape, s, memory, a, s.responses), flops / (s.gpus * a.flops * a.utilization)
     on_host = 28 * shape.parameters / s.nodes / a.host_bandwidth * s.updates if s.offload_policy else 0
-    return Hours(
-        generation=_generation(shape, s, memory, a, s.responses),
-        update=flops / (s.gpus * a.flops * a.utilization),
-        overhead=a.overhead + on_host,
-        validation=_generation(shape, s, memory, a, validations),
-        steps=s.steps,
-        test_freq=s.test_freq,
-        gpus=s.gpus,
-    )
+    validation = _generation(shape, s, memory, a, VALIDATION_PROMPTS * s.val_n) if s.test_freq > 0 else 0.0
+    step = generation + update + a.overhead + on_host + validation / max(s.test_freq, 1)
+    wall = step * s.steps / 3600
+    return Hours(generation, update, a.overhead + on_host, validation, step, wall, wall * s.gpus)
 
 
 def training_flops(shape: Shape, length: float, checkpointing: bool) -> float:
@@ -73,8 +55,6 @@ def training_flops(shape: Shape, length: float, checkpointing: bool) -> float:
 
 def _generation(shape: Shape, s: Settings, memory: Memory, a: Assumptions, responses: int) -> float:
     """Seconds to decode: every token reads the weights once a batch and its own cache; the longest goes on alone."""
-    if not responses:
-        return 0.0
     mean, prompt = a.mean_response * s.response_tokens, s.prompt_tokens / 2
     each = responses / s.replicas
     together = max(min(each, memory.cache_tokens / (prompt + mean)), 1)

@@ -6,7 +6,7 @@ differ from model to model (Table 3) come from the environment: DELTA, DELTA_B, 
 
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 KNOB = "actor_rollout_ref.actor.policy_loss."
@@ -71,6 +71,7 @@ RELATIVES = {
     "sapo": Method("sapo", "SAPO, verl's own", estimator=""),
 }
 METHODS = {**TABLE_1, **ABLATIONS, **RELATIVES}
+CHOICES = {"METHOD": tuple(METHODS), "ESTIMATOR": ("topk", "binary"), "FOLLOW": ("paper", "scripts")}
 
 
 def overrides(name: str, environment: Mapping[str, str]) -> list[str]:
@@ -83,23 +84,19 @@ def overrides(name: str, environment: Mapping[str, str]) -> list[str]:
     Raises:
         ValueError: a name outside its list; the message holds the list.
     """
-    estimator, follow = environment.get("ESTIMATOR", "topk"), environment.get("FOLLOW", "paper")
-    _require("METHOD", name, METHODS)
-    _require("ESTIMATOR", estimator, ("topk", "binary"))
-    _require("FOLLOW", follow, ("paper", "scripts"))
+    chosen = {"METHOD": name, "ESTIMATOR": "topk", "FOLLOW": "paper"}
+    chosen |= {variable: environment[variable] for variable in ("ESTIMATOR", "FOLLOW") if variable in environment}
+    for variable, allowed in CHOICES.items():
+        if chosen[variable] not in allowed:
+            raise ValueError(f"{variable}={chosen[variable]!r} is not one of: {' '.join(allowed)}")
     method = METHODS[name]
     knobs = {knob: environment[TABLE_3[knob]] for knob in method.table_3}
     if method.estimator != "":
-        knobs["estimator"] = method.estimator or estimator
+        knobs["estimator"] = method.estimator or chosen["ESTIMATOR"]
     settings = {KNOB + knob: value for knob, value in {**knobs, **method.changed}.items()}
-    if follow == "scripts":
+    if chosen["FOLLOW"] == "scripts":
         settings.update(SCRIPTS)
     return [f"+trust_region={method.preset}", *(f"{key}={value}" for key, value in settings.items())]
-
-
-def _require(variable: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{variable}={value!r} is not one of: {' '.join(allowed)}")
 
 
 if __name__ == "__main__":  # without a name, all of them with their meaning

@@ -1,5 +1,6 @@
 """What a plan reads from a run's Hydra overrides, with Python alone."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -62,17 +63,14 @@ class Settings:
 
 def parse(overrides: Sequence[str]) -> dict[str, Any]:
     """Key to value, a number where it is one; the last one of a key counts, as in Hydra."""
-    pairs = (text.partition("=") for text in overrides if "=" in text)
-    return {key.lstrip("+"): _value(text) for key, _, text in pairs}
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return WORDS.get(text.lower(), text.strip("'\""))
+    found: dict[str, Any] = {}
+    for key, equals, text in (override.partition("=") for override in overrides):
+        if equals:
+            found[key.lstrip("+")] = WORDS.get(text.lower(), text.strip("'\""))
+            for kind in (float, int):
+                with contextlib.suppress(ValueError):
+                    found[key.lstrip("+")] = kind(text)
+    return found
 
 
 def read(overrides: Sequence[str]) -> Settings:

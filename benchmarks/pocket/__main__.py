@@ -21,8 +21,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 DOC, TABLES = DOCS / "evidence.md", DOCS / "evidence"  # the page holds the claims, each table between two marks
 
 TRIED = {  # what --try prints
-    "contrasts": ["setting", "a", "b", "effect", "low", "high", "n", "wins"],
-    "rules": ["setting", "rule", "n", "masked_share", "best", "best_half", "final", "final_half", "kept", "tv_last"],
+    "contrasts": "setting a b effect low high n wins",
+    "rules": "setting rule n masked_share best best_half final final_half kept tv_last",
 }
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket", description=__doc__.splitlines()[0])
     parser.add_argument("--grid", choices=GRIDS, default="grid", help="which file of this folder")
     parser.add_argument("--quick", action="store_true", help="toy sizes; nothing to conclude from")
-    tried = "compare this preset, by name or by file, with CPPO and DPPO; may be repeated"
-    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="PRESET", help=tried)
+    tried = {"dest": "tried", "action": "append", "default": [], "metavar": "PRESET"}
+    parser.add_argument("--try", **tried, help="by name or file, beside CPPO and DPPO; may be repeated")
     parser.add_argument("--seeds", type=int, default=8, help="of --try (%(default)s)")
     parser.add_argument("--out", type=Path, help="default: the grid's results here, runs/pocket-quick or -try")
     parser.add_argument("--processes", type=int, default=2)
@@ -58,7 +58,7 @@ def main() -> None:
     elif args.tried:
         print(claims)
         for name, columns in TRIED.items():
-            table = pandas.read_csv(out / f"{name}.csv")[columns]
+            table = pandas.read_csv(out / f"{name}.csv")[columns.split()]
             print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")
 
 

@@ -21,11 +21,10 @@ from cppo_verl import atomic, presets
 GRID = Path(__file__).with_name("grid.yaml")
 TABLE = "results.csv.gz"
 RUN = "all"  # in the column ``step``: the line of a whole run, beside those of its evaluations
-SECONDS_BETWEEN_WRITES = 20.0  # a killed grid repeats the runs since the last write
 
 
 class Spec(NamedTuple):
-    """One run; ``setting`` and ``rule`` are names in the grid."""
+    """One run, by names in the grid."""
 
     setting: str
     rule: str
@@ -75,19 +74,13 @@ def trial(grid: dict[str, Any], tried: list[str], seeds: int) -> dict[str, Any]:
 
 
 def specs(grid: dict[str, Any]) -> Iterator[Spec]:
-    """All runs, so ordered that an interrupted grid has whole comparisons: part by part, then the extra seeds.
-
-    Two seeds go side by side, so that two processes do not wait for the same warm start.
-    """
-    pairs, extra = (
-        [seeds[i : i + 2] for i in range(0, len(seeds), 2)] for seeds in (grid["seeds"], grid["extra_seeds"])
-    )
-    order = [(part, pair) for part in grid["plan"] for pair in pairs]
-    order += [(part, pair) for pair in extra for part in grid["plan"]]
-    for part, pair in order:
-        for setting in part["settings"]:
-            for rule in grid["rules"] if part["rules"] == "all" else part["rules"]:
-                yield from (Spec(setting, rule, seed) for seed in pair if seed in part.get("seeds", pair))
+    """All runs, so ordered that an interrupted grid has whole comparisons: part by part, then the extra seeds."""
+    order = [(part, seed) for part in grid["plan"] for seed in grid["seeds"]]
+    order += [(part, seed) for seed in grid["extra_seeds"] for part in grid["plan"]]
+    for part, seed in order:
+        if seed in part.get("seeds", [seed]):
+            rules = grid["rules"] if part["rules"] == "all" else part["rules"]
+            yield from (Spec(setting, rule, seed) for setting in part["settings"] for rule in rules)
 
 
 def fingerprint(grid: dict[str, Any], spec: Spec) -> str:
@@ -125,7 +118,7 @@ def execute(grid: dict[str, Any], out: Path, processes: int) -> None:
     if changed:
         raise ValueError(f"{out} has runs of another grid ({len(changed)}), e.g. {changed[0]}; use another --out")
     todo = [s for s in specs(grid) if s not in done]
-    began, written = time.monotonic(), -SECONDS_BETWEEN_WRITES  # the first run is written at once
+    began = time.monotonic()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_worker) as pool:
         futures = {
             pool.submit(_timed, grid["settings"][s.setting], grid["rules"][s.rule], s.seed, out): s for s in todo
@@ -134,11 +127,8 @@ def execute(grid: dict[str, Any], out: Path, processes: int) -> None:
             s, (curve, seconds) = futures[future], future.result()
             runs.append({**s._asdict(), "step": RUN, "spec": fingerprint(grid, s), "seconds": seconds, **_whole(curve)})
             curves += [{**s._asdict(), **row} for row in curve]
-            spent = time.monotonic() - began
-            if spent - written > SECONDS_BETWEEN_WRITES or count == len(todo):
-                write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
-                written = spent
-            left = spent / count * (len(todo) - count) / 60
+            write(out, pandas.DataFrame(runs), pandas.DataFrame(curves))
+            left = (time.monotonic() - began) / count * (len(todo) - count) / 60
             print(f"{count}/{len(todo)} {'/'.join(map(str, s))} {seconds:.1f} s, about {left:.1f} min left", flush=True)
 
 

@@ -28,11 +28,8 @@ def policy_loss(rule: dict[str, Any], length: int) -> Loss:
 
     ``log_pi`` and ``log_anchor`` are full log-laws (batch, length, vocabulary); a rule sees of them what its estimator
     may. The anchor is mu or the proximal policy; ``weights`` (batch, length) then carry the way from mu to there.
-    ``scale`` is what ``budget_target`` has made of the thresholds.
-
-    Args:
-        rule: ``preset``, the config ``folder`` that it lies in if it is not ours, and overrides of its ``policy_loss``.
-        length: of every response, and the loss's scale factor.
+    ``scale`` is what ``budget_target`` has made of the thresholds. ``rule`` has a ``preset``, the config ``folder`` of
+    one that is not ours, and overrides of its ``policy_loss``; ``length`` is of every response.
     """
     own = dict(rule)
     folders = [Path(own.pop("folder"))] if "folder" in own else []

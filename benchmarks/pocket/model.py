@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,24 +54,18 @@ class Transformer(nn.Module):
         return self.head(self.norm(x)), kept
 
 
-class Rollout(NamedTuple):
-    """tokens (batch, length) int64, and the full log-law each was drawn from, (batch, length, vocabulary)."""
-
-    tokens: Tensor
-    log_mu: Tensor
-
-
 @torch.no_grad()
-def sample(model: Transformer, prompts: Tensor, length: int, seed: int, temperature_noise: float = 0.0) -> Rollout:
+def sample(model: Transformer, prompts: Tensor, length: int, seed: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     """Draw ``length`` tokens after prompts (batch, width), by inverse CDF on a stream of uniforms fixed by the seed.
 
-    Args:
-        temperature_noise: each token is drawn at temperature exp(noise * N(0, 1)), an engine that does not compute
-            quite the law it was given; ``log_mu`` is the law really used.
+    Each is drawn at temperature exp(noise * N(0, 1)): an engine that does not compute quite the law it was given.
+
+    Returns:
+        Tokens (batch, length), and the log-law that each was really drawn from, (batch, length, vocabulary).
     """
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(length, len(prompts), 1, generator=generator)
-    scale = torch.exp(temperature_noise * torch.randn(length, len(prompts), 1, generator=generator))
+    scale = torch.exp(noise * torch.randn(length, len(prompts), 1, generator=generator))
     token, past, tokens, laws = prompts, None, [], []
     for t in range(length):
         logits, past = model(token, past)
@@ -80,7 +73,7 @@ def sample(model: Transformer, prompts: Tensor, length: int, seed: int, temperat
         token = (law.exp().cumsum(-1) < uniforms[t]).sum(-1, keepdim=True).clamp_max(law.shape[-1] - 1)
         tokens.append(token)
         laws.append(law)
-    return Rollout(torch.cat(tokens, -1), torch.stack(laws, 1))
+    return torch.cat(tokens, -1), torch.stack(laws, 1)
 
 
 def response_log_law(model: Transformer, prompts: Tensor, tokens: Tensor) -> Tensor:

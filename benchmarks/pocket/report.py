@@ -109,14 +109,16 @@ def figures(grid: dict[str, Any], runs: DataFrame, curves: DataFrame, file: Path
         own = runs[runs.setting == setting]
         rules = [rule for rule in grid["rules"] if (own.rule == rule).any()]
         means = own.groupby("rule").mean(numeric_only=True).loc[rules].fillna(0.0)
-        for rule in [rule for rule in (*MAIN, *grid.get("drawn", ())) if rule in rules]:
+        for place, rule in enumerate((*MAIN, *grid.get("drawn", ()))):  # a rule has one colour in all settings
+            if rule not in rules:
+                continue
             curve = curves[(curves.setting == setting) & (curves.rule == rule)]
             steps = curve.groupby(curve.step.astype(int))["score"].apply(lambda values: interval(list(values)))
             mean, low, high = zip(*steps, strict=True)
-            (line,) = scores.plot(steps.index, mean, label=rule)
-            scores.fill_between(steps.index, low, high, color=line.get_color(), alpha=0.1)
+            scores.plot(steps.index, mean, color=f"C{place}", label=rule)
+            scores.fill_between(steps.index, low, high, color=f"C{place}", alpha=0.1)
             bins = curve.filter(like="tv_bin").mean().dropna()
-            positions.plot([(i + 0.5) / len(bins) for i in range(len(bins))], bins, color=line.get_color())
+            positions.plot([(i + 0.5) / len(bins) for i in range(len(bins))], bins, color=f"C{place}")
         others = [rule for rule in rules if rule != "dppo"]
         for height, rule in enumerate(others):
             mean, low, high = interval(list(difference(runs, [setting, rule, "dppo"], "best")))

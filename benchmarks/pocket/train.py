@@ -59,7 +59,7 @@ def _imitate(model: Transformer, task: Trace | Branch, steps: int, rate: float, 
 
 
 def run(setting: Row, rule: Row, seed: int, cache: Path) -> list[Row]:
-    """Rows of the learning curve, one an evaluation; the first is before training and has scores alone.
+    """Rows of the learning curve, one an evaluation; the first is before training and has its score alone.
 
     The order of prompts, the uniforms that samples are drawn with, and the warm start depend on setting and seed only.
     """
@@ -113,11 +113,8 @@ def run(setting: Row, rule: Row, seed: int, cache: Path) -> list[Row]:
 
 
 def _moved(drift: list[torch.Tensor]) -> Row:
-    """Full-vocabulary TV of the trained policy from the rollout: a step's mean, its first and last update, by position.
-
-    ``bound_usage`` is the certificate's realised sum over Theorem 1's residual at the paper's thresholds, after all
-    updates of the batch but one.
-    """
+    """Full-vocabulary TV of the trained policy from the rollout: a step's mean, its first and last update, by position;
+    and the certificate's realised sum over Theorem 1's residual, after all updates of the batch but one."""
     together, last = torch.cat(drift), drift[-1]
     mask = torch.ones_like(last, dtype=torch.bool)
     weights = linear_weights(mask, REFERENCE["w_min"], last.dtype)
@@ -133,4 +130,4 @@ def score(task: Trace | Branch, model: Transformer) -> float:
     if isinstance(task, Branch):
         return exact.expected_reward(task, task.tables(model))
     asked = task.prompts(256, torch.Generator().manual_seed(999))
-    return float(task.reward(asked, sample(model, asked, task.length, 999).tokens).mean())
+    return float(task.reward(asked, sample(model, asked, task.length, 999)[0]).mean())

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cppo_verl import atomic
+from cppo_verl import atomic, jsonlines
 from cppo_verl.errors import UserError
 
 POINTER = "latest_checkpointed_iteration.txt"
@@ -210,10 +210,8 @@ def recover_record(root: Path, step: int, logs: Path, started: str) -> Path | No
 
 def _logs_training_of(step: int, path: Path) -> bool:
     """Whether a log holds the training record of ``step`` (validation before training repeats the step alone)."""
-    with path.open("rb") as log:
-        for line in log:
-            if line.startswith(b'{"step":%d,' % step):
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # torn, or of somebody else
-                    if any(not name.startswith("val-") for name in json.loads(line)["data"]):
-                        return True
+    for line in jsonlines.lines(path):
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # torn, or of somebody else
+            if line.value["step"] == step and any(not name.startswith("val-") for name in line.value["data"]):
+                return True
     return False

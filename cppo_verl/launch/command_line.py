@@ -48,10 +48,18 @@ def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence
     chosen = presets.section(preset, folders, KEY_PREFIX) | own_knobs(values)
     kind: type[TrustRegionKnobs] = TrustRegionKnobs
     if presets.is_from_outside(preset, folders) or chosen.get("rule_module"):
+        from cppo_verl.trust_region import extensions
+        from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, knobs_of_rule
+
+        mode, module = str(chosen.get("loss_mode")), chosen.get("rule_module")
+        module = module and extensions.resolve(str(module), [*folders, Path.cwd()])
         try:
-            kind = _bring(chosen, folders)
+            extensions.bring(mode, module)
         except KnobError as error:
             return [str(error)]
+        if mode not in RULES and mode not in VERL_LOSSES:
+            return [extensions.unknown_rule(mode, module)]
+        kind = knobs_of_rule(mode)
     return out_of_range(chosen, kind)
 
 
@@ -73,20 +81,3 @@ def out_of_range(chosen: Mapping[str, Any], kind: type[TrustRegionKnobs] = Trust
         if name in chosen and "${" not in str(chosen[name]):
             setattr(knobs, name, chosen[name])
     return knob_problems(knobs)
-
-
-def _bring(chosen: Mapping[str, Any], folders: Sequence[Path]) -> type[TrustRegionKnobs]:
-    """The class of the knobs of a rule that may come from outside.
-
-    Raises:
-        KnobError: its module cannot be imported, or does not define it.
-    """
-    from cppo_verl.trust_region import extensions
-    from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, knobs_of_rule
-
-    mode, module = str(chosen.get("loss_mode")), chosen.get("rule_module")
-    module = module and extensions.resolve(str(module), [*folders, Path.cwd()])
-    extensions.bring(mode, module)
-    if mode not in RULES and mode not in VERL_LOSSES:
-        raise KnobError(extensions.unknown_rule(mode, module))
-    return knobs_of_rule(mode)

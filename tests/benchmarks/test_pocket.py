@@ -75,9 +75,9 @@ def test_sampling_with_the_cache_reports_the_law_of_a_full_forward():
     model, prompts = random_model(task), task.prompts(16, torch.Generator().manual_seed(1))
     tokens, log_mu = sample(model, prompts, task.length, seed=5)
     torch.testing.assert_close(log_mu, response_log_law(model, prompts, tokens), atol=2e-5, rtol=1e-4)
-    assert torch.equal(tokens, sample(model, prompts, task.length, seed=5).tokens)
-    assert not torch.equal(tokens, sample(model, prompts, task.length, seed=6).tokens)
-    tokens, log_mu = sample(model, prompts, task.length, 5, temperature_noise=0.2)
+    assert torch.equal(tokens, sample(model, prompts, task.length, seed=5)[0])
+    assert not torch.equal(tokens, sample(model, prompts, task.length, seed=6)[0])
+    tokens, log_mu = sample(model, prompts, task.length, 5, noise=0.2)
     own = response_log_law(model, prompts, tokens)
     assert float(full_tv(own, log_mu).mean()) > 0.005
     assert torch.equal(own.argmax(-1), log_mu.argmax(-1))  # a temperature keeps the order

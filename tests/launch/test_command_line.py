@@ -97,19 +97,27 @@ def test_options_come_in_any_place_and_check_composes_the_run(capsys, tmp_path, 
 
 def test_a_preset_in_a_folder_of_the_search_path(tmp_path, registries, capsys):
     own_rule.write(tmp_path)
-    own = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own"]
-    assert command_line.problems([*own, KEY + "grace=0"]) == []
-    both = command_line.problems([*own, KEY + "grace=-1", KEY + "w_min=0"])
-    assert both == [f"{KEY}w_min=0 is outside (0, 1].", f"{KEY}grace=-1 is outside [0, inf)."]
-    for wrong, said in (
-        ([*own, KEY + "rule_module=nowhere.py"], [f"{KEY}rule_module=nowhere.py cannot be imported"]),
-        ([*own, KEY + "loss_mode=onw"], ["loss_mode='onw' is not one of", "defines own"]),
-        ([own[0], "+trust_region=onw"], ["own", "cppo"]),
+    search, own = f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=own"
+    over_ours = "# @package _global_\ndefaults: [cppo_kl, _self_]\n"  # whose range of delta it then has
+    (tmp_path / "trust_region/mine.yaml").write_text(over_ours)
+    misread = tmp_path / "trust_region/misread.yaml"
+    misread.write_text("# mine\n" + over_ours)
+    (tmp_path / "trust_region/cppo.yaml").write_text(over_ours)
+    for given, problems in (
+        ([own, KEY + "grace=0"], []),
+        ([own, KEY + "grace=-1", KEY + "w_min=0"], ["w_min=0 is outside (0, 1]", "grace=-1 is outside [0, inf)"]),
+        ([own, KEY + "rule_module=nowhere.py"], ["rule_module=nowhere.py cannot be imported"]),
+        ([own, KEY + "loss_mode=onw"], ["defines own"]),
+        (["+trust_region=onw"], ["own"]),
+        (["+trust_region=mine", KEY + "delta=1.5"], []),
+        (["+trust_region=mine", KEY + "delta=-1"], ["delta=-1 is outside (0, inf)"]),
+        (["+trust_region=misread"], [f"{misread} has to begin with the line '# @package _global_'"]),
+        (["+trust_region=cppo"], ["is a preset of this package"]),
     ):
-        (problem,) = command_line.problems(wrong)
-        assert all(words in problem for words in said)
+        found = command_line.problems([search, *given])
+        assert len(found) == len(problems) and all(map(str.__contains__, found, problems)), found
     # the whole check finds the rule beside its preset
-    whole = ["run", "RUN", "--check", *own, "actor_rollout_ref.rollout.n=8", *PATHS]
+    whole = ["run", "RUN", "--check", search, own, "actor_rollout_ref.rollout.n=8", *PATHS]
     assert main.main(whole) == 0 and "own" in capsys.readouterr().out
     assert main.main([*whole, KEY + "grace=-1"]) == 2 and "grace=-1" in capsys.readouterr().err
 
@@ -121,23 +129,3 @@ def test_a_preset_of_an_installed_package(tmp_path, registries, monkeypatch):
     assert command_line.problems(["+trust_region=own"]) == []
     wrong = command_line.problems(["+trust_region=own", KEY + "grace=x"])
     assert wrong == [f"{KEY}grace='x' must be a whole number in [0, inf)."]
-
-
-def test_a_preset_of_ones_own_over_one_of_ours(tmp_path):
-    (tmp_path / "trust_region").mkdir()
-    text = "# @package _global_\ndefaults: [cppo_kl, _self_]\nactor_rollout_ref: {actor: {policy_loss: {delta: 0.3}}}\n"
-    (tmp_path / "trust_region/mine.yaml").write_text(text)
-    given = [f"hydra.searchpath=[file://{tmp_path}]", "+trust_region=mine"]
-    assert presets.section("mine", [tmp_path], KEY_PREFIX)["delta_b"] == 0.002
-    assert command_line.problems([*given, KEY + "delta=-1"]) == [f"{KEY}delta=-1 is outside (0, inf)."]
-
-
-def test_a_preset_that_hydra_would_misread_or_miss(tmp_path, registries):
-    own_rule.write(tmp_path)
-    file = tmp_path / "trust_region/own.yaml"
-    file.write_text("# mine\n" + file.read_text())
-    (problem,) = command_line.problems([f"hydra.searchpath=[{tmp_path}]", "+trust_region=own"])
-    assert str(file) in problem and "'# @package _global_'" in problem
-    file.rename(file.with_name("cppo.yaml"))
-    (problem,) = command_line.problems([f"hydra.searchpath=[{tmp_path}]", "+trust_region=cppo"])
-    assert "is a preset of this package" in problem and "cppo.yaml" in problem
