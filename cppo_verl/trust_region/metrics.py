@@ -54,11 +54,9 @@ def combine(parts: Iterable[MetricSums]) -> MetricSums:
     counts: dict[str, float] = {}
     maxima: dict[str, float] = {}
     for part in parts:
-        for whole, values in ((sums, part.sums), (counts, part.counts)):
-            for name, value in values.items():
-                whole[name] = whole.get(name, 0.0) + value
-        for name, value in part.maxima.items():
-            maxima[name] = max(value, maxima.get(name, value))
+        sums |= {name: sums.get(name, 0.0) + value for name, value in part.sums.items()}
+        counts |= {name: counts.get(name, 0.0) + value for name, value in part.counts.items()}
+        maxima |= {name: max(maxima.get(name, value), value) for name, value in part.maxima.items()}
     return MetricSums(sums, counts, maxima)
 
 
@@ -206,20 +204,16 @@ def nonfinite(tokens: Tokens) -> dict[str, Tensor]:
 
 
 def refuse_nonfinite(tokens: Tokens, divergence: Tensor) -> None:
-    """Say what is not finite, if that is a fault.
-
-    Raises:
-        FloatingPointError: with tensor, number of tokens and rows.
-    """
-    lines = []
+    """Raise FloatingPointError with tensor, number of tokens and rows, if what is not finite is a fault."""
+    faults = []
     for name, bad in nonfinite(tokens).items():
-        if bool(bad.any()):
-            rows = bad.any(-1).nonzero().flatten().tolist()
-            lines.append(f"{name}: {int(bad.sum())} tokens in rows {rows[:8]}{'...' if len(rows) > 8 else ''}")
-    if not lines and not bool(divergence.isfinite().all()):
-        lines = ["the divergence, of finite log-probs"]
-    if lines:
-        cause = "; ".join(lines)
+        rows = bad.any(-1).nonzero().flatten().tolist()
+        if rows:
+            faults.append(f"{name}: {int(bad.sum())} tokens in rows {rows[:8]}{'...' if len(rows) > 8 else ''}")
+    if not faults and not bool(divergence.isfinite().all()):
+        faults = ["the divergence, of finite log-probs"]
+    if faults:
         raise FloatingPointError(
-            f"non-finite values in the policy loss of this micro-batch: {cause}. The optimizer step was not taken."
+            f"non-finite values in the policy loss of this micro-batch: {'; '.join(faults)}. "
+            "The optimizer step was not taken."
         )

@@ -30,29 +30,20 @@ LISTENERS: list[Callable[[str], None]] = []  # called with the name of each rule
 class Capability:
     """What a rule can do and what it reads; the defaults rule nothing out.
 
-    Attributes:
-        knobs: the class of its knobs.
-        reads: knobs that its decision depends on, beside those that stand before or after any rule: ``divergence``,
-            ``estimator``, ``topk``, ``anchor``, ``ratio_cap``, ``on_nonfinite``, and ``trace``, ``trace_cap`` unless
-            it has a weight of its own.
-        gates: values of ``gate`` that it understands.
-        scales: ``budget_target`` may scale its ``delta`` and ``delta_b``.
-        own_weight: it brings the importance weight itself, so that ``trace`` has no effect.
-        needs_kl: its thresholds are those of a KL (``divergence=kl``).
-        whole_response: it keeps or drops whole responses.
-        token_threshold: ``delta`` is what the D_t of a single token is held against.
-        prefix_budget: it weighs D_t by position, and what a prefix spends is held against ``delta_b``.
+    ``reads`` are the knobs that its decision depends on, beside those that stand before or after any rule:
+    ``divergence``, ``estimator``, ``topk``, ``anchor``, ``ratio_cap``, ``on_nonfinite``, and ``trace``, ``trace_cap``
+    unless it has a weight of its own.
     """
 
-    knobs: type[TrustRegionKnobs] = TrustRegionKnobs
+    knobs: type[TrustRegionKnobs] = TrustRegionKnobs  # the class of its knobs
     reads: tuple[str, ...] = ()
-    gates: tuple[str, ...] = GATES
-    scales: bool = True
-    own_weight: bool = False
-    needs_kl: bool = False
-    whole_response: bool = False
-    token_threshold: bool = False
-    prefix_budget: bool = False
+    gates: tuple[str, ...] = GATES  # values of ``gate`` that it understands
+    scales: bool = True  # ``budget_target`` may scale its ``delta`` and ``delta_b``
+    own_weight: bool = False  # it brings the importance weight itself, so that ``trace`` has no effect
+    needs_kl: bool = False  # its thresholds are those of a KL (``divergence=kl``)
+    whole_response: bool = False  # it keeps or drops whole responses
+    token_threshold: bool = False  # ``delta`` is what the D_t of a single token is held against
+    prefix_budget: bool = False  # it weighs D_t by position, and holds what a prefix spends against ``delta_b``
 
 
 CAPABILITIES: dict[str, Capability] = {}
@@ -191,9 +182,8 @@ def soft_gate(tokens: Tokens, excess: Tensor, knobs: TrustRegionKnobs) -> Tensor
 def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """MinPRO: no mask; the weight is rho_t times the smallest rho_j of the preceding prefix (arXiv 2601.22718).
 
-    From that paper's abstract: a non-cumulative surrogate of the prefix ratio, "based on" the minimum token ratio of
-    the preceding prefix. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it is
-    capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
+    From that paper's abstract. Ours by choice: the factor is 1 for the first token, the product is stop-graded, and it
+    is capped at ``ratio_cap`` (1 + eps_high in the preset) with no lower clip, as CISPO does with its weight.
     """
     smallest = before(tokens.ratio.masked_fill(~tokens.mask, torch.inf).cummin(-1).values, torch.inf)  # over j < t
     weight = tokens.ratio * smallest.masked_fill(smallest.isinf(), 1.0)
@@ -205,12 +195,10 @@ def minpro(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdi
 def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """GBPO: pull rho_t toward 1 + delta sign(A_t), from either side and with the slope |A_t| (arXiv 2604.18578).
 
-    Theirs: the best policy within the ratio bound is (1 + epsilon sign A) mu, and the loss is
-    |A_t| |rho_t - (1 + epsilon sign A)|, whose gradient is the surrogate's below the target and its opposite beyond.
-    In their LLM code the sign is that of the reward less its group's median, and the target of a reward at the median
-    is 1. Ours: the sign of A_t, which is all that a policy loss is given; with rewards of 0 and 1 they differ for the
-    responses of the group's majority, which theirs holds at ratio 1. Ours too: rho_t enters the weight capped at
-    ``ratio_cap``, and the bound epsilon is ``delta``.
+    Theirs is the loss |A_t| |rho_t - (1 + epsilon sign A)|, whose gradient is the surrogate's below the target and its
+    opposite beyond; in their LLM code the sign is that of the reward less its group's median, and the target at the
+    median is 1. Ours: epsilon is ``delta``, rho_t enters the weight capped at ``ratio_cap``, and the sign is A_t's, all
+    that a policy loss is given; with rewards of 0 and 1 they differ for the group's majority, which theirs holds at 1.
     """
     up, down = tokens.advantages > 0, tokens.advantages < 0
     beyond = (up & (tokens.ratio > 1 + knobs.delta)) | (down & (tokens.ratio < 1 - knobs.delta))

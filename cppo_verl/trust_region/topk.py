@@ -1,13 +1,11 @@
 """Top-K divergence of the trained policy pi from the rollout policy mu at one token, and its compact coding.
 
 The vocabulary is reduced to mu's top-K tokens, the sampled token y, and one category with the rest of the mass
-(arXiv 2602.04879, appendix; K = 20 in arXiv 2606.10968). A coarser partition never increases TV or KL, so
-binary <= top-K <= full vocabulary (in the KL but for a floor, see ``topk_kl``). Everything runs in float32 (float64
-stays float64) and is meant to be called under ``torch.no_grad``. Nothing here imports verl.
+(arXiv 2602.04879, appendix; K = 20 in arXiv 2606.10968), so that binary <= top-K <= full vocabulary (in the KL but for
+a floor, see ``topk_kl``). Runs in float32 (float64 stays float64), and is meant to be called under ``torch.no_grad``.
 
-An entry whose mu log-prob is minus infinity is absent: it is no category, and its mass counts as rest on both sides.
-A token without any entry therefore gets the binary divergence. The sampled token is always a category of its own with
-its exact log-probs; an entry that repeats it must be absent (``without_sampled``).
+An entry whose mu log-prob is minus infinity is absent: its mass counts as rest on both sides, and a token without any
+entry gets the binary divergence. An entry that repeats the sampled token must be absent (``without_sampled``).
 """
 
 import math
@@ -84,14 +82,10 @@ def without_sampled(log_mu: Tensor, ids: Tensor, sampled_ids: Tensor) -> Tensor:
 
 
 def log_probs_at(chosen: Tensor, sampled: Tensor, log_prob: Tensor) -> Tensor:
-    """log pi at K tokens from their logits, reusing the normaliser of the sampled token; no pass over the vocabulary.
+    """log pi at K tokens from their logits without a pass over the vocabulary: logit(k) - logit(y) + log pi(y).
 
-    log Z = logit(y) - log pi(y), so log pi(k) = logit(k) - logit(y) + log pi(y).
-
-    Args:
-        chosen: (..., K) logits of the listed tokens, divided by the sampling temperature like those of ``log_prob``.
-        sampled: (...) logit of the sampled token.
-        log_prob: (...) log pi(y) from the same logits.
+    ``chosen`` (..., K) and ``sampled`` (...) are logits of the listed and the sampled tokens, divided by the sampling
+    temperature like those of ``log_prob`` (...).
     """
     return chosen + (log_prob - sampled).unsqueeze(-1)
 
@@ -108,9 +102,9 @@ HEADER = 2  # int16 words before the counts: the number of tokens
 def encode_log_probs(log_probs: Tensor) -> Tensor:
     """16-bit codes of log-probs, uniform in sqrt(-log p), int16; log-probs below -64 become -64, -inf stays.
 
-    The relative error of a decoded probability is at most sqrt(-log p) / 8191.75 (1.3e-4 at p = 1/3). A TV from decoded
-    log-probs is off by at most half the sum of p sqrt(-log p) / 8191.75, which by Jensen is at most sqrt(H) / 16383.5
-    with H the entropy of the categories in nats, and H <= log(K + 2): 1.1e-4 at K = 20.
+    The relative error of a decoded probability is at most sqrt(-log p) / STEPS. A TV from decoded log-probs is off by
+    at most half the sum of p sqrt(-log p) / STEPS, by Jensen at most sqrt(H) / (2 STEPS) with H <= log(K + 2) the
+    entropy of the categories in nats: 1.1e-4 at K = 20.
     """
     code = ((-log_probs.double()).clamp(0.0, 64.0).sqrt() * STEPS).round()
     code = code.masked_fill(log_probs == -torch.inf, NOTHING)
@@ -137,9 +131,8 @@ def pack(ids: Tensor, log_probs: Tensor, sampled_ids: Tensor, sampled: Tensor, c
     Args:
         ids, log_probs: (tokens, columns) integer and floating, in any order; minus infinity marks an absent entry.
         sampled_ids, sampled: (tokens,) the sampled tokens and their log-probs.
-        cutoff: entries of lower probability are dropped and their mass counts as rest. The result is still a lower
-            bound of the full divergence and no less than the binary one; TV loses at most the sum of max(p, q) over
-            the dropped tokens.
+        cutoff: entries of lower probability are dropped and their mass counts as rest; TV loses at most the sum of
+            max(p, q) over them.
 
     Raises:
         ValueError: when the shapes disagree.
@@ -159,9 +152,7 @@ def pack(ids: Tensor, log_probs: Tensor, sampled_ids: Tensor, sampled: Tensor, c
 
 
 def unpack(packed: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (tokens, k) int64, mu's log-probs (tokens, k) float32, and mu's rest mass (tokens,) float32.
-
-    Absent entries have id 0 and log-prob minus infinity.
+    """Ids (tokens, k) int64, mu's log-probs (tokens, k) float32 (0, minus infinity where absent); its rest (tokens,).
 
     Raises:
         ValueError: when the vector's length contradicts its header, or a token has more than ``k`` entries.

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.config import ActorConfig
 
 from cppo_verl.integration.config import TrustRegionLossConfig, knobs_of
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob, knob_names, limits_of
-from tests.helpers import actor_config
 
 
 def test_defaults_are_the_papers_base_setting():
@@ -74,19 +73,13 @@ def test_a_bad_knob_is_named_with_its_value_and_range(name: str, value: object, 
         assert str(caught.value) == f"{KEY_PREFIX}.{name}={value!r} {said}."
 
 
-@pytest.mark.parametrize("name", limits_of())
-def test_every_knob_has_a_range_and_a_meaning(name: str):
-    assert limits_of()[name].doc
+def test_every_knob_has_a_range_and_a_meaning_and_all_that_are_bad_are_told_at_once():
+    names = [field.name for field in dataclasses.fields(TrustRegionKnobs)]
+    assert list(limits_of()) == list(knob_names()) == names and all(limits.doc for limits in limits_of().values())
     for nothing_of_any_kind in ([], math.nan):
-        with pytest.raises(KnobError, match=rf"\.{name}="):
-            TrustRegionKnobs(**{name: nothing_of_any_kind})
-    assert set(limits_of()) == set(knob_names()) == {field.name for field in dataclasses.fields(TrustRegionKnobs)}
-
-
-def test_every_bad_knob_is_reported_at_once():
-    with pytest.raises(KnobError) as caught:
-        TrustRegionKnobs(w_min=0, topk=0, weights="cosine")
-    assert [name in str(caught.value) for name in ("w_min", "topk", "weights", "delta")] == [True, True, True, False]
+        with pytest.raises(KnobError) as caught:
+            TrustRegionKnobs(**dict.fromkeys(names, nothing_of_any_kind))
+        assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [f"{KEY_PREFIX}.{n}" for n in names]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +96,6 @@ def test_every_bad_knob_is_reported_at_once():
 def test_the_ends_of_the_ranges_are_allowed(good: dict):
     knobs = OwnKnobs(**good)
     assert {name: getattr(knobs, name) for name in good} == good
-
-
-def test_no_knob_hides_one_of_verls():
-    assert not set(knob_names()) & {field.name for field in dataclasses.fields(PolicyLossConfig)}
 
 
 # ---- through verl
@@ -157,8 +146,3 @@ def test_loss_mode_without_a_preset_is_refused_with_the_remedy():
     assert knobs_of(compose({"_target_": OURS["_target_"]})).loss_mode == "cppo"  # the remedy works
     with pytest.raises(KnobError):
         knobs_of(None)
-
-
-def test_knobs_cannot_be_changed_behind_the_check():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        actor_config().policy_loss.delta = -1

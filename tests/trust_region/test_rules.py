@@ -9,8 +9,7 @@ import torch
 
 from cppo_verl.trust_region.gate import attenuate
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
-from cppo_verl.trust_region.rules import evaluate, position_weights
-from cppo_verl.trust_region.tokens import Tokens
+from cppo_verl.trust_region.rules import evaluate
 from tests import reference
 from tests.helpers import Batch, batch_of, decide, random_batch, run_loss
 from tests.helpers import actor_config as actor
@@ -197,52 +196,16 @@ def test_the_first_clause_of_nearly_equal_log_probs_in_float32():
     assert different == []
 
 
-def test_gradient_is_the_surrogates():
-    """-A min(rho, 20) / tokens where kept, 0 elsewhere, to float64 rounding."""
-    batch = random_batch(seed=5, rows=80, width=20)
-    batch.log_prob[::7] += 5  # some ratios beyond the cap
-    batch.log_prob.clamp_(max=-1e-7)
-    batch.old_log_prob[::7] -= 5
-    chosen = settings("tv", ("response", None), "quantile", "linear")
-    _, gradient, _ = run_loss("cppo", batch, actor(**chosen))
-    tokens = int(batch.mask.sum())
-    expected = torch.zeros_like(gradient)
-    capped = 0
-    for row, (response, decisions) in enumerate(
-        zip(batch.responses(), decide(batch, TrustRegionKnobs(**chosen)), strict=True)
-    ):
-        for column, decision in decisions.items():
-            expected[row, column] = reference.coefficient(response, column) / tokens if decision.kept else 0.0
-            rho = reference.ratio(response.log_pi[column], response.log_mu[column])
-            capped += decision.kept and rho > 20 and response.advantages[column] != 0
-    assert capped > 10
-    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=0)
-
-
-@pytest.mark.parametrize("kind", ["tv", "kl"])
-def test_dppo_keeps_what_equation_3_keeps(kind: str):
-    """Constant weights and no budget in the reference; ``dppo`` ignores the knobs of the schedule and the budget."""
-    chosen = settings(kind, ("response", None), "none", "constant")
-    every, different = compare(random_batch(seed=31, rows=400, width=20), "dppo", chosen)
-    assert different == []
-    assert len(every) > 3000
-    assert sum(not d.kept for d in every) > 100
-    batch = random_batch(seed=32, rows=50, width=20)
-    plain = run_loss("dppo", batch, actor(**chosen))
-    other = run_loss("dppo", batch, actor(**chosen | {"weights": "linear", "budget": "quantile"}))
-    assert torch.equal(plain[1], other[1])
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["tv", "kl"])
-def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, dtype: torch.dtype):
+@pytest.mark.parametrize(("kind", "gate"), [("tv", "hard"), ("kl", "hard"), ("tv", "soft")])
+def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, gate: str, dtype: torch.dtype):
+    """``dppo`` ignores the knobs of the schedule and the budget."""
     for seed in range(5):
         batch = random_batch(seed, rows=100, width=25, per_token_advantage=seed % 2 == 0).to(dtype)
-        chosen = settings(kind, HORIZONS[seed % 3], "none", "constant")
+        chosen = settings(kind, HORIZONS[seed % 3], "none", "constant") | {"gate": gate}
         loss, gradient, _ = run_loss("cppo", batch, actor(**chosen))
-        other_loss, other_gradient, _ = run_loss("dppo", batch, actor(**chosen))
-        assert torch.equal(loss, other_loss)
-        assert torch.equal(gradient, other_gradient)
+        other = run_loss("dppo", batch, actor(**chosen | {"weights": "linear", "budget": "quantile"}))
+        assert torch.equal(loss, other[0]) and torch.equal(gradient, other[1])
         assert (gradient != 0).any()
 
 
@@ -262,27 +225,6 @@ def test_trm_by_hand():
     assert kept("trm_max_avg", batch, divergence="kl", delta=0.09, delta_b=0.06) == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("name", ["trm_max", "trm_avg", "trm_max_avg"])
-def test_trm_against_loops(name: str):
-    batch = random_batch(seed=14, rows=300, width=20)
-    chosen = {"divergence": "kl", "delta": 0.02 if name == "trm_avg" else 0.1, "delta_b": 0.01}
-    _, gradient, _ = run_loss(name, batch, actor(**chosen))
-    whole = []
-    for row, response in enumerate(batch.responses()):
-        values = response.divergences("kl")
-        if not values or all(response.advantages[i] == 0 for i in response.columns):
-            continue
-        mean = sum(values) / len(values)
-        keep = {
-            "trm_max": max(values) <= 0.1,
-            "trm_avg": mean <= 0.02,
-            "trm_max_avg": max(values) <= 0.1 and mean <= 0.01,
-        }[name]
-        whole.append(keep)
-        assert all((gradient[row, i] != 0).item() == keep for i in response.columns)
-    assert 40 < sum(whole) < len(whole) - 40
-
-
 def test_minpro_by_hand():
     """rho = 1.2 .5 .8 2: weights 1.2, .5 * 1.2, .8 * .5, 2 * .5; the cap of 1.1 cuts the first."""
     rho = torch.tensor([[1.2, 0.5, 0.8, 2.0]], dtype=torch.float64)
@@ -293,17 +235,6 @@ def test_minpro_by_hand():
 
 
 # ---- the pieces around it
-
-
-def test_a_shuffle_stays_the_same_while_the_policy_moves():
-    """It depends on the rollout and the seed, so every update on a batch sees the same weights."""
-    batch = random_batch(seed=16, rows=20, width=12)
-    knobs = TrustRegionKnobs(weights="shuffled", w_min=0.5)
-    before = position_weights(batch.tokens(), knobs)
-    moved = dataclasses.replace(batch, log_prob=batch.log_prob - 0.1, advantages=-batch.advantages)
-    assert torch.equal(position_weights(moved.tokens(), knobs), before)
-    other_seed = dataclasses.replace(knobs, shuffle_seed=1)
-    assert not torch.equal(position_weights(batch.tokens(), other_seed), before)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -338,41 +269,19 @@ def test_soft_gate_against_loops(attenuation: str, budget: str):
 @pytest.mark.parametrize("kind", ["inverse", "sapo"])
 def test_attenuation_is_admissible(kind: str, dtype: torch.dtype):
     """g(x) = 1 up to 1, in [0, 1], non-increasing, x g(x) <= 1 (Appendix C)."""
-    inside = torch.linspace(0, 1, 101, dtype=dtype)
-    assert (attenuate(inside, kind) == 1).all()
+    rounding = torch.finfo(dtype).eps
+    assert (attenuate(torch.linspace(0, 1, 101, dtype=dtype), kind) == 1).all()
     outside = torch.cat([torch.linspace(1, 5, 5001, dtype=dtype), torch.logspace(0.7, 30, 2000, dtype=dtype)])
     g = attenuate(outside, kind)
-    rounding = torch.finfo(dtype).eps
-    assert (g >= 0).all()
-    assert (g <= 1).all()
-    assert (g.diff() <= rounding).all()
-    assert (outside * g <= 1 + rounding).all()
-    assert g[0] == 1  # continuous at the threshold
-    assert attenuate(outside.new_tensor([2.0]), "inverse").item() == 0.5
+    assert g[0] == 1 and (g >= 0).all() and (g.diff() <= rounding).all() and (outside * g <= 1 + rounding).all()
 
 
-def test_tokens_refuse_unequal_shapes_by_name():
-    batch = random_batch(seed=12, rows=2, width=3)
-    with pytest.raises(ValueError, match=r"response_mask.*\(2, 2\)"):
-        Tokens.of(batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask[:, :2])
-    with pytest.raises(ValueError, match="batch, length"):
-        Tokens.of(*(x.flatten() for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)))
-
-
-@pytest.mark.parametrize(
-    ("given", "used"),
-    [
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_arithmetic_is_at_least_float32(given: torch.dtype, used: torch.dtype):
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_arithmetic_is_at_least_float32(given: torch.dtype):
     tokens = random_batch(seed=13, rows=2, width=3).to(given).tokens()
-    assert {tokens.log_prob.dtype, tokens.old_log_prob.dtype, tokens.advantages.dtype, tokens.ratio.dtype} == {used}
     _, divergence = evaluate("cppo", tokens, TrustRegionKnobs())
-    assert divergence.dtype == used
+    used = torch.float64 if given == torch.float64 else torch.float32
+    assert {x.dtype for x in (tokens.log_prob, tokens.old_log_prob, tokens.advantages, divergence)} == {used}
 
 
 # ---- gates that pull back
@@ -413,14 +322,6 @@ def test_restoring_turns_what_the_hard_mask_drops(budget: str, kind: str, name: 
     _, _, hard_reported = run_loss(name, batch, actor(**chosen))
     for share in ("masked_share", "masked_share_token_threshold", "masked_share_by_position/9"):
         assert reported[prefix + share] == pytest.approx(hard_reported[prefix + share], rel=1e-6)
-
-
-def test_soft_dppo_is_soft_cppo_without_weights_and_budget():
-    batch = random_batch(seed=41, rows=100, width=20)
-    chosen = settings("tv", ("response", None), "none", "constant") | {"gate": "soft"}
-    one, other = run_loss("dppo", batch, actor(**chosen)), run_loss("cppo", batch, actor(**chosen))
-    assert torch.equal(one[1], other[1])
-    assert not torch.equal(one[1], run_loss("dppo", batch, actor(**chosen | {"gate": "hard"}))[1])
 
 
 def test_gbpo_by_hand():

@@ -155,11 +155,10 @@ def test_a_vanished_rest_stays_finite():
 
 def test_impossible_tokens():
     """A listed token that pi gives probability 0 costs its mass in TV and IMPOSSIBLE in KL, as the sampled one does."""
-    gone = torch.tensor([[-torch.inf]])
-    half = torch.tensor([[math.log(0.5)]])
-    assert topk.topk_tv(gone, half, torch.tensor([0.0]), torch.tensor([math.log(0.5)])).item() == pytest.approx(0.5)
-    assert topk.topk_kl(gone, half, torch.tensor([0.0]), torch.tensor([math.log(0.5)])).item() == IMPOSSIBLE
-    assert topk.topk_kl(half, half, torch.tensor([-torch.inf]), torch.tensor([math.log(0.5)])).item() == IMPOSSIBLE
+    gone, half = torch.tensor([[-torch.inf]]), torch.tensor([[math.log(0.5)]])
+    assert topk.topk_tv(gone, half, torch.tensor([0.0]), half[0]).item() == pytest.approx(0.5)
+    assert topk.topk_kl(gone, half, torch.tensor([0.0]), half[0]).item() == IMPOSSIBLE
+    assert topk.topk_kl(half, half, gone[0], half[0]).item() == IMPOSSIBLE
 
 
 def test_log_probs_from_logits_and_the_sampled_log_prob():
@@ -170,43 +169,13 @@ def test_log_probs_from_logits_and_the_sampled_log_prob():
     torch.testing.assert_close(found, policies.at(policies.log_pi, policies.ids), rtol=1e-9, atol=1e-9)
 
 
-# ---- what must not go unnoticed
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_mutations_show(kind: str):
-    """Each way to feed the wrong log-probs moves the divergence away from the definition."""
-    policies = Policies(8, 5)
-    truth = policies.by_categories(kind)
-    log_mu = topk.without_sampled(policies.at(policies.log_mu, policies.ids), policies.ids, policies.sampled_ids)
-
-    def error(log_pi: Tensor, log_mu: Tensor = log_mu) -> float:
-        return (topk.TOPK[kind](log_pi, log_mu, *policies.sampled) - truth).abs().mean().item()
-
-    log_pi = policies.at(policies.log_pi, policies.ids)
-    assert error(log_pi) < 1e-6
-    mutants = {
-        "off by one": policies.at(policies.log_pi.roll(1, 0), policies.ids),
-        "ids in another order than log-probs": policies.at(policies.log_pi, policies.ids.flip(-1)),
-        "another temperature": policies.at((policies.pi_logits / 1.2).log_softmax(-1), policies.ids),
-        "a wrong normaliser": log_pi + 0.05,
-    }
-    for name, mutant in mutants.items():
-        assert error(mutant) > 1e-3, name
-    assert error(log_pi, policies.at(policies.log_mu, policies.ids)) > 1e-3, "the sampled token counted twice"
-
-
 # ---- coding
-
-
-def test_codes_by_hand():
-    codes = topk.encode_log_probs(torch.tensor([0.0, -1.0, -4.0, -64.0, -100.0, -torch.inf]))
-    assert (codes.int() + 32768).tolist() == [0, 8192, 16384, 65534, 65534, 65535]  # 8191.75 and 16383.5, rounded
-    assert topk.decode_log_probs(codes)[0] == 0 and topk.decode_log_probs(codes)[-1] == -torch.inf
 
 
 def test_decoded_log_probs_are_within_the_stated_error():
     log_probs = -torch.logspace(-9, math.log10(64), 20_000, dtype=torch.float64)
+    ends = topk.decode_log_probs(topk.encode_log_probs(torch.tensor([0.0, -100.0, -torch.inf])))
+    assert ends.tolist() == [0.0, pytest.approx(-64, rel=1e-4), -torch.inf]
     decoded = topk.decode_log_probs(topk.encode_log_probs(log_probs)).double()
     allowed = (-log_probs).sqrt() / topk.STEPS + 0.25 / topk.STEPS**2 + 2e-7 * -log_probs
     assert ((decoded - log_probs).abs() <= allowed).all()
