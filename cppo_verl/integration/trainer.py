@@ -33,9 +33,8 @@ from cppo_verl.trust_region.thresholds import next_scale
 def measure_from_the_steps_start(config: DictConfig) -> None:
     """``anchor=proximal``: the trust region is measured from the trained policy at the start of the step.
 
-    verl's decoupled mode does it: it recomputes ``old_log_probs`` with the step's first weights (one more forward over
-    the batch), and its rollout correction brings the way from mu to there as a truncated importance weight a token,
-    unless a user has chosen another.
+    verl's decoupled mode recomputes ``old_log_probs`` with those weights, and its rollout correction brings the way
+    from mu to there as a truncated importance weight a token, unless a user has chosen another.
     """
     with open_dict(config):
         correction = config.algorithm.rollout_correction
@@ -47,11 +46,8 @@ def measure_from_the_steps_start(config: DictConfig) -> None:
 class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
     """What a trust region adds to each of verl's trainers; options under ``trainer.v1.trust_region``.
 
-    Args:
-        config: the composed verl config.
-
     Raises:
-        RunConfigError: when the config cannot give a correct trust-region run.
+        RunConfigError: when the composed ``config`` cannot give a correct trust-region run.
     """
 
     def __init__(self, config: DictConfig):
@@ -104,21 +100,18 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
             return batch
         field = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
         rewards = torch.stack([row.sum() for row in _stored(batch, field)])
-        if name == skip.OURS:
-            batch = self._with_session_advantages(batch, rewards)
+        sessions = (batch.keys, rewards, self.config.algorithm)
+        advantages = estimator.session_advantages(*sessions) if name == skip.OURS else None
+        if advantages is not None:
+            masks = _stored(batch, "response_mask")
+            rows = [one * mask for one, mask in zip(advantages, masks, strict=True)]
+            nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+            batch = _with_fields(batch, advantages=nested, returns=nested)
         flags = skip.zero_variance(batch.keys, rewards.tolist(), name)
         self.zero_variance = {key for key, flag in zip(batch.keys, flags, strict=True) if flag}
         real = [flag for flag, padding in zip(flags, _is_padding(batch), strict=True) if not padding]
         metrics["trust_region/zero_variance_share"] = sum(real) / max(len(real), 1)
         return batch
-
-    def _with_session_advantages(self, batch: KVBatchMeta, rewards: torch.Tensor) -> KVBatchMeta:
-        advantages = estimator.session_advantages(batch.keys, rewards, self.config.algorithm)
-        if advantages is None:
-            return batch
-        rows = [one * mask for one, mask in zip(advantages, _stored(batch, "response_mask"), strict=True)]
-        nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-        return _with_fields(batch, advantages=nested, returns=nested)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.use_topk and checks.is_proximal(self.config):
