@@ -85,7 +85,7 @@ def _validation(runs: Runs, model: str) -> Panels:
     panel = _score_panel("score", "Validation score" if kind == ACCURACY else capital(kind), runs, model, rings=True)
     reward = kind == TRAINING_REWARD
     what = "Unweighted mean over the validation sets at every validated step, not smoothed."
-    words = {"title": "Training reward" if reward else "Validation"}
+    words: dict[str, object] = {"title": "Training reward" if reward else "Validation"}
     words["what"] = "Means of a twentieth of the run." if reward else what
     words["up_to"] = f" up to T_stop = {stop} (vertical line)" if stop else ""
     return [panel] if panel else [], words

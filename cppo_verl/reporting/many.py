@@ -17,7 +17,7 @@ from cppo_verl.reporting.labels import LabelError, model_key
 from cppo_verl.reporting.plots import Line
 from cppo_verl.reporting.study import Study
 from cppo_verl.reporting.template import render
-from cppo_verl.reporting.text import count
+from cppo_verl.reporting.text import count, minus
 
 TITLE = "The paper's tables and figures, from our runs"
 Comparisons = Mapping[str, Comparison]  # by model
@@ -44,8 +44,8 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
             files[f"figures/{_slug(picture.model)}-{picture.key}.{kind}"] = data
     files["report.html"] = html_page(study, results, compared, drawn, title)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        atomic.write(out / name, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
+    for name, content in files.items():
+        atomic.write(out / name, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     return [out / name for name in files]
 
 
@@ -117,10 +117,10 @@ def _summary(study: Study, results: tables.Results) -> str:
     cells = [cell for row in results.values() for cell in row.values()]
     of = Counter(cell["state"] for cell in cells)
     said = f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
-    said += f"scored, {of['collapse']} collapsed and {of['missing']} are missing; {of['unscored']} have no score."
-    if gaps := [abs(cell["avg"]["gap"]) for cell in cells if cell["avg"]["gap"] is not None]:
-        mean = sum(gaps) / len(gaps)
-        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {max(gaps):.2f}."
+    said += f"scored, {of['collapse']} collapsed, {of['unscored']} without a score and {of['missing']} missing."
+    if gaps := [cell["avg"]["gap"] for cell in cells if cell["avg"]["gap"] is not None]:
+        mean, most = sum(map(abs, gaps)) / len(gaps), minus(f"{max(gaps, key=abs):+.2f}")
+        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {most}."
     unfinished = sum(cell["unfinished"] for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
 
