@@ -113,7 +113,6 @@ def summaries(study: Study, compared: Comparisons) -> list[str]:
 
 
 def _summary(study: Study, results: tables.Results) -> str:
-    """How much of the tables there is, and how far it is from the paper."""
     cells = [cell for row in results.values() for cell in row.values()]
     of = Counter(cell["state"] for cell in cells)
     said = f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
@@ -126,19 +125,16 @@ def _summary(study: Study, results: tables.Results) -> str:
 
 
 def _stand_in_words(picture: Picture) -> str:
-    """What the numbers in PNG and PDF stand for."""
     found = pictures.stand_ins([line.name for line in picture.lines])
     odd = [f"{shown} is {name}" for name, shown in found.items() if name != shown]
     return f" In PNG and PDF, {'; '.join(odd)}." if odd else ""
 
 
 def _swatch(line: Line) -> dict[str, Any]:
-    """Width and dashes of a line in a legend of the page."""
     width = 2.4 if line.width >= curves.BOLD_WIDTH else 1.8
     dashes = "" if isinstance(line.dash, str) else " ".join(f"{width * part:g}" for part in line.dash[1])
     return {"color": line.color, "width": width, "dashes": dashes}
 
 
 def _slug(text: str) -> str:
-    """``text`` as part of a file's name and of an id."""
     return re.sub(r"[^a-z0-9_]+", "-", model_key(text)).strip("-") or "model"
