@@ -31,7 +31,7 @@ SURE = 3.0  # standard errors
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a study: an ``arm`` of the plan with a seed, in a folder of its own."""
+    """One training run: an ``arm`` of the plan with a seed, in a folder of its own."""
 
     arm: str
     seed: int
@@ -41,8 +41,7 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """What the run script is given."""
-        own = {"SEED": self.seed, "RUN": self.folder}
-        return {key: str(value) for key, value in {**self.variables, **own}.items()}
+        return {key: str(value) for key, value in {**self.variables, "SEED": self.seed, "RUN": self.folder}.items()}
 
     def step(self) -> int:
         """The last step in its log; 0 before the first."""
@@ -52,16 +51,11 @@ class Run:
             return 0
 
     def finished(self) -> bool:
-        """Whether its last step is there."""
         return self.step() >= int(self.variables["STEPS"])
 
 
 def load(name: str) -> dict[str, Any]:
-    """The plan of a study.
-
-    Raises:
-        FileNotFoundError: there is none of that name; the message names those there are.
-    """
+    """The plan of a study; a FileNotFoundError names those there are."""
     path = PLANS / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no study {name!r}: {', '.join(sorted(plan.stem for plan in PLANS.glob('*.yaml')))}")
@@ -71,10 +65,9 @@ def load(name: str) -> dict[str, Any]:
 
 def runs(plan: Mapping[str, Any], work: Path) -> list[Run]:
     """All runs, seed by seed, so that a study that is cut short has whole seeds."""
+    besides, found = plan.get("besides", {}), []
     pairs = [(arm, seed) for seed in plan["seeds"] for arm in plan["arms"]]
-    besides = plan.get("besides", {})
     pairs += [(arm, seed) for arm, values in besides.items() for seed in values["seeds"]]
-    found = []
     for arm, seed in pairs:
         values = {**plan["arms"], **besides}[arm]
         variables = {**plan["settings"], **values["variables"]}
@@ -130,20 +123,21 @@ def read(plan: Mapping[str, Any], work: Path) -> str:
 def _course(run: Run) -> str:
     """How a run went on its way: masking, divergence, age of its data, time."""
     frame = logs.read_run(run.folder).frame
-    text = "no masked share in its log"
-    if names.MASKED in frame:
-        masked = frame[names.MASKED].dropna()  # the validation before the first step has none
-        text = f"masked in {(masked > 0).mean():.0%} of the steps, {masked.mean():.2%} of the tokens"
-    if names.DIVERGENCE_MEAN in frame:
-        text += f"; mean divergence {frame[names.DIVERGENCE_MEAN].mean():.5f}"
-    if names.BEHIND_MEAN in frame:
-        text += f"; {frame[names.BEHIND_MEAN].mean():.2f} versions behind"
-    if names.TIME_STEP in frame:
-        text += f"; {frame[names.TIME_STEP].median():.2f} s a step"  # validation is not in it
-    for stage, key in (("rollout", names.TOKEN_GEN), ("update", names.TOKEN_UPDATE)):
-        if key in frame:
-            text += f"; {stage} {1000 / frame[key].median():.0f} tokens a second"
-    return text
+    logged = {name: frame[name].dropna() for name in frame}  # the validation before the first step logs no training
+    said = ["no masked share in its log"]
+    if names.MASKED in logged:
+        masked = logged[names.MASKED]
+        said = [f"masked in {(masked > 0).mean():.0%} of the steps, {masked.mean():.2%} of the tokens"]
+    for name, tell in (
+        (names.DIVERGENCE_MEAN, lambda values: f"mean divergence {values.mean():.5f}"),
+        (names.BEHIND_MEAN, lambda values: f"{values.mean():.2f} versions behind"),
+        (names.TIME_STEP, lambda values: f"{values.median():.2f} s a step"),  # validation is not in it
+        (names.TOKEN_GEN, lambda values: f"rollout {1000 / values.median():.0f} tokens a second"),
+        (names.TOKEN_UPDATE, lambda values: f"update {1000 / values.median():.0f} tokens a second"),
+    ):
+        if name in logged:
+            said.append(tell(logged[name]))
+    return "; ".join(said)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

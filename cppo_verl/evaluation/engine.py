@@ -97,7 +97,7 @@ def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list
     same = {name: getattr(sampling, name) for name in ("n", "temperature", "top_p", "top_k")}
     for row, ids in prompts.ids.items():
         room = min(sampling.max_response_length, prompts.max_model_len - len(ids))
-        own = {"seed": _seed(sampling.seed, row), "max_tokens": room}
+        own: dict[str, Any] = {"seed": _seed(sampling.seed, row), "max_tokens": room}
         parameters = SamplingParams(**same, **own, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
         engine.add_request(str(row), {"prompt_token_ids": ids}, parameters)
     while engine.has_unfinished_requests():

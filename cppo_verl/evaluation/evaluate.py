@@ -27,11 +27,7 @@ class Request:
 
 
 def evaluate(request: Request, say: Say = print) -> dict[str, Any]:
-    """Evaluate, writing all results under the output folder; returns the summary (see ``tables.summarise``).
-
-    Raises:
-        EvaluationError: anything the user can put right.
-    """
+    """Evaluate, writing all results under the output folder; returns the summary (see ``tables.summarise``)."""
     if request.part_size < 1:
         raise EvaluationError(f"--part-size {request.part_size}: give 1 or more problems")
     source = checkpoint.locate(request.model)

@@ -7,6 +7,7 @@ decoding notices. This is verl's merger with that step replaced.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -38,7 +39,11 @@ class PreciseMerger(FSDPModelMerger):
 
 def merge(actor: Path, target: Path, trust_remote_code: bool) -> None:
     """Write the model of ``actor`` (shards, huggingface/) into the existing folder ``target``."""
-    folders = {"local_dir": str(actor), "target_dir": str(target), "hf_model_config_path": str(actor / "huggingface")}
+    folders: dict[str, Any] = {
+        "local_dir": str(actor),
+        "target_dir": str(target),
+        "hf_model_config_path": str(actor / "huggingface"),
+    }
     config = ModelMergerConfig("merge", "fsdp", trust_remote_code=trust_remote_code, **folders)
     merger = PreciseMerger(config)
     merger.merge_and_save()

@@ -56,7 +56,6 @@ def read(files: Sequence[Path]) -> list[Problem]:
 
 
 def sha256(file: Path) -> str:
-    """Hexadecimal sha256 of the file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -115,7 +115,6 @@ def plain(truth: Any) -> str:
 
 
 def _is_right(scorer: Scorer, problem: Problem, answer: str) -> bool:
-    """Whether the scorer finds ``answer`` right in any of the forms that prompts ask for."""
     found = (score(scorer, problem, Response(problem.row, 0, probe.format(answer), 0, "stop")) for probe in PROBES)
     return any((one.reward or 0.0 if one.acc is None else one.acc) > 0 for one in found)
 

@@ -105,7 +105,9 @@ def write(out: Path, summary: Mapping[str, Any], problems: Sequence[Problem], sa
 
 def console(summary: Mapping[str, Any]) -> str:
     """The benchmarks and their mean, in percent for accuracies, as text."""
-    rows = [("benchmark", "problems", "samples", "score", "std error", "sampling only", "cut off", "scoring errors")]
+    rows: list[tuple[str, ...]] = [
+        ("benchmark", "problems", "samples", "score", "std error", "sampling only", "cut off", "scoring errors")
+    ]
     for name, found in summary["benchmarks"].items():
         counts = (str(found["problems"]), str(found["samples"]))
         ends = (f"{100 * found['truncated']:.1f}%", str(found["scoring_errors"]))

@@ -82,7 +82,6 @@ def panels_of(knobs: Knobs, method: str, reference: Knobs) -> tuple[str, ...]:
 
 
 def _member_name(knobs: Knobs, method: str, reference: Knobs) -> str:
-    """What a run is called in a panel: what sets it apart."""
     changed, rule = differences(knobs, reference), knobs["rule"]
     if method in paper.METHODS:
         return method

@@ -57,7 +57,6 @@ class Shown:
 
     @property
     def ends(self) -> list[str]:
-        """The interval's; empty where there is none."""
         return [self.text(end) for end in self.interval[1:] if isfinite(end)]
 
     @property
@@ -108,7 +107,6 @@ class Comparison:
         return f"validation {self.kind}" if self.kind == ACCURACY else self.kind
 
     def values(self, method: str, part: str) -> list[float]:
-        """This column of the method's runs that have it, a number a seed."""
         return self.by_method[method].groupby("key", sort=False)[part].mean().dropna().tolist()
 
     def differences(self, method: str, measure: str) -> dict[str, float]:
@@ -201,11 +199,8 @@ def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -
 
 
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs by method, the paper's in its order and then others by name.
-
-    Runs of one name whose settings differ are methods of their own, named by what differs, unless the name is the
-    user's (``--label``).
-    """
+    """Runs by method, the paper's in its order and then others by name. Runs of one name whose settings differ are
+    methods of their own, named by what differs, unless the name is the user's (``--label``)."""
     named: dict[str, list[Entry]] = {}
     for entry in entries:
         named.setdefault(entry.label.method, []).append(entry)

@@ -51,7 +51,6 @@ class Picture:
 
     @property
     def lines(self) -> list[Line]:
-        """Every line, once."""
         return list({line.name: line for panel in self.panels for line in panel.lines}.values())
 
 
@@ -80,19 +79,17 @@ def _picture(key: str, model: str, panels: Sequence[Panel], words: Mapping[str, 
 
 
 def _validation(runs: Runs, model: str) -> Panels:
-    """Score by step: Figure 4, and Figure 1 (right) for its model."""
     kind, stop = kind_of(entry for entries in runs.values() for entry in entries), t_stop(model)
     panel = _score_panel("score", "Validation score" if kind == ACCURACY else capital(kind), runs, model, rings=True)
     reward = kind == TRAINING_REWARD
     what = "Unweighted mean over the validation sets at every validated step, not smoothed."
-    words = {"title": "Training reward" if reward else "Validation"}
+    words: dict[str, object] = {"title": "Training reward" if reward else "Validation"}
     words["what"] = "Means of a twentieth of the run." if reward else what
     words["up_to"] = f" up to T_stop = {stop} (vertical line)" if stop else ""
     return [panel] if panel else [], words
 
 
 def _ablations(entries: Sequence[Entry], model: str) -> Panels:
-    """Validation curves of variants beside CPPO: Figures 5 and 6."""
     found = groups(entries, model).items()
     made = [_score_panel(f"ablation-{key}", TITLES[key], members, model) for key, members in found]
     return [replace(panel, legend=True) for panel in made if panel is not None], {}
@@ -140,7 +137,6 @@ def block_means(values: pd.Series, width: int) -> pd.Series:
 
 
 def _positions(runs: Runs, model: str) -> Panels:
-    """Divergence along the response: Figure 2."""
 
     def by_position(entry: Entry) -> pd.Series:
         means = finite_columns(entry.frame, metrics.BY_POSITION).mean()
@@ -171,7 +167,6 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
 
 
 def _panel(key: str, title: str, plot: Plot) -> Panel:
-    """A panel with its words: what it shows, and where each line ends."""
     ends = [f"{x.name} {number(float(x.values.iloc[-1]), plot.unit)}" for x in plot.lines if len(x.values)]
     unit = f" ({plot.label})" if plot.label else ""
     words = f"{title}{unit} by {plot.x}, a line for each method. Last values: {'; '.join(ends)}."
@@ -179,7 +174,6 @@ def _panel(key: str, title: str, plot: Plot) -> Panel:
 
 
 def _lines(runs: Runs, model: str, values: Callable[[Entry], pd.Series]) -> list[Line]:
-    """A line a method that has values."""
     lines = []
     for place, (name, entries) in enumerate(runs.items()):
         found = [(entry.label.seed, x) for entry in entries if len(x := values(entry))]

@@ -52,16 +52,11 @@ def method_name(name: str) -> str:
 
 
 def rule_name(method: str) -> str:
-    """``TRM-Max`` as ``trm_max``."""
     return re.sub(r"[^a-z0-9.]+", "_", method.lower()).strip("_")
 
 
 def parse_label(text: str) -> tuple[str, Label]:
-    """``PATH=MODEL/METHOD[/SEED]`` as the path as given and the label.
-
-    Raises:
-        LabelError: another form.
-    """
+    """``PATH=MODEL/METHOD[/SEED]`` as the path as given and the label; a LabelError for another form."""
     path, found, rest = text.rpartition("=")
     parts = [part.strip() for part in rest.split("/")]
     if not found or not path or len(parts) not in (2, 3) or not all(parts):

@@ -184,14 +184,12 @@ class Merge:
 
 
 def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
-    """The merged log and the settings of a run.
-
-    Args:
-        run_dir: a run directory (``logs/*.jsonl`` inside), a directory that holds jsonl directly, or one jsonl file.
-        skip_bad_lines: leave damaged lines out, counted, instead of raising.
+    """The merged log and the settings of a run: of its directory (``logs/*.jsonl`` inside), a directory that holds
+    jsonl directly, or one jsonl file.
 
     Raises:
-        LogError: nothing to read, no steps, or a damaged line that is not the last of its file.
+        LogError: nothing to read, no steps, or a damaged line before the last of its file, unless ``skip_bad_lines``
+            leaves such lines out, counted.
     """
     place = Path(run_dir).resolve()
     merge = Merge(skip_bad_lines)

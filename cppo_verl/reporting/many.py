@@ -17,7 +17,7 @@ from cppo_verl.reporting.labels import LabelError, model_key
 from cppo_verl.reporting.plots import Line
 from cppo_verl.reporting.study import Study
 from cppo_verl.reporting.template import render
-from cppo_verl.reporting.text import count
+from cppo_verl.reporting.text import count, minus
 
 TITLE = "The paper's tables and figures, from our runs"
 Comparisons = Mapping[str, Comparison]  # by model
@@ -44,8 +44,8 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
             files[f"figures/{_slug(picture.model)}-{picture.key}.{kind}"] = data
     files["report.html"] = html_page(study, results, compared, drawn, title)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        atomic.write(out / name, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
+    for name, content in files.items():
+        atomic.write(out / name, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     return [out / name for name in files]
 
 
@@ -113,32 +113,28 @@ def summaries(study: Study, compared: Comparisons) -> list[str]:
 
 
 def _summary(study: Study, results: tables.Results) -> str:
-    """How much of the tables there is, and how far it is from the paper."""
     cells = [cell for row in results.values() for cell in row.values()]
     of = Counter(cell["state"] for cell in cells)
     said = f"{count(len(study.entries), 'run')}. Of the {len(cells)} rows of the paper's Table 4, {of['scored']} are "
-    said += f"scored, {of['collapse']} collapsed and {of['missing']} are missing; {of['unscored']} have no score."
-    if gaps := [abs(cell["avg"]["gap"]) for cell in cells if cell["avg"]["gap"] is not None]:
-        mean = sum(gaps) / len(gaps)
-        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {max(gaps):.2f}."
+    said += f"scored, {of['collapse']} collapsed, {of['unscored']} without a score and {of['missing']} missing."
+    if gaps := [cell["avg"]["gap"] for cell in cells if cell["avg"]["gap"] is not None]:
+        mean, most = sum(map(abs, gaps)) / len(gaps), minus(f"{max(gaps, key=abs):+.2f}")
+        said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {most}."
     unfinished = sum(cell["unfinished"] for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
 
 
 def _stand_in_words(picture: Picture) -> str:
-    """What the numbers in PNG and PDF stand for."""
     found = pictures.stand_ins([line.name for line in picture.lines])
     odd = [f"{shown} is {name}" for name, shown in found.items() if name != shown]
     return f" In PNG and PDF, {'; '.join(odd)}." if odd else ""
 
 
 def _swatch(line: Line) -> dict[str, Any]:
-    """Width and dashes of a line in a legend of the page."""
     width = 2.4 if line.width >= curves.BOLD_WIDTH else 1.8
     dashes = "" if isinstance(line.dash, str) else " ".join(f"{width * part:g}" for part in line.dash[1])
     return {"color": line.color, "width": width, "dashes": dashes}
 
 
 def _slug(text: str) -> str:
-    """``text`` as part of a file's name and of an id."""
     return re.sub(r"[^a-z0-9_]+", "-", model_key(text)).strip("-") or "model"

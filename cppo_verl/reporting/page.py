@@ -19,11 +19,7 @@ START = "start.txt"  # what trained, as it was said at the run's start
 
 def write_report(run: Run, out: Path, title: str | None = None, recorded: str = "") -> list[Path]:
     """Write report.png, report.md, metrics.csv and report.html to ``out``, each atomically; their paths, page last.
-
-    Args:
-        title: in the place of the run's name.
-        recorded: what the page of single tokens beside the report shows, in words; empty when there is none.
-    """
+    ``recorded`` says what the page of single tokens beside the report shows; empty when there is none."""
     out.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(out / "metrics.csv") as path:
         run.frame.to_csv(path, index_label="step", lineterminator="\n", encoding="utf-8", errors="replace")

@@ -24,11 +24,8 @@ OTHER = "timing_s/other"  # of a step's time, what is neither generation nor upd
 
 
 def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
-    """The six panels of every run; those of old responses and of steered thresholds where a run logged such things.
-
-    Args:
-        rows: the run's numbers, from which a panel's words are.
-    """
+    """The six panels of every run; those of old responses and of steered thresholds where a run logged such things. A
+    panel's words are from the run's numbers (``rows``)."""
     frame, folded, points = run.frame, coarse(run.frame), steps_a_point(run.frame)
     folded[OTHER] = other_time(folded)
     own = {"learning": _learning(frame, folded), "positions": _positions(frame), "staleness": _staleness(frame)}
@@ -76,7 +73,6 @@ def coarse(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
-    """A plot whose lines or areas the specification names."""
 
     def line(name: str, color: str, dash: str = "-") -> Line:
         label = "other" if name == OTHER else ALL[name].short or ALL[name].label
@@ -94,7 +90,6 @@ def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
 
 
 def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
-    """Validation above, as logged; training reward below, on one step axis."""
     found, reward = validation(frame), metrics.REWARD.of(folded)
     top = Plot(instead=f"validation accuracy\n{NOT_LOGGED}")
     if found is not None:
@@ -111,7 +106,6 @@ def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
 
 
 def _positions(frame: pd.DataFrame) -> tuple[Plot]:
-    """Mean divergence over eight bins of the relative position, a line for each third of the run."""
     centres = (np.arange(metrics.POSITION_BINS) + 0.5) / metrics.POSITION_BINS
     lines = [
         Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color], dots=True)
@@ -122,10 +116,8 @@ def _positions(frame: pd.DataFrame) -> tuple[Plot]:
 
 
 def thirds(frame: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
-    """(steps, mean by position bin) of the last, middle and first third of the logged steps, late first.
-
-    Means are over the steps of a third, each step counting once; a bin that a third never logged is NaN.
-    """
+    """(steps, mean by position bin) of the last, middle and first third of the logged steps, late first; NaN for a bin
+    that a third never logged."""
     bins = finite_columns(frame, metrics.BY_POSITION).dropna(how="all")
     parts = []
     for places in np.array_split(np.arange(len(bins)), 3):

@@ -43,12 +43,8 @@ def compose(
     panels: Sequence[Panel], title: str, subtitle: str = "", caption: str = "", columns: int = 2,
     inches: tuple[float, float] = (6.0, 4.2), legend: bool = False, kinds: Sequence[str] = ("png", "pdf"),
 ) -> dict[str, bytes]:  # fmt: skip
-    """All panels on one page, ``columns`` in a row of ``inches`` each; the file by its kind.
-
-    Args:
-        subtitle, legend: what stands below the title: a sentence, or the names of all lines.
-        caption: what stands below the panels.
-    """
+    """All panels on one page, ``columns`` in a row of ``inches`` each, below the title a sentence (``subtitle``) or the
+    names of all lines (``legend``), and below them ``caption``; the file by its kind."""
     with drawing_style(**LARGER):
         columns = min(columns, len(panels))
         rows, width = ceil(len(panels) / columns), columns * inches[0]

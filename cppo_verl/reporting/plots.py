@@ -150,7 +150,6 @@ def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(axes: Axes, plot: Plot) -> None:
-    """Areas on top of each other, over the steps that logged all parts that were logged at all, and their outline."""
     logged = [area.values for area in plot.areas if len(area.values)]
     common = pd.concat(logged, axis=1, join="inner").index if logged else []
     floor: np.ndarray | float = 0.0
@@ -201,7 +200,6 @@ def _x_axis(axes: Axes, panel: Panel) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, in as many columns as a narrow panel has room for."""
     handles, labels = axes.get_legend_handles_labels()
 
     def letters(columns: int) -> int:  # matplotlib fills it column by column, and a handle takes about five

@@ -46,7 +46,6 @@ def cells(result: Replay, tally: Tally) -> list[str]:
 
 
 def tenths_of(result: Replay, tally: Tally) -> list[float]:
-    """Masked share in each tenth of the response."""
     return [float(x / n) if n else 0.0 for x, n in zip(tally.by_position, result.by_position, strict=True)]
 
 

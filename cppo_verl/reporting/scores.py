@@ -58,7 +58,6 @@ class Score:
 
     @property
     def curve(self) -> pd.Series:
-        """The mean over the benchmarks by validated step."""
         return self.table.mean(axis=1)
 
 
@@ -85,7 +84,6 @@ class Entry:
         return self.run.settings if self.run is not None else {}
 
     def remarks(self) -> list[str]:
-        """What a reader should know of the run."""
         return [x for x in (self.score.collapse, self.score.absent, *self.score.notes, *self.notes) if x]
 
 
@@ -120,7 +118,6 @@ def score_run(run: Run, model: str) -> Score:
 
 
 def _papers_validations(run: Run) -> Score:
-    """Accuracies on the three benchmarks, Avg@16 or what there is of them."""
     found = validation(run.frame)
     if found is None or found.kind != "accuracy":
         return Score(absent="no validation accuracy was logged")
@@ -136,7 +133,6 @@ def _papers_validations(run: Run) -> Score:
 
 
 def _own_validations(run: Run) -> Score:
-    """Whatever was validated; else the training reward, in means."""
     found = validation(run.frame)
     if found is not None:
         table = pd.DataFrame(found.by_source).dropna()

@@ -34,13 +34,8 @@ def settings_beside(place: Path) -> tuple[Settings, tuple[str, ...]]:
 
 
 def read_settings(path: Path) -> dict[str, object]:
-    """Short name -> value for every key of ``KEYS`` that the config sets (null counts as not set).
-
-    The knobs of a rule from outside are there too, as ``OWN`` and their name.
-
-    Raises:
-        SettingsError: the file is no YAML mapping.
-    """
+    """Short name -> value for every key of ``KEYS`` that the config sets (null counts as not set), and for the knobs of
+    a rule from outside, as ``OWN`` and their name; a SettingsError where the file is no YAML mapping."""
     try:
         config = OmegaConf.load(path)
         if not OmegaConf.is_dict(config):
@@ -88,15 +83,12 @@ def headline_name(settings: Settings) -> str:
 
 
 def own_knobs(settings: Settings) -> list[str]:
-    """Names in ``settings`` of the knobs of a rule from outside."""
     return [name for name in settings if name.startswith(OWN)]
 
 
 def unused_knobs(settings: Settings) -> set[str]:
-    """Knobs of which the rule takes no notice: CPPO's under another rule, and those that another knob turns off.
-
-    What a rule from outside reads is not known; none is left out.
-    """
+    """Knobs of which the rule takes no notice: CPPO's under another rule, and those that another knob turns off. What a
+    rule from outside reads is not known; none is left out."""
     if "rule_module" in settings or own_knobs(settings):
         return set()
     if settings.get("loss_mode") != "cppo":

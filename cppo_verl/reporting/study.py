@@ -29,15 +29,10 @@ class Study:
 
 
 def read_study(places: Sequence[Path], labels: Mapping[str, Label], skip_bad_lines: bool = False) -> Study:
-    """Read, label and score every run.
+    """Read, label and score every run of these run directories, log files, and directories that hold runs.
 
-    Args:
-        places: run directories, log files, and directories that hold runs.
-        labels: path -> label, over what the run's own config says.
-
-    Raises:
-        LogError: a path does not exist, or a log is damaged (file and line are named).
-        LabelError: a label for a path that is not among the runs.
+    ``labels`` (path -> label) go over what a run's own config says; a LabelError names a path that is not among the
+    runs, a LogError one that does not exist, or file and line of what is damaged.
     """
     given = {Path(path).resolve(): label for path, label in labels.items()}
     found: dict[Path, Path] = {}  # as resolved -> as given first
@@ -53,10 +48,8 @@ def read_study(places: Sequence[Path], labels: Mapping[str, Label], skip_bad_lin
 
 
 def expand(place: Path) -> list[Path]:
-    """The runs at or below a path: itself when it is one, else those in its subdirectories, by name.
-
-    A directory of several logs of verl's own naming (``PROJECT/EXPERIMENT.jsonl``) is a run a file.
-    """
+    """The runs at or below a path: itself when it is one, else those in its subdirectories, by name. A directory of
+    several logs of verl's own naming (``PROJECT/EXPERIMENT.jsonl``) is a run a file."""
     if not place.is_dir() or any((place / "logs").glob("*.jsonl")):
         return [place]
     if direct := sorted(place.glob("*.jsonl")):

@@ -62,7 +62,6 @@ class Headline:
     detail: str
 
     def sentence(self) -> str:
-        """All but the detail in one line."""
         return " ".join(part for part in (self.what, " → ".join(self.figures), self.span) if part)
 
 

@@ -33,7 +33,6 @@ def asset(name: str) -> Markup:
 
 @cache
 def data(name: str) -> Any:
-    """A file of ``assets`` that is YAML."""
     return yaml.safe_load(asset(name))
 
 

@@ -35,7 +35,6 @@ def short_exponent(text: str) -> str:
 
 
 def short(value: object) -> str:
-    """A setting."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -48,7 +47,6 @@ def duration(hours: float) -> str:
 
 
 def minus(text: str) -> str:
-    """With a minus sign in place of the hyphen."""
     return text.replace("-", "−")
 
 
@@ -66,7 +64,6 @@ def count(n: int, what: str) -> str:
 
 
 def md(text: object) -> str:
-    """Text that Markdown takes literally."""
     return " ".join(str(text).split()).translate(MARKDOWN)
 
 
@@ -78,7 +75,6 @@ def md_table(heads: Sequence[str], rows: Sequence[Sequence[object]], rule: str =
 
 
 def tex(text: str) -> str:
-    """Text that LaTeX takes literally."""
     return text.translate(TEX)
 
 

@@ -50,9 +50,8 @@ NOTHING = {  # files -> what is said
 }
 
 
-@pytest.mark.parametrize("what", NOTHING)
-def test_why_there_is_nothing_to_read_is_said(tmp_path, what):
-    files, said = NOTHING[what]
+@pytest.mark.parametrize(("files", "said"), NOTHING.values(), ids=NOTHING)
+def test_why_there_is_nothing_to_read_is_said(tmp_path, files, said):
     for name, text in files.items():
         write(tmp_path / name, text)
     with pytest.raises(LogError, match=said):
@@ -73,11 +72,6 @@ MERGED = {  # logs by start -> rows, and what one of the notes says
     "a step that is logged twice": (
         [[line(5, loss=1, reward=2), line(5, **{ACCURACY: 0.5}), line(5, loss=3)]],
         {5: {"loss": 3.0, "reward": 2.0, ACCURACY: 0.5}},
-        None,
-    ),
-    "the later start where both trained a step, and nothing of the abandoned one": (
-        [[line(1, loss=1), line(2, loss=2, old=1)], [line(2, loss=20), line(3, loss=30)]],
-        {1: {"loss": 1.0}, 2: {"loss": 20.0}, 3: {"loss": 30.0}},
         None,
     ),
     "the validation before a resumed start adds to the checkpoint's step": (
@@ -112,9 +106,8 @@ MERGED = {  # logs by start -> rows, and what one of the notes says
 }
 
 
-@pytest.mark.parametrize("what", MERGED)
-def test_starts_are_merged(tmp_path, what):
-    starts, expected, note = MERGED[what]
+@pytest.mark.parametrize(("starts", "expected", "note"), MERGED.values(), ids=MERGED)
+def test_starts_are_merged(tmp_path, starts, expected, note):
     for number, lines in enumerate(starts):
         write(tmp_path / f"logs/metrics-{number}.jsonl", *lines)
     run = read_run(tmp_path)

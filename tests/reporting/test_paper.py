@@ -85,7 +85,7 @@ def test_logs_that_encode_the_papers_tables_give_them_back(whole):
     assert collapsed == [("Qwen3-30B-A3B-Base", "CISPO", "collapse")]
     assert all(1 <= int(row["step"]) <= int(row["t_stop"]) < int(row["last_step"]) for row in rows if row["step"])
     text = Page(whole / "report.html").text
-    assert "Of the 28 rows of the paper's Table 4, 27 are scored, 1 collapsed and 0 are missing" in text
+    assert "Of the 28 rows of the paper's Table 4, 27 are scored, 1 collapsed, 0 without a score and 0 missing" in text
     for row in paper.breakdown():
         assert all((paper.COLLAPSE if row.avg is None else f"{getattr(row, name):.2f}") in text for name in COLUMNS)
     assert COLLAPSE_RULE in text
