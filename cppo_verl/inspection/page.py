@@ -67,12 +67,8 @@ class Index:
 def write_page(run_dir: Path, out: Path, steps: str | None = None, title: str | None = None) -> Index:
     """Write the page of ``run_dir``'s records to ``out``, whole or not at all; what is in it.
 
-    Args:
-        steps: those to show (``files.chosen_steps``); by default as many, evenly spaced, as keep the page below
-            ``LIMIT``.
-
-    Raises:
-        RecordError: there is no record, none of these steps, or none of them can be read.
+    ``steps`` are those to show (``files.chosen_steps``); by default as many, evenly spaced, as keep the page below
+    ``LIMIT``. RecordError: there is no record, none of these steps, or none of them can be read.
     """
     index = Index(title or run_dir.resolve().name)
     chosen = records.chosen_steps(run_dir, steps)
