@@ -9,8 +9,8 @@ from cppo_verl.doctor.verdicts import FAIL
 
 def add_parser(subparsers) -> None:
     """Add ``doctor`` to the command line."""
-    help = "check packages, GPUs, disk, model and recipe: would a run start here"
-    parser = subparsers.add_parser("doctor", help=help)
+    words = "check packages, GPUs, disk, model and recipe: would a run start here"
+    parser = subparsers.add_parser("doctor", help=words)
     parser.add_argument("--model", help="a folder or hub id that the run would start from")
     parser.add_argument("--recipe", help="a script of run_scripts/ by name or path; METHOD=, SP=, ... as for it")
     parser.set_defaults(run=run)

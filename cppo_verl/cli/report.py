@@ -21,8 +21,8 @@ def add_parser(subparsers) -> None:
     add("runs", metavar="RUN", nargs="+", type=Path, help="run directory, directory of runs, or a file logger's .jsonl")
     add("--out", type=Path, help="default: RUN/report; <name>-report beside a file; ./cppo-report for several")
     add("--title", help="what to call the report (default: the run's name)")
-    help = "what a run is, where its config.yaml does not say so; may be repeated"
-    add("--label", metavar="PATH=MODEL/METHOD[/SEED]", action="append", default=[], help=help)
+    words = "what a run is, where its config.yaml does not say so; may be repeated"
+    add("--label", metavar="PATH=MODEL/METHOD[/SEED]", action="append", default=[], help=words)
     add("--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)")
     add("--tables", action="store_true", help="tables and figures for a single run, too")
     add("--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping")

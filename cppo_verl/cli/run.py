@@ -28,8 +28,8 @@ EPILOG = (
 
 def add_parser(subparsers) -> None:
     """Add ``run`` to the command line."""
-    help = "start verl's trainer with a run directory, progress and a watchdog"
-    parser = subparsers.add_parser("run", help=help, epilog=EPILOG)
+    words = "start verl's trainer with a run directory, progress and a watchdog"
+    parser = subparsers.add_parser("run", help=words, epilog=EPILOG)
     add = parser.add_argument
     add("run_dir", type=Path, help="logs, checkpoints and the report go here; an existing run resumes")
     add("--fresh", action="store_true", help="delete what the run directory holds and start anew")

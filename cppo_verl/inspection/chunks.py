@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cppo_verl.recording.numbers import Numbers
-from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, Look, Response
+from cppo_verl.recording.record import PREFIX, TOKEN, Look, Response
 
 SHOWN_BITS, SUMMED_BITS, ALL_BITS = 12, 16, 23
 LEVEL = 6  # of zlib: 9 takes three times as long for a percent
@@ -60,8 +60,8 @@ def _look_arrays(response: Response, look: Look, numbers: Numbers) -> dict[str, 
 
 def facts(response: Response, derived: Sequence[Numbers]) -> dict[str, Any]:
     """What the list of responses shows, by name."""
-    own, first = response.mask.astype(bool), response.first
-    causes, advantages = np.where(own, first.cause, 0), response.advantages[own]
+    own, first = response.mask, response.first
+    causes, advantages = first.cause[own], response.advantages[own]
     return {
         "uid": response.uid,
         "sample": response.sample,
@@ -69,7 +69,8 @@ def facts(response: Response, derived: Sequence[Numbers]) -> dict[str, Any]:
         "length": response.length,
         "own": int(own.sum()),
         "masked": _six_digits((1 - first.gate[own].astype(np.float64).clip(0, 1)).sum()),
-        **{name: int((causes == c).sum()) for name, c in (("token", TOKEN), ("prefix", PREFIX), ("capped", CAPPED))},
+        "token": int((causes == TOKEN).sum()),
+        "prefix": int((causes == PREFIX).sum()),
         "A": _six_digits(advantages.mean()) if len(advantages) else 0.0,
         "reward": _six_digits(response.reward),
         "behind": response.versions_behind,

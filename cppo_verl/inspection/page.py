@@ -45,9 +45,10 @@ class Index:
 
     def add(self, record: StepRecord) -> None:
         """A step and its responses."""
-        looks = _numbers_of(record)
-        self.steps.append(_step(record.header, looks))
-        for response, derived in zip(record.responses, looks, strict=True):
+        first, last = (numbers_of(record.header, record.responses, last) for last in (False, True))
+        self.steps.append(_step(record.header, first))
+        for response, *derived in zip(record.responses, first, last, strict=True):
+            derived = derived[: len(response.looks)]
             data, layout, texts = pack(response, derived)
             self.chunks.append(base64.b64encode(data))
             if layout not in self.layouts:
@@ -66,12 +67,8 @@ class Index:
 def write_page(run_dir: Path, out: Path, steps: str | None = None, title: str | None = None) -> Index:
     """Write the page of ``run_dir``'s records to ``out``, whole or not at all; what is in it.
 
-    Args:
-        steps: those to show (``files.chosen_steps``); by default as many, evenly spaced, as keep the page below
-            ``LIMIT``.
-
-    Raises:
-        RecordError: there is no record, none of these steps, or none of them can be read.
+    ``steps`` are those to show (``files.chosen_steps``); by default as many, evenly spaced, as keep the page below
+    ``LIMIT``. RecordError: there is no record, none of these steps, or none of them can be read.
     """
     index = Index(title or run_dir.resolve().name)
     chosen = records.chosen_steps(run_dir, steps)
@@ -100,19 +97,9 @@ def token_count(path: Path) -> int:
     return sum(column.num_values for column in columns if column.path_in_schema.startswith("token_ids."))
 
 
-def _numbers_of(record: StepRecord) -> list[list[Numbers]]:
-    """The derived numbers of every look of every response."""
-    derived = [[found] for found in numbers_of(record.header, record.responses)]
-    again = [i for i, response in enumerate(record.responses) if response.last is not None]
-    later = numbers_of(record.header, [record.responses[i] for i in again], last=True) if again else ()
-    for i, found in zip(again, later, strict=True):
-        derived[i].append(found)
-    return derived
-
-
-def _step(header: Header, derived: Sequence[Sequence[Numbers]]) -> dict[str, Any]:
+def _step(header: Header, derived: Sequence[Numbers]) -> dict[str, Any]:
     delta = float(header.knobs["delta"]) if capability(header.rule).token_threshold else None
-    values = np.concatenate([looks[0].divergence for looks in derived] or [np.zeros(0)])
+    values = np.concatenate([np.zeros(0, np.float32), *(numbers.divergence for numbers in derived)])
     values = values[np.isfinite(values)]
     return {
         "step": header.step,
@@ -121,7 +108,6 @@ def _step(header: Header, derived: Sequence[Sequence[Numbers]]) -> dict[str, Any
         "delta": delta,
         "scale": delta or (float(np.quantile(values, SCALE_QUANTILE)) if len(values) else 0.0),
         "updates": header.updates,
-        "trained": header.responses,
     }
 
 

@@ -59,12 +59,8 @@ def family_of(
 ) -> Family:
     """The rule with the thresholds that decide anything on these tokens, less those to hold.
 
-    Args:
-        move: knobs to multiply instead of ``delta`` and ``delta_b`` (``clip_ratio_low`` and ``_high`` of ``vanilla``),
-            for a rule of one's own.
-
-    Raises:
-        RecordError: no threshold decides anything, or none is left to move.
+    ``move`` are knobs to multiply instead of ``delta`` and ``delta_b`` (``clip_ratio_low`` and ``_high`` of
+    ``vanilla``), for a rule of one's own. RecordError: no threshold decides anything, or none is left to move.
     """
 
     def decides(name: str) -> bool:

@@ -116,12 +116,8 @@ def replayed(
 ) -> tuple[Replay, list[str]]:
     """The rule that ran beside presets and rules of one's own, and notes on what was left out.
 
-    Args:
-        chosen: names of presets; without any, and without ``rules``, all of them.
-        rules: ``loss_mode`` and KEY=VALUE texts of each (``candidates.of_rule``).
-
-    Raises:
-        RecordError: no such preset, rule or knob, or one was named that needs a top-K that was not recorded.
+    ``chosen`` are names of presets; without any, and without ``rules``, all of them. ``rules`` are ``loss_mode`` and
+    KEY=VALUE texts of each (``candidates.of_rule``). RecordError: there is no such preset, rule or knob, or its top-K.
     """
     header, notes = selection.header, []
     tried = [candidates.of_preset(name, header) for name in chosen or ([] if rules else presets.names())]

@@ -98,15 +98,8 @@ def listing(wanted: Sequence[Stage], setting: Setting) -> list[str]:
 def run(
     setting: Setting, wanted: Sequence[Stage], say: Callable[[str], object], report: Callable[[list[Result]], object]
 ) -> list[Result]:
-    """Results of the wanted stages, in their order.
-
-    Args:
-        say: gets a line at a time for a reader.
-        report: called with all results so far, before the first stage and after every one.
-
-    Raises:
-        supervise.AlreadyRunning: another selftest is using the folder.
-    """
+    """Results of the wanted stages, in their order. ``say`` gets a line at a time for a reader, ``report`` all results
+    so far, before the first stage and after every one. AlreadyRunning: another selftest is using the folder."""
     done: dict[str, Result] = {}
     with supervise.lock(setting.out):
         for folder in (*setting.out.glob("stages/*"), *setting.out.glob("runs/*")):  # what a killed selftest left

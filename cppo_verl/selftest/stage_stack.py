@@ -20,7 +20,6 @@ KILL_AFTER = 2  # step whose checkpoint must be there before the driver is kille
 # first-update gap: predicted and at most. In bfloat16 two engines round differently; the alarm is at delta_b = 0.02.
 CPU_GAP, CPU_TOPK_GAP, GPU_GAP = (4e-7, 1e-5), (3e-6, 1e-5), (1e-3, 5e-3)
 P = "actor/trust_region/"
-TIMES = {"a step": "timing_s/step", "generation": "timing_s/gen", "update": "timing_s/update_actor"}
 
 
 def overrides(setting: Setting) -> list[str]:
@@ -60,17 +59,15 @@ def started(setting, table):
     """The run, at its end; one that was killed on the way goes on by the same command."""
     kill, run = setting.options.get("kill"), setting.run
     until = (lambda: watched_run.checkpoint_of(run) >= KILL_AFTER) if kill else lambda: False
-    first = watched_run.start(setting, overrides(setting), until=until)
-    table.noted("seconds of the start and its steps", first.seconds, unit="s")
+    status, said = watched_run.start(setting, overrides(setting), until=until)
     if kill:
         checkpoint = watched_run.checkpoint_of(run)
-        if first.status == 0 or checkpoint >= steps_of(setting):
+        if status == 0 or checkpoint >= steps_of(setting):
             raise SelftestError("the run came to its end before it could be killed; give more --steps")
-        table.equal("killed driver is named by the launcher", "signal 9" in first.output, True)
-        second = watched_run.start(setting, overrides(setting), fresh=False)
+        table.equal("killed driver is named by the launcher", "signal 9" in said, True)
+        watched_run.start(setting, overrides(setting), fresh=False)
         again = [step for step in watched_run.steps_of_last_start(run) if step > checkpoint]
         table.equal("resumed behind step", min(again, default=0) - 1, checkpoint)
-        table.noted("seconds of the resumed start", second.seconds, unit="s")
     return read_run(run).frame
 
 
@@ -96,8 +93,6 @@ def test_log(setting, table, started):
         mass = learned[P + "topk_mass"]
         inside, said = bool(((mass > 0) & (mass <= 1)).all()), f"mean {mass.mean():.5f}"
         table.equal("mass of the top-K and the sampled token in (0, 1]", inside, True, note=said)
-    for label, name in TIMES.items():
-        table.noted(f"seconds of {label}, median", float(trained[name].median()), unit="s")
 
 
 def listed(steps) -> str:

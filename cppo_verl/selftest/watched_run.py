@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -21,23 +20,15 @@ ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 
 
-class Start(NamedTuple):
-    """How a start went: seconds to its end, exit status, what it said."""
-
-    seconds: float
-    status: int
-    output: str
-
-
 def start(
     setting: Setting, overrides: Sequence[str], fresh: bool = True, until: Callable[[], bool] = lambda: False
-) -> Start:
-    """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed.
-    SelftestError: it ended before ``until`` said so."""
+) -> tuple[int, str]:
+    """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed. Its exit
+    status, and what it said. SelftestError: it failed before ``until`` said so."""
     command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
     output = setting.logs / f"run-{time.time_ns()}.log"
-    began, killed = time.monotonic(), False
+    killed = False
     with output.open("w", encoding="utf-8") as log:
         given = [*command, *overrides]
         child = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -48,7 +39,7 @@ def start(
     print(said, flush=True)
     if not killed and child.returncode != 0:
         raise SelftestError(f"the run ended with exit status {child.returncode}")
-    return Start(time.monotonic() - began, child.returncode, said)
+    return child.returncode, said
 
 
 def kill_driver(run: Path) -> bool:
