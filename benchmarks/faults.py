@@ -143,12 +143,13 @@ def suffer(run: Run, fault: str, moment: str, chance: random.Random) -> tuple[in
     else:
         chance.choice(run.victims(fault)).kill()
         output = run.wait()
+    seconds = time.monotonic() - began
     said = [line for line in output.splitlines() if line.startswith("cppo-verl run:")]
     said = said or [f"(launcher ended with {run.launcher.returncode})"]
     left = list(supervise.processes_of(run.folder))
     assert not left, f"processes are left: {left}"
     whole = run.newest_whole()
-    return whole, f"{fault}, {moment}: {time.monotonic() - began:.1f} s to the end, step {whole} is whole. {said[-1]}"
+    return whole, f"{fault}, {moment}: {seconds:.1f} s to the end, step {whole} is whole. {said[-1]}"
 
 
 def main() -> None:
@@ -181,8 +182,8 @@ def main() -> None:
             pending.append((fault, *suffered))
     for fault, found in lost.items():
         print(f"{fault}: {len(found)} trials, {sum(found)} lost")
-    rewards = logs.read_run(run.folder).frame["critic/score/mean"].dropna()  # a row a step
-    missing = sorted(set(range(1, int(rewards.index.max()) + 1)) - set(rewards.index))
+    frame = logs.read_run(run.folder).frame  # a row a step
+    missing = sorted(set(range(1, int(frame.index.max()) + 1)) - set(frame["critic/score/mean"].dropna().index))
     print(f"merged log: {f'steps {missing} are missing' if missing else 'every step once'}")
     raise SystemExit(1 if missing or any(map(any, lost.values())) else 0)
 
