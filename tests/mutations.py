@@ -70,8 +70,8 @@ MUTATIONS = (
         "budget-interpolation",
         "quantile budget: the lower order statistic, not interpolated",
         BUDGET,
-        "places = last - torch.cat([rank.floor(), rank.ceil()], -1)",
-        "places = last - torch.cat([rank.floor(), rank.floor()], -1)",
+        "torch.lerp(high, low, rank.frac()",
+        "torch.lerp(high, low, rank.ceil() - rank.floor()",
         "tests/trust_region/test_budget.py",
     ),
     Mutation(

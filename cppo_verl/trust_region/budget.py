@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.tokens import Tokens
@@ -22,8 +23,8 @@ def prefix_budget(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -
 def masked_quantile(values: Tensor, length: Tensor, q: float) -> Tensor:
     """The q-quantile of each row's ``length`` valid tokens, linear interpolation, any batch size and width.
 
-    That of T values lies at rank q (T - 1) of their ascending order, counted from 0. To sort the share of a row that it
-    can lie in costs a fraction of a whole sort, and torch.quantile refuses more than 16M elements.
+    That of T values lies at rank (1 - q)(T - 1) of their descending order, counted from 0. To sort the share of a row
+    that it can lie in costs a fraction of a whole sort, and torch.quantile refuses more than 16M elements.
 
     Args:
         values: (batch, width) float32 or float64, 0 or more, and 0 at invalid positions. length: (batch, 1).
@@ -34,12 +35,11 @@ def masked_quantile(values: Tensor, length: Tensor, q: float) -> Tensor:
     width = values.shape[-1]
     if width == 0:
         return values.new_zeros(values.shape[0], 1)
-    last = (length.double() - 1).clamp_min(0)  # T - 1
-    rank = q * last
-    places = last - torch.cat([rank.floor(), rank.ceil()], -1)  # from the top, so that the zeros come last
-    ordered = _largest(values, min(width, int(width * (1 - q)) + 3))
-    low, high = ordered.gather(-1, places.long()).split(1, -1)
-    return torch.lerp(low, high, rank.frac().to(values.dtype))
+    rank = min(1 - q, 1 - 1e-15) * (length.double() - 1)  # above -1 for an empty row, whose values are all 0
+    ordered = pad(_largest(values, min(width, int(width * (1 - q)) + 3)), (0, 1))  # the padding has weight 0
+    neighbours = ordered.unfold(-1, 2, 1).gather(1, rank.long().unsqueeze(-1).expand(-1, -1, 2))
+    high, low = neighbours.unbind(-1)
+    return torch.lerp(high, low, rank.frac().to(values.dtype))
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

@@ -71,12 +71,12 @@ def coefficients(tokens: Tokens, verdict: Verdict, ratio_cap: float, importance:
     A rule may bring a weight of its own instead of min(rho, cap); a gate below 0 turns an update round.
     """
     weight = tokens.ratio.clamp_max(ratio_cap) if verdict.weight is None else verdict.weight
-    coefficient = (weight * tokens.advantages).neg_()
+    coefficient = torch.addcmul(tokens.zero, weight, tokens.advantages, value=-1)
     if verdict.gate.dtype == torch.bool:
-        coefficient = torch.where(verdict.gate, coefficient, 0.0)
+        coefficient = torch.where(verdict.gate, coefficient, tokens.zero)
     else:
         coefficient *= verdict.gate
-    return coefficient if importance is None else torch.where(coefficient == 0, 0.0, coefficient * importance)
+    return coefficient if importance is None else torch.where(coefficient == 0, tokens.zero, coefficient * importance)
 
 
 def loss_matrix(log_prob: Tensor, tokens: Tokens, coefficient: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def loss_matrix(log_prob: Tensor, tokens: Tokens, coefficient: Tensor) -> Tensor
     pi, whose gradient A rho grad log pi vanishes with rho.
     """
     with_gradient = tokens.mask & (tokens.log_prob > -torch.inf)
-    return torch.where(with_gradient, log_prob, 0.0) * coefficient
+    return torch.where(with_gradient, log_prob, tokens.zero) * coefficient
 
 
 def token_mean(losses: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cppo_verl.trust_region.bound import residual_constant
 from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.tokens import Tokens
+from cppo_verl.trust_region.tokens import MAX_LOG_RATIO, Tokens
 
 PREFIX = "actor/trust_region/"
 DIVERGENCE_BINS = 8
@@ -23,7 +23,7 @@ MASK_BINS = 10
 PARTS = 40  # of a response's length, from which both kinds of bins are made
 P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
-FINITE = ("log_prob", "old_log_prob", "advantage", "drift")  # infinite or NaN where something is
+FINITE = ("log_ratio", "advantage", "drift")  # at its bound, infinite or NaN where something may be
 Rows: TypeAlias = dict[str, np.ndarray]  # float64, a row a response
 RESPONSE_METRICS = (  # means over responses; the others are over tokens
     *("prefix_average", "effective_delta_b", "influence_weighted_divergence"),
@@ -87,7 +87,9 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     stride = -(-divergence.numel() // P99_SAMPLE)
     with torch.no_grad():
         rows = on_the_host(_measure(tokens, divergence, verdict, ratio_cap) | {"p99": divergence.flatten()[::stride]})
-    if not all(np.isfinite(rows[name]).all() for name in FINITE):
+    rows["over_token"], rows["raised"] = rows.pop("masked")
+    rows["capped"], rows["above_zero"] = rows.pop("counted")
+    if not (rows["log_ratio"] < MAX_LOG_RATIO).all() or not all(np.isfinite(rows[name]).all() for name in FINITE):
         refuse_nonfinite(tokens, divergence)
 
     active = rows["advantage"] > 0
@@ -134,23 +136,23 @@ def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: fl
     """What the sums are made of, on the device: numbers a response, (batch,), or its parts, (batch, PARTS + 1)."""
     removed, length = removed_part(verdict, tokens.mask), tokens.ordinal[:, -1:]
     # running sums at the last token of each part of a response
-    ends = (length * torch.arange(PARTS + 1, device=length.device, dtype=length.dtype)).div_(PARTS).floor_()
+    ends = length * torch.arange(PARTS + 1, device=length.device, dtype=length.dtype)
+    ends = ends.div_(PARTS, rounding_mode="floor")
     at_ends = torch.searchsorted(tokens.ordinal, ends)
     capped = tokens.ratio > ratio_cap if verdict.capped is None else verdict.capped & tokens.mask
+    above_zero = torch.maximum(tokens.log_prob, tokens.old_log_prob) > 0
+    flags = torch.stack([verdict.over_token, tokens.advantages > 0, capped, above_zero])
     rows = {
-        "log_prob": tokens.log_prob.sum(-1),
-        "old_log_prob": tokens.old_log_prob.sum(-1),
-        "advantage": tokens.advantages.abs().amax(-1),
+        "log_ratio": torch.linalg.vector_norm(tokens.log_ratio, torch.inf, -1),
+        "advantage": torch.linalg.vector_norm(tokens.advantages, torch.inf, -1),
         # sum_t (T - t) D_t; no product of matrices: verl calls the loss under autocast, which rounds those to bfloat16
         "drift": ((length - tokens.ordinal) * divergence).sum(-1),
         "length": length.squeeze(-1),
         "divergence_max": divergence.amax(-1),
-        "over_token": row_sums(removed * verdict.over_token),
-        "raised": row_sums(removed * (tokens.advantages > 0)),
-        "capped": row_sums(capped),
-        "above_zero": row_sums(torch.maximum(tokens.log_prob, tokens.old_log_prob) > 0),
+        "masked": row_sums(flags[:2] * removed),
+        "counted": row_sums(flags[2:]),
         "divergence": divergence.cumsum(-1).gather(-1, at_ends),
-        "removed": removed.cumsum(-1).gather(-1, at_ends),
+        "removed": removed.cumsum(-1, dtype=divergence.dtype).gather(-1, at_ends),
     }
     if verdict.prefix is not None:
         rows |= verdict.prefix._asdict()

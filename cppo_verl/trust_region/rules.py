@@ -143,9 +143,9 @@ def cppo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
         return token_threshold(tokens, spending, knobs, token_bound)
 
     delta_b = prefix_budget(tokens, divergence, knobs)
-    prefix = PrefixState(spending.sum(-1), weights.sum(-1), delta_b.squeeze(-1))
-    spent = spending.cumsum(-1)  # S_t
-    allowance = weights.cumsum(-1).mul_(delta_b).add_(knobs.delta)  # delta + delta_b W_t
+    spent, granted = spending.cumsum(-1), weights.cumsum(-1)  # S_t, W_t
+    prefix = PrefixState(*(x[:, -1:].squeeze(-1) for x in (spent, granted, delta_b)))
+    allowance = (granted * delta_b).add_(knobs.delta)  # delta + delta_b W_t
     if knobs.gate == "soft":
         gate = soft_gate(tokens, torch.maximum(spending / knobs.delta, spent / before(allowance, knobs.delta)), knobs)
     else:

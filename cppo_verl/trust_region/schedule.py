@@ -33,7 +33,7 @@ def linear_weights(
     """
     before = (mask.cumsum(-1, dtype=dtype) if ordinal is None else ordinal) - 1  # t - 1
     share = before / before[:, -1:].clamp_min(1)
-    return torch.where(mask, share.mul_(w_min - 1).add_(1), 0.0)
+    return share.mul_(w_min - 1).add_(1).mul_(mask)
 
 
 def linear_weights_max(

