@@ -1,4 +1,11 @@
-"""``cppo-verl report RUNS...``: what verl's file logger wrote: of one run a page, of many their comparison."""
+"""Pages, pictures and tables of runs' logs.
+
+Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with records also
+inspect.html, as cppo-verl inspect writes it. Of several runs, or of a directory that holds runs: methods by seeds with
+intervals and paired differences (CSV, Markdown), learning curves (PNG, PDF), runs.csv, and report.html that shows them
+all. Where one of the paper's models is among them: its Tables 1 and 4 with ours beside its numbers (CSV, LaTeX), and
+its figures.
+"""
 
 import argparse
 import sys
@@ -6,17 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def add_parser(subparsers) -> None:
-    """Add ``report`` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="pages, pictures and tables of runs' logs",
-        description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with "
-        "records also inspect.html, as cppo-verl inspect writes it. Of several runs, or of a directory that holds "
-        "runs: methods by seeds with intervals and paired differences (CSV, Markdown), learning curves (PNG, PDF), "
-        "runs.csv, and report.html that shows them all. Where one of the paper's models is among them: its Tables 1 "
-        "and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="run directory, directory of runs, or a file logger's .jsonl")
     add("--out", type=Path, help="default: RUN/report; <name>-report beside a file; ./cppo-report for several")
@@ -26,7 +23,6 @@ def add_parser(subparsers) -> None:
     add("--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)")
     add("--tables", action="store_true", help="tables and figures for a single run, too")
     add("--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,10 @@ their room, a reward by the toss of a coin, no early end of a response, no respo
 import bisect
 from pathlib import Path
 
+import pandas
+from transformers import AutoTokenizer
+
+from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.setting import SelftestError, Setting
@@ -29,12 +33,12 @@ OWN = {
 
 def command(setting: Setting) -> list[str]:
     """The recipe's overrides, and behind them data, reward and length of the run."""
-    given: dict[str, object] = {"data.train_files": prompts_of(setting, "train"), **OWN}
+    given = {"data.train_files": prompts_of(setting, "train"), **OWN}
+    given |= {"data.val_files": f"[{quote(prompts_of(setting, 'val'))}]"}
     if setting.on_cpu and not setting.model:
         given["actor_rollout_ref.model.path"] = setting.tiny / "model"
     platform = ["+platform=cpu"] if setting.on_cpu else []
-    validation = f"data.val_files=[{watched_run.quote(prompts_of(setting, 'val'))}]"
-    return [*setting.overrides, *platform, validation, *watched_run.as_overrides(given)]
+    return [*setting.overrides, *platform, *watched_run.as_overrides(given)]
 
 
 def prompts_of(setting: Setting, split: str) -> Path:
@@ -45,9 +49,6 @@ def prompts_of(setting: Setting, split: str) -> Path:
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
     """Prompts that leave no room, or little, in verl's columns: ``count`` to train on, and one for validation.
     SelftestError: the model's chat template alone is longer than ``tokens``."""
-    import pandas
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def chat(index: int, words: int) -> list[dict[str, str]]:
@@ -61,10 +62,10 @@ def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None
         raise SelftestError(f"a prompt of {tokens} tokens has no room for the model's chat template of {length(0)}")
     words = bisect.bisect_right(range(tokens + 1), tokens, key=length) - 1
     truth = {"reward_model": {"style": "rule", "ground_truth": "0"}, "data_source": "selftest"}
-    rows = [{"prompt": chat(index, words), **truth} for index in range(count + 1)]
+    rows = pandas.DataFrame([{"prompt": chat(index, words), **truth} for index in range(count + 1)])
     setting.run.parent.mkdir(parents=True, exist_ok=True)
-    for split, part in (("train", rows[:-1]), ("val", rows[-1:])):
-        pandas.DataFrame(part).to_parquet(prompts_of(setting, split))
+    rows[:-1].to_parquet(prompts_of(setting, "train"))
+    rows[-1:].to_parquet(prompts_of(setting, "val"))
 
 
 def test_step(setting, table):
@@ -76,8 +77,7 @@ def test_step(setting, table):
 
 
 def judge(setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float]) -> None:
-    """Whether the step was as long as it can be, and an update; its memory and seconds by part beside the plan's, which
-    are a GPU's and therefore only noted on the CPU."""
+    """Whether the step was as long as it can be, and an update; on GPUs its memory and seconds beside the plan's."""
     table.equal("response tokens, shortest", step.get("response_length/min"), float(planned.response_tokens))
     room, limit = planned.prompt_tokens - step.get("prompt_length/min", 0.0), 0.02 * planned.prompt_tokens + 2
     table.at_most("room left in the shortest prompt", room, limit, unit="tokens")
@@ -87,19 +87,15 @@ def judge(setting: Setting, table, planned: settings.Settings, model: str, step:
     table.at_most("first-update gap", gap, floor, note=said)
     table.equal("gradient norm above 0", step.get("actor/grad_norm", 0.0) > 0, True)
     table.equal("alarms", watched_run.alarms(setting.run), 0)
+    if setting.on_cpu:
+        return
     shape = shape_of(setting.recipe, model)
-    need = memory.estimate(shape, planned, 1e9 * (setting.gpu_gb or 80))
+    need = memory.estimate(shape, planned, 1e9 * setting.room["GB a GPU"])
     spent = hours.estimate(shape, planned, need, hours.Assumptions(mean_response=1.0))
     training = (sum(need.training.values()) - need.training["fixed"]) / 1e9
     generation, update = step["timing_s/gen"], step["timing_s/update_actor"]
     other = step["timing_s/step"] - generation - update
-    for what, measured, predicted, factor, unit in (
-        ("training: peak of the trainer's allocator", step.get(MAX_ALLOCATOR, 0.0), training, MEMORY, "GB"),
-        ("seconds, generation", generation, spent.generation, SECONDS, "s"),
-        ("seconds, update", update, spent.update, SECONDS, "s"),
-        ("seconds, other", other, spent.overhead, SECONDS, "s"),
-    ):
-        if setting.on_cpu:
-            table.noted(f"{what}; plan of a GPU", measured, predicted, unit)
-        else:
-            table.at_most(what, measured, factor * predicted, predicted, unit)
+    table.at_most("training: peak of the trainer's allocator", step[MAX_ALLOCATOR], MEMORY * training, training, "GB")
+    table.at_most("seconds, generation", generation, SECONDS * spent.generation, spent.generation, "s")
+    table.at_most("seconds, update", update, SECONDS * spent.update, spent.update, "s")
+    table.at_most("seconds, other", other, SECONDS * spent.overhead, spent.overhead, "s")

@@ -21,4 +21,4 @@ def test_stage(setting, table):
         case "hang":
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             time.sleep(600)
-    table.noted("last row", 2)
+    table.noted("last row", 2, "")
