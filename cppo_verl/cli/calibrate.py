@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.preset:
         candidate = candidates.of_preset(args.preset, selection.header)
     elif args.rule:
-        candidate = candidates.of_rule(*args.rule[0], selection.header)
+        rule, assignments = args.rule[0]
+        candidate = candidates.of_rule(rule, assignments, selection.header)
     else:
         candidate = candidates.recorded(selection.header)
     family = family_of(selection.batches, candidate, args.hold, args.move)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from cppo_verl.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -69,13 +71,9 @@ def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
         return ""
     try:
         from cppo_verl.inspection.page import write_page
-        from cppo_verl.recording.record import RecordError
-    except ImportError as error:  # logs copied to a machine without torch
-        tell(notes=[f"no page of single tokens ({error})."])
-        return ""
-    try:
+
         index = write_page(run_dir, out / INSPECTOR, title=title)
-    except RecordError as error:
+    except (ImportError, UserError) as error:  # logs copied to a machine without torch; records that cannot be read
         tell(notes=[f"no page of single tokens. {error}"])
         return ""
     tell(out / INSPECTOR, notes=index.notes)

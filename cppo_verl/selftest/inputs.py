@@ -36,8 +36,8 @@ def responses(rows: int, width: int, seed: int = 0) -> Tokens:
 
 def moved(batch: Tokens, device: torch.device | str, dtype: torch.dtype) -> Tokens:
     """The same on a device, floating tensors in ``dtype``."""
-    floating = (x.to(device, dtype) for x in (batch.log_prob, batch.old_log_prob, batch.advantages))
-    return Tokens(*floating, batch.mask.to(device))
+    pi, mu, advantages = (x.to(device, dtype) for x in (batch.log_prob, batch.old_log_prob, batch.advantages))
+    return Tokens(pi, mu, advantages, batch.mask.to(device))
 
 
 def micro_batch(vocabulary: int, longest: int, dtype: torch.dtype, temperature: float) -> list[Sequence]:

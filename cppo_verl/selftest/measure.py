@@ -4,17 +4,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cppo_verl.selftest.inputs import moved, responses
-
 WARM_UP = 2  # rounds that do not count
 REFERENCE = "dppo_tv (verl)"
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "cppo budget=fixed": {"budget": "fixed"},
     "cppo budget=none": {"budget": "none"},
     "cppo gate=soft": {"gate": "soft"},
@@ -83,7 +82,7 @@ def registered_losses() -> dict[str, Callable]:
     """Name -> loss(log_prob, old_log_prob, advantages, mask), from verl's registry with its own actor config."""
     from cppo_verl.trust_region.rules import RULES, capability
 
-    losses: dict[str, dict] = {f"{name} (verl)": {} for name in ("vanilla", "dppo_tv", "cispo")}
+    losses: dict[str, dict[str, Any]] = {f"{name} (verl)": {} for name in ("vanilla", "dppo_tv", "cispo")}
     losses |= {name: {"divergence": "kl" if capability(name).needs_kl else "tv"} for name in RULES}
     return {name: _registered(name.split()[0], **knobs) for name, knobs in (losses | VARIANTS).items()}
 
@@ -94,9 +93,14 @@ def _registered(mode: str, **knobs) -> Callable:
 
     from cppo_verl.integration.config import TrustRegionLossConfig
 
-    clip = {"clip_ratio_low": 0.15, "clip_ratio_high": 0.15, "clip_ratio_c": 20.0}
-    policy_loss = TrustRegionLossConfig(loss_mode=mode, **knobs)
-    config = FSDPActorConfig(rollout_n=8, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss, **clip)
+    config = FSDPActorConfig(
+        rollout_n=8,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio_low=0.15,
+        clip_ratio_high=0.15,
+        clip_ratio_c=20.0,
+        policy_loss=TrustRegionLossConfig(loss_mode=mode, **knobs),
+    )
     function = get_policy_loss_fn(mode)
 
     def call(log_prob, old_log_prob, advantages, mask):
@@ -115,11 +119,15 @@ def of_losses(
 ) -> dict[str, tuple[float, float, float]]:
     """Forward + backward by name: median milliseconds, their ratio to the reference's, and the peak of extra memory in
     float32 tensors of the input's shape."""
-    batch = moved(responses(rows, width), device, torch.float32)
+    random = torch.Generator().manual_seed(0)
+    old_log_prob = torch.rand(rows, width, generator=random).clamp_min(1e-4).log()
+    log_prob = (old_log_prob + 0.1 * torch.randn(rows, width, generator=random)).clamp_max(0.0).to(device)
+    advantages = torch.randn(rows, 1, generator=random).expand(rows, width).contiguous()
+    mask = torch.arange(width) < torch.randint(width // 2, width + 1, (rows, 1), generator=random)
+    given = [x.to(device) for x in (old_log_prob, advantages, mask)]
 
     def step(loss: Callable) -> None:
-        leaf = batch.log_prob.detach().requires_grad_()
-        loss(leaf, batch.old_log_prob, batch.advantages, batch.mask)[0].backward()
+        loss(log_prob.detach().requires_grad_(), *given)[0].backward()
 
     steps = {name: partial(step, loss) for name, loss in losses.items()}
     took = medians(steps, device, rounds, clock)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,9 +93,15 @@ def run(
         for number, stage in enumerate(wanted, 1):
             say(f"[{number}/{len(wanted)}] {stage.name}: {stage.title}")
             reason = stage.unmet(setting, done)
-            done[stage.name] = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
-            for line in told(done[stage.name]):
-                say(f"      {line}")
+            result = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
+            done[stage.name] = result
+            took, why = f" ({result.seconds:.0f} s)" if result.seconds else "", result.reason.partition("\n")[0]
+            say(f"      {result.verdict}{took}{': ' if why else ''}{why}")
+            for row in result.rows:
+                if row.verdict == FAILS:
+                    limit = show(row.predicted if row.limit is None else row.limit, row.unit)
+                    note = f" ({row.note})" if row.note else ""
+                    say(f"      FAILS {row.what}: {show(row.measured, row.unit)}, limit {limit}{note}")
             report(list(done.values()))
     return list(done.values())
 
@@ -129,14 +135,3 @@ def apart(stage: Stage, setting: Setting) -> Result:
     reason = reason or ("" if found else "it measured nothing")
     failed = bool(reason) or any(row.verdict == FAILS for row in found)
     return Result(stage.name, FAILS if failed else HOLDS, found, time.monotonic() - began, reason)
-
-
-def told(result: Result) -> Iterator[str]:
-    """A result in lines for a terminal: the verdict, and what failed."""
-    head = result.verdict + (f" ({result.seconds:.0f} s)" if result.seconds else "")
-    yield f"{head}: {result.reason.splitlines()[0]}" if result.reason else head
-    for row in result.rows:
-        if row.verdict == FAILS:
-            wanted = row.predicted if row.limit is None else row.limit
-            note = f" ({row.note})" if row.note else ""
-            yield f"FAILS {row.what}: {show(row.measured, row.unit)}, limit {show(wanted, row.unit)}{note}"

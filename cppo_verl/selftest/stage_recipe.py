@@ -73,19 +73,18 @@ def test_step(setting, table):
     planned, model = settings.read(overrides), settings.parse(overrides)["actor_rollout_ref.model.path"]
     write_prompts(setting, model, planned.prompts, planned.prompt_tokens)
     watched_run.start(setting, overrides)
-    judge(setting, table, planned, model, read_run(setting.run).frame.loc[1].dropna().to_dict())
+    judge(setting, table, planned, model, read_run(setting.run).frame.loc[1].to_dict())
 
 
 def judge(setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float]) -> None:
     """Whether the step was as long as it can be, and an update; on GPUs its memory and seconds beside the plan's."""
-    table.equal("response tokens, shortest", step.get("response_length/min"), float(planned.response_tokens))
-    room, limit = planned.prompt_tokens - step.get("prompt_length/min", 0.0), 0.02 * planned.prompt_tokens + 2
+    table.equal("response tokens, shortest", step["response_length/min"], float(planned.response_tokens))
+    room, limit = planned.prompt_tokens - step["prompt_length/min"], 0.02 * planned.prompt_tokens + 2
     table.at_most("room left in the shortest prompt", room, limit, unit="tokens")
     floor = float(next(x.partition("=")[2] for x in [*setting.overrides, "delta_b=0.02"] if "delta_b=" in x))
-    gap = step.get("actor/trust_region/first_update/divergence_mean", float("nan"))
     said = "delta_b: above it the trust region is spent before any update"
-    table.at_most("first-update gap", gap, floor, note=said)
-    table.equal("gradient norm above 0", step.get("actor/grad_norm", 0.0) > 0, True)
+    table.at_most("first-update gap", step["actor/trust_region/first_update/divergence_mean"], floor, note=said)
+    table.equal("gradient norm above 0", step["actor/grad_norm"] > 0, True)
     table.equal("alarms", watched_run.alarms(setting.run), 0)
     if setting.on_cpu:
         return
@@ -94,8 +93,10 @@ def judge(setting: Setting, table, planned: settings.Settings, model: str, step:
     spent = hours.estimate(shape, planned, need, hours.Assumptions(mean_response=1.0))
     training = (sum(need.training.values()) - need.training["fixed"]) / 1e9
     generation, update = step["timing_s/gen"], step["timing_s/update_actor"]
-    other = step["timing_s/step"] - generation - update
-    table.at_most("training: peak of the trainer's allocator", step[MAX_ALLOCATOR], MEMORY * training, training, "GB")
-    table.at_most("seconds, generation", generation, SECONDS * spent.generation, spent.generation, "s")
-    table.at_most("seconds, update", update, SECONDS * spent.update, spent.update, "s")
-    table.at_most("seconds, other", other, SECONDS * spent.overhead, spent.overhead, "s")
+    for what, measured, predicted, factor, unit in (
+        ("training: peak of the trainer's allocator", step[MAX_ALLOCATOR], training, MEMORY, "GB"),
+        ("seconds, generation", generation, spent.generation, SECONDS, "s"),
+        ("seconds, update", update, spent.update, SECONDS, "s"),
+        ("seconds, other", step["timing_s/step"] - generation - update, spent.overhead, SECONDS, "s"),
+    ):
+        table.at_most(what, measured, factor * predicted, predicted, unit=unit)

@@ -43,11 +43,9 @@ class Table:
     def __init__(self, path: Path):
         self.path, self.rows = path, list[Row]()
 
-    def at_most(
-        self, what: str, measured: float, limit: float, predicted: Value = None, unit: str = "", note: str = ""
-    ) -> None:
-        """A number that must not be above ``limit``; NaN is."""
-        self._add(Row(what, HOLDS if measured <= limit else FAILS, measured, predicted, limit, unit, note))
+    def at_most(self, what: str, measured: float, limit: float, predicted: Value = None, **more: str) -> None:
+        """A number, of which more is in ``unit`` and ``note``, that must not be above ``limit``; NaN is."""
+        self._add(Row(what, HOLDS if measured <= limit else FAILS, measured, predicted, limit, **more))
 
     def equal(self, what: str, measured: Value, expected: Value, note: str = "") -> None:
         """Something that must be just what was predicted."""

@@ -66,9 +66,3 @@ def test_disk_counts_what_the_run_has_written(tmp_path):
     (run / "checkpoints/global_step_20/shard").write_bytes(bytes(10**6))
     found, said = verdict(machine.disk, Asked(checkpoint_bytes=5e5, run_dir=run))
     assert found == "ok" and f"free at {run}," in said
-
-
-def test_the_cpu_platform_has_no_gpus(monkeypatch):
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    for check in (machine.driver, machine.gpus, machine.nccl):
-        assert verdict(check, Asked()) == ("--", "not used on the CPU platform")

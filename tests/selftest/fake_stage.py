@@ -12,7 +12,7 @@ def test_stage(setting, table):
     table.equal("first row", 1, 1)
     match setting.options["do"]:
         case "fail":
-            table.at_most("gap", 0.3, 0.2, 0.1, "m")
+            table.at_most("gap", 0.3, 0.2, 0.1, unit="m")
         case "raise":
             raise ZeroDivisionError("half of nothing")
         case "die":

@@ -98,7 +98,7 @@ def test_the_machine_as_it_is_and_with_made_up_gpus(monkeypatch, tmp_path):
 def test_a_limit_is_a_limit_and_every_row_is_on_disk_at_once(tmp_path):
     made = table(tmp_path)
     for measured in (0.9, 1.0, 1.1, math.nan, math.inf):
-        made.at_most("x", measured, 1.0, 0.5, "GB", "why")
+        made.at_most("x", measured, 1.0, 0.5, unit="GB", note="why")
         assert len(jsonlines.read(made.path)[0]) == len(made.rows)
     assert [row.verdict for row in made.rows] == [HOLDS, HOLDS, FAILS, FAILS, FAILS]
     assert Row(**jsonlines.read(made.path)[0][3]) == Row("x", FAILS, "nan", 0.5, 1.0, "GB", "why")
