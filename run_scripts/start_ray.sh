@@ -55,6 +55,8 @@ case $role in
 esac
 [[ -n ${HEAD:-} ]] || die "HEAD is not set: the address of the first node, as the others reach it"
 running && die "Ray runs here already (process group $(cat "$pid_file")); 'start_ray.sh stop' ends it"
+[[ $role != head || $PYTHON != *" "* ]] ||
+  die "Ray's head node cannot start from a path with a blank, $PYTHON: make the environment elsewhere (CPPO_VENV)"
 "$PYTHON" -c "import ray" 2>/dev/null || die "no Ray in $PYTHON; set PYTHON or CPPO_VENV to the run's environment"
 mkdir -p "$STATE"
 

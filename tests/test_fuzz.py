@@ -40,16 +40,14 @@ values = st.recursive(
 # --- config
 
 
+ROLLOUT = ("temperature", "top_p", "top_k", "n", "calculate_log_probs", "logprobs_mode", "name", "engine_kwargs.vllm")
+ACTOR = ("clip_ratio", "clip_ratio_c", "loss_agg_mode", "strategy")
 CHECKED = (
     *(f"{KEY_PREFIX}.{name}" for name in (*knob_names(), "loss_mode")),
-    *(f"actor_rollout_ref.rollout.{name}" for name in ("temperature", "top_p", "top_k", "n", "calculate_log_probs")),
-    *(f"actor_rollout_ref.rollout.{name}" for name in ("logprobs_mode", "name", "engine_kwargs.vllm")),
-    *(f"actor_rollout_ref.actor.{name}" for name in ("clip_ratio", "clip_ratio_c", "loss_agg_mode", "strategy")),
-    "algorithm.rollout_correction.bypass_mode",
-    "algorithm.adv_estimator",
-    "trainer.use_v1",
-    "trainer.v1.trust_region.topk_cutoff",
-    "trainer.max_actor_ckpt_to_keep",
+    *(f"actor_rollout_ref.rollout.{name}" for name in ROLLOUT),
+    *(f"actor_rollout_ref.actor.{name}" for name in ACTOR),
+    *("algorithm.rollout_correction.bypass_mode", "algorithm.adv_estimator", "trainer.use_v1"),
+    *("trainer.v1.trust_region.topk_cutoff", "trainer.max_actor_ckpt_to_keep"),
 )
 
 

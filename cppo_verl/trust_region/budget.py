@@ -32,6 +32,8 @@ def masked_quantile(values: Tensor, length: Tensor, q: float) -> Tensor:
         (batch, 1); 0 for rows without a valid token.
     """
     width = values.shape[-1]
+    if width == 0:
+        return values.new_zeros(values.shape[0], 1)
     last = (length.double() - 1).clamp_min(0)  # T - 1
     rank = q * last
     places = last - torch.cat([rank.floor(), rank.ceil()], -1)  # from the top, so that the zeros come last

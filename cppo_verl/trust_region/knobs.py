@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from operator import ge, gt, le, lt
 from typing import Any
 
 KEY_PREFIX = "actor_rollout_ref.actor.policy_loss"
@@ -57,8 +56,12 @@ class Limits:
         if isinstance(value, bool) or not (isinstance(value, int) if whole else _is_number(value)):
             within = f" in {self.interval()}" if self.interval() else ""
             return f"must be a {'whole ' if whole else ''}number{within}{or_null}"
-        limits = ((ge, self.low), (gt, self.above), (le, self.high), (lt, self.below))
-        inside = all(holds(value, limit) for holds, limit in limits if limit is not None)
+        inside = (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
         return "" if inside else f"is outside {self.interval()}{or_null and ', and not null'}"
 
 

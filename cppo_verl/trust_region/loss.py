@@ -52,8 +52,6 @@ def token_losses(
             which tensor, how many tokens, which rows.
     """
     tokens = Tokens.of(log_prob, old_log_prob, advantages, mask)
-    if log_prob.numel() == 0:
-        return log_prob * 0.0, metrics.NOTHING
     verdict, divergence = evaluate(rule, tokens, knobs, divergence)
     if watch is not None:
         watch(tokens, divergence, verdict)

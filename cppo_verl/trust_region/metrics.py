@@ -45,9 +45,6 @@ class MetricSums:
         return {PREFIX + name: value for name, value in {**values, **self.maxima}.items()}
 
 
-NOTHING = MetricSums({}, {"tokens": 0.0, "responses": 0.0}, {})
-
-
 def combine(parts: Iterable[MetricSums]) -> MetricSums:
     """The sums of several micro-batches, or of several ranks, as those of the whole batch."""
     sums: dict[str, float] = {}
@@ -86,7 +83,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         FloatingPointError: a log-prob or advantage is not finite; says which tensor, how many tokens, which rows.
     """
     if divergence.numel() == 0:
-        return NOTHING
+        return MetricSums({}, {"tokens": 0.0, "responses": 0.0}, {})
     stride = -(-divergence.numel() // P99_SAMPLE)
     with torch.no_grad():
         rows = on_the_host(_measure(tokens, divergence, verdict, ratio_cap) | {"p99": divergence.flatten()[::stride]})

@@ -213,7 +213,7 @@ WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl
 @rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)
 def trm_max(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM-Max: keep the whole response when max_t D_t <= delta, with D the KL(mu||pi) (arXiv 2512.23075)."""
-    return whole_response(tokens, divergence.amax(-1) <= knobs.delta)
+    return whole_response(tokens, (divergence <= knobs.delta).all(-1))
 
 
 @rule("trm_avg", reads=("delta",), **WHOLE_RESPONSE)
@@ -226,7 +226,7 @@ def trm_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verd
 def trm_max_avg(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict:
     """TRM Max&Avg: max_t D_t <= delta and mean_t D_t <= delta_b (ablation of arXiv 2606.10968)."""
     average_is_within = mean(divergence, tokens.mask) <= knobs.delta_b
-    return whole_response(tokens, (divergence.amax(-1) <= knobs.delta) & average_is_within)
+    return whole_response(tokens, (divergence <= knobs.delta).all(-1) & average_is_within)
 
 
 def mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class Tokens:
         dtype = torch.float64 if torch.float64 in (log_prob.dtype, old_log_prob.dtype) else torch.float32
         valid, zero = mask.bool(), torch.zeros((), dtype=dtype, device=mask.device)
         floating = (log_prob, old_log_prob, advantages)
-        return cls(*(torch.where(valid, x.detach().to(dtype), zero) for x in floating), valid)
+        log_prob, old_log_prob, advantages = (torch.where(valid, x.detach().to(dtype), zero) for x in floating)
+        return cls(log_prob, old_log_prob, advantages, valid)
 
     @cached_property
     def log_ratio(self) -> Tensor:

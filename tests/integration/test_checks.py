@@ -84,6 +84,7 @@ REFUSALS = [
     ("dppo_tv", KNOB + "loss_mode=vanilla", ["loss_mode=vanilla", "+trust_region=dppo_tv", "presets with", "grpo"]),
     ("cppo", "trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "trust_region", OPTION + "mode"]),
     ("cppo", "trainer.v1.trainer_mode=colocate_async", ["trainer_mode=colocate_async", OPTION + "mode"]),
+    ("cppo", OPTION + "reproducible=yes", [OPTION + "reproducible=yes", "True or False"]),
     ("cppo", OPTION + "reproducible=true," + OPTION + "mode=colocate_async", ["reproducible=True", "mode=sync"]),
     ("cppo", OPTION + "reproducible=true," + ROLLOUT + "name=sglang", ["reproducible=True", "rollout.name=sglang"]),
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "reproducible=True", "agent loop"]),

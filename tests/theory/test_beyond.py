@@ -115,7 +115,6 @@ TRACES: dict[str, Callable[[Tokens, int], Tensor]] = {
     "one token short": lambda tokens, n: trace.forward_trace(tokens, n - 1),
     "with its own ratio": lambda tokens, n: trace.forward_trace(tokens, n) * tokens.ratio,
     "backward": lambda tokens, n: tokens.ratio.cumprod(-1) / tokens.ratio,
-    "sum for product": lambda tokens, n: 1 + tokens.log_ratio.flip(-1).cumsum(-1).flip(-1) - tokens.log_ratio,
 }
 
 

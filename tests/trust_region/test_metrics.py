@@ -109,34 +109,26 @@ def test_against_loops(seed: int):
         assert got[f"masked_share_by_position/{i}"] == pytest.approx(value, rel=1e-6)
 
 
+def uniform(rows: int, width: int) -> Batch:
+    """D uniform in [0, 0.4] at every token."""
+    values = torch.rand(rows, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64) * 0.4
+    half = torch.full_like(values, 0.5)
+    return Batch((half + values).log(), half.log(), torch.ones_like(values), torch.ones_like(values).long())
+
+
 @pytest.mark.parametrize("valid", [1, 2, 99, 100, 101, 150, 200, 1000])
 def test_p99_is_the_nearest_rank(valid: int):
     """Of n tokens the one at rank ceil(0.99 n)."""
-    values = torch.rand(valid, generator=torch.Generator().manual_seed(valid), dtype=torch.float64) * 0.4
-    batch = Batch(
-        torch.cat([(0.5 + values).log(), torch.zeros(37)]).unsqueeze(0),
-        torch.full((1, valid + 37), math.log(0.5), dtype=torch.float64),
-        torch.ones(1, valid + 37, dtype=torch.float64),
-        torch.cat([torch.ones(valid), torch.zeros(37)]).long().unsqueeze(0),
-    )
+    batch = uniform(1, valid + 37)
+    batch.mask[:, valid:] = 0
+    values = batch.tokens().divergence("tv")[0, :valid]
     expected = values.sort().values[math.ceil(0.99 * valid) - 1].item()
     assert figures("dppo", batch)["divergence_p99"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_p99_of_a_sample_of_many_tokens():
-    """Beyond 65,536 tokens a sample stands for the rest: D uniform in [0, 0.4], so near 0.396."""
-    generator = torch.Generator().manual_seed(5)
-    values = torch.rand(300, 1000, generator=generator, dtype=torch.float64) * 0.4
-    half = torch.full_like(values, 0.5)
-    batch = Batch((half + values).log(), half.log(), torch.ones_like(values), torch.ones_like(values).long())
-    assert figures("dppo", batch)["divergence_p99"] == pytest.approx(0.396, abs=0.001)
-
-
-def test_capped_share_by_hand():
-    """Ratios e^2, e^4 (beyond 20) and e^4 at an invalid position."""
-    batch = batch_of([[-1.0, -1.0, -1.0]], [[-3.0, -5.0, -5.0]], [[1.0] * 3], [[1, 1, 0]])
-    assert figures("dppo", batch, delta=1.0)["ratio_capped_share"] == pytest.approx(1 / 2)
-    assert figures("dppo", batch, delta=1.0, ratio_cap=5.0)["ratio_capped_share"] == pytest.approx(1)
+    """Beyond 32,768 tokens a sample stands for the rest."""
+    assert figures("dppo", uniform(300, 1000))["divergence_p99"] == pytest.approx(0.396, abs=0.001)
 
 
 def test_influence_and_bound_by_hand():
