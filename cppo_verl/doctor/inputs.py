@@ -44,10 +44,16 @@ def ask(model: str | None, recipe: str | None) -> Asked:
     except UserError as error:
         return Asked(model, name, problem=" ".join(str(error).split()))
     path, trainer = OmegaConf.select(config, paths.MODEL), config.trainer
-    share, kept = config.actor_rollout_ref.rollout.gpu_memory_utilization, trainer.max_actor_ckpt_to_keep or 2
-    run_dir = default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{trainer.experiment_name}")
-    size = _checkpoint_bytes(name, path)
-    return Asked(path, name, config, "", share, trainer.n_gpus_per_node, kept, size, run_dir)
+    return Asked(
+        model=path,
+        recipe=name,
+        config=config,
+        gpu_share=config.actor_rollout_ref.rollout.gpu_memory_utilization,
+        gpus_per_node=trainer.n_gpus_per_node,
+        checkpoints=trainer.max_actor_ckpt_to_keep or 2,
+        checkpoint_bytes=_checkpoint_bytes(name, path),
+        run_dir=default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{trainer.experiment_name}"),
+    )
 
 
 def _checkpoint_bytes(name: str, path: str | None) -> float | None:
