@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from cppo_verl.selftest.loss_speed import REFERENCE, measure, registered_losses
+from cppo_verl.selftest.measure import REFERENCE, of_losses, registered_losses
 
 
 def main() -> None:
@@ -35,11 +35,11 @@ def main() -> None:
     rows = []
     for batch in args.batches:
         for length in args.lengths:
-            for row in measure(losses, batch, length, args.rounds, torch.device(args.device)):
-                print(
-                    f"{batch:>6} x {length:<5}  {row[2]:<28}{row[3]:>10.2f}{row[4]:>11.2f}{row[5]:>15.1f}", flush=True
-                )
-                rows.append(row)
+            found = of_losses(losses, batch, length, args.rounds, torch.device(args.device))
+            for name, (milliseconds, ratio, extra) in found.items():
+                measured = f"{name:<28}{milliseconds:>10.2f}{ratio:>11.2f}{extra:>15.1f}"
+                print(f"{batch:>6} x {length:<5}  {measured}", flush=True)
+                rows.append((batch, length, name, milliseconds, ratio, extra))
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

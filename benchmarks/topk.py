@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cppo_verl.integration.topk.fused import logits_at
-from cppo_verl.selftest.timing import medians, peak_bytes
+from cppo_verl.selftest.measure import medians, peak_bytes
 from cppo_verl.trust_region import topk
 
 FLOPS, BANDWIDTH = 785e12, 4.8e12  # of an H200, bfloat16
@@ -129,7 +129,7 @@ WAYS: dict[str, tuple[Callable[[Case], None], str]] = {
 def measure(case: Case, rounds: int) -> Iterator[str]:
     """A line a way."""
     device = case.hidden.device
-    took = medians({name: partial(way, case) for name, (way, _) in WAYS.items()}, device, rounds, 1)
+    took = medians({name: partial(way, case) for name, (way, _) in WAYS.items()}, device, rounds)
     peak = {name: peak_bytes(partial(way, case), device) for name, (way, _) in WAYS.items()}
     logits = (case.hidden @ case.head.t()).detach()
     added = {

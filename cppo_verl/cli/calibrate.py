@@ -1,9 +1,14 @@
-"""``cppo-verl calibrate RUN --masked-share 0.01``: thresholds that mask so many of a run's recorded tokens."""
+"""Thresholds that mask a wanted share of a run's recorded tokens.
+
+Find the thresholds of a rule (the run's own, or --preset, or --rule and --set) on the tokens that a run recorded, with
+95% intervals from a bootstrap over groups of responses, as overrides to paste. A rule with two thresholds keeps their
+ratio: both are multiplied by one factor; --hold keeps one as it is.
+"""
 
 import argparse
-import sys
 
 from cppo_verl.cli.replay import add_record_arguments
+from cppo_verl.cli.report import tell
 
 MASKS_CHANGE_DATA = (
     "Masks change the data that follow: under these thresholds the policy moves otherwise and samples other tokens. "
@@ -11,15 +16,7 @@ MASKS_CHANGE_DATA = (
 )
 
 
-def add_parser(subparsers) -> None:
-    """Add ``calibrate`` to the command line."""
-    parser = subparsers.add_parser(
-        "calibrate",
-        help="thresholds that mask a wanted share of a run's recorded tokens",
-        description="Find the thresholds of a rule (the run's own, or --preset, or --rule and --set) on the tokens "
-        "that a run recorded, with 95%% intervals from a bootstrap over groups of responses, as overrides to paste. A "
-        "rule with two thresholds keeps their ratio: both are multiplied by one factor; --hold keeps one as it is.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_record_arguments(parser)
     add, goal = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     add("--preset", metavar="NAME", help="the thresholds of a preset instead of the run's rule")
@@ -28,7 +25,6 @@ def add_parser(subparsers) -> None:
     add("--hold", nargs="+", default=[], metavar="KNOB", help="thresholds that stay as they are")
     add("--move", nargs="+", default=[], metavar="KNOB", help="knobs to move instead of delta and delta_b (own rules)")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def _share(text: str) -> float:
@@ -65,7 +61,5 @@ def run(args: argparse.Namespace) -> int:
         found = calibrate.for_share(family, args.masked_share, args.seed)
     else:
         found = calibrate.above_gap(family, args.above_gap, args.seed)
-    for note in [*selection.notes, *found.warnings]:
-        print(f"note: {note}", file=sys.stderr)
-    print("\n".join([*found.told(selection.scope), "", MASKS_CHANGE_DATA]))
+    tell(*found.told(selection.scope), "", MASKS_CHANGE_DATA, notes=[*selection.notes, *found.warnings])
     return 0

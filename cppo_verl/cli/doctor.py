@@ -1,4 +1,4 @@
-"""``cppo-verl doctor [--model M] [--recipe R]``: would a run start on this machine, and if not, why."""
+"""Check packages, GPUs, disk, model and recipe: would a run start here."""
 
 import argparse
 
@@ -7,13 +7,9 @@ from cppo_verl.doctor.inputs import ask
 from cppo_verl.doctor.verdicts import FAIL
 
 
-def add_parser(subparsers) -> None:
-    """Add ``doctor`` to the command line."""
-    words = "check packages, GPUs, disk, model and recipe: would a run start here"
-    parser = subparsers.add_parser("doctor", help=words)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a folder or hub id that the run would start from")
     parser.add_argument("--recipe", help="a script of run_scripts/ by name or path; METHOD=, SP=, ... as for it")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,22 +1,18 @@
-"""``cppo-verl eval MODEL``: Avg@N of a run, a checkpoint or a model on verl data files, with standard errors."""
+"""Avg@N of a checkpoint or a model, with standard errors.
+
+Sample N answers a problem with vLLM, score them as verl's validation does, and write summary.json, problems.csv,
+problems.parquet and samples.parquet. Stopped, the same command goes on.
+"""
 
 import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 
-def add_parser(subparsers) -> None:
-    """Add ``eval`` to the command line."""
-    parser = subparsers.add_parser(
-        "eval",
-        help="Avg@N of a checkpoint or a model, with standard errors",
-        description="Sample N answers a problem with vLLM, score them as verl's validation does, and write "
-        "summary.json, problems.csv, problems.parquet and samples.parquet. Stopped, the same command goes on.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Where none is given, a run's own config.yaml decides, then the default.
     add = parser.add_argument
     add("model", metavar="CHECKPOINT", help="run, global_step_N, model folder or hub id")
@@ -43,13 +39,12 @@ def add_parser(subparsers) -> None:
     add("--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU (%(default)s)")
     add("--enforce-eager", action="store_true", help="no CUDA graphs")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    any_other = {"type": _pair, "action": "append", "default": [], "dest": "extra"}
-    add("--vllm", **any_other, metavar="KEY=JSON", help="any vllm.LLM argument")
-    parser.set_defaults(run=run)
+    words = "any vllm.LLM argument"
+    add("--vllm", type=_pair, action="append", default=[], dest="extra", metavar="KEY=JSON", help=words)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; 0 when the tables are written, 130 when it was interrupted. EvaluationError: they cannot be."""
+    """Evaluate; 0 when the tables are written. EvaluationError: they cannot be."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; what stops it is raised
     from cppo_verl.evaluation.engine import EngineOptions
     from cppo_verl.evaluation.evaluate import Request, evaluate
@@ -61,11 +56,7 @@ def run(args: argparse.Namespace) -> int:
     engine = EngineOptions(**options | {"extra": dict(args.extra)})
     reward = Reward(args.reward_file, args.reward_name, args.reward_kwargs) if args.reward_file else None
     request = Request(args.model, args.data, args.out, sampling, reward, engine, args.part_size, args.fresh)
-    try:
-        evaluate(request, lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last saved part", file=sys.stderr)
-        return 130
+    evaluate(request, lambda line: print(line, flush=True))
     return 0
 
 

@@ -1,4 +1,8 @@
-"""``cppo-verl inspect RUN``: what the trust region did to single tokens, as one page."""
+"""A page of the recorded responses, token by token.
+
+Of a run with records (trainer.v1.trust_region.record=N): one self-contained page with the text of every recorded
+response, each token shaded by its divergence, masked ones marked by cause, and the spending against its allowance.
+"""
 
 import argparse
 from pathlib import Path
@@ -6,21 +10,12 @@ from pathlib import Path
 from cppo_verl.cli.report import tell
 
 
-def add_parser(subparsers) -> None:
-    """Add ``inspect`` to the command line."""
-    parser = subparsers.add_parser(
-        "inspect",
-        help="a page of the recorded responses, token by token",
-        description="Of a run with records (trainer.v1.trust_region.record=N): one self-contained page with the text "
-        "of every recorded response, each token shaded by its divergence, masked ones marked by cause, and the "
-        "spending against its allowance.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_dir", metavar="RUN", type=Path, help="run directory that holds records/")
     add("--out", type=Path, metavar="FILE", help="where to write (default: RUN/report/inspect.html)")
     add("--steps", metavar="FIRST:LAST[:EVERY]", help="the recorded steps to show, or one (default: as many as fit)")
     add("--title", help="what to call the page (default: the run's name)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

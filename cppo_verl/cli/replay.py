@@ -1,29 +1,25 @@
-"""``cppo-verl replay RUN``: what each preset, or a rule with thresholds to try, would have kept on recorded tokens."""
+"""What other rules would have masked on a run's recorded tokens.
+
+Run rules over the tokens that a run recorded (trainer.v1.trust_region.record), exactly as the training would have:
+masked share in all, by position, sign and cause, and how far any two rules agree. Without --preset and --rule: the rule
+that ran, and every preset. Writes replay.html, replay.md, replay.csv and replay-overlap.csv.
+"""
 
 import argparse
-import sys
 from pathlib import Path
 
+from cppo_verl.cli.report import tell
 
-def add_parser(subparsers) -> None:
-    """Add ``replay`` to the command line."""
-    parser = subparsers.add_parser(
-        "replay",
-        help="what other rules would have masked on a run's recorded tokens",
-        description="Run rules over the tokens that a run recorded (trainer.v1.trust_region.record), exactly as the "
-        "training would have: masked share in all, by position, sign and cause, and how far any two rules agree. "
-        "Without --preset and --rule: the rule that ran, and every preset. Writes replay.html, replay.md, replay.csv "
-        "and replay-overlap.csv.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_record_arguments(parser)
     add = parser.add_argument
     add("--preset", nargs="+", action="extend", default=[], metavar="NAME", help="only these presets")
     add("--out", type=Path, help="where to write (default: RUN/report)")
-    parser.set_defaults(run=run)
 
 
 def add_record_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which run, which steps, and rules of one's own."""
+    """Which run, which steps, and rules of one's own."""
     add = parser.add_argument
     add("run_dir", metavar="RUN", type=Path, help="run directory, with records/ in it")
     add("--steps", metavar="A-B", help="only these recorded steps (default: all)")
@@ -53,7 +49,5 @@ def run(args: argparse.Namespace) -> int:
     result, notes = replayed(selection, args.preset, args.rule)
     told = replay.Told(result, args.run_dir.resolve().name, selection.scope, [*selection.notes, *notes])
     paths = replay.write(told, args.out or args.run_dir / "report")
-    for note in told.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(replay.text(told), *paths, sep="\n")
+    tell(replay.text(told), *paths, notes=told.notes)
     return 0

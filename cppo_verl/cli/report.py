@@ -1,22 +1,21 @@
-"""``cppo-verl report RUNS...``: what verl's file logger wrote: of one run a page, of many their comparison."""
+"""Pages, pictures and tables of runs' logs.
+
+Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with records also
+inspect.html, as cppo-verl inspect writes it. Of several runs, or of a directory that holds runs: methods by seeds with
+intervals and paired differences (CSV, Markdown), learning curves (PNG, PDF), runs.csv, and report.html that shows them
+all. Where one of the paper's models is among them: its Tables 1 and 4 with ours beside its numbers (CSV, LaTeX), and
+its figures.
+"""
 
 import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from cppo_verl.errors import UserError
 
-def add_parser(subparsers) -> None:
-    """Add ``report`` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="pages, pictures and tables of runs' logs",
-        description="Of one run: report.html (one self-contained page), report.png, report.md and metrics.csv; with "
-        "records also inspect.html, as cppo-verl inspect writes it. Of several runs, or of a directory that holds "
-        "runs: methods by seeds with intervals and paired differences (CSV, Markdown), learning curves (PNG, PDF), "
-        "runs.csv, and report.html that shows them all. Where one of the paper's models is among them: its Tables 1 "
-        "and 4 with ours beside its numbers (CSV, LaTeX), and its figures.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="run directory, directory of runs, or a file logger's .jsonl")
     add("--out", type=Path, help="default: RUN/report; <name>-report beside a file; ./cppo-report for several")
@@ -26,7 +25,6 @@ def add_parser(subparsers) -> None:
     add("--baseline", metavar="METHOD", help="what others are compared with, seed by seed (default: the first method)")
     add("--tables", action="store_true", help="tables and figures for a single run, too")
     add("--skip-bad-lines", action="store_true", help="leave damaged lines out, and count them, instead of stopping")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,13 +71,9 @@ def _inspector(run_dir: Path, out: Path, title: str | None) -> str:
         return ""
     try:
         from cppo_verl.inspection.page import write_page
-        from cppo_verl.recording.record import RecordError
-    except ImportError as error:  # logs copied to a machine without torch
-        tell(notes=[f"no page of single tokens ({error})."])
-        return ""
-    try:
+
         index = write_page(run_dir, out / INSPECTOR, title=title)
-    except RecordError as error:
+    except (ImportError, UserError) as error:  # logs copied to a machine without torch; records that cannot be read
         tell(notes=[f"no page of single tokens. {error}"])
         return ""
     tell(out / INSPECTOR, notes=index.notes)

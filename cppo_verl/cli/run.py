@@ -1,4 +1,8 @@
-"""``cppo-verl run [--fresh] RUN_DIR OVERRIDE...``: verl's own trainer, watched, with all it writes in one folder."""
+"""Start verl's trainer with a run directory, progress and a watchdog.
+
+Options and overrides come in any order. Of Hydra's own flags --config-name and --config-path are passed on; for
+--config-dir=DIR write hydra.searchpath=[DIR]; a run directory holds one run, so there is no --multirun.
+"""
 
 import argparse
 import contextlib
@@ -20,16 +24,9 @@ from cppo_verl.launch.progress import Progress
 from cppo_verl.launch.quoting import quote
 
 SHARDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # contents of a checkpoint: their files
-EPILOG = (
-    "Options and overrides come in any order. Of Hydra's own flags --config-name and --config-path are passed on; for "
-    "--config-dir=DIR write hydra.searchpath=[DIR]; a run directory holds one run, so there is no --multirun."
-)
 
 
-def add_parser(subparsers) -> None:
-    """Add ``run`` to the command line."""
-    words = "start verl's trainer with a run directory, progress and a watchdog"
-    parser = subparsers.add_parser("run", help=words, epilog=EPILOG)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_dir", type=Path, help="logs, checkpoints and the report go here; an existing run resumes")
     add("--fresh", action="store_true", help="delete what the run directory holds and start anew")
@@ -39,7 +36,6 @@ def add_parser(subparsers) -> None:
     for name in ("name", "path"):
         add(f"--config-{name}", f"-c{name[0]}", metavar=name.upper(), help="Hydra's, passed on")
     add("overrides", nargs="*", help="Hydra overrides for verl.trainer.main_ppo")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,11 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fresh and run_dir.exists():
         _clear(run_dir)
     supervise.raise_on_terminate()
-    try:
-        _start(run_dir, args, config)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command resumes from the last checkpoint in {run_dir}", flush=True)
-        return 130
+    _start(run_dir, args, config)
     return 0
 
 
@@ -85,11 +77,20 @@ def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _clear(run_dir: Path) -> None:
+    """Delete a run, unless it is going on or is no run."""
+    if any(run_dir.iterdir()) and not (run_dir / "logs").is_dir():
+        raise UserError(f"--fresh would delete {run_dir}, which is no run directory (it has no logs/)")
+    with supervise.lock(run_dir):
+        supervise.end_processes(run_dir)
+        shutil.rmtree(run_dir)
+
+
 def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     """One start of verl's trainer, to its end."""
-    logs = run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    logs, hydra_dir, saved = run_dir / "logs", run_dir / "hydra" / started, run_dir / "checkpoints"
+    logs.mkdir(parents=True, exist_ok=True)
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
@@ -101,14 +102,14 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)
         server = fork_server.for_run(os.environ)
-    flags = [f"--config-{name}={value}" for name in ("name", "path") if (value := getattr(args, f"config_{name}"))]
-    command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo", *flags, *args.overrides]
-    command += _own_overrides(run_dir, run_dir / "hydra" / started, args.overrides, config)
-    hydra_config = run_dir / "hydra" / started / ".hydra" / "config.yaml"
-    progress = Progress(metrics, console, hydra_config, run_dir / "config.yaml")
+    flags = {"--config-name": args.config_name, "--config-path": args.config_path}
+    command = [sys.executable, "-u", "-m", "verl.trainer.main_ppo"]
+    command += [f"{flag}={value}" for flag, value in flags.items() if value]
+    command += [*args.overrides, *_own_overrides(run_dir, hydra_dir, args.overrides, config)]
+    progress = Progress(metrics, console, hydra_dir / ".hydra/config.yaml", run_dir / "config.yaml")
 
     def prepare() -> None:
-        _choose_checkpoint(run_dir / "checkpoints", logs, started, config)
+        _choose_checkpoint(saved, logs, started, config)
         if server is not None:
             with console.open("ab") as output:
                 server.start({**os.environ, **environment, supervise.MARKER: str(run_dir)}, output)
@@ -117,7 +118,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     with server or contextlib.nullcontext():
         environment |= {} if server is None else server.variables
         supervise.run(command, run_dir, console, environment, before=prepare, **watched)
-    reached = max(progress.step, checkpoints.pointed_at(run_dir / "checkpoints") or 0)
+    reached = max(progress.step, checkpoints.pointed_at(saved) or 0)
     if progress.total and reached < progress.total and not config.trainer.val_only:
         said = f"the trainer ended at step {reached} of trainer.total_training_steps={progress.total}, without an error"
         why = f"its trainer.total_epochs={config.trainer.total_epochs} were over"
@@ -145,26 +146,17 @@ def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], con
 def _is_alone(config: DictConfig) -> bool:
     """Whether the run has a Ray of its own on this machine; says what is not watched where it has not."""
     ray_init = OmegaConf.select(config, "ray_kwargs.ray_init") or {}
-    address = exposure.cluster(ray_init, os.environ)
-    if address is None and config.trainer.nnodes == 1:
+    address, nodes = exposure.cluster(ray_init, os.environ), config.trainer.nnodes
+    if address is None and nodes == 1:
         exposure.require_short_folder(ray_init, os.environ)
         return True
     if address is None:
         remedy = "start it on every node (run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1"
-        raise UserError(f"trainer.nnodes={config.trainer.nnodes}, and no Ray cluster is here: {remedy}.")
+        raise UserError(f"trainer.nnodes={nodes}, and no Ray cluster is here: {remedy}.")
     exposure.require_answer(address)
     shows = "a worker that dies there shows when verl says so, or after --stall-timeout seconds without output"
     _note(f"the run joins the Ray cluster at {address}: its workers are not watched from here; {shows}")
     return False
-
-
-def _clear(run_dir: Path) -> None:
-    """Delete a run, unless it is going on or is no run."""
-    if any(run_dir.iterdir()) and not (run_dir / "logs").is_dir():
-        raise UserError(f"--fresh would delete {run_dir}, which is no run directory (it has no logs/)")
-    with supervise.lock(run_dir):
-        supervise.end_processes(run_dir)
-        shutil.rmtree(run_dir)
 
 
 def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfig) -> None:
@@ -182,10 +174,10 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
     if kept and found > kept:
         notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
+    if step is not None and checkpoints.recover_record(folder, step, logs, started):
+        notes.append(f"step {step} was not logged before the run died; its metrics are taken from it")
     for note in notes:
         print(f"checkpoints: {note}", flush=True)
-    if step is not None and checkpoints.recover_record(folder, step, logs, started):
-        print(f"checkpoints: step {step} was not logged before the run died; its metrics are taken from it", flush=True)
 
 
 def _note(text: str) -> None:

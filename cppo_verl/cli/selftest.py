@@ -1,20 +1,16 @@
-"""``cppo-verl selftest``: acceptance of this machine, stage by stage, with a page for a bug report."""
+"""Acceptance of this machine: rules, losses, speed, the whole stack, a recipe's step.
+
+Runs stages that measure, and writes selftest.html, selftest.md and selftest.json: predicted, measured, limit, verdict.
+With VERL_PLATFORM=cpu everything runs in miniature.
+"""
 
 import argparse
 import functools
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 
-def add_parser(subparsers) -> None:
-    """Add ``selftest`` to the command line."""
-    parser = subparsers.add_parser(
-        "selftest",
-        help="acceptance of this machine: rules, losses, speed, the whole stack, a recipe's step",
-        description="Runs stages that measure, and writes selftest.html, selftest.md and selftest.json: predicted, "
-        "measured, limit, verdict. With VERL_PLATFORM=cpu everything runs in miniature.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("cppo-selftest"), help="where to write (%(default)s)")
     add("--list", action="store_true", help="say what the stages need and take, and run nothing")
@@ -23,7 +19,6 @@ def add_parser(subparsers) -> None:
     add("--recipe", metavar="NAME", default="", help="one step of run_scripts/NAME.sh at full lengths")
     add("--model", metavar="PATH", default="", help="the recipe's model, a folder or a hub id")
     add("--strict", action="store_true", help="a stage that is not run here counts as failed")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,12 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("pytest") is None:
         raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
     supervise.raise_on_terminate()
-    write, page = functools.partial(report.write, setting.out, setting.device, facts), setting.out / report.PAGE
-    try:
-        results = session.run(setting, wanted, functools.partial(print, flush=True), write)
-    except KeyboardInterrupt:
-        print(f"\nstopped; {page} has what was measured", file=sys.stderr)
-        return 130
-    print(report.sentence(results), page, sep="\n")
+    write = functools.partial(report.write, setting.out, setting.device, facts)
+    results = session.run(setting, wanted, functools.partial(print, flush=True), write)
+    print(report.sentence(results), setting.out / report.PAGE, sep="\n")
     bad = (FAILS, NOT_RUN) if args.strict else (FAILS,)
     return 1 if any(result.verdict in bad for result in results) else 0

@@ -1,12 +1,12 @@
 """All checks in order, each a finding; none of them may end the others."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from cppo_verl.doctor import inputs, machine, software
 from cppo_verl.doctor.verdicts import FAIL, OK, Asked, Finding, Verdict
 
-CHECKS: dict[str, Callable[[Asked], str]] = {
+CHECKS = {
     "versions": software.versions,
     "plug-in": software.plugin,
     "presets": software.preset_configs,

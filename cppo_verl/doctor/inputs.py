@@ -37,22 +37,22 @@ def recipe_overrides(recipe: str, model: str | None, defaults: Mapping[str, str]
 def ask(model: str | None, recipe: str | None) -> Asked:
     """What the checks compare with, of a model and of a recipe's composed config."""
     if recipe is None:
-        return Asked(model=model, checkpoint_bytes=_checkpoint_bytes("", model))
+        return Asked(model, checkpoint_bytes=_checkpoint_bytes("", model))
     name = Path(recipe).stem
     try:
         config = overrides.compose(recipe_overrides(recipe, model, {}))
     except UserError as error:
         return Asked(model, name, problem=" ".join(str(error).split()))
-    path = OmegaConf.select(config, paths.MODEL)
+    path, trainer = OmegaConf.select(config, paths.MODEL), config.trainer
     return Asked(
         model=path,
         recipe=name,
         config=config,
         gpu_share=config.actor_rollout_ref.rollout.gpu_memory_utilization,
-        gpus_per_node=config.trainer.n_gpus_per_node,
-        checkpoints=config.trainer.max_actor_ckpt_to_keep or 2,
+        gpus_per_node=trainer.n_gpus_per_node,
+        checkpoints=trainer.max_actor_ckpt_to_keep or 2,
         checkpoint_bytes=_checkpoint_bytes(name, path),
-        run_dir=default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{config.trainer.experiment_name}"),
+        run_dir=default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{trainer.experiment_name}"),
     )
 
 
@@ -82,16 +82,17 @@ def recipe(asked: Asked) -> str:
     """The recipe's own start checks pass, and its data is there."""
     from cppo_verl.integration import checks
 
-    problems = [asked.problem] if asked.config is None else list(checks.run_problems(asked.config))
-    files = [file for key in paths.DATA if asked.config is not None for file in paths.files(asked.config, key)]
-    remedy = "run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
-    problems += [f"no data at {file}; {remedy}" for file in files if not Path(file).is_file()]
+    if asked.config is None:
+        problems = [asked.problem]
+    else:
+        remedy = "run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
+        files = [Path(file) for key in paths.DATA for file in paths.files(asked.config, key)]
+        missing = [f"no data at {file}; {remedy}" for file in files if not file.is_file()]
+        problems = [*checks.run_problems(asked.config), *missing]
     if problems:
         raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
-    return (
-        f"{asked.recipe}: {asked.config.trainer.nnodes} x {asked.gpus_per_node} GPUs; all that a run checks of its "
-        "config holds, and its data is there"
-    )
+    gpus = f"{asked.config.trainer.nnodes} x {asked.gpus_per_node} GPUs"
+    return f"{asked.recipe}: {gpus}; all that a run checks of its config holds, and its data is there"
 
 
 def _whole(folder: Path) -> str:

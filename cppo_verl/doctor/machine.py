@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cppo_verl.doctor.software import on_cpu
 from cppo_verl.doctor.verdicts import GB, Asked, Note, Skip, Trouble
+from cppo_verl.integration import cpu
 
 # First drivers of a CUDA major version (NVIDIA's CUDA compatibility guide); within it, newer and older fit together.
 FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
@@ -40,25 +40,28 @@ def device(asked: Asked) -> str:
             "nvidia-smi must list it (a container takes --gpus all). Without one set VERL_PLATFORM=cpu and add "
             "+platform=cpu to the command line."
         )
-    return (
-        f"verl uses {chosen.device_name} ({type(chosen).__name__}), {chosen.device_count()} visible, "
-        f"collectives over {chosen.communication_backend_name()}"
-    )
+    found, backend = f"{chosen.device_name} ({type(chosen).__name__})", chosen.communication_backend_name()
+    return f"verl uses {found}, {chosen.device_count()} visible, collectives over {backend}"
 
 
 def driver(asked: Asked) -> str:
     """The driver knows the CUDA that torch was built for."""
-    return driver_line(_driver_cuda(), _cuda_of_torch())
+    built, version = _cuda_of_torch(), ctypes.c_int()
+    try:  # needs no device
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        failed = True
+    return driver_line(0 if failed else version.value, built)
 
 
-def driver_line(known: tuple[int, int] | None, built: str) -> str:
-    """Of a driver that knows CUDA ``known`` beside a torch that was built for CUDA ``built``."""
-    if known is None:
+def driver_line(version: int, built: str) -> str:
+    """Of a driver whose newest CUDA is ``version`` (13020 for 13.2, 0 without one) and the CUDA of torch."""
+    if not version:
         raise Skip(f"no NVIDIA driver here (libcuda.so.1); torch is built for CUDA {built}")
-    major = int(built.split(".")[0])
-    said = f"the driver knows CUDA {known[0]}.{known[1]}, torch is built for {built}"
-    if known[0] < major:
-        raise Trouble(f"{said}: install driver {FIRST_DRIVER[major]} or newer on the host")
+    major, needed = version // 1000, int(built.split(".")[0])
+    said = f"the driver knows CUDA {major}.{version % 1000 // 10}, torch is built for {built}"
+    if major < needed:
+        raise Trouble(f"{said}: install driver {FIRST_DRIVER[needed]} or newer on the host")
     return said
 
 
@@ -79,9 +82,8 @@ def gpus(asked: Asked) -> str:
 def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
     """Of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
     if wanted is not None and len(found) < wanted:
-        raise Trouble(
-            f"{len(found)} GPUs visible, trainer.n_gpus_per_node={wanted}: lower it, or see CUDA_VISIBLE_DEVICES"
-        )
+        remedy = "lower it, or see CUDA_VISIBLE_DEVICES"
+        raise Trouble(f"{len(found)} GPUs visible, trainer.n_gpus_per_node={wanted}: {remedy}")
     for index, gpu in enumerate(found):
         if gpu.capability < NEEDED_CAPABILITY:
             raise Trouble(
@@ -114,7 +116,7 @@ def shared_memory(asked: Asked) -> str:
 
 
 def shared_memory_line(free: float) -> str:
-    """Of ``free`` bytes of shared memory."""
+    """Of ``free`` bytes."""
     said = f"{free / GB:.2f} GB free in {SHARED_MEMORY}"
     remedy = "start the container with --shm-size=16g or --ipc=host, or mount -o remount,size=16g /dev/shm"
     if free < LEAST_SHARED:
@@ -125,7 +127,7 @@ def shared_memory_line(free: float) -> str:
 
 
 def disk(asked: Asked) -> str:
-    """The run directory's disk holds the checkpoints that a run keeps."""
+    """The run directory's disk holds the checkpoints that a run keeps, of which some may lie there."""
     folder = next(path for path in (asked.run_dir, *asked.run_dir.parents) if path.exists())
     there = sum(file.stat().st_size for file in (asked.run_dir / "checkpoints").rglob("*") if file.is_file())
     return disk_line(shutil.disk_usage(folder).free, there, asked.checkpoint_bytes, asked.checkpoints, folder)
@@ -134,9 +136,9 @@ def disk(asked: Asked) -> str:
 def disk_line(free: float, there: float, each: float | None, kept: int, folder: Path) -> str:
     """Of ``free`` bytes for ``kept`` checkpoints of ``each`` bytes, of which ``there`` bytes are written."""
     said = f"{free / GB:.0f} GB free at {folder}"
+    if each is None and free < LEAST_DISK:
+        raise Note(f"{said}; --recipe or --model says what the checkpoints take")
     if each is None:
-        if free < LEAST_DISK:
-            raise Note(f"{said}; --recipe or --model says what the checkpoints take")
         return said
     needed, plan = kept * each - there, f"{kept} checkpoints of {each / GB:.0f} GB"
     if free < needed:
@@ -146,20 +148,10 @@ def disk_line(free: float, there: float, each: float | None, kept: int, folder: 
 
 def _cuda_of_torch() -> str:
     """The CUDA version that torch was built for; skips the check where GPUs are not meant or cannot be used."""
-    if on_cpu():
+    if cpu.enabled():
         raise Skip("not used on the CPU platform")
     import torch
 
     if torch.version.cuda is None:
         raise Skip(f"torch {torch.__version__} is a build without CUDA")
     return torch.version.cuda
-
-
-def _driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the installed driver knows; needs no device."""
-    version = ctypes.c_int()
-    try:
-        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    except OSError:
-        return None
-    return None if failed else (version.value // 1000, version.value % 1000 // 10)

@@ -13,16 +13,12 @@ from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
 from cppo_verl.doctor.verdicts import Asked, Note, Trouble
+from cppo_verl.integration import cpu
 from cppo_verl.launch.sizes import VERLS_ATTENTION
 
 PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
 TRIED_VLLM = SpecifierSet(">=0.24.0,<0.29")  # 0.24.0 in the GPU environment, 0.28.0 in the CPU stack
 INSTALL = "run_scripts/setup_env.sh gpu (or setup_env.sh for the CPU stack)"
-
-
-def on_cpu() -> bool:
-    """Whether verl's CPU platform was asked for."""
-    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
 
 
 def versions(asked: Asked) -> str:
@@ -35,7 +31,12 @@ def versions(asked: Asked) -> str:
 
     if str(found["verl"]) not in SUPPORTED_VERL:
         raise Trouble(f"verl {found['verl']} is outside {SUPPORTED_VERL}: pip install verl==0.9.1")
-    outside = [text for text in map(_outside, metadata.requires("verl") or ()) if text]
+    outside = []
+    for requirement in map(Requirement, metadata.requires("verl") or ()):
+        version = _version(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and version and not requirement.specifier.contains(version, prereleases=True):
+            outside.append(f"{requirement.name} is {version} (pip install '{requirement.name}{requirement.specifier}')")
     if outside:
         raise Trouble(f"verl {found['verl']} asks for other versions: {'; '.join(outside)}")
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version}" for name, version in found.items())])
@@ -48,9 +49,8 @@ def plugin(asked: Asked) -> str:
 
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     if policy != "auto" and "cppo_verl" not in policy.split(","):
-        raise Trouble(
-            f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading cppo_verl; unset it or add cppo_verl"
-        )
+        said = f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading cppo_verl"
+        raise Trouble(f"{said}; unset it or add cppo_verl")
     entry_points = [e for e in metadata.entry_points(group="verl.plugins") if e.name == "cppo_verl"]
     if not entry_points:
         raise Trouble("no entry point cppo_verl in group verl.plugins: the package is not installed (pip install .)")
@@ -72,12 +72,9 @@ def preset_configs(asked: Asked) -> str:
     """Every preset composes over verl's config."""
     from cppo_verl.integration import checks
 
-    found = presets.names()
-    if not found:
-        raise Trouble(f"no preset in {presets.FOLDER}: reinstall cppo_verl")
-    for name in found:
+    for name in presets.names():
         checks.require(presets.compose(name, ["actor_rollout_ref.rollout.n=8"]))
-    return f"{', '.join(found)} compose over verl's ppo_trainer"
+    return f"{', '.join(presets.names())} compose over verl's ppo_trainer"
 
 
 def attention(asked: Asked) -> str:
@@ -85,7 +82,7 @@ def attention(asked: Asked) -> str:
     from cppo_verl.integration.attention import in_force, missing
 
     name = in_force(asked.config) if asked.config is not None else None
-    if name is None and on_cpu():
+    if name is None and cpu.enabled():
         return "sdpa, which +platform=cpu sets"
     name = name or VERLS_ATTENTION
     reason, version = missing(name), _version("flash-attn")
@@ -146,17 +143,6 @@ def _missing_hooks() -> Iterator[str]:
         importlib.import_module("cppo_verl.integration.topk.server")
     except (ImportError, AttributeError) as error:
         yield str(error)
-
-
-def _outside(text: str) -> str | None:
-    """What is wrong with the installed version of one of verl's requirements."""
-    requirement = Requirement(text)
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return None
-    version = _version(requirement.name)
-    if version is None or requirement.specifier.contains(version, prereleases=True):
-        return None
-    return f"{requirement.name} is {version} (pip install '{requirement.name}{requirement.specifier}')"
 
 
 def _version(name: str) -> str | None:

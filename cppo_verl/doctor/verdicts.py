@@ -48,11 +48,8 @@ def default_run_dir() -> Path:
 class Asked:
     """The run that is meant; without ``--recipe`` verl's defaults.
 
-    Attributes:
-        model: folder or hub id.
-        recipe: the recipe's name.  config: verl's composed config of it.  problem: what was said instead of a config.
-        gpu_share: of a GPU's memory, for vLLM.  gpus_per_node: that the run wants.
-        checkpoints: that lie on disk at most.  checkpoint_bytes: of one.  run_dir: where they lie.
+    ``config`` is verl's composed config of the recipe, ``problem`` what was said instead of one. ``gpu_share`` is what
+    vLLM takes of a GPU; ``checkpoints`` of ``checkpoint_bytes`` lie below ``run_dir`` at most.
     """
 
     model: str | None = None

@@ -42,7 +42,6 @@ def write(out: Path, device: str, facts: Mapping[str, str], results: Sequence[Re
 def sentence(results: Sequence[Result]) -> str:
     """The selftest in one sentence."""
     holds, fails, not_run = ([r.stage for r in results if r.verdict == v] for v in (HOLDS, FAILS, NOT_RUN))
-    parts = [f"{len(holds)} of {len(holds) + len(fails)} stages hold"]
-    parts += [f"{', '.join(fails)} {'fails' if len(fails) == 1 else 'fail'}"] if fails else []
-    parts += [f"not run here: {', '.join(not_run)}"] if not_run else []
-    return "; ".join(parts)
+    said = f"{len(holds)} of {len(holds) + len(fails)} stages hold"
+    said += f"; {', '.join(fails)} {'fails' if len(fails) == 1 else 'fail'}" if fails else ""
+    return said + (f"; not run here: {', '.join(not_run)}" if not_run else "")

@@ -1,6 +1,7 @@
 """What there is to measure (stages.yaml), and how it is run: a stage after another, each in a process of its own."""
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,42 +30,24 @@ class Stage:
     module: str
     seconds: Mapping[str, float]
     limit: float
-    ranks: int = 1
-    host_gb: float = 1.0
-    gpu_gb: float = 1.0
-    disk_gb: float = 0.1
+    needs: Mapping[str, float]
     packages: Sequence[str] = ()
     after: Sequence[str] = ()
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-    def needs(self, on_cpu: bool) -> str:
-        """In words."""
-        device = f"{self.ranks} {'rank' if on_cpu else 'GPU'}{'s' * (self.ranks > 1)}" if self.ranks else "no device"
-        memory = [f"{self.gpu_gb:g} GB a GPU"] if self.ranks and not on_cpu else []
-        after = [f"after {name}" for name in self.after]
-        return ", ".join([device, f"{self.host_gb:g} GB memory", *memory, *self.packages, *after])
-
     def unmet(self, setting: Setting, done: Mapping[str, Result] | None = None) -> str:
         """Why it cannot run on this machine, or with ``done`` after these results; empty when it can."""
-        absent = [name for name in self.packages if find_spec(name) is None]
+        if self.name == "recipe" and not setting.recipe:
+            return "no --recipe was given"
+        if "ranks" in self.needs and not setting.device:
+            return "this machine has no GPU (without one, VERL_PLATFORM=cpu runs everything in miniature)"
+        if absent := [name for name in self.packages if find_spec(name) is None]:
+            return f"not installed: {', '.join(absent)}"
+        for what, wanted in self.needs.items():
+            if wanted > setting.room.get(what, wanted):
+                return f"it needs {wanted:g} {what} and there are {setting.room[what]:.3g}"
         failed = [name for name in self.after if done is not None and (name not in done or done[name].verdict != HOLDS)]
-        on_gpu = self.ranks and not setting.on_cpu
-        no_gpu = "this machine has no GPU (without one, VERL_PLATFORM=cpu runs everything in miniature)"
-        reasons = {
-            "no --recipe was given": self.name == "recipe" and not setting.recipe,
-            no_gpu: self.ranks and not setting.device,
-            f"it needs {self.ranks} GPUs and this machine has {setting.ranks}": self.ranks > setting.ranks,
-            f"not installed: {', '.join(absent)}": absent,
-            _lacks(self.host_gb, "GB of free memory", setting.host_gb): self.host_gb > setting.host_gb,
-            _lacks(self.disk_gb, "GB of free disk", setting.disk_gb): self.disk_gb > setting.disk_gb,
-            _lacks(self.gpu_gb, "GB a GPU", setting.gpu_gb): on_gpu and self.gpu_gb > setting.gpu_gb,
-            f"it comes after {', '.join(failed)}, which did not hold": failed,
-        }
-        return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def _lacks(wanted: float, what: str, found: float) -> str:
-    return f"it needs {wanted:g} {what} and there are {found:.1f}"
+        return f"it comes after {', '.join(failed)}, which did not hold" if failed else ""
 
 
 FILE = Path(__file__).parent / "assets/stages.yaml"
@@ -91,7 +74,9 @@ def listing(wanted: Sequence[Stage], setting: Setting) -> list[str]:
     for stage in wanted:
         reason, seconds = stage.unmet(setting), stage.seconds["cpu" if setting.on_cpu else "cuda"]
         lines.append(f"{stage.name:12} {f'about {seconds:.0f} s':>12}  {stage.title}")
-        lines.append(f"{'':26}needs {stage.needs(setting.on_cpu)}" + (f"; not here: {reason}" if reason else ""))
+        needs = [f"{what}: {wanted:g}" for what, wanted in stage.needs.items() if what in setting.room]
+        needs += [*stage.packages, *(f"after {name}" for name in stage.after)]
+        lines.append(f"{'':26}needs {', '.join(needs)}" + (f"; not here: {reason}" if reason else ""))
     return lines
 
 
@@ -108,9 +93,15 @@ def run(
         for number, stage in enumerate(wanted, 1):
             say(f"[{number}/{len(wanted)}] {stage.name}: {stage.title}")
             reason = stage.unmet(setting, done)
-            done[stage.name] = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
-            for line in told(done[stage.name]):
-                say(f"      {line}")
+            result = Result(stage.name, NOT_RUN, reason=reason) if reason else apart(stage, setting)
+            done[stage.name] = result
+            took, why = f" ({result.seconds:.0f} s)" if result.seconds else "", result.reason.partition("\n")[0]
+            say(f"      {result.verdict}{took}{': ' if why else ''}{why}")
+            for row in result.rows:
+                if row.verdict == FAILS:
+                    limit = show(row.predicted if row.limit is None else row.limit, row.unit)
+                    note = f" ({row.note})" if row.note else ""
+                    say(f"      FAILS {row.what}: {show(row.measured, row.unit)}, limit {limit}{note}")
             report(list(done.values()))
     return list(done.values())
 
@@ -124,7 +115,7 @@ def apart(stage: Stage, setting: Setting) -> Result:
     for earlier in (console, rows):
         earlier.write_bytes(b"")
     command = [sys.executable, "-u", "-m", "pytest", *PYTEST.split(), stage.module]
-    environment = {**ALONE, "CPPO_VERL_SELFTEST": asked.dumps()}
+    environment = {**ALONE, "CPPO_VERL_SELFTEST": json.dumps(dataclasses.asdict(asked), default=str)}
     began, reason = time.monotonic(), ""
 
     def watch() -> None:
@@ -144,15 +135,3 @@ def apart(stage: Stage, setting: Setting) -> Result:
     reason = reason or ("" if found else "it measured nothing")
     failed = bool(reason) or any(row.verdict == FAILS for row in found)
     return Result(stage.name, FAILS if failed else HOLDS, found, time.monotonic() - began, reason)
-
-
-def told(result: Result) -> list[str]:
-    """A result in lines for a terminal: the verdict, and what failed."""
-    head = result.verdict + (f" ({result.seconds:.0f} s)" if result.seconds else "")
-    lines = [f"{head}: {result.reason.splitlines()[0]}" if result.reason else head]
-    for row in result.rows:
-        if row.verdict == FAILS:
-            wanted = row.predicted if row.limit is None else row.limit
-            note = f" ({row.note})" if row.note else ""
-            lines.append(f"FAILS {row.what}: {show(row.measured, row.unit)}, limit {show(wanted, row.unit)}{note}")
-    return lines

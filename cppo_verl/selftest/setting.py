@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import psutil
 
 from cppo_verl.doctor import inputs
 from cppo_verl.errors import UserError
+from cppo_verl.integration import cpu
 from cppo_verl.launch import gitstate
 
 # name and GB of each GPU, printed by a process of its own, for torch may open a CUDA context to say so
@@ -33,24 +34,20 @@ class SelftestError(UserError):
     status = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
     """A stage's input.
 
     Attributes:
         out: the selftest's folder. device: ``cuda``, ``cpu`` (verl's CPU platform was asked for), or empty without one.
-        ranks: GPUs of this machine, or how many ranks stand for them on the CPU.
-        gpu_gb, host_gb, disk_gb: memory of the smallest GPU, free memory of the host, free space in ``out``.
+        room: what the machine has of the needs of assets/stages.yaml; on the CPU without ``GB a GPU``.
         steps: of the runs of the tiny model. recipe, model, overrides: of the stage ``recipe``; empty without.
         stage, options: name and options of the stage at hand.
     """
 
     out: Path
     device: str
-    ranks: int
-    gpu_gb: float = 0.0
-    host_gb: float = 0.0
-    disk_gb: float = 0.0
+    room: Mapping[str, float]
     steps: int = 4
     recipe: str = ""
     model: str = ""
@@ -58,73 +55,58 @@ class Setting:
     stage: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.out = Path(self.out)  # a text, as it comes to another process
+
     @property
-    def on_cpu(self) -> bool:
-        """Whether the CPU stands in for GPUs, with everything in miniature."""
+    def on_cpu(self) -> bool:  # the CPU stands in for GPUs, with everything in miniature
         return self.device != "cuda"
 
     @property
-    def tiny(self) -> Path:
-        """Folder of the tiny model, ``model``, and of its data, ``data``."""
+    def tiny(self) -> Path:  # folders ``model`` and ``data``
         return self.out / "tiny"
 
     @property
-    def logs(self) -> Path:
-        """Folder of the stage's logs and rows."""
+    def logs(self) -> Path:  # of the stage, and its rows
         return self.out / "stages" / self.stage
 
     @property
-    def run(self) -> Path:
-        """Run directory of the stage at hand."""
+    def run(self) -> Path:  # run directory of the stage
         return self.out / "runs" / self.stage
-
-    def dumps(self) -> str:
-        """As JSON, for another process."""
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def loads(cls, text: str) -> "Setting":
-        """Inverse of ``dumps``."""
-        content = json.loads(text)
-        return cls(**{**content, "out": Path(content["out"])})
 
 
 def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[Setting, dict[str, str]]:
     """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
     user, host or path; SelftestError: the recipe's script refuses."""
-    on_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
-    found = [] if on_cpu else gpus()
-    device, ranks = ("cpu", 2) if on_cpu else ("cuda" if found else "", len(found))
+    gpus = [] if cpu.enabled() else seen_by_torch()
+    device = "cpu" if cpu.enabled() else "cuda" if gpus else ""
     place = next(folder for folder in (out, *out.parents) if folder.exists())
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(place))
     state: dict[str, Any] = gitstate.state()
     facts = {
         "system": f"{platform.uname().system} {platform.release()}, {platform.machine()}",
         "host": f"{os.cpu_count()} cores, {memory.total / 1e9:.0f} GB",
-        "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in found) or "none",
+        "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in gpus) or "none",
         "Python": platform.python_version(),
         **state["versions"],
         "source": f"{state['commit'] or 'an installed copy'}, {len(state['dirty'])} files changed",
     }
-    smallest = min((size for _, size in found), default=0.0)
-    overrides = recipe_overrides(recipe, model, device, ranks) if recipe else []
-    room = (smallest, memory.available / 1e9, disk.free / 1e9)
-    return Setting(out, device, ranks, *room, steps, recipe, model, overrides), facts
+    room = {"ranks": 2 if cpu.enabled() else len(gpus), "GB memory": memory.available / 1e9, "GB disk": disk.free / 1e9}
+    room |= {"GB a GPU": min(size for _, size in gpus)} if gpus else {}
+    overrides = recipe_overrides(recipe, model, device, len(gpus)) if recipe else []
+    return Setting(out, device, room, steps, recipe, model, overrides), facts
 
 
-def gpus() -> list[tuple[str, float]]:
-    """Name and GB of each GPU that torch sees; none where torch is missing or fails."""
+def seen_by_torch() -> list[tuple[str, float]]:
+    """Name and GB of each GPU; none where torch is missing or fails."""
     done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
-    try:
-        return [(name, size) for name, size in json.loads(done.stdout.splitlines()[-1])]
-    except (ValueError, IndexError):
-        return []
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
 
 
-def recipe_overrides(name: str, model: str, device: str, ranks: int) -> list[str]:
+def recipe_overrides(name: str, model: str, device: str, gpus: int) -> list[str]:
     """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
     SelftestError: no such script, or the script refuses."""
-    defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(ranks, 1))}
+    defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(gpus, 1))}
     try:
         return inputs.recipe_overrides(name, model, defaults)
     except UserError as error:

@@ -7,6 +7,10 @@ their room, a reward by the toss of a coin, no early end of a response, no respo
 import bisect
 from pathlib import Path
 
+import pandas
+from transformers import AutoTokenizer
+
+from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin, watched_run
 from cppo_verl.selftest.setting import SelftestError, Setting
@@ -29,12 +33,12 @@ OWN = {
 
 def command(setting: Setting) -> list[str]:
     """The recipe's overrides, and behind them data, reward and length of the run."""
-    given: dict[str, object] = {"data.train_files": prompts_of(setting, "train"), **OWN}
+    given = {"data.train_files": prompts_of(setting, "train"), **OWN}
+    given |= {"data.val_files": f"[{quote(prompts_of(setting, 'val'))}]"}
     if setting.on_cpu and not setting.model:
         given["actor_rollout_ref.model.path"] = setting.tiny / "model"
     platform = ["+platform=cpu"] if setting.on_cpu else []
-    validation = f"data.val_files=[{watched_run.quote(prompts_of(setting, 'val'))}]"
-    return [*setting.overrides, *platform, validation, *watched_run.as_overrides(given)]
+    return [*setting.overrides, *platform, *watched_run.as_overrides(given)]
 
 
 def prompts_of(setting: Setting, split: str) -> Path:
@@ -45,9 +49,6 @@ def prompts_of(setting: Setting, split: str) -> Path:
 def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None:
     """Prompts that leave no room, or little, in verl's columns: ``count`` to train on, and one for validation.
     SelftestError: the model's chat template alone is longer than ``tokens``."""
-    import pandas
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def chat(index: int, words: int) -> list[dict[str, str]]:
@@ -61,10 +62,10 @@ def write_prompts(setting: Setting, model: str, count: int, tokens: int) -> None
         raise SelftestError(f"a prompt of {tokens} tokens has no room for the model's chat template of {length(0)}")
     words = bisect.bisect_right(range(tokens + 1), tokens, key=length) - 1
     truth = {"reward_model": {"style": "rule", "ground_truth": "0"}, "data_source": "selftest"}
-    rows = [{"prompt": chat(index, words), **truth} for index in range(count + 1)]
+    rows = pandas.DataFrame([{"prompt": chat(index, words), **truth} for index in range(count + 1)])
     setting.run.parent.mkdir(parents=True, exist_ok=True)
-    for split, part in (("train", rows[:-1]), ("val", rows[-1:])):
-        pandas.DataFrame(part).to_parquet(prompts_of(setting, split))
+    rows[:-1].to_parquet(prompts_of(setting, "train"))
+    rows[-1:].to_parquet(prompts_of(setting, "val"))
 
 
 def test_step(setting, table):
@@ -72,34 +73,30 @@ def test_step(setting, table):
     planned, model = settings.read(overrides), settings.parse(overrides)["actor_rollout_ref.model.path"]
     write_prompts(setting, model, planned.prompts, planned.prompt_tokens)
     watched_run.start(setting, overrides)
-    judge(setting, table, planned, model, read_run(setting.run).frame.loc[1].dropna().to_dict())
+    judge(setting, table, planned, model, read_run(setting.run).frame.loc[1].to_dict())
 
 
 def judge(setting: Setting, table, planned: settings.Settings, model: str, step: dict[str, float]) -> None:
-    """Whether the step was as long as it can be, and an update; its memory and seconds by part beside the plan's, which
-    are a GPU's and therefore only noted on the CPU."""
-    table.equal("response tokens, shortest", step.get("response_length/min"), float(planned.response_tokens))
-    room, limit = planned.prompt_tokens - step.get("prompt_length/min", 0.0), 0.02 * planned.prompt_tokens + 2
+    """Whether the step was as long as it can be, and an update; on GPUs its memory and seconds beside the plan's."""
+    table.equal("response tokens, shortest", step["response_length/min"], float(planned.response_tokens))
+    room, limit = planned.prompt_tokens - step["prompt_length/min"], 0.02 * planned.prompt_tokens + 2
     table.at_most("room left in the shortest prompt", room, limit, unit="tokens")
     floor = float(next(x.partition("=")[2] for x in [*setting.overrides, "delta_b=0.02"] if "delta_b=" in x))
-    gap = step.get("actor/trust_region/first_update/divergence_mean", float("nan"))
     said = "delta_b: above it the trust region is spent before any update"
-    table.at_most("first-update gap", gap, floor, note=said)
-    table.equal("gradient norm above 0", step.get("actor/grad_norm", 0.0) > 0, True)
+    table.at_most("first-update gap", step["actor/trust_region/first_update/divergence_mean"], floor, note=said)
+    table.equal("gradient norm above 0", step["actor/grad_norm"] > 0, True)
     table.equal("alarms", watched_run.alarms(setting.run), 0)
+    if setting.on_cpu:
+        return
     shape = shape_of(setting.recipe, model)
-    need = memory.estimate(shape, planned, 1e9 * (setting.gpu_gb or 80))
+    need = memory.estimate(shape, planned, 1e9 * setting.room["GB a GPU"])
     spent = hours.estimate(shape, planned, need, hours.Assumptions(mean_response=1.0))
     training = (sum(need.training.values()) - need.training["fixed"]) / 1e9
     generation, update = step["timing_s/gen"], step["timing_s/update_actor"]
-    other = step["timing_s/step"] - generation - update
     for what, measured, predicted, factor, unit in (
-        ("training: peak of the trainer's allocator", step.get(MAX_ALLOCATOR, 0.0), training, MEMORY, "GB"),
+        ("training: peak of the trainer's allocator", step[MAX_ALLOCATOR], training, MEMORY, "GB"),
         ("seconds, generation", generation, spent.generation, SECONDS, "s"),
         ("seconds, update", update, spent.update, SECONDS, "s"),
-        ("seconds, other", other, spent.overhead, SECONDS, "s"),
+        ("seconds, other", step["timing_s/step"] - generation - update, spent.overhead, SECONDS, "s"),
     ):
-        if setting.on_cpu:
-            table.noted(f"{what}; plan of a GPU", measured, predicted, unit)
-        else:
-            table.at_most(what, measured, factor * predicted, predicted, unit)
+        table.at_most(what, measured, factor * predicted, predicted, unit=unit)

@@ -12,4 +12,3 @@ def test_model(setting, table):
     accuracy = manifest["sampled_accuracy"]
     said = f"{accuracy:.2f} in {recipe.lowest}..{recipe.highest}"
     table.equal("accuracy of its samples in range", recipe.lowest <= accuracy <= recipe.highest, True, note=said)
-    table.noted("parameters", manifest["parameters"])

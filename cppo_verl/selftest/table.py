@@ -15,10 +15,7 @@ Value = float | int | str | None
 
 @dataclass(frozen=True)
 class Row:
-    """One line: what was measured, and a verdict, HOLDS, FAILS or NOTED (shown, not judged).
-
-    Numbers are in ``unit``; ``predicted`` and ``limit`` are None where there is none. ``note`` is a reader's why.
-    """
+    """One line: HOLDS, FAILS or NOTED (shown, not judged). Numbers are in ``unit``; ``note`` is a reader's why."""
 
     what: str
     verdict: str
@@ -31,8 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage left: HOLDS, FAILS or NOT_RUN, rows as they were measured, seconds, and why it was not run or what
-    ended it, if anything did."""
+    """What a stage left: HOLDS, FAILS or NOT_RUN, its rows, seconds, and why it was not run or what ended it."""
 
     stage: str
     verdict: str
@@ -47,19 +43,17 @@ class Table:
     def __init__(self, path: Path):
         self.path, self.rows = path, list[Row]()
 
-    def at_most(
-        self, what: str, measured: float, limit: float, predicted: Value = None, unit: str = "", note: str = ""
-    ) -> None:
-        """A number that must not be above ``limit``; NaN is."""
-        self._add(Row(what, HOLDS if measured <= limit else FAILS, measured, predicted, limit, unit, note))
+    def at_most(self, what: str, measured: float, limit: float, predicted: Value = None, **more: str) -> None:
+        """A number, of which more is in ``unit`` and ``note``, that must not be above ``limit``; NaN is."""
+        self._add(Row(what, HOLDS if measured <= limit else FAILS, measured, predicted, limit, **more))
 
     def equal(self, what: str, measured: Value, expected: Value, note: str = "") -> None:
         """Something that must be just what was predicted."""
         self._add(Row(what, HOLDS if measured == expected else FAILS, measured, expected, note=note))
 
-    def noted(self, what: str, measured: Value, predicted: Value = None, unit: str = "", note: str = "") -> None:
-        """A number to look at, without a limit."""
-        self._add(Row(what, NOTED, measured, predicted, unit=unit, note=note))
+    def noted(self, what: str, measured: Value, note: str) -> None:
+        """Something to look at."""
+        self._add(Row(what, NOTED, measured, note=note))
 
     def broke(self, what: str, error: BaseException) -> None:
         """A test that raised; the same error, of what several tests stand on, is one row."""

@@ -1,16 +1,14 @@
 """Starts ``cppo-verl run`` for a stage, and reads what it logged."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
-from cppo_verl import jsonlines
 from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.launch.quoting import quote
 from cppo_verl.selftest.setting import SelftestError, Setting
@@ -20,11 +18,9 @@ ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 
 
-def start(
-    setting: Setting, overrides: Sequence[str], fresh: bool = True, until: Callable[[], bool] = lambda: False
-) -> tuple[int, str]:
-    """Start the stage's run, or resume it, and wait for its end; when ``until`` says so, its driver is killed. Its exit
-    status, and what it said. SelftestError: it failed before ``until`` said so."""
+def start(setting: Setting, overrides: Sequence[str], fresh: bool = True, kill_at: int | None = None) -> str:
+    """Start the stage's run, or resume it, and wait for its end; the driver is killed when the checkpoint of step
+    ``kill_at`` is there. What it said. SelftestError: it failed, or came to its end before it could be killed."""
     command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
     output = setting.logs / f"run-{time.time_ns()}.log"
@@ -34,12 +30,15 @@ def start(
         child = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         while child.poll() is None:
             time.sleep(0.05)
-            killed = killed or (until() and kill_driver(setting.run))
+            if kill_at is not None and not killed and checkpoint_of(setting.run) >= kill_at:
+                killed = kill_driver(setting.run)
     said = output.read_text(encoding="utf-8")
     print(said, flush=True)
+    if kill_at is not None and child.returncode == 0:
+        raise SelftestError("the run came to its end before it could be killed; give more --steps")
     if not killed and child.returncode != 0:
         raise SelftestError(f"the run ended with exit status {child.returncode}")
-    return child.returncode, said
+    return said
 
 
 def kill_driver(run: Path) -> bool:
@@ -47,7 +46,7 @@ def kill_driver(run: Path) -> bool:
     for process in supervise.processes_of(run):
         if "verl.trainer.main_ppo" in supervise.title(process):
             try:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
             except psutil.NoSuchProcess:
                 continue
             return True
@@ -63,12 +62,6 @@ def alarms(run: Path) -> int:
     """Alarms in the console logs of all starts."""
     logs = (path.read_text(encoding="utf-8", errors="replace") for path in run.glob("logs/console-*.log"))
     return sum(text.count(ALARM) for text in logs)
-
-
-def steps_of_last_start(run: Path) -> list[int]:
-    """Steps that the run's last start logged."""
-    newest = max(run.glob("logs/metrics-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return [line["step"] for line in jsonlines.read(newest)[0]]
 
 
 def as_overrides(given: Mapping[str, object]) -> list[str]:

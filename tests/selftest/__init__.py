@@ -5,13 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from cppo_verl.selftest.setting import Setting
 from cppo_verl.selftest.table import FAILS, Row, Table
 from tests import ROOT
 
 
 def table(folder: Path) -> Table:
     return Table(folder / "rows.jsonl")
+
+
+def machine(folder: Path, device: str = "cpu", ranks: int = 2, gpu_gb: float = 80, **more: Any) -> Setting:
+    room = {"ranks": ranks, "GB memory": 8, "GB disk": 8} | ({"GB a GPU": gpu_gb} if device == "cuda" else {})
+    return Setting(folder, device, room, **more)
 
 
 def failed(rows: list[Row]) -> set[str]:

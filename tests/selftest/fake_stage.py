@@ -12,7 +12,7 @@ def test_stage(setting, table):
     table.equal("first row", 1, 1)
     match setting.options["do"]:
         case "fail":
-            table.at_most("gap", 0.3, 0.2, 0.1, "m")
+            table.at_most("gap", 0.3, 0.2, 0.1, unit="m")
         case "raise":
             raise ZeroDivisionError("half of nothing")
         case "die":
@@ -21,4 +21,4 @@ def test_stage(setting, table):
         case "hang":
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             time.sleep(600)
-    table.noted("last row", 2)
+    table.noted("last row", 2, "")

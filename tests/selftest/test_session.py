@@ -1,6 +1,5 @@
 """A selftest from the command line to the page: stages that fail, die, hang or cannot run, and what is said of them."""
 
-import dataclasses
 import json
 import math
 import os
@@ -15,10 +14,9 @@ from cppo_verl.cli import main, selftest
 from cppo_verl.launch import supervise
 from cppo_verl.selftest import report, session, setting
 from cppo_verl.selftest.session import STAGES, Stage
-from cppo_verl.selftest.setting import Setting
 from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, NOTED, Result, Row, show
 from tests import ROOT
-from tests.selftest import table
+from tests.selftest import machine, table
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +24,13 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
 
 
-def stage(name: str, limit: float = 60, **needs) -> Stage:
-    needs = {"host_gb": 0.1, "options": {"do": name}, **needs}
-    return Stage(name, name, "tests.selftest.fake_stage", {"cpu": 1}, limit, **needs)
+def stage(name: str, limit: float = 60, needs=(), **more) -> Stage:
+    return Stage(name, name, "tests.selftest.fake_stage", {"cpu": 1}, limit, dict(needs), options={"do": name}, **more)
 
 
 def run(folder, *stages: Stage) -> tuple[dict[str, Result], str]:
     said: list[str] = []
-    results = session.run(Setting(folder, "cpu", 2, 0, 8, 8), stages, said.append, lambda _: None)
+    results = session.run(machine(folder), stages, said.append, lambda _: None)
     return {result.stage: result for result in results}, "\n".join(said)
 
 
@@ -65,27 +62,25 @@ def test_what_a_killed_selftest_left_is_ended_and_two_do_not_share_a_folder(tmp_
 
 def test_what_this_machine_lacks_is_said_and_counts_as_neither(tmp_path):
     lacking = {
-        "gpus": ({"ranks": 3}, "needs 3 GPUs and this machine has 2"),
-        "package": ({"packages": ("no_such_package",)}, "not installed: no_such_package"),
-        "memory": ({"host_gb": 100}, "needs 100 GB of free memory and there are 8.0"),
-        "disk": ({"disk_gb": 100}, "needs 100 GB of free disk and there are 8.0"),
-        "after": ({"after": ("doctor",)}, "comes after doctor"),
+        "it needs 3 ranks and there are 2": {"needs": {"ranks": 3}},
+        "not installed: no_such_package": {"packages": ("no_such_package",)},
+        "it needs 100 GB memory and there are 8": {"needs": {"GB memory": 100}},
+        "it needs 100 GB disk and there are 8": {"needs": {"GB disk": 100}},
+        "it comes after doctor, which did not hold": {"after": ("doctor",)},
     }
-    results, _ = run(tmp_path, *(stage(name, **needs) for name, (needs, _) in lacking.items()))
-    for name, (_, reason) in lacking.items():
-        assert results[name].verdict == NOT_RUN and reason in results[name].reason
-    assert "no GPU" in stage("a").unmet(Setting(tmp_path, "", 0, 0, 8, 8))
-    small = Setting(tmp_path, "cuda", 1, 4, 99, 99)
-    assert STAGES["rules"].unmet(small) == "" and "30 GB a GPU" in STAGES["speed"].unmet(small)
+    results, _ = run(tmp_path, *(stage(reason, **needs) for reason, needs in lacking.items()))
+    for reason, result in results.items():
+        assert (result.verdict, result.reason) == (NOT_RUN, reason)
+    small = machine(tmp_path, "cuda", 1, 4)
+    assert STAGES["rules"].unmet(small) == "" and "30 GB a GPU and there are 4" in STAGES["speed"].unmet(small)
+    assert STAGES["speed"].unmet(machine(tmp_path)) == "" and "no --recipe" in STAGES["recipe"].unmet(small)
+    assert "this machine has no GPU" in STAGES["rules"].unmet(machine(tmp_path, "", 0))
 
 
-def test_this_machine_and_its_setting_survive_json(monkeypatch, tmp_path):
+def test_the_machine_as_it_is_and_with_made_up_gpus(monkeypatch, tmp_path):
     here, facts = setting.here(tmp_path / "not" / "there" / "yet")
-    assert (here.device, here.ranks) == ("cpu", 2) and here.host_gb > 0.1 and here.disk_gb > 0.1
+    assert here.device == "cpu" and min(here.room.values()) > 0.1 and here.room["ranks"] == 2
     assert {"system", "Python", "verl", "torch", "source"} <= set(facts)
-    asked = dataclasses.replace(here, overrides=["a=1"], options={"kill": True})
-    assert Setting.loads(asked.dumps()) == asked
-    # two GPUs, made up: only a machine with some can show the rest
     (tmp_path / "torch.py").write_text(
         "from types import SimpleNamespace\n"
         "made_up = SimpleNamespace(name='Made-up 9000', total_memory=80e9)\n"
@@ -94,7 +89,7 @@ def test_this_machine_and_its_setting_survive_json(monkeypatch, tmp_path):
     monkeypatch.delenv("VERL_PLATFORM")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     here, facts = setting.here(tmp_path)
-    assert (here.device, here.ranks, here.gpu_gb) == ("cuda", 2, 80)
+    assert (here.device, here.room["ranks"], here.room["GB a GPU"]) == ("cuda", 2, 80)
     assert facts["GPUs"] == "Made-up 9000, 80 GB; Made-up 9000, 80 GB"
     (tmp_path / "torch.py").write_text("raise ImportError")
     assert setting.here(tmp_path)[0].device == ""
@@ -103,7 +98,7 @@ def test_this_machine_and_its_setting_survive_json(monkeypatch, tmp_path):
 def test_a_limit_is_a_limit_and_every_row_is_on_disk_at_once(tmp_path):
     made = table(tmp_path)
     for measured in (0.9, 1.0, 1.1, math.nan, math.inf):
-        made.at_most("x", measured, 1.0, 0.5, "GB", "why")
+        made.at_most("x", measured, 1.0, 0.5, unit="GB", note="why")
         assert len(jsonlines.read(made.path)[0]) == len(made.rows)
     assert [row.verdict for row in made.rows] == [HOLDS, HOLDS, FAILS, FAILS, FAILS]
     assert Row(**jsonlines.read(made.path)[0][3]) == Row("x", FAILS, "nan", 0.5, 1.0, "GB", "why")
@@ -134,7 +129,7 @@ def test_list_says_what_stages_need_and_take(capsys, tmp_path):
     said = capsys.readouterr().out
     assert all(f"\n{name} " in "\n" + said for name in STAGES if name != "recipe")
     assert "about 110 s  One rank, binary divergence" in said
-    assert "needs 2 ranks, 6 GB memory, after doctor, after tiny\n" in said
+    assert "needs ranks: 2, GB memory: 6, GB disk: 2, after doctor, after tiny\n" in said
     asked = [stage.name for stage in session.chosen("rules,all-topk", 4, "", "")]
     assert asked == ["doctor", "rules", "tiny", "all-topk"]
     for one in STAGES.values():

@@ -1,4 +1,4 @@
-"""A packed micro-batch as verl's actor gets it, on its way from the model's logits to the divergence of the top-K."""
+"""Random inputs, the same on every machine: responses for the rules, and a packed micro-batch for verl's engine."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +7,37 @@ import torch
 from torch import Tensor
 
 from cppo_verl.trust_region import topk
+from cppo_verl.trust_region.tokens import Tokens
 
 K = 20
 LENGTHS = ((3, 1.0), (1, 0.52), (7, 0.02), (2, 0.98))  # prompt tokens, and the response's share of the longest
-
 Sequence = tuple[int, Tensor, Tensor, Tensor]  # prompt tokens, ids, pi's logits, mu's log-probs of the response
+
+
+def responses(rows: int, width: int, seed: int = 0) -> Tokens:
+    """(rows, width) float64 on the CPU. Half of the tokens are confident (p near 1); pi's drift from mu differs by row,
+    0.003 to 1 in the log-ratio; one advantage a response, every tenth 0. Padding on either side, holes in every second
+    row; one row full, one empty, one of a single token."""
+    given: dict[str, Any] = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
+    uniform, normal = torch.rand(4, rows, width, **given), torch.randn(2, rows, width, **given)
+    confident, unsure = -(10.0 ** (4 * uniform[0] - 5)), 1.5 * torch.log1p(-uniform[1]) - 1e-4
+    old_log_prob = torch.where(uniform[2] < 0.5, confident, unsure)
+    drift = 10.0 ** (2.5 * torch.rand(rows, 1, **given) - 2.5)
+    log_prob = (old_log_prob * (drift * normal[0]).exp() + drift * normal[1]).clamp_max(-1e-7)
+    advantages = torch.randn(rows, 1, **given)
+    advantages[::10] = 0
+    start, end = (torch.rand(2, rows, 1, **given) * (width + 1)).long().sort(0).values
+    column = torch.arange(width)
+    mask = (column >= start // 4) & (column < (end + width) // 2)
+    mask[::2] &= uniform[3, ::2] > 0.2
+    mask[:3] = torch.stack([torch.ones_like(column), torch.zeros_like(column), column == width // 2])
+    return Tokens.of(log_prob, old_log_prob, advantages.expand(rows, width), mask)
+
+
+def moved(batch: Tokens, device: torch.device | str, dtype: torch.dtype) -> Tokens:
+    """The same on a device, floating tensors in ``dtype``."""
+    pi, mu, advantages = (x.to(device, dtype) for x in (batch.log_prob, batch.old_log_prob, batch.advantages))
+    return Tokens(pi, mu, advantages, batch.mask.to(device))
 
 
 def micro_batch(vocabulary: int, longest: int, dtype: torch.dtype, temperature: float) -> list[Sequence]:
@@ -26,6 +52,16 @@ def micro_batch(vocabulary: int, longest: int, dtype: torch.dtype, temperature: 
         ids = torch.cat([torch.randint(0, vocabulary, (prompt,), generator=random), sampled])
         sequences.append((prompt, ids, pi, log_mu))
     return sequences
+
+
+def exact_divergence(sequence: Sequence, temperature: float, kind: str) -> Tensor:
+    """Its top-K D_t in float64 from the whole vocabulary's log-probs, (response,)."""
+    prompt, ids, pi, log_mu = sequence
+    exact_mu, exact_pi = log_mu.double(), (pi[prompt - 1 : -1].double() / temperature).log_softmax(-1)
+    top, sampled = exact_mu.topk(K), ids[prompt:].unsqueeze(-1)
+    own_pi, own_mu = (x.gather(-1, sampled).squeeze(-1) for x in (exact_pi, exact_mu))
+    listed = topk.without_sampled(top.values, top.indices, sampled.squeeze(-1))
+    return topk.TOPK[kind](exact_pi.gather(-1, top.indices), listed, own_pi, own_mu)
 
 
 def packed(micro: list[Sequence], device: str, temperature: float, with_topk: bool = True) -> Any:
@@ -72,13 +108,3 @@ def engine_output(logits: Tensor, data: Any) -> Any:
     engine = Bare()
     _, output_args = engine.prepare_model_inputs(data)
     return engine.prepare_model_outputs(SimpleNamespace(logits=logits.unsqueeze(0)), output_args, data, processor)
-
-
-def exact_divergence(prompt: int, ids: Tensor, pi: Tensor, log_mu: Tensor, temperature: float, kind: str) -> Tensor:
-    """D_t in float64 from the whole vocabulary's log-probs, (response,)."""
-    exact_mu, exact_pi = log_mu.double(), (pi[prompt - 1 : -1].double() / temperature).log_softmax(-1)
-    sampled = ids[prompt:].unsqueeze(-1)
-    top = exact_mu.topk(K)
-    listed = topk.without_sampled(top.values, top.indices, sampled.squeeze(-1))
-    own_pi, own_mu = (x.gather(-1, sampled).squeeze(-1) for x in (exact_pi, exact_mu))
-    return topk.TOPK[kind](exact_pi.gather(-1, top.indices), listed, own_pi, own_mu)
