@@ -144,7 +144,7 @@ def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: fl
     flags = torch.stack([verdict.over_token, tokens.advantages > 0, capped, above_zero])
     rows = {
         "log_ratio": torch.linalg.vector_norm(tokens.log_ratio, torch.inf, -1),
-        "advantage": torch.linalg.vector_norm(tokens.advantages, torch.inf, -1),
+        "advantage": torch.linalg.vector_norm(tokens.advantages, 1, -1),
         # sum_t (T - t) D_t; no product of matrices: verl calls the loss under autocast, which rounds those to bfloat16
         "drift": ((length - tokens.ordinal) * divergence).sum(-1),
         "length": length.squeeze(-1),
