@@ -22,12 +22,20 @@ from cppo_verl.integration.cpu import fork_server
 fork_server.WITHOUT_RAY, fork_server.WITH_RAY = ["torch", "not_installed"], ["in_rays_place"]
 fork_server.serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
 """
+IN_RAYS_PLACE = """
+import os
+from ray._raylet import ObjectRef
+
+JOB = os.environ.get("RAY_JOB_ID")
+drawn = lambda: ObjectRef.from_random().hex()
+drawn()  # as importing an actor's class does; it seeds what is drawn later
+"""
 ABOUT = """
 import in_rays_place, json, os, sys, numpy, torch
 print(json.dumps({
     "arguments": sys.argv, "path": sys.path[:2], "folder": os.getcwd(), "environment": dict(os.environ),
     "main": sys.modules["__main__"].__file__, "drawn": numpy.random.random(), "threads": torch.get_num_threads(),
-    "job": in_rays_place.JOB, "parent": os.getppid()}))
+    "job": in_rays_place.JOB, "parent": os.getppid(), "named": in_rays_place.drawn()}))
 """
 PARENT = "import os; print(os.getppid())"
 SPAWN = """
@@ -65,7 +73,7 @@ def served(tmp_path_factory):
     """A server's Python, the environment of the job that it serves, and its process."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "server.py").write_text(SERVER)
-    (folder / "in_rays_place.py").write_text("import os\nJOB = os.environ.get('RAY_JOB_ID')\n")
+    (folder / "in_rays_place.py").write_text(IN_RAYS_PLACE)
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     with fork_server.ForkServer() as server, pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
         popen = subprocess.Popen
@@ -108,7 +116,7 @@ def test_a_fork_is_the_program_that_was_asked_for(served, tmp_path):
     assert told["path"] == [str(tmp_path), "/of/the/client"]  # where the module in Ray's place is not
     assert (told["folder"], told["threads"], told["parent"]) == (str(tmp_path), 2, server)
     assert told["job"] == "01000000"  # it was not imported before the job's environment was there
-    assert told["drawn"] != again["drawn"]
+    assert told["drawn"] != again["drawn"] and told["named"] != again["named"]
 
 
 def test_programs_end_as_they_would(served, tmp_path):
