@@ -37,7 +37,8 @@ class Tokens:
         dtype = torch.float64 if torch.float64 in (log_prob.dtype, old_log_prob.dtype) else torch.float32
         floating = torch.stack([x.detach().to(dtype) for x in (log_prob, old_log_prob, advantages)])
         valid = mask.bool()
-        return cls(*torch.where(valid, floating, 0.0), valid)
+        log_prob, old_log_prob, advantages = torch.where(valid, floating, 0.0)
+        return cls(log_prob, old_log_prob, advantages, valid)
 
     @cached_property
     def log_ratio(self) -> Tensor:

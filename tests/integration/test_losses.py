@@ -51,7 +51,8 @@ def test_a_name_that_another_package_took_and_a_process_without_the_plug_in(monk
     registry["cppo"] = registry["vanilla"]
     with pytest.raises(KnobError, match="taken by verl.trainer.ppo.core_algos"):
         losses.require_registered("cppo")
-    losses.register(core_algos)
+    with caplog.at_level("WARNING"):
+        losses.register(core_algos)
     (record,) = caplog.records
     assert "policy loss 'cppo' is registered by verl.trainer.ppo.core_algos" in record.getMessage()
     losses.require_registered("cppo")
