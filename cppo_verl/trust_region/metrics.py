@@ -115,9 +115,8 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     if verdict.prefix is not None:
         sums["prefix_average"] = (rows["spent"] / rows["weight"]).sum()
         sums["effective_delta_b"] = rows["delta_b"].sum()
-    if (
-        verdict.thresholds is not None
-    ):  # Theorem 1, xi = 1: sum_t lambda_t D_t with lambda_t = 4 lbar (T - t), its bound
+    if verdict.thresholds is not None:
+        # Theorem 1, xi = 1: sum_t lambda_t D_t with lambda_t = 4 lbar (T - t), and its bound
         token_bound = verdict.thresholds.token_bound
         sums["bound_realised"] = sums["bound_usage"] = (4 * token_bound * rows["drift"]).sum()
         sums["bound_worst_case"] = residual_constant(length, token_bound, rows["bound_delta_b"]).sum()

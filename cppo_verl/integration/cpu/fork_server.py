@@ -129,10 +129,9 @@ def client(path: str, arguments: list[str]) -> int:
 
 def _asked_for(connection: socket.socket, path: str, program: list[str]) -> int:
     """The process that the server forked; 0 if it did not."""
-    listed = [number for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
-    files = [
-        int(number) for number in listed if int(number) != connection.fileno()
-    ]  # that of the list is closed by now
+    # the one that lists them is closed by now
+    files = [int(number) for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    files.remove(connection.fileno())
     said = {"arguments": program, "environment": dict(os.environ), "folder": os.getcwd(), "numbers": files}
     try:
         connection.connect(path)
