@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("cppo_verl", "hydra_plugins", "data_prep", "recipe", "tests", "pyproject.toml")
+COPIED = ("cppo_verl", "hydra_plugins", "data_prep", "recipe", "run_scripts", "tests", "pyproject.toml")
 FAILED = 1  # pytest's status when tests ran and some failed; others mean that they did not run
 
 
