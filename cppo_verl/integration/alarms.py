@@ -45,9 +45,10 @@ def spent(reported: Mapping[str, Any], delta_b: float, stale: bool) -> str | Non
 
     ``reported`` are the step's metrics; ``stale`` responses may be older than the weights that train on them.
     """
-    gap, said = reported.get(GAP, 0.0), f"{GAP}={reported.get(GAP, 0.0):.3g} is above {delta_b:g}: "
+    gap = reported.get(GAP, 0.0)
     if not gap > delta_b:
         return None
+    said = f"{GAP}={gap:.3g} is above {delta_b:g}: "
     if stale:
         fresh = reported.get(f"{metrics.PREFIX}divergence_by_staleness/0", 0.0)
         return said + (

@@ -189,8 +189,7 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
             log_mu = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
             summaries.append(staleness.summarise(tokens, divergence, verdict, data[BEHIND], log_mu))
         if mass is not None:
-            counted = tokens.mask & tokens.advantages.any(-1, keepdim=True)
-            summaries.append(metrics.MetricSums({"topk_mass": (mass * counted).sum().item()}, {}, {}))
+            summaries.append(metrics.MetricSums({"topk_mass": (mass * tokens.counted).sum().item()}, {}, {}))
         if watch is not None:
             columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
             columns |= {} if handed is None else {"divergence": divergence}  # else log-probs determine it

@@ -46,9 +46,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.tokens = pad(self.responses, self.looks, 0)
-        counts = torch.where(self.tokens.mask, self.tokens.advantages, 0.0).ne(0).any(-1, keepdim=True)
         bad = torch.stack(list(metrics.nonfinite(self.tokens).values())).any(0).any(-1, keepdim=True)
-        self.counted = self.tokens.mask & counts & ~bad
+        self.counted = self.tokens.counted & ~bad
 
     def decide(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """Gate (float32) and cause (int8) of every token, (rows, width). RecordError: as for ``divergence``."""

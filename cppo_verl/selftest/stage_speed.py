@@ -11,12 +11,12 @@ from cppo_verl.selftest.inputs import K, engine_output, micro_batch, packed
 
 # loss: time over verl's dppo_tv as measured on a CPU (one thread, 32 x 8192) and at most
 TIMES = {
-    "dppo": (1.3, 3.0),
-    "cppo": (2.2, 3.0),
-    "cppo gate=soft": (2.5, 4.0),
-    "cppo divergence=kl": (3.2, 6.0),
+    "dppo": (1.1, 3.0),
+    "cppo": (1.5, 3.0),
+    "cppo gate=soft": (2.0, 4.0),
+    "cppo divergence=kl": (2.8, 6.0),
     "trm_max": (2.3, 5.0),
-    "minpro": (1.7, 3.0),
+    "minpro": (1.2, 3.0),
 }
 MEMORY = 2.0  # extra memory at most, of verl's dppo_tv; on a GPU nobody has counted yet
 TOPK_TIME, TOPK_MEMORY = 1.25, 1.01  # of the same step with the binary divergence

@@ -23,7 +23,7 @@ MASK_BINS = 10
 PARTS = 40  # of a response's length, from which both kinds of bins are made
 P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
-FINITE = ("log_ratio", "advantage", "drift")  # at its bound, infinite or NaN where something may be
+FINITE = ("advantage", "drift")  # infinite or NaN where an advantage or a divergence is
 Rows: TypeAlias = dict[str, np.ndarray]  # float64, a row a response
 RESPONSE_METRICS = (  # means over responses; the others are over tokens
     *("prefix_average", "effective_delta_b", "influence_weighted_divergence"),
@@ -89,6 +89,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         rows = on_the_host(_measure(tokens, divergence, verdict, ratio_cap) | {"p99": divergence.flatten()[::stride]})
     rows["over_token"], rows["raised"] = rows.pop("masked")
     rows["capped"], rows["above_zero"] = rows.pop("counted")
+    # a ratio at its bound may come of an infinite log-prob
     if not (rows["log_ratio"] < MAX_LOG_RATIO).all() or not all(np.isfinite(rows[name]).all() for name in FINITE):
         refuse_nonfinite(tokens, divergence)
 

@@ -33,7 +33,7 @@ def summarise(
         rollout_log_prob: (batch, length) log mu(y_t|s_t).
     """
     with torch.no_grad():
-        mask = tokens.mask & tokens.advantages.any(-1, keepdim=True)
+        mask = tokens.counted
         log_weight = (tokens.log_prob - rollout_log_prob.to(tokens.log_prob)).double()
         log_weight = log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).masked_fill(~mask, 0.0)
         weight = log_weight.exp() * mask

@@ -56,6 +56,11 @@ class Tokens:
         return self.mask.cumsum(-1, dtype=self.log_prob.dtype)
 
     @cached_property
+    def counted(self) -> Tensor:
+        """What metrics are about, bool: the valid tokens of responses with an advantage other than 0."""
+        return self.mask & self.advantages.any(-1, keepdim=True)
+
+    @cached_property
     def toward_rollout(self) -> Tensor:
         """The first clause of every token rule, A_t (rho_t - 1) <= 0, bool; by signs, so that no product rounds."""
         return self.advantages.sign().mul_(self.log_ratio) <= 0
