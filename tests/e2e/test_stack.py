@@ -67,8 +67,6 @@ def test_every_preset_trains_through_the_real_stack(walked, preset):
     assert any(step["actor/grad_norm"] > 0 for step in trained)
     for step in moved(trained):
         assert step[P + "divergence_mean"] > 2 * step[P + "first_update/divergence_mean"]
-    if preset == "cispo":  # an early turn, while probabilities still move much
-        assert any(step[P + "ratio_capped_share"] > 0 for step in trained)
 
 
 def moved(steps: list[dict]) -> list[dict]:
