@@ -13,14 +13,13 @@ from pathlib import Path
 import pandas
 
 from benchmarks.pocket.grid import GRID, execute, load, trial
-from cppo_verl import atomic
 
 GRIDS = ("grid", "beyond", "staleness")
 RESULTS = Path(__file__).with_name("results")
-DOCS = Path(__file__).parents[2] / "docs"
-DOC, TABLES = DOCS / "evidence.md", DOCS / "evidence"  # the page holds the claims, each table between two marks
+TABLES = Path(__file__).parents[2] / "docs/evidence"
 
 TRIED = {  # what --try prints
+    "claims": "claim verdict metric effect low high n",
     "contrasts": "setting a b effect low high n wins",
     "rules": "setting rule n masked_share best best_half final final_half kept tv_last",
 }
@@ -50,13 +49,8 @@ def main() -> None:
     from benchmarks.pocket.report import report
 
     committed = out == RESULTS / args.grid
-    claims = report(grid, out, TABLES if committed else out, f"{args.grid}_" if committed else "")
-    if committed:  # the table goes between its marks, instead of what is there
-        begin, end = f"<!-- {args.grid} claims -->", f"<!-- end of {args.grid} claims -->"
-        before, _, rest = DOC.read_text(encoding="utf-8").partition(begin)
-        atomic.write(DOC, f"{before}{begin}\n{claims}{end}{rest.partition(end)[2]}")
-    elif args.tried:
-        print(claims)
+    report(grid, out, TABLES if committed else out, f"{args.grid}_" if committed else "")
+    if args.tried:
         for name, columns in TRIED.items():
             table = pandas.read_csv(out / f"{name}.csv")[columns.split()]
             print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")

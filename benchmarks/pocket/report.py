@@ -79,8 +79,8 @@ def rules_table(runs: DataFrame) -> DataFrame:
     return DataFrame(rows)
 
 
-def report(grid: dict[str, Any], out: Path, tables: Path, prefix: str = "") -> str:
-    """Write claims, contrasts and rules as CSV to ``tables``, and figures; the claims as Markdown are returned."""
+def report(grid: dict[str, Any], out: Path, tables: Path, prefix: str = "") -> None:
+    """Write claims, contrasts and rules as CSV to ``tables``, and figures."""
     runs, curves = read(out)
     claims, contrasts = judge(grid, runs)
     tables.mkdir(parents=True, exist_ok=True)
@@ -88,11 +88,6 @@ def report(grid: dict[str, Any], out: Path, tables: Path, prefix: str = "") -> s
         atomic.write(tables / f"{prefix}{name}.csv", table.to_csv(index=False, float_format="%.6g"))
     if not grid.get("tabulated"):  # a grid about the region itself has no figures
         figures(grid, runs, curves, tables / f"{prefix}figures.png")
-    lines = ["| claim | verdict | effect [95%] | n |", "|---|---|---|---|"]
-    for c in claims.itertuples():
-        span = f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" if c.n > 1 else "–"
-        lines.append(f"| {c.claim} | **{c.verdict}** | {c.metric} {span} | {c.n} |")
-    return "\n".join(lines) + "\n"
 
 
 def figures(grid: dict[str, Any], runs: DataFrame, curves: DataFrame, file: Path) -> None:
