@@ -11,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import presets
-from cppo_verl.integration import engines, skip
+from cppo_verl.integration import skip
+from cppo_verl.integration.alarms import GAP
+from cppo_verl.launch import sizes
 from cppo_verl.launch.overrides import parse
 from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
@@ -71,7 +73,10 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     ]
     if read("distillation.enabled"):
         rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches"))
-    rows += [("engine", each) for each in engines.notes(config)]
+    engine, rollout = read(sizes.STRATEGY), read("actor_rollout_ref.rollout.name")
+    if engine not in sizes.FSDP or rollout != "vllm":
+        look = f"at the first steps look at {GAP}: near 0 it says that both sides' log-probs are of the same policy"
+        rows.append(("engine", f"{engine} with {rollout}: nobody has run this yet (docs/gpu.md); {look}"))
     without_effect = []
     for key, usual in {**clipping, **preset}.items():
         value = read(key)
