@@ -1,6 +1,6 @@
 """A rule from outside through verl's own code: composed config, checks, verl's dataclass and registry, pickles.
 
-Other processes and the stock command line: tests/e2e.
+As an installed package: tests/docs. Other processes and the stock command line: tests/e2e.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import PolicyLossConfig
 
 from cppo_verl import presets
-from cppo_verl.integration import checks, hydra_check
+from cppo_verl.integration import checks
 from cppo_verl.integration.config import TrustRegionLossConfig
 from cppo_verl.integration.losses import require_registered
 from cppo_verl.trust_region.knobs import VERL_KEYS, names_from_outside
@@ -57,30 +57,6 @@ def test_a_file_reaches_each_process_that_makes_or_unpickles_the_config(tmp_path
     _, loose, _ = run_loss("own", batch, actor_of(composed(*own, f"{KNOB}grace=9")))
     assert (strict == 0).sum() > (loose == 0).sum()  # its knob reaches it
     assert reported["actor/trust_region/masked_share"] > 0
-
-
-def test_an_installed_package_needs_no_more_than_its_preset(tmp_path, registries, monkeypatch):
-    own_rule.write_package(tmp_path, "package_with_own_rule")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert "own" in presets.names() and "base" not in presets.names()
-    config = composed()
-    checks.require(config)
-    registries()
-    actor = actor_of(config)
-    assert actor.policy_loss.grace == 3 and is_there()
-
-
-def test_a_file_beside_its_preset_becomes_an_absolute_path(tmp_path, registries):
-    import hydra
-
-    file = own_rule.write(tmp_path)
-    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        overrides = [f"hydra.searchpath=[{tmp_path}]", "+trust_region=own", "actor_rollout_ref.rollout.n=8"]
-        overrides.append("++actor_rollout_ref.model.override_config.attn_implementation=sdpa")
-        config = hydra.compose("ppo_trainer", overrides, return_hydra_config=True)
-    assert config.actor_rollout_ref.actor.policy_loss.rule_module == "own.py"
-    hydra_check.StartCheck().on_run_start(config)
-    assert config.actor_rollout_ref.actor.policy_loss.rule_module == str(file)
 
 
 def refused(tmp_path, *overrides: str, preset: str = "own") -> str:
