@@ -73,6 +73,7 @@ WAYS = {
     "SP, bf16": Way(**SP, dtype="bf16"),
     "experts, SP, checkpointing, all offloaded": Way(kind="experts", **SP, **ALL),
     # the last ones: verl exchanges the forward of the model's class
+    "padded, fused": Way(packed=False, fused=True),
     "packed, fused": Way(fused=True),
     "LoRA, fused": Way(fused=True, model=LORA),
     "SP, fused": Way(**SP, fused=True),

@@ -137,18 +137,6 @@ def test_nothing_to_learn_from_is_0_and_not_0_over_0(name: str, knobs: dict):
             assert all(value == 0 for value in reported.values())
 
 
-@each_rule
-def test_log_probs_at_invalid_positions_do_not_matter(name: str, knobs: dict):
-    batch = random_batch(seed=4, rows=40, width=15).to(torch.float32)
-    invalid = ~batch.mask.bool()
-    clean = run_loss(name, batch, actor_config(**knobs))
-    for garbage in (math.nan, math.inf, -math.inf):
-        batch.log_prob.masked_fill_(invalid, garbage)
-        batch.old_log_prob.masked_fill_(invalid, -garbage)
-        dirty = run_loss(name, batch, actor_config(**knobs))
-        assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1]) and clean[2] == dirty[2]
-
-
 FAULTS = [  # tensor, value at a token that was sampled, rows where it stands
     ("log_prob", math.nan, [1, 4]),
     ("log_prob", math.inf, [1]),

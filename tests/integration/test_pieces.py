@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cppo_verl.integration.pieces import pieces
 
 END = "<|end|>"
-TEXT = ["hello world, the sum of twelve isn't  it . ( 12 )"] * 10
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = ["▁", "▁▁", "▁The", "The", "▁sum", "a", "12", "答", "é", "\n", "�"]
 
 
 def byte_level() -> Tokenizer:
-    made = Tokenizer(models.BPE())
+    """As GPT's and Qwen's, without merges: a token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({sign: number for number, sign in enumerate(alphabet)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=280, special_tokens=[END], initial_alphabet=alphabet))
+    made.add_special_tokens([END])
     return made
 
 
@@ -60,7 +60,7 @@ def test_a_token_has_its_own_text():
 def test_random_bytes_take_time_as_their_number(name):
     """Counted in tokens that are decoded, not in seconds."""
     tokenizer = TOKENIZERS[name]
-    first = tokenizer.convert_tokens_to_ids("<0x00>") if name == "llama" else 1
+    first = tokenizer.convert_tokens_to_ids("<0x00>") if name == "llama" else 0
     ids = np.random.default_rng(0).integers(first, first + 256, 4000).tolist()
     decoded = []
 

@@ -35,7 +35,7 @@ class Queue:
     def __init__(self, lengths: list[int] | None = None):
         self.rows: dict[str, dict[str, torch.Tensor]] = {}
         for row, (key, n) in enumerate(zip(KEYS, lengths or [1] * ROWS, strict=True)):
-            scores, ids = torch.full((n,), row / n), torch.arange(n) % 270
+            scores, ids = torch.full((n,), row / n), torch.arange(n) % 256
             self.rows[key] = {"prompts": torch.arange(3), "responses": ids, "rm_scores": scores}
 
     def kv_batch_put(self, keys, partition_id, fields):

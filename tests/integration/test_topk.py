@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import verl  # noqa: F401  (loads the plug-in)
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cppo_verl.integration import losses
@@ -17,8 +16,8 @@ from tests.integration.micro import TEMPERATURE, VOCABULARY, K, Micro, actor_con
 class Engine(fused.TopKEngine):
     """verl's engine class with only what preparing inputs and outputs reads; no process group, no optimizer."""
 
-    def __init__(self, module=None):
-        self.module = module
+    def __init__(self):
+        self.module = None
         self.pad_to_length, self.use_ulysses_sp, self.ulysses_sequence_parallel_size = None, False, 1
 
     def _get_packed_pad_size(self, _: int) -> int:
@@ -119,63 +118,6 @@ def test_divergence_from_the_proximal_policy_on_mus_partition(kind: str, packed:
 
 
 # ---- fused kernels
-
-
-def a_loss(**_):
-    """Stands for the loss function where the engine asks whether there is one and does not call it."""
-    raise AssertionError("not to be called")
-
-
-class TinyModel(torch.nn.Module):
-    """A decoder that looks hidden states up, an LM head, and verl's fused forward behind them."""
-
-    def __init__(self, hidden: Tensor, head: Tensor):
-        super().__init__()
-        self.model = torch.nn.Module()
-        self.model.forward = lambda **_: (hidden,)  # type: ignore[method-assign]
-        self.lm_head = torch.nn.Linear(head.shape[1], head.shape[0], bias=False)
-        self.lm_head.weight = torch.nn.Parameter(head)
-
-    def get_decoder(self) -> torch.nn.Module:
-        return self.model
-
-    def get_output_embeddings(self) -> torch.nn.Module:
-        return self.lm_head
-
-    def forward(self, **inputs):
-        from verl.models.transformers.dense_common import CausalLMOutputForPPO
-        from verl.utils.experimental.torch_functional import FusedLinearForPPO
-
-        hidden = self.model(**inputs)[0]
-        labels = inputs.get("shift_labels")
-        labels = torch.roll(inputs["input_ids"], -1, -1) if labels is None else labels
-        log_probs, entropy = FusedLinearForPPO()(hidden, self.lm_head.weight, labels, inputs["temperature"])
-        return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)
-
-
-@pytest.mark.parametrize(("packed", "rows"), [(True, 3), (False, 100)])
-def test_fused_kernels_give_the_same_divergence(packed: bool, rows: int, monkeypatch):
-    """No logits anywhere: hidden states and K + 1 rows of the LM head, and the kernel's own log-prob."""
-    monkeypatch.setattr(fused, "ROWS", rows)
-    micro = Micro()
-    generator = torch.Generator().manual_seed(9)
-    head = torch.randn(VOCABULARY, 16, generator=generator)
-    hidden = [0.5 * torch.randn(len(x), 16, generator=generator) for x in micro.input_ids]
-    micro.log_pi = [(h @ head.t() / TEMPERATURE).log_softmax(-1) for h in hidden]
-    states = torch.cat(hidden).unsqueeze(0) if packed else pad_sequence(hidden, batch_first=True)
-    engine = Engine(TinyModel(states, head))
-
-    def output_of(data, loss) -> dict:
-        inputs, output_args = engine.prepare_model_inputs(data)
-        return engine.prepare_model_outputs(engine.module(**inputs), output_args, data, loss)
-
-    data = micro.data(use_remove_padding=packed, use_fused_kernels=True)
-    for _ in range(2):  # the hook is there once, whatever the number of micro-batches
-        output = output_of(data, a_loss)
-    assert len(engine.module.model._forward_hooks) == 1
-    assert_is_expected(logits.divergence_of(output, data, "tv", K)[0], micro)
-    plain = micro.data(use_remove_padding=packed, use_fused_kernels=True, distillation_use_topk=False)
-    assert set(output_of(plain, None)) == {"log_probs"}
 
 
 def test_half_precision_logits_are_rounded_as_the_kernels():

@@ -47,36 +47,6 @@ def test_server_reads_vllms_flat_rows():
             top_k_arrays(vllms_answer(), tokens, k)
 
 
-def test_only_a_request_that_wants_k_gets_k():
-    from vllm import SamplingParams
-
-    from cppo_verl.integration.topk import server
-
-    seen: list = []
-
-    class Vllm:
-        """vLLM's client as far as the recorder uses it: an async stream of cumulative outputs."""
-
-        async def generate(self, *, sampling_params, **_):
-            seen.append((sampling_params.logprobs, sampling_params.flat_logprobs, sampling_params.detokenize))
-            for n in (1, 2):
-                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 9][:n], logprobs=vllms_answer(ROWS[:n]))])
-
-    async def last_of(asked):
-        server._asked.set(asked)
-        stream = server.RecordingEngine(Vllm()).generate(sampling_params=SamplingParams(logprobs=0, max_tokens=2))
-        return [output async for output in stream][-1].outputs[0]
-
-    found: dict = {}
-    completion = asyncio.run(last_of((2, found)))
-    assert found["ids"].tolist() == [[5, 5, 7], [9, 5, 7]]
-    # what verl's server does with the result
-    read = [entry[completion.token_ids[i]].logprob for i, entry in enumerate(completion.logprobs)]
-    assert read == pytest.approx([-0.1, -4.0])
-    asyncio.run(last_of(None))
-    assert seen == [(2, True, False), (0, False, True)]
-
-
 # ---- a session's parts, laid against its responses
 
 
