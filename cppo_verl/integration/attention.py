@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from cppo_verl.integration import cpu
 from cppo_verl.launch import sizes
 
-BUILT_IN = ("sdpa", "eager", "flex_attention")
 FLASH = {  # the module that transformers 5.9 takes each from (modeling_flash_attention_utils.py)
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
@@ -31,20 +30,15 @@ def in_force(config: DictConfig) -> str | None:
 
 
 def missing(name: str) -> str | None:
-    """Why attention ``name`` cannot be used in this environment; None when it can. Imports what a run would import."""
-    if name in BUILT_IN:
-        return None
+    """Why flash attention ``name``, or that of a kernel in the hub, cannot be used here; None when it can, and for the
+    others, which come with torch. Imports what a run would import."""
     if name in FLASH:
         reason = _error_of(importlib.import_module, FLASH[name])
         if reason is None or find_spec(FLASH[name].partition(".")[0]):
             return reason  # transformers goes by the package's name, and looks no further
         in_hub = _hub_error(name)
         return in_hub and f"{reason}; the hub's kernel: {in_hub}"
-    if "/" in name:
-        return _hub_error(name)
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    return None if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else "transformers knows no attention of that name"
+    return _hub_error(name) if "/" in name else None
 
 
 def here_problems(config: DictConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
+from operator import not_
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
-from cppo_verl.integration import attention, engines, start_table, topk
+from cppo_verl.integration import attention, start_table
 from cppo_verl.integration.config import config_class
-from cppo_verl.integration.cpu import limits
 from cppo_verl.integration.losses import require_registered
+from cppo_verl.integration.topk import MANAGER, MANAGER_KEY, MAX_LOGPROBS_KEY
 from cppo_verl.launch import paths, sizes
 from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, knob_names, names_from_outside
@@ -30,7 +31,8 @@ OPTIONS, ROLLOUT, ACTOR = "trainer.v1.trust_region", "actor_rollout_ref.rollout"
 MODE = f"{OPTIONS}.mode"
 SWITCHES = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval")
 COUNTS = {"record": 0, "record_limit_mb": 1, "record_seed": 0}  # options that are whole numbers, and their least
-ESTIMATOR = "algorithm.adv_estimator"
+GROUPED = "algorithm.adv_estimator=group_relative"
+BACKEND = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
 TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
 VARIABLES = "ray_kwargs.ray_init.runtime_env.env_vars"
 SECRET = re.compile(r"(_KEY|_TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
@@ -61,9 +63,10 @@ LAST_CHECKPOINT = (
     "verl deletes the last checkpoint before the next one is complete, and a run that dies in between has none. Set "
     "trainer.max_actor_ckpt_to_keep to 2, which takes no more room at the peak"
 )
+MEGATRON = "its optimizer steps with any gradient; set on_nonfinite=raise, or train with fsdp2"
+LIGER = "log Z follows from the sampled token's logit, which liger rounds as the GPU has it; set it to torch or triton"
 LONGEST = "verl divides by the longest response of each micro-batch; set it to data.max_response_length"
-OWN_GPUS = "rollout has GPUs of its own there; say how many"
-SEPARATE, REPRODUCIBLE = f"{MODE}=separate_async", f"{OPTIONS}.reproducible=True"
+REPRODUCIBLE, TOPK = f"{OPTIONS}.reproducible=True", f"{KEY_PREFIX}.estimator=topk"
 SUM_NORM = f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"
 ONE_RANK = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend=uni"
 Need = tuple[str, str, Callable[[Any], bool], str]
@@ -79,22 +82,20 @@ NEEDS: list[Need] = [  # beside which setting, of which key, what value will do,
     ("", "trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
     ("", MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
     ("", f"{OPTIONS}.reproducible", one_of(True, False, None), "it is a switch; set it to True or False"),
-    (SEPARATE, f"{ROLLOUT}.nnodes", at_least(1), OWN_GPUS),
-    (SEPARATE, f"{ROLLOUT}.n_gpus_per_node", at_least(1), OWN_GPUS),
-    (SEPARATE, f"{ROLLOUT}.checkpoint_engine.backend", none_of("naive"), "weights cross to other GPUs; set it to nccl"),
-    (SEPARATE, "actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError; set it to True"),
     (REPRODUCIBLE, MODE, one_of("sync", None), f"which responses a step gets depends on time; set {MODE}=sync"),
     (REPRODUCIBLE, f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
     (REPRODUCIBLE, "algorithm.filter_groups.enable", none_of(True), "refilled prompts come by time; set it to False"),
     (REPRODUCIBLE, f"{ROLLOUT}.name", one_of("vllm"), "only vLLM is given a seed a response; set it to vllm"),
+    (TOPK, f"{ROLLOUT}.name", one_of("vllm", None), "only vLLM's server hands out top-K log-probs; set it to vllm"),
+    (TOPK, sizes.STRATEGY, one_of(*sizes.FSDP), "only verl's FSDP engines show logits; set it to fsdp or fsdp2"),
+    (TOPK, "distillation.enabled", not_, "it uses the same hook on the logits; set it to False"),
+    (TOPK, MANAGER_KEY, one_of(None, MANAGER), "another agent loop hands on no log-probs; set it to null"),
+    (TOPK, f"{ACTOR}.fsdp_config.pad_to_length", not_, "verl's engine then shows no logits; set it to False"),
+    (TOPK, f"{ROLLOUT}.disaggregation.enabled", not_, "the two servers do not hand it on; set it to False"),
+    (f"{KEY_PREFIX}.on_nonfinite=skip", sizes.STRATEGY, none_of("megatron"), MEGATRON),
     ("distillation.enabled=True", TASK_REWARDS, bool, "the rule would not train; set it to True, or take no preset"),
     (SUM_NORM, f"{ACTOR}.loss_scale_factor", none_of(None), LONGEST),
-    (
-        f"{ESTIMATOR}=group_relative",
-        f"{ROLLOUT}.n",
-        at_least(2),
-        "a group of one has no advantage; set it to 2 or more",
-    ),
+    (GROUPED, f"{ROLLOUT}.n", at_least(2), "a group of one has no advantage; set it to 2 or more"),
     (ONE_RANK, f"{ROLLOUT}.tensor_model_parallel_size", one_of(1), "that executor runs one rank; set it to mp"),
 ]
 
@@ -145,13 +146,12 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
     if _is_misplaced(config):
         yield f"{presets.GROUP}: a preset has to begin with the line '# @package _global_'; nothing of it was set."
     contradictions = partial(start_table.contradictions, overrides=overrides)
-    of_topk = [topk.problems] if OmegaConf.select(config, f"{KEY_PREFIX}.estimator") == "topk" else []
-    yield from _told(config, contradictions, _rule, _sizes, _needs, *of_topk, engines.problems, _options, _secrets)
+    yield from _told(config, contradictions, _rule, _sizes, _needs, _options, _secrets)
 
 
 def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that ``config`` asks for and this environment does not have."""
-    yield from _told(config, paths.problems, attention.here_problems, limits.problems)
+    yield from _told(config, paths.problems, attention.here_problems)
 
 
 def _told(config: DictConfig, *checks: Callable[[DictConfig], Iterable[str]]) -> Iterator[str]:
@@ -217,11 +217,13 @@ def _further_needs(config: DictConfig) -> Iterator[Need]:
     yield beside, f"{KEY_PREFIX}.gate", none_of(*set(GATES).difference(can.gates)), why
     if not is_proximal(config):
         yield "", "algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED
-    if mode_of(config) == "separate_async":
-        keys = "trainer.v1.separate_async.parameter_sync_step", f"{ACTOR}.ppo_mini_batch_size"
-        syncs, mini = (OmegaConf.select(config, key) for key in keys)
-        why = f"it must be {keys[0]}={syncs} times {keys[1]}={mini}; set it to {syncs * mini}"
-        yield SEPARATE, "data.train_batch_size", one_of(syncs * mini), why
+    k = OmegaConf.select(config, f"{KEY_PREFIX}.topk")
+    if OmegaConf.select(config, f"{KEY_PREFIX}.estimator") == "topk":
+        yield "actor_rollout_ref.model.use_fused_kernels=True", BACKEND, none_of("liger"), LIGER
+        most = OmegaConf.select(config, MAX_LOGPROBS_KEY)
+        if most not in (None, -1) and isinstance(k, int):
+            why = f"vLLM refuses to return policy_loss.topk={k}; raise it to {k}, or lower topk"
+            yield TOPK, MAX_LOGPROBS_KEY, at_least(k), why
 
 
 def _options(config: DictConfig) -> Iterator[str]:
@@ -230,6 +232,8 @@ def _options(config: DictConfig) -> Iterator[str]:
     for name, value in options.items():
         if name not in (*SWITCHES, *COUNTS):
             yield f"{OPTIONS}.{name}={value} is no option; there are {', '.join((*SWITCHES, *COUNTS))}."
+        elif name == "topk_cutoff" and not (at_least(0)(value) and value < 1):
+            yield f"{OPTIONS}.{name}={value!r} must be a probability in [0, 1); 0 keeps all entries."
         elif name in COUNTS and not at_least(COUNTS[name], int)(value):
             yield f"{OPTIONS}.{name}={value!r} must be a whole number of at least {COUNTS[name]}."
 

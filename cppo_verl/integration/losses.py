@@ -65,11 +65,9 @@ def register(core_algos) -> None:
     def put(name: str) -> None:
         there = core_algos.POLICY_LOSS_REGISTRY.get(name)
         if there is not None and there.__module__ != __name__:
-            used = "cppo_verl's (VERL_USE_EXTERNAL_PLUGINS=none for the other)" if name in BUILT_IN else "the first"
-            said = "policy loss %r is registered by %s.%s and by %s; used is %s"
-            logger.warning(said, name, there.__module__, there.__qualname__, RULES[name].__module__, used)
-            if name not in BUILT_IN:  # it can take another name
+            if name not in BUILT_IN:  # it can take another name: ``require_registered`` says so
                 return
+            logger.warning("policy loss %r of %s gives way to cppo_verl's", name, there.__module__)
         core_algos.register_policy_loss(name)(policy_loss(name, core_algos.agg_loss))
 
     for name in RULES:
@@ -89,13 +87,12 @@ def require_registered(mode: str) -> None:
     found, said = POLICY_LOSS_REGISTRY.get(mode), f"{KEY_PREFIX}.loss_mode={mode}"
     if mode not in RULES or (found is not None and found.__module__ == __name__):
         return
-    if found is not None and mode not in BUILT_IN:
-        raise KnobError(f"{said}: {found.__module__} has a loss of that name; give the rule another name.")
-    state = f"taken by {found.__module__}" if found else "not registered, so the plug-in cppo_verl was not loaded"
+    if found is not None:
+        raise KnobError(f"{said}: {found.__module__} has a loss of that name; give yours another, or unload that.")
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     raise KnobError(
-        f"{said}: on {socket.gethostname()} that name is {state}. VERL_USE_EXTERNAL_PLUGINS={policy} there; install "
-        "cppo_verl on every node and unset the variable."
+        f"{said}: on {socket.gethostname()} that name is not registered, so the plug-in cppo_verl was not loaded. "
+        f"VERL_USE_EXTERNAL_PLUGINS={policy} there; install cppo_verl on every node and unset the variable."
     )
 
 

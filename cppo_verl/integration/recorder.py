@@ -3,7 +3,7 @@
 In the trainer's process: draws whole groups before the update, marks their rows, and afterwards writes what the workers
 saw of them beside text and reward (``integration.looks``, ``recording.files``). The step's file is whole before its
 checkpoint is, so that a run that is killed and resumed has each step once. Nothing here may harm the training: an
-error is told, and that step has no record; one in a single response costs that response alone.
+error is told, and that step has no record.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from cppo_verl.integration.alarms import raise_alarm
 from cppo_verl.integration.pieces import pieces
 from cppo_verl.integration.skip import split
 from cppo_verl.recording import draw, files
-from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
+from cppo_verl.recording.record import Header, Look, Response, StepRecord
 from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, names_from_outside
 from cppo_verl.trust_region.thresholds import scaled
 
@@ -67,10 +67,8 @@ class Recorder:
         folder = Path(config.trainer.default_local_dir)
         self.run_dir = folder.parent if folder.name == "checkpoints" else folder
         self.every, self.complained = 1, False
-        try:
+        with self._harmless():
             self.every = draw.distance(self.run_dir)
-        except (RecordError, OSError) as error:
-            logger.warning("%s", error)
 
     def mark(self, batch: KVBatchMeta, call: Call) -> tuple[KVBatchMeta, Draw | None]:
         """The batch with the drawn rows marked, and the draw; the batch itself where nothing is recorded.
@@ -106,37 +104,25 @@ class Recorder:
             fields += [topk.FIELD] if drawn.header.knobs.get("estimator") == "topk" else []
             fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
             data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
-            columns = zip(*(data[name].unbind() for name in fields), strict=True)
-            responses, failed = [], []
-            known = zip(drawn.keys, drawn.tags, drawn.updates, strict=True)
-            for of_it, looks_of, column in zip(known, found, columns, strict=True):
-                try:
-                    row = dict(zip(fields, column, strict=True))
-                    responses.append(self._response(drawn.header, *of_it, looks_of, row))
-                except Exception as error:  # noqa: BLE001 - the others are worth a record
-                    failed.append(error)
-            if not responses:
-                raise failed[0]
+            rows = zip(*(data[name].unbind() for name in fields), strict=True)
+            responses = []
+            for *of_it, values in zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True):
+                row = dict(zip(fields, values, strict=True))
+                responses.append(self._response(drawn.header, *of_it, row))
             files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
             self.every = draw.make_room(self.run_dir, self.limit, self.every)
-            if failed:
-                self._complain(f"{len(failed)} of {len(found)} responses are missing in this step's record", failed[0])
-            self.complained = bool(failed)
+            self.complained = False
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:
+        """An error becomes an alarm, one until a record is written again."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - a record is not worth a run
-            self._complain("no record of this step", error)
-
-    def _complain(self, what: str, error: Exception) -> None:
-        """One alarm until a record is whole again."""
-        if not self.complained:
-            raise_alarm(f"{what} ({error}); the training goes on")
-            if not isinstance(error, OSError):  # of a disk nothing else is to be said
+            if not self.complained:
+                raise_alarm(f"no record of this step ({error}); the training goes on")
                 logger.error("while recording", exc_info=error)
-        self.complained = True
+            self.complained = True
 
     def _rows(self, batch: KVBatchMeta, call: Call) -> list[int]:
         """Those of the drawn groups, group by group."""

@@ -11,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo_verl import presets
-from cppo_verl.integration import engines, skip
+from cppo_verl.integration import skip
+from cppo_verl.integration.alarms import GAP
+from cppo_verl.launch import sizes
 from cppo_verl.launch.overrides import parse
 from cppo_verl.trust_region import extensions
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
@@ -37,6 +39,7 @@ READ_BY_VERLS = {  # clip_ratio is looked at where its two parts are null
     **dict.fromkeys(("cispo", "gspo"), ("clip_ratio_low", "clip_ratio_high")),
     "sapo": ("tau_pos", "tau_neg"),
 }
+LEFT_OUT = "groups of them are left out of the actor's update, which they would not change"
 FOLLOWS = {  # from another value than the preset's
     ESTIMATOR: "advantages are verl's",
     "algorithm.use_kl_in_reward": "rewards carry a KL penalty",
@@ -67,11 +70,12 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         ("rule", mode + (f", of the preset {name}" if name else "")),
         ("numbers", " ".join(f"{knob}={value}" for knob, value in values.items() if value is not None)),
         ("trainer", f"verl's {read(f'{OPTIONS}.mode')}, under ours"),
-        ("equal rewards", _equal_rewards(why_all, bool(read("algorithm.filter_groups.enable")))),
+        ("equal rewards", f"trained on as all others, because of {' and '.join(why_all)}" if why_all else LEFT_OUT),
     ]
-    if read("distillation.enabled"):
-        rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches"))
-    rows += [("engine", each) for each in engines.notes(config)]
+    engine, rollout = read(sizes.STRATEGY), read("actor_rollout_ref.rollout.name") or "vllm"
+    if engine not in sizes.FSDP or rollout != "vllm":
+        look = f"at the first steps look at {GAP}: near 0 it says that both sides' log-probs are of the same policy"
+        rows.append(("engine", f"{engine} with {rollout}: nobody has run this yet (docs/gpu.md); {look}"))
     without_effect = []
     for key, usual in {**clipping, **preset}.items():
         value = read(key)
@@ -94,13 +98,6 @@ def _looked_at(mode: str, knobs: Mapping[str, Any]) -> set[str]:
     behind = () if mode in VERL_LOSSES else BEHIND[:1] if can.own_weight else BEHIND
     found = {*can.reads, *AROUND, *behind, *READ_BY_VERLS.get(mode, ())}
     return found - {name for name, (other, needed) in ONLY_WITH.items() if knobs.get(other) != needed}
-
-
-def _equal_rewards(why_all: Sequence[str], filtered: bool) -> str:
-    if why_all:
-        return f"trained on as all others, because of {' and '.join(why_all)}"
-    before = "verl's filter_groups asks further prompts instead; what remains is" if filtered else "groups of them are"
-    return f"{before} left out of the actor's update, which they would not change"
 
 
 def _follows(key: str, why_all: Sequence[str]) -> Iterator[str]:

@@ -1,16 +1,14 @@
 """What a run is told once: validation prompts that are trained on, and engines that disagree at equal weights."""
 
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import datasets
 import pandas
 import pytest
 
 from cppo_verl.integration import alarms
-from cppo_verl.launch.progress import Progress
+from cppo_verl.launch import progress
+from cppo_verl.selftest import watched_run
 
 
 def dataset(*questions, frame=datasets.Dataset.from_dict) -> types.SimpleNamespace:
@@ -24,15 +22,11 @@ def test_shared_prompts_are_counted_and_shown(frame):
     assert sentence is not None
     assert sentence.startswith("1 of 2 validation prompts are in data.train_files too")
     assert "2+2" in sentence and "data_prep.contamination" in sentence
-    other = dataset(b"\x00png", pandas.Timestamp("2026-01-01"), frame=pandas.DataFrame)
-    assert (alarms.shared_prompts(other, other, "prompt") or "").startswith("2 of 2")
 
 
-@pytest.mark.parametrize("other", [object(), types.SimpleNamespace(dataframe=3), dataset(), dataset("3+3")])
+@pytest.mark.parametrize("other", [object(), dataset("3+3")])
 def test_disjoint_or_unknown_datasets_raise_no_alarm(other):
     assert alarms.shared_prompts(other, dataset("2+2"), "prompt") is None
-    assert alarms.shared_prompts(dataset("1+1"), other, "prompt") is None
-    assert alarms.shared_prompts(dataset("1+1"), dataset("1+1"), "question") is None
 
 
 @pytest.mark.parametrize(("stale", "word"), [(False, "temperature"), (True, "anchor=proximal")])
@@ -42,12 +36,8 @@ def test_a_gap_beyond_the_budget(stale: bool, word: str):
     assert alarms.spent({alarms.GAP: 0.02}, 0.02, stale) is alarms.spent({}, 0.02, stale) is None
 
 
-def test_an_alarm_reaches_the_progress_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    console = tmp_path / "console.log"
-    progress = Progress(tmp_path / "metrics.jsonl", console, tmp_path / "none", tmp_path / "config.yaml")
-    source = f"from cppo_verl.integration import alarms; alarms.raise_alarm({'engines differ'!r})"
-    with console.open("wb") as log:
-        subprocess.run([sys.executable, "-c", source], stderr=log, check=True)
-    progress.tick()
-    progress.tick()
-    assert capsys.readouterr().out == "TRUST REGION ALARM: engines differ\n"
+def test_an_alarm_is_what_progress_and_selftest_look_for(caplog: pytest.LogCaptureFixture):
+    assert alarms.raise_alarm("engines differ") and not alarms.raise_alarm(None)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.getMessage() == f"{watched_run.ALARM}: engines differ"
+    assert progress.ALARM.decode() == watched_run.ALARM

@@ -43,6 +43,7 @@ def python(source: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.stack
 def test_a_critic_has_an_engine_and_its_own_attention(tmp_path):
     """verl loads it with flash attention, whatever the config says."""
     from transformers import AutoModelForCausalLM, Qwen3Config

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tensordict import TensorDict
 from verl.trainer.ppo import core_algos
-from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils
 from verl.utils.metric import Metric
 from verl.utils.py_functional import append_to_dict
@@ -19,8 +18,6 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from cppo_verl.integration import losses
 from cppo_verl.trust_region.knobs import KnobError
 from cppo_verl.trust_region.metrics import PREFIX
-from cppo_verl.trust_region.rules import RULES
-from tests import reference
 from tests.helpers import Batch, actor_config, batch_of, random_batch, run_loss
 from tests.integration.micro import jagged
 
@@ -29,9 +26,9 @@ BASIC = {"strategy": "fsdp", "rollout_n": 1, "use_dynamic_bsz": True}
 COUNTED = {"dp_size": 1, "batch_num_tokens": 40, "global_batch_size": 8, "loss_scale_factor": 64}
 
 
-def verl_dppo(kind: str, delta: float, info: dict | None = None) -> ActorConfig:
-    """verl's own DPPO: its thresholds are clip_ratio_low/high, its cap clip_ratio_c."""
-    knobs = PolicyLossConfig(loss_mode=f"dppo_{kind}")
+def verl_dppo(delta: float, info: dict | None = None) -> ActorConfig:
+    """verl's own DPPO on the total variation: its thresholds are clip_ratio_low/high, its cap clip_ratio_c."""
+    knobs = PolicyLossConfig(loss_mode="dppo_tv")
     clips = {"clip_ratio_low": delta, "clip_ratio_high": delta, "clip_ratio_c": 20.0}
     return ActorConfig(**BASIC, **clips, policy_loss=knobs, global_batch_info=info or {})
 
@@ -49,12 +46,11 @@ def test_a_name_that_another_package_took_and_a_process_without_the_plug_in(monk
     for name in ("cppo", "vanilla"):
         losses.require_registered(name)
     registry["cppo"] = registry["vanilla"]
-    with pytest.raises(KnobError, match="taken by verl.trainer.ppo.core_algos"):
+    with pytest.raises(KnobError, match="verl.trainer.ppo.core_algos has a loss of that name"):
         losses.require_registered("cppo")
     with caplog.at_level("WARNING"):
         losses.register(core_algos)
-    (record,) = caplog.records
-    assert "policy loss 'cppo' is registered by verl.trainer.ppo.core_algos" in record.getMessage()
+    assert "policy loss 'cppo' of verl.trainer.ppo.core_algos gives way" in caplog.text
     losses.require_registered("cppo")
     del registry["cppo"]
     with pytest.raises(KnobError, match="was not loaded.*VERL_USE_EXTERNAL_PLUGINS=auto"):
@@ -70,10 +66,10 @@ def test_tv_is_verls_dppo_tv_to_the_bit(name: str, mode: str):
     """Loss and gradient in float32; ``cppo`` with constant weights and no budget."""
     info = {"loss_scale_factor": 100} if mode == "seq-mean-token-sum-norm" else {}
     ours = actor_config(info, delta=0.15, weights="constant", budget="none", ratio_cap=20.0)
-    theirs = verl_dppo("tv", 0.15, info)
+    theirs = verl_dppo(0.15, info)
     masked = 0
-    for seed in range(6):
-        batch = with_advantages(random_batch(seed, rows=150, width=30)).to(torch.float32)
+    for seed in range(2):
+        batch = with_advantages(random_batch(seed, rows=450, width=30)).to(torch.float32)
         if seed % 2:
             batch.old_log_prob -= 4.0  # ratios beyond the cap
         loss, gradient, _ = run_loss(name, batch, ours, mode)
@@ -85,32 +81,6 @@ def test_tv_is_verls_dppo_tv_to_the_bit(name: str, mode: str):
     assert masked > 500
 
 
-@pytest.mark.parametrize("delta", [0.1, 0.01])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kl_is_verls_dppo_kl_but_for_its_bias(delta: float, dtype: torch.dtype):
-    """verl adds 1e-8 to both 1 - p and 1 - q and takes them by subtraction; that moves D within 5% of the threshold.
-
-    The decisions agree wherever the exact D is more than 5% away from it (and 1e-5 where p and q are below 0.99), on
-    more than 99.9% of tokens; where they agree the gradients are the same bits. Measured on 120,000 tokens, half of
-    them confident: 0.03% differ at delta 0.1 in float32, all by less than 2.5% of delta.
-    """
-    different = total = 0
-    for seed in range(4):
-        batch = with_advantages(random_batch(seed, rows=300, width=40)).to(dtype)
-        _, gradient, _ = run_loss("dppo", batch, actor_config(divergence="kl", delta=delta))
-        _, other, _ = run_loss("dppo_kl", batch, verl_dppo("kl", delta))
-        total += int(batch.mask.sum())
-        for row, column in (gradient != other).nonzero().tolist():
-            different += 1
-            log_pi, log_mu = batch.log_prob[row, column].item(), batch.old_log_prob[row, column].item()
-            confident = max(log_pi, log_mu) > math.log(0.99)
-            margin = abs(reference.kl(log_pi, log_mu) - delta)
-            assert margin < (0.05 * delta if confident else 1e-5)
-            assert 0 in (gradient[row, column], other[row, column])
-    assert total > 15_000
-    assert different < 1e-3 * total
-
-
 # ---- extreme inputs
 
 each_rule = pytest.mark.parametrize(
@@ -119,24 +89,19 @@ each_rule = pytest.mark.parametrize(
         ("cppo", {}),
         ("cppo", {"divergence": "kl", "delta": 0.1, "delta_b": 0.002}),
         ("cppo", {"budget": "fixed", "weights": "shuffled"}),
-        ("cppo", {"budget": "none", "horizon": "max"}),
         ("cppo", {"gate": "soft", "attenuation": "sapo"}),
-        ("cppo", {"gate": "soft", "divergence": "kl"}),
         ("cppo", {"gate": "soft", "budget": "none"}),
-        ("dppo", {}),
         ("dppo", {"divergence": "kl"}),
-        ("trm_max", {"divergence": "kl"}),
         ("trm_avg", {"divergence": "kl"}),
-        ("trm_max_avg", {"divergence": "kl"}),
         ("minpro", {"ratio_cap": 1.28}),
         ("gbpo", {}),
     ],
 )
 
 
-def finite_loss(name: str, batch: Batch, config: ActorConfig, mode: str = "token-mean") -> torch.Tensor:
+def finite_loss(name: str, batch: Batch, config: ActorConfig) -> torch.Tensor:
     """The gradient, of which and of loss and metrics nothing is infinite or NaN."""
-    loss, gradient, reported = run_loss(name, batch, config, mode)
+    loss, gradient, reported = run_loss(name, batch, config)
     assert loss.isfinite() and gradient.isfinite().all()
     assert all(math.isfinite(value) for value in reported.values()), reported
     return gradient
@@ -144,21 +109,11 @@ def finite_loss(name: str, batch: Batch, config: ActorConfig, mode: str = "token
 
 @each_rule
 def test_extremes_are_finite(name: str, knobs: dict):
-    """Half precision, hardly a token, and log pi of -inf, which is no fault: probabilities of 0 and 1 in every pair."""
+    """Half precision, and log pi of -inf, which is no fault: probabilities of 0 and 1 in every pair."""
     config = actor_config(**knobs)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         gradient = finite_loss(name, random_batch(seed=1, rows=60, width=25).to(dtype), config)
         assert gradient.dtype == dtype and (gradient != 0).any()
-    few = batch_of(
-        [[-1.0, -2.0, -0.5], [-1.0, -2.0, -0.5], [-1.0, -1.0, -1.0]],
-        [[-1.1, -2.0, -0.4], [-1.2, -2.1, -0.5], [-1.0, -1.1, -1.0]],
-        [[1.0] * 3, [1.0] * 3, [-1.0] * 3],
-        [[0, 0, 0], [0, 1, 0], [1, 1, 1]],
-        dtype=torch.float32,
-    )
-    for mode in MODES:
-        gradient = finite_loss(name, few, config, mode)
-        assert (gradient[0] == 0).all() and gradient[1, 1] != 0
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         corners = torch.tensor([-math.inf, -1e4, -50.0, -1.0, 0.0], dtype=dtype)
         log_prob, old_log_prob = torch.cartesian_prod(corners, corners[1:]).unbind(1)
@@ -168,46 +123,32 @@ def test_extremes_are_finite(name: str, knobs: dict):
             assert (finite_loss(name, batch, config)[lp == -math.inf] == 0).all()
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
-@pytest.mark.parametrize("info", [{}, {**COUNTED, "batch_num_tokens": 0, "global_batch_size": 4}, COUNTED])
-def test_nothing_to_learn_from_is_0_and_not_0_over_0(name: str, info: dict):
-    """No valid token, in a micro-batch or in all that verl has counted, and tensors without elements."""
+@each_rule
+def test_nothing_to_learn_from_is_0_and_not_0_over_0(name: str, knobs: dict):
+    """No valid token, in all that verl has counted, and tensors without elements."""
     masked = random_batch(seed=3, rows=4, width=6).to(torch.float32)
     masked.mask.zero_()
-    empty = [torch.zeros(shape) for shape in ((0, 5), (3, 0), (0, 0))]
+    empty = [torch.zeros(shape) for shape in ((0, 5), (3, 0))]
+    config = actor_config({**COUNTED, "batch_num_tokens": 0}, **knobs)
     for batch in (masked, *(Batch(nothing, nothing, nothing, nothing.long()) for nothing in empty)):
-        for mode, budget in (*((mode, "quantile") for mode in MODES), ("token-mean", "none"), ("token-mean", "fixed")):
-            loss, gradient, reported = run_loss(name, batch, actor_config(info, budget=budget), mode)
+        for mode in MODES:
+            loss, gradient, reported = run_loss(name, batch, config, mode)
             assert loss == 0 and (gradient == 0).all() and gradient.shape == batch.mask.shape
             assert all(value == 0 for value in reported.values())
-
-
-@each_rule
-def test_log_probs_at_invalid_positions_do_not_matter(name: str, knobs: dict):
-    batch = random_batch(seed=4, rows=40, width=15).to(torch.float32)
-    invalid = ~batch.mask.bool()
-    clean = run_loss(name, batch, actor_config(**knobs))
-    for garbage in (math.nan, math.inf, -math.inf):
-        batch.log_prob.masked_fill_(invalid, garbage)
-        batch.old_log_prob.masked_fill_(invalid, -garbage)
-        dirty = run_loss(name, batch, actor_config(**knobs))
-        assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1]) and clean[2] == dirty[2]
 
 
 FAULTS = [  # tensor, value at a token that was sampled, rows where it stands
     ("log_prob", math.nan, [1, 4]),
     ("log_prob", math.inf, [1]),
     ("old_log_prob", math.nan, [4]),
-    ("old_log_prob", math.inf, [0]),
     ("old_log_prob", -math.inf, [0, 1, 2]),
-    ("advantages", math.nan, [3]),
     ("advantages", -math.inf, [0, 3]),
 ]
 
 
-@each_rule
+@pytest.mark.parametrize("name", ["cppo", "gbpo"])
 @pytest.mark.parametrize(("tensor", "value", "rows"), FAULTS)
-def test_what_is_not_finite_is_named_whatever_the_rule_decides(name: str, knobs: dict, tensor: str, value, rows):
+def test_what_is_not_finite_is_named_whatever_the_rule_decides(name: str, tensor: str, value, rows):
     """Also in responses whose advantage is 0 (the model is broken); the others are not named."""
     for advantage in (1.0, 0.0):
         batch = random_batch(seed=5, rows=5, width=6).to(torch.float32)
@@ -216,17 +157,16 @@ def test_what_is_not_finite_is_named_whatever_the_rule_decides(name: str, knobs:
         getattr(batch, tensor)[rows, 2] = value
         said = rf"micro-batch: {tensor}: {len(rows)} tokens in rows {re.escape(str(rows))}\. "
         with pytest.raises(FloatingPointError, match=said):
-            run_loss(name, batch, actor_config(**knobs))
+            run_loss(name, batch, actor_config())
 
 
-@each_rule
-def test_skipping_poisons_the_gradient_and_keeps_the_metrics(name: str, knobs: dict, caplog: pytest.LogCaptureFixture):
+def test_skipping_poisons_the_gradient_and_keeps_the_metrics(caplog: pytest.LogCaptureFixture):
     batch = random_batch(seed=5, rows=5, width=6).to(torch.float32)
     batch.mask.fill_(1)
-    expected = run_loss(name, batch.rows([0, 2, 3]), actor_config(**knobs))[2]
+    expected = run_loss("cppo", batch.rows([0, 2, 3]), actor_config())[2]
     batch.log_prob[1, 2:4] = math.nan
     batch.advantages[4, 0] = math.inf
-    loss, gradient, reported = run_loss(name, batch, actor_config(**knobs, on_nonfinite="skip"))
+    loss, gradient, reported = run_loss("cppo", batch, actor_config(on_nonfinite="skip"))
     assert loss.isnan() and gradient.isnan().all()
     assert "log_prob: 2 tokens in rows [1]; advantages: 1 tokens in rows [4]" in caplog.text
     assert reported.pop(PREFIX + "nonfinite_tokens_max") == 3
@@ -255,10 +195,6 @@ def test_verls_optimizer_step_is_left_out_by_a_poisoned_gradient():
 # Denominators count the masked token: 5 tokens, 3 in row one; 2 responses; loss in units of log 2.
 HAND = [
     ("token-mean", {}, (2 - 4) / 5, (-1 / 5, 2 / 5)),
-    ("token-sum", {}, 2 - 4, (-1, 2)),
-    ("seq-mean-token-sum", {}, (2 - 4) / 2, (-1 / 2, 1)),
-    ("seq-mean-token-mean", {}, (2 / 3 - 4 / 2) / 2, (-1 / 6, 1 / 2)),
-    ("seq-mean-token-sum-norm", {}, (2 - 4) / 2 / 3, (-1 / 6, 1 / 3)),  # verl's default scale: the width, 3
     ("seq-mean-token-sum-norm", {"loss_scale_factor": 10}, (2 - 4) / 2 / 10, (-1 / 20, 1 / 10)),
     ("token-mean", {"dp_size": 2, "batch_num_tokens": 20}, (2 - 4) / 20 * 2, (-1 / 10, 1 / 5)),
     ("seq-mean-token-sum", {"dp_size": 2, "global_batch_size": 8}, (2 - 4) / 8 * 2, (-1 / 4, 1 / 2)),
@@ -278,8 +214,6 @@ def test_aggregation_by_hand(mode: str, info: dict, loss_over_log_2: float, grad
     assert loss.item() == pytest.approx(loss_over_log_2 * math.log(2), rel=1e-7)
     first, second = gradients
     assert gradient.flatten().tolist() == pytest.approx([first, 0, first, second, second, 0], rel=1e-7)
-    matrix = torch.tensor([[1, 0, 1], [-2, -2, 0]]) * math.log(2)
-    assert loss.item() == pytest.approx(agg_loss(matrix, batch.mask, mode, **info).item(), rel=1e-6)
 
 
 def test_rollout_weights_multiply_the_update():
@@ -295,8 +229,6 @@ def test_rollout_weights_multiply_the_update():
     dirty[plain != 0] = math.nan
     with pytest.raises(FloatingPointError, match="rollout_is_weights"):
         run_loss("cppo", batch, actor_config(), rollout_is_weights=dirty)
-    skipped, _, _ = run_loss("cppo", batch, actor_config(on_nonfinite="skip"), rollout_is_weights=dirty)
-    assert skipped.isnan()
 
 
 def test_the_cap_is_our_knob_and_not_verls_clip_ratio_c():
@@ -307,14 +239,9 @@ def test_the_cap_is_our_knob_and_not_verls_clip_ratio_c():
         assert gradient.tolist() == [pytest.approx(expected)]
 
 
-def test_a_loss_without_its_knobs_or_its_top_k_is_refused():
-    """The registered loss is handed no top-K log-probs, so ``estimator=topk`` must not pass for the binary one."""
-    batch = random_batch(seed=8, rows=2, width=3)
-    for config in (None, verl_dppo("tv", 0.1)):
-        with pytest.raises(KnobError, match="trust_region="):
-            run_loss("cppo", batch, config)
-    with pytest.raises(KnobError, match="topk"):
-        run_loss("cppo", batch, actor_config(estimator="topk"))
+def test_a_loss_without_its_knobs_is_refused():
+    with pytest.raises(KnobError, match="trust_region="):
+        run_loss("cppo", random_batch(seed=8, rows=2, width=3), verl_dppo(0.1))
 
 
 # ---- the loss that the trainer installs
@@ -364,16 +291,13 @@ def through_the_trainers_loss(batch: Batch, rows: list[slice], mode: str, **knob
     return gradients, {key: value[0] for key, value in losses.fold(merged).items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("rule", "knobs"),
+    ("rule", "knobs", "mode"),
     [
-        ("cppo", {}),
-        ("cppo", {"horizon": "max", "max_response_length": 64}),
-        ("cppo", {"gate": "soft"}),
-        ("dppo", {}),
-        ("trm_avg", {"divergence": "kl", "delta": 0.01}),
-        ("minpro", {}),
+        *(("cppo", {}, mode) for mode in MODES),
+        ("cppo", {"gate": "soft", "horizon": "max", "max_response_length": 64}, "seq-mean-token-sum-norm"),
+        ("trm_avg", {"divergence": "kl", "delta": 0.01}, "seq-mean-token-sum-norm"),
+        ("minpro", {}, "seq-mean-token-sum-norm"),
     ],
 )
 def test_the_trainers_loss_is_the_registered_one_however_the_batch_is_cut(rule: str, knobs: dict, mode: str):

@@ -1,6 +1,7 @@
 """Which of verl's trainers ours goes over, what its checkpoints carry, and how sums of several updates become one."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,27 +12,25 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.metric_utils import RolloutMoELoadBalanceMetricsAccumulator
 from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 
 from cppo_verl import presets
-from cppo_verl.integration import checks, saving, trainer
-from cppo_verl.integration.reproducible import LoaderOrder
-from cppo_verl.integration.seeded import Places
+from cppo_verl.integration import checks, reproducible, saving, trainer
 from cppo_verl.launch import checkpoints
 from cppo_verl.trust_region.metrics import PREFIX
 from cppo_verl.trust_region.thresholds import next_scale
 from tests.faults.saved import save
 from tests.integration.micro import jagged
-from tests.integration.test_checks import GROUP_OF_8, SEPARATE
 
 MODE = "trainer.v1.trust_region.mode"
+GROUP_OF_8 = "actor_rollout_ref.rollout.n=8"
 
 
 @pytest.mark.parametrize("mode", checks.MODES)
 def test_one_name_over_each_of_verls_trainers(mode, monkeypatch):
     kind = trainer.MODES[mode]
     monkeypatch.setattr(kind, "__init__", lambda self, config: None)
-    overrides = [GROUP_OF_8, *(SEPARATE if mode == "separate_async" else [f"{MODE}={mode}"])]
-    made = get_trainer_cls("trust_region")(config=presets.compose("cppo", overrides))
+    made = get_trainer_cls("trust_region")(config=presets.compose("cppo", [f"{MODE}={mode}"]))
     assert type(made) is kind and issubclass(kind, get_trainer_cls(mode))
     # our hooks come before verl's, and verl's own trainer has the last word on everything else
     order = [cls.__name__ for cls in kind.__mro__]
@@ -54,7 +53,7 @@ def test_the_proximal_anchor_sets_verls_switches_and_keeps_what_a_user_set():
     assert config.algorithm.rollout_correction.rollout_is == "sequence"
 
 
-@pytest.mark.parametrize("estimator", ["group_relative", "grpo", "rloo", "gae"])
+@pytest.mark.parametrize("estimator", ["group_relative", "grpo", "gae"])
 def test_groups_of_equal_rewards_are_known_whatever_the_estimator(estimator, monkeypatch):
     """Two prompts of two sessions, the first of which returns two outputs, and a row of padding."""
     keys = ["a_0_0", "a_0_1", "a_1_0", "b_0_0", "b_1_0", "p_0_0"]
@@ -103,8 +102,7 @@ class Base:
         metrics["load"] = self._rollout_moe_lb_metrics_accumulator.load_counts[0].item()
 
     def _save_checkpoint(self):
-        folder = checkpoints.Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        (folder / checkpoints.SEAL).write_bytes(b"")
+        folder = save(Path(self.config.trainer.default_local_dir), self.global_steps)
         if self.config.trainer.v1.trainer_mode != "sync":
             (folder / checkpoints.QUEUE).mkdir()
 
@@ -132,59 +130,54 @@ def test_a_checkpoint_carries_the_scale_to_the_bit_and_counts_nothing_twice(tmp_
 
 
 def test_an_asynchronous_checkpoint_is_whole_with_its_own_queue_only(tmp_path):
-    for step in (2, 4):
-        save(tmp_path, step)
-        (tmp_path / f"global_step_{step}" / checkpoints.STATE).write_text(json.dumps({"mode": "colocate_async"}))
-    (tmp_path / "global_step_2" / checkpoints.QUEUE).mkdir()
-    assert checkpoints.fault(tmp_path / "global_step_4") == "transfer_queue is missing"
-    step, notes = checkpoints.settle(tmp_path)
-    assert step == 2 and any("transfer_queue is missing" in note for note in notes)
-    folder = tmp_path / "global_step_3"
     Saving(tmp_path, 3, "colocate_async")._save_checkpoint()
-    assert (folder / checkpoints.QUEUE).is_dir()
+    folder = tmp_path / "global_step_3"
+    assert checkpoints.fault(folder) is None
     checkpoints.unseal(folder)  # the step is written again
     assert not (folder / checkpoints.QUEUE).exists() and not (folder / checkpoints.SEAL).exists()
+    save(tmp_path, 3)
+    assert checkpoints.fault(folder) == "transfer_queue is missing"
 
 
 class Loading:
     """Stands where verl's trainer stands: one prompt a batch of the data loader."""
 
-    def __init__(self, mode: str):
-        self.config, self.trainer_mode, self.asked, self.queue = OmegaConf.create(), mode, 0, set()
+    config = OmegaConf.create()
 
     def _fetch_one_gen_batch(self):
-        self.asked += 1
-        self.queue.add(f"u{self.asked}")
-        return {"uid": [f"u{self.asked}"]}
+        return {"uid": [f"u{len(self._fetched)}"]}
 
     def _balance_batch(self, batch):
         return batch
 
 
-class Ordered(LoaderOrder, Loading):
+class Ordered(reproducible.LoaderOrder, Loading):
     def _waiting(self):
-        return self.queue
+        return {"u1", "u3"}
 
 
-@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
-def test_prompts_that_were_evicted_are_forgotten(mode):
-    one = Ordered(mode)
-    for _ in range(100):
-        for _ in range(4):
-            one._fetch_one_gen_batch()
-        oldest = sorted(one.queue, key=lambda uid: int(uid[1:]))
-        one.queue -= {*oldest[:2], oldest[2]} if mode != "sync" else set(oldest)  # two evicted and more taken
-        one._balance_batch(SimpleNamespace(keys=[]))
-        assert len(one.loader_places) <= 4 + 400
-        assert set(one._fetched) == (one.queue if mode != "sync" else set())
-    assert list(one.loader_places) == sorted(one.loader_places, key=lambda uid: int(uid[1:]))
+@pytest.mark.parametrize(("mode", "left"), [("sync", ()), ("colocate_async", ("u1", "u3"))])
+def test_prompts_that_were_taken_or_evicted_are_forgotten(mode: str, left: tuple):
+    one = Ordered()
+    one.trainer_mode = mode
+    for _ in range(4):
+        one._fetch_one_gen_batch()
+    one._balance_batch(SimpleNamespace(keys=[]))
+    assert list(one.loader_places) == ["u0", "u1", "u2", "u3"]
+    assert one._fetched == left
 
 
-def test_equal_prompts_of_a_step_have_places():
-    places = Places()
-    assert [places.next((1, False), text) for text in "xyx"] == [0, 0, 1]
-    assert [places.next((1, False), text) for text in "xy"] == [2, 1]  # a second batch of the same step
-    assert places.next((1, True), "x") == places.next((2, False), "x") == 0
+def test_equal_prompts_of_a_step_have_places(monkeypatch):
+    monkeypatch.setattr(AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: None)
+    manager = object.__new__(reproducible.SeededAgentLoopManager)
+
+    def places(texts: str, step: int = 1, validate: bool = False) -> list[int]:
+        prompts = {"global_steps": step, "validate": validate, "raw_prompt": texts}
+        manager.generate_sequences(prompts)
+        return prompts[reproducible.PLACE].tolist()
+
+    assert places("xyx") == [0, 0, 1] and places("xy") == [2, 1]  # a second batch of the same step
+    assert places("x", validate=True) == places("x", step=2) == [0]
 
 
 def test_the_scale_follows_the_exact_share_and_rests_without_tokens():

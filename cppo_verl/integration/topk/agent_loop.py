@@ -111,21 +111,15 @@ class TopKAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignor
         if not validate:
             for one in output if isinstance(output, list) else [output]:
                 ids, log_probs = lay_out(_parts.get() or [], one)
-                self._warn_of_bare(one, log_probs)
+                bare = torch.tensor(one.response_mask).bool() & (log_probs == -torch.inf).all(-1)
+                if bare.any() and not self.warned:  # an agent loop wrote them, or changed their log-probs
+                    self.warned = True
+                    said = "%d of %d trained tokens of a response have no top-K, so they get the binary divergence"
+                    logger.warning(said, int(bare.sum()), sum(one.response_mask))
                 sampled = torch.tensor(one.response_logprobs, dtype=torch.float32)
                 response = torch.tensor(one.response_ids, dtype=torch.long)
                 carry(one, pack(ids, log_probs, response, sampled, self.cutoff))
         return await super()._agent_loop_postprocess(output, validate, **kwargs)
-
-    def _warn_of_bare(self, output: AgentLoopOutput, log_probs: Tensor) -> None:
-        """Once a worker, of trained tokens that an agent loop wrote, or whose log-probs it changed."""
-        bare = torch.tensor(output.response_mask).bool() & (log_probs == -torch.inf).all(-1)
-        if not self.warned and bare.any():
-            self.warned = True
-            text = "of %d trained tokens of a response %d came from no generation call, or with another log-prob: %s"
-            logger.warning(
-                text, sum(output.response_mask), int(bare.sum()), "they get the binary divergence, not top-K's."
-            )
 
 
 class TopKAgentLoopManager(AgentLoopManagerTQ):

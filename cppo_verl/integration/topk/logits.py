@@ -17,7 +17,6 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from cppo_verl.integration import looks
 from cppo_verl.integration.topk import FIELD
-from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError
 from cppo_verl.trust_region.topk import TOPK, log_probs_at, rest_mass, unpack
 
 PROXIMAL = "proximal_topk"  # nested (batch, tokens, k) float32: the proximal policy's log-probs at mu's top-K
@@ -32,20 +31,15 @@ def top_k_of(data: TensorDict, k: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     A row added to make the batch divisible has one token; its copy of another response's top-K is cut to that.
 
     Raises:
-        KnobError: when the batch brings no top-K, or one that is not as long as its response.
+        ValueError: when a top-K is not as long as its response.
     """
-    if FIELD not in data.keys():  # noqa: SIM118
-        raise KnobError(
-            f"{KEY_PREFIX}.estimator=topk, but the batch has no field {FIELD!r}: the rollout handed on no top-K "
-            "log-probs. Run with trainer.v1.trainer_mode=trust_region, or set estimator=binary."
-        )
     found = []
     rows = zip(data[FIELD].unbind(), data["responses"].unbind(), data["response_mask"].unbind(), strict=True)
     for row, (packed, response, mask) in enumerate(rows):
         ids, log_mu, rest = unpack(packed, k)
         if len(ids) != len(response):
             if bool(mask.any()):
-                raise KnobError(f"row {row} has {len(response)} response tokens but top-K log-probs for {len(ids)}")
+                raise ValueError(f"row {row} has {len(response)} response tokens but top-K log-probs for {len(ids)}")
             ids, log_mu, rest = ids[:1], log_mu[:1], rest[:1]
         found.append((ids, log_mu, rest))
     return found
@@ -108,16 +102,7 @@ def sampled_log_prob_is_exact(dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def log_probs_of(model_output: dict[str, Tensor], k: int) -> Tensor:
-    """log pi of the listed tokens, (tokens, k) float32, from the logits that the engine gathered.
-
-    Raises:
-        KnobError: when it has not.
-    """
-    if f"{CHOSEN}{k}" not in model_output:
-        raise KnobError(
-            f"{KEY_PREFIX}.estimator=topk, but the engine did not show its logits to the loss; only FSDP with "
-            "actor_rollout_ref.actor.strategy=fsdp or fsdp2 does."
-        )
+    """log pi of the listed tokens, (tokens, k) float32, from the logits that the engine gathered."""
     columns = [model_output[f"{CHOSEN}{column}"].values() for column in range(k + 1)]
     chosen = torch.stack(columns[:k], -1)
     if NORMALISER in model_output:
