@@ -151,7 +151,7 @@ def run_problems(config: DictConfig, overrides: Sequence[str] = ()) -> Iterator[
 
 def here_problems(config: DictConfig) -> Iterator[str]:
     """One sentence for each thing that ``config`` asks for and this environment does not have."""
-    yield from _told(config, paths.problems, attention.here_problems, limits.problems)
+    yield from _told(config, attention.here_problems, limits.problems)
 
 
 def _told(config: DictConfig, *checks: Callable[[DictConfig], Iterable[str]]) -> Iterator[str]:

@@ -11,16 +11,6 @@ MODEL = "actor_rollout_ref.model.path"
 DATA = ("data.train_files", "data.val_files")
 
 
-def problems(config: Any) -> Iterator[str]:
-    """One sentence for each path of model and data that cannot work on this machine."""
-    for key in (MODEL, *DATA):
-        for path in files(config, key):
-            if path.startswith("~") and expanded(path) is None:
-                yield f"{key}={path}: this user has no home folder to put for '~'; write the path out, or set HOME."
-            if "::" in path and Path(path).is_file():
-                yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
-
-
 def read_literally(config: Any) -> Iterator[tuple[str, str]]:
     """Override and reason for data files that are there, and whose names datasets would take for a pattern."""
     for key in DATA:
@@ -41,11 +31,3 @@ def files(config: Any, key: str) -> list[str]:
     except OmegaConfBaseException:  # the start check says so
         return []
     return [value] if isinstance(value, str) else [file for file in value or () if isinstance(file, str)]
-
-
-def expanded(path: str) -> Path | None:
-    """The path with ``~`` replaced; None for a user without a home folder, as in containers with an unknown user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return None

@@ -118,12 +118,7 @@ def test_folders_of_any_name_are_quoted(root, tmp_path):
         ("real_model.sh", {"WARM": "0", "MODEL": str(odd)}, str(odd)),
     ):
         commands, given, _ = said(odd, script, **values)
-        read = parse(f"{key}={value}" for key, value in given.items()).values
+        read = parse(f"{key}={value}" for key, value in given.items())
         assert Path(read[TRAIN]).parents[1] == odd / "runs" and read[MODEL] == model
         assert Path(read["reward.custom_reward_function.path"]).parent == odd / "data_prep"
         assert f"{read['trainer.validation_data_dir']}" in [f"{words[2]}/validations" for words in commands]
-
-
-def test_the_body_alone_says_whose_it_is(root):
-    done = subprocess.run(["bash", str(root / "run_scripts/cpu_run.sh")], capture_output=True, text=True)
-    assert done.returncode == 2 and "start quickstart.sh or real_model.sh" in done.stderr

@@ -86,8 +86,8 @@ def expected(method: str, row: paper.Setting) -> dict[str, object]:
     return table[method]
 
 
-# every method on one model and Table 1 on each: what a model sets and what a method sets do not meet
-COMBINATIONS = [(m, name) for m in MODELS for name in methods.METHODS if m == MODELS[0] or name in methods.TABLE_1]
+# every method on one model and one on each: what a model sets and what a method sets do not meet
+COMBINATIONS = [*((MODELS[0], name) for name in methods.METHODS), *((model, "cppo") for model in MODELS[1:])]
 
 
 @pytest.mark.parametrize(("model", "method"), COMBINATIONS)
@@ -150,8 +150,6 @@ def test_switches_of_the_scripts():
     ("values", "named"),
     [
         ({"METHOD": "ppo"}, ("METHOD='ppo'", *methods.METHODS)),
-        ({"ESTIMATOR": "full"}, ("ESTIMATOR='full'", "topk", "binary")),
-        ({"FOLLOW": "code"}, ("FOLLOW='code'", "paper", "scripts")),
         ({"OFFLOAD": "some"}, ("OFFLOAD='some'", "none", "states", "all")),
         ({"DATA": "/nowhere"}, ("no data at /nowhere/train.parquet", "data_prep.math_data")),
     ],
@@ -162,8 +160,8 @@ def test_a_wrong_choice_is_answered_with_what_there_is(values, named):
     assert all(name in done.stderr for name in named)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
+def test_a_plan_needs_nothing_but_python(bare_python, tmp_path):
+    model = "qwen3_30b_a3b_base"
     values = {"HOME": str(tmp_path), "WORK": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = script(model, "plan", "data.seed=3", PYTHON=bare_python, **values)
     assert done.returncode == 0, done.stderr
@@ -182,20 +180,14 @@ def test_a_plan_needs_nothing_but_python(model, bare_python, tmp_path):
 
 
 REFUSED = {
-    "DELTA=9": "actor_rollout_ref.actor.policy_loss.delta=9 is outside",
-    "MINIBATCH=0": "ppo_mini_batch_size=0 must be a whole number of at least 1",
-    "N=-8": "actor_rollout_ref.rollout.n=-8 must be a whole number",
     "SP=3": "ulysses_sequence_parallel_size=3 does not divide the 8 GPUs",
-    "SP=2 ATTN=sdpa": "lives inside flash attention",
-    "TP=32": "tensor_model_parallel_size=32 does not divide the 8 GPUs",
-    "TOKENS_PER_GPU=100": "ppo_max_token_len_per_gpu=100",
     "PROMPTS=48": "PROMPTS=48 is no multiple of MINIBATCH=32",
 }
 
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_a_plan_refuses_what_paper_shows(given, bare_python, tmp_path):
-    values = dict(setting.split("=") for setting in given.split())
+    values = dict([given.split("=")])
     done = script("qwen3_1p7b_base", "plan", PYTHON=bare_python, **values)
     assert done.returncode == 2, done.stderr
     assert any(REFUSED[given] in line for line in done.stdout.splitlines() if line.startswith("PROBLEM: "))
