@@ -11,7 +11,6 @@ CHECKS = {
     "plug-in": software.plugin,
     "attention": software.attention,
     "device": machine.device,
-    "driver": machine.driver,
     "GPUs": machine.gpus,
     "shared memory": machine.shared_memory,
     "disk": machine.disk,

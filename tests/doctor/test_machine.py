@@ -23,10 +23,6 @@ def verdict(check, *numbers) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("check", "numbers", "ends", "words"),
     [
-        (machine.driver_line, (13010, "13.0"), "ok", "knows CUDA 13.1, torch is built for 13.0"),
-        (machine.driver_line, (13000, "13.2"), "ok", "13.0"),  # minor versions of one major fit together
-        (machine.driver_line, (12080, "13.0"), "FAIL", "install driver 580.65.06 or newer"),
-        (machine.driver_line, (0, "13.0"), "--", "no NVIDIA driver here"),
         (machine.gpu_line, ([H100] * 8, 0.8, 8), "ok", "8 x H100, at least 79.0 GB free, of which vLLM wants 80%"),
         (machine.gpu_line, ([H100] * 4, 0.8, 8), "FAIL", "4 GPUs visible, trainer.n_gpus_per_node=8"),
         (machine.gpu_line, ([H100, BUSY], 0.5, None), "FAIL", "GPU 1 (H100) has 10.0 of 80.0 GB"),

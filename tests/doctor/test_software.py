@@ -60,6 +60,7 @@ def test_flash_attention_that_is_missing(monkeypatch):
 def test_a_vllm_without_what_the_hooks_need(monkeypatch):
     import vllm
 
+    monkeypatch.setitem(sys.modules, "verl.third_party.vllm", SimpleNamespace(vllm_version="0.31.0"))
     monkeypatch.setitem(sys.modules, "cppo_verl.integration.topk.server", SimpleNamespace())
     monkeypatch.setattr(vllm, "__version__", "0.31.0")
     with pytest.raises(Note, match="vLLM 0.31.0 is outside"):
