@@ -58,11 +58,10 @@ def test_flash_attention_that_is_missing(monkeypatch):
 
 
 def test_a_vllm_without_what_the_hooks_need(monkeypatch):
-    import vllm
-
+    monkeypatch.setattr(software, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.31.0"))
     monkeypatch.setitem(sys.modules, "verl.third_party.vllm", SimpleNamespace(vllm_version="0.31.0"))
     monkeypatch.setitem(sys.modules, "cppo_verl.integration.topk.server", SimpleNamespace())
-    monkeypatch.setattr(vllm, "__version__", "0.31.0")
     with pytest.raises(Note, match="vLLM 0.31.0 is outside"):
         software.vllm(Asked())
     monkeypatch.setitem(sys.modules, "cppo_verl.integration.topk.server", None)

@@ -90,17 +90,13 @@ def test_the_real_model_goes_through_its_stages(root, tmp_path):
     assert (warm["--out"], warm["--data"]) == (given[MODEL], str(Path(given[TRAIN]).parent))
     # it could start
     checks.require(presets.compose("cppo", [word for word in commands[4][3:] if not word.startswith("+trust_region=")]))
-    # other tasks and models have folders of their own, other seeds have the same
+    # other tasks and models have folders of their own
     (tmp_path / "mine").mkdir()
     other, own, _ = said(root, "real_model.sh", TASKS="gcd", MODEL=f"{tmp_path}/mine/../mine", WARM="0", SEED="1")
     assert not any("data_prep.smollm2" in words or "data_prep.warm_start" in words for words in other)
     assert own[MODEL] == f"{tmp_path}/mine" and own[TRAIN] != given[TRAIN]
-    assert "real_model-mine-" in other[-2][-1] and "seed1" in other[-2][-1]
-    assert said(root, "real_model.sh", RESPONSE_TOKENS="48")[1][MODEL] != given[MODEL]
-    assert said(root, "real_model.sh", SEED="1")[1][MODEL] == given[MODEL]
     # it stops where it is told
     assert said(root, "real_model.sh", PLAN="1")[0][-1][:3] == ["python", "-m", "data_prep.warm_start"]
-    assert said(root, "real_model.sh", TASKS="list")[0][-1][-1] == "list"
 
 
 def test_folders_of_any_name_are_quoted(root, tmp_path):

@@ -71,7 +71,6 @@ def test_a_gradient_that_is_off_by_a_thousandth_is_found(factor, monkeypatch, tm
 MUTATIONS = {
     "honest": lambda index, k: index,
     "position": lambda index, k: index.roll(1, 0),
-    "order": lambda index, k: torch.cat([index[:, :k].roll(1, -1), index[:, k:]], -1),
     "sampled": lambda index, k: torch.cat([index[:, :k], index[:, :1]], -1),
 }
 
@@ -122,7 +121,6 @@ WRONG = [
     ({"masked before any update"}, {P + "first_update/masked_share": [0, 0, 0.2, 0]}),
     ({"alarms"}, {"alarms": [1, 0, 0, 0]}),
     ({NORMS}, {NORM: [0.5, None, 0.5, 0.5]}),
-    (set(), {NORM: [0.5, 0.0, 0.5, 0.5], ZERO: [0, 1, 0, 0]}),
     ({SOME}, {ZERO: [1, 1, 1, 1]}),
     ({"updates move the policy"}, {P + "divergence_mean": [2e-9] * 4}),
     ({"mass of the top-K and the sampled token in (0, 1]"}, {P + "topk_mass": [0.9, 1.2, *[0.9] * 6]}),
