@@ -12,8 +12,6 @@ from typing import Any
 
 from cppo_verl.errors import UserError
 
-LONGEST = 16 * 2**20  # bytes of a line
-
 
 class LineError(UserError, ValueError):
     """A line before the last is no JSON; the message names the file and the line."""
@@ -28,17 +26,11 @@ class Line:
     fault: str = ""
 
 
-def lines(path: Path, longest: int = LONGEST) -> Iterator[Line]:
-    """The lines of a file one after the other, empty ones left out; one of more than ``longest`` bytes is a fault."""
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of a file one after the other, empty ones left out."""
     with path.open("rb") as stream:
-        for number, raw in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
-            rest = raw
-            while len(rest) > longest and not rest.endswith(b"\n"):
-                rest = stream.readline(longest + 1)
+        for number, raw in enumerate(stream, 1):
             if not raw.strip():
-                continue
-            if len(raw) > longest:
-                yield Line(number, fault=f"longer than {longest:,} bytes")
                 continue
             try:
                 line = Line(number, json.loads(raw))
@@ -47,7 +39,7 @@ def lines(path: Path, longest: int = LONGEST) -> Iterator[Line]:
             yield line
 
 
-def read(path: Path, longest: int = LONGEST) -> tuple[list[Any], str]:
+def read(path: Path) -> tuple[list[Any], str]:
     """All values of a file, and a sentence about its last line, "" where that is whole.
 
     A last line that is no JSON is what a process leaves that was killed while it wrote; it is left out.
@@ -55,7 +47,7 @@ def read(path: Path, longest: int = LONGEST) -> tuple[list[Any], str]:
     """
     values = []
     torn = None  # judged once it is known whether a line follows
-    for line in lines(path, longest):
+    for line in lines(path):
         if torn is not None:
             raise LineError(f"{path}, line {torn.number}: {torn.fault}")
         if line.fault:

@@ -4,16 +4,13 @@
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
 
-from cppo_verl import presets
-from cppo_verl.launch import command_line, sizes
-from recipe import settings
+from cppo_verl.launch import sizes
+from cppo_verl.launch.overrides import OverrideError, compose
 
 
 def has_verl() -> bool:
@@ -26,42 +23,20 @@ def runs_here() -> bool:
     return has_verl() and (os.environ.get("VERL_PLATFORM") == "cpu" or not metadata.version("torch").endswith("+cpu"))
 
 
-def check(overrides: Sequence[str], heads: sizes.Heads) -> tuple[str, list[str]]:
+def check(overrides: Sequence[str]) -> tuple[str, list[str]]:
     """What was checked, and one sentence for each thing that stands in the way of the run."""
     if not has_verl():
-        said = "preset, knobs and sizes. verl is not installed in this Python: its config was not composed"
-        return said, on_paper(overrides, heads)
+        return "sizes. verl is not installed in this Python: its config was not composed", []
     from cppo_verl.integration import checks
-    from cppo_verl.launch.overrides import OverrideError, compose
 
     try:
         config = compose(overrides)
     except OverrideError as error:
-        return "preset, knobs and sizes. Hydra could not compose the config", [" ".join(str(error).split())]
+        return "sizes. Hydra could not compose the config", [" ".join(str(error).split())]
     found = list(checks.run_problems(config))
     if runs_here():
         return "all that the run checks at its start, on its composed config", [*found, *checks.here_problems(config)]
     return "what the run checks of its composed config. Not this environment, which could not run it", found
-
-
-def on_paper(overrides: Sequence[str], heads: sizes.Heads) -> list[str]:
-    """One sentence for each number that no run survives: preset, knobs and sizes, with Python alone if need be."""
-    if find_spec("hydra") is not None:
-        return command_line.problems(overrides, heads)
-    values = settings.parse(overrides)
-    preset, wrong = str(values.get(presets.GROUP)), sizes.problems(values, heads)
-    if preset not in presets.names():
-        return [command_line.unknown(preset), *wrong]
-    return [*command_line.out_of_range(_knobs(preset) | command_line.own_knobs(values)), *wrong]
-
-
-def _knobs(preset: str) -> dict[str, Any]:
-    """What one of our presets sets, over those that it builds on: scalars, one a line of its file."""
-    text = (presets.FOLDER / f"{preset}.yaml").read_text(encoding="utf-8")
-    parents = [parent for parent in re.findall(r"^  - (\w+)", text, re.MULTILINE) if parent != "_self_"]
-    found = {name: value for parent in parents for name, value in _knobs(parent).items()}
-    lines = re.findall(r"^      (\w+): ([^#\n]*)", text, re.MULTILINE)
-    return found | settings.parse([f"{name}={scalar.strip()}" for name, scalar in lines])
 
 
 def attention(sequence_parallel: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from cppo_verl import paper
 from cppo_verl.launch import sizes
+from cppo_verl.launch.overrides import OverrideError, compose
 from recipe import checks, hours, memory, settings
 from recipe.memory import GB
 from recipe.methods import METHODS
@@ -72,9 +73,9 @@ def plan(how: str, name: str, method: str, *overrides: str) -> int:
     """
     began = time.monotonic()
     gpu_gb = float(os.environ.get("GPU_MEMORY_GB", "80"))
-    shape = shape_of(name, str(settings.parse(overrides).get("actor_rollout_ref.model.path", "")))
-    heads = sizes.Heads(shape.heads, shape.kv_heads)
-    found = checks.on_paper(overrides, heads)
+    values = settings.parse(overrides)
+    shape = shape_of(name, str(values.get("actor_rollout_ref.model.path", "")))
+    found = list(sizes.problems(values, sizes.Heads(shape.heads, shape.kv_heads)))
     s = None if found else settings.read(overrides)
     if s and s.prompts % s.minibatch:  # what a run would survive, but no longer as the paper's
         remainder = f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}"
@@ -83,9 +84,9 @@ def plan(how: str, name: str, method: str, *overrides: str) -> int:
         few = of_memory(memory.estimate(shape, s, gpu_gb * GB), s, gpu_gb)
         print("\n".join(few if how == "memory" else report(name, method, overrides, gpu_gb, shape)), flush=True)
     if how == "full":
-        checked, more = checks.check(overrides, heads)
+        checked, more = checks.check(overrides)
         print(f"\nchecked: {checked}")
-        found = list(dict.fromkeys([*found, *more]))  # the two readers share rules
+        found = list(dict.fromkeys([*found, *more]))  # the run's own checks look at sizes too
     for problem in found:
         print(f"PROBLEM: {problem}")
     if how == "full":
@@ -95,16 +96,12 @@ def plan(how: str, name: str, method: str, *overrides: str) -> int:
 
 def print_config(overrides: Sequence[str]) -> None:
     """verl's config as a run would see it, without importing verl."""
-    if not checks.has_verl():
-        sys.exit("config needs verl; plan and overrides do not. Run: pip install '.[gpu]'")
-    from omegaconf import OmegaConf
-
-    from cppo_verl.launch.overrides import OverrideError, compose
-
     try:
         config = compose(overrides)
     except OverrideError as error:
         sys.exit(str(error))
+    from omegaconf import OmegaConf  # which a plan does without
+
     OmegaConf.resolve(config)
     print(OmegaConf.to_yaml(config), end="")
 

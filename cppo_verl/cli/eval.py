@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="(0)")
     add("--max-response-length", type=int, help="tokens (the run's, else 8192)")
     add("--max-model-len", type=int, help="tokens of prompt and response (the run's, else the model's)")
-    add("--chat-template-kwargs", type=_json, help='JSON, such as {"enable_thinking": false}')
+    add("--chat-template-kwargs", type=json.loads, help='JSON, such as {"enable_thinking": false}')
     add = parser.add_argument_group("scoring").add_argument
     add("--reward-file", help="verl's reward.custom_reward_function.path (the run's, else verl's own)")
     add("--reward-name", default="compute_score", help="the function in it (%(default)s)")
-    add("--reward-kwargs", type=_json, default={}, help="JSON, further arguments of the function")
+    add("--reward-kwargs", type=json.loads, default={}, help="JSON, further arguments of the function")
     add = parser.add_argument_group("vLLM").add_argument
     add("--dtype", help="bfloat16, float16 or float32 (the run's rollout dtype, else bfloat16)")
     add("--tensor-parallel-size", type=int, default=1, help="GPUs a model (%(default)s)")
@@ -58,13 +58,6 @@ def run(args: argparse.Namespace) -> int:
     request = Request(args.model, args.data, args.out, sampling, reward, engine, args.part_size, args.fresh)
     evaluate(request, lambda line: print(line, flush=True))
     return 0
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
 
 
 def _pair(text: str) -> tuple[str, Any]:

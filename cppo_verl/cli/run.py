@@ -40,15 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start or resume the run; 0 when it reached its last step."""
-    own_config = bool(args.config_name or args.config_path)
-    problems = command_line.problems(args.overrides, own_config=own_config)
+    problems = command_line.problems(args.overrides)
     for problem in problems:
         print(problem, file=sys.stderr, flush=True)
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
-    for problem in paths.problems(config):
-        raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
@@ -66,7 +63,7 @@ def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     if not checks.is_asked_for(config):
         print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
         return 0
-    search_path = hydra_overrides.parse(overrides).values.get(command_line.SEARCH_PATH) or ()
+    search_path = hydra_overrides.parse(overrides).get(command_line.SEARCH_PATH) or ()
     hydra_check.find_rule(config, presets.folders_of(search_path))
     try:
         checks.require(config, overrides=overrides)
@@ -94,7 +91,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
-    if paths.expanded("~") is None:  # Ray and others keep files there
+    if os.path.expanduser("~") == "~":  # Ray and others keep files there
         environment["HOME"] = str(run_dir / "home")
         (run_dir / "home").mkdir(exist_ok=True)
         _note(f"this user has no home folder; for this run it is {run_dir / 'home'}")
@@ -127,7 +124,7 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
 
 def _own_overrides(run_dir: Path, hydra_dir: Path, overrides: Sequence[str], config: DictConfig) -> list[str]:
     """What the launcher adds to the user's overrides; whatever of theirs it takes over is said."""
-    given = hydra_overrides.parse(overrides).values
+    given = hydra_overrides.parse(overrides)
     added = []
     for key, folder in (("trainer.default_local_dir", run_dir / "checkpoints"), ("hydra.run.dir", hydra_dir)):
         if key in given:
@@ -148,7 +145,6 @@ def _is_alone(config: DictConfig) -> bool:
     ray_init = OmegaConf.select(config, "ray_kwargs.ray_init") or {}
     address, nodes = exposure.cluster(ray_init, os.environ), config.trainer.nnodes
     if address is None and nodes == 1:
-        exposure.require_short_folder(ray_init, os.environ)
         return True
     if address is None:
         remedy = "start it on every node (run_scripts/start_ray.sh) and set RAY_ADDRESS, or set trainer.nnodes=1"
@@ -166,14 +162,9 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     ranks, kinds = trainer.nnodes * trainer.n_gpus_per_node, tuple(SHARDS[name] for name in contents if name in SHARDS)
     if trainer.resume_mode == "resume_path":
         checkpoints.require(str(trainer.resume_from_path), ranks, kinds)
-    elif trainer.resume_mode not in ("auto", "disable"):
-        raise UserError(f"trainer.resume_mode={trainer.resume_mode} is not one of auto, disable, resume_path.")
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
-    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
-    if kept and found > kept:
-        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     if step is not None and checkpoints.recover_record(folder, step, logs, started):
         notes.append(f"step {step} was not logged before the run died; its metrics are taken from it")
     for note in notes:

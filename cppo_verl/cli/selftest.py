@@ -1,4 +1,4 @@
-"""Acceptance of this machine: rules, losses, speed, the whole stack, a recipe's step.
+"""Acceptance of this machine: rules, losses, speed, the whole stack.
 
 Runs stages that measure, and writes selftest.html, selftest.md and selftest.json: predicted, measured, limit, verdict.
 With VERL_PLATFORM=cpu everything runs in miniature.
@@ -6,7 +6,6 @@ With VERL_PLATFORM=cpu everything runs in miniature.
 
 import argparse
 import functools
-from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -16,8 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="say what the stages need and take, and run nothing")
     add("--stages", metavar="A,B", help="only these, and what they come after (default: all)")
     add("--steps", type=int, default=4, help="training steps of a run of the tiny model (%(default)s)")
-    add("--recipe", metavar="NAME", default="", help="one step of run_scripts/NAME.sh at full lengths")
-    add("--model", metavar="PATH", default="", help="the recipe's model, a folder or a hub id")
     add("--strict", action="store_true", help="a stage that is not run here counts as failed")
 
 
@@ -25,16 +22,14 @@ def run(args: argparse.Namespace) -> int:
     """0 if every stage that can run here holds, 1 if one fails, 2 for a wrong command line."""
     from cppo_verl.launch import supervise
     from cppo_verl.selftest import report, session
-    from cppo_verl.selftest.setting import SelftestError, here
+    from cppo_verl.selftest.setting import here
     from cppo_verl.selftest.table import FAILS, NOT_RUN
 
-    wanted = session.chosen(args.stages, args.steps, args.recipe, args.model)
-    setting, facts = here(args.out.resolve(), args.steps, args.recipe, args.model)
+    wanted = session.chosen(args.stages, args.steps)
+    setting, facts = here(args.out.resolve(), args.steps)
     if args.list:
         print("\n".join(session.listing(wanted, setting)))
         return 0
-    if find_spec("pytest") is None:
-        raise SelftestError("the stages are pytest files, and this Python has no pytest. Run: pip install pytest")
     supervise.raise_on_terminate()
     write = functools.partial(report.write, setting.out, setting.device, facts)
     results = session.run(setting, wanted, functools.partial(print, flush=True), write)

@@ -9,12 +9,9 @@ from cppo_verl.doctor.verdicts import FAIL, OK, Asked, Finding, Verdict
 CHECKS = {
     "versions": software.versions,
     "plug-in": software.plugin,
-    "presets": software.preset_configs,
     "attention": software.attention,
     "device": machine.device,
-    "driver": machine.driver,
     "GPUs": machine.gpus,
-    "NCCL": machine.nccl,
     "shared memory": machine.shared_memory,
     "disk": machine.disk,
     "vLLM": software.vllm,

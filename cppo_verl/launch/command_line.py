@@ -15,37 +15,34 @@ from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
 SEARCH_PATH = "hydra.searchpath"
 
 
-def problems(overrides: Sequence[str], heads: sizes.Heads | None = None, own_config: bool = False) -> list[str]:
-    """One sentence for an unknown preset, each knob out of range and each size that no run survives.
+def problems(overrides: Sequence[str]) -> list[str]:
+    """One sentence for an unknown preset, each knob out of range and each size that no run survives; as for Hydra, the
+    last override of a key counts.
 
     A run without a preset is none of our business. A rule from outside is imported for it, and torch with it.
-
-    Args:
-        overrides: as for Hydra; the last one of a key counts.
-        heads: of the model, where they are known.
-        own_config: whether the config that they change is another than verl's, and may name a preset itself.
     """
     try:
         given = hydra_overrides.parse(overrides)
     except hydra_overrides.OverrideError as error:
         return [str(error)]
-    preset = given.values.get(presets.GROUP)
+    preset = given.get(presets.GROUP)
     if not isinstance(preset, str):
         return []
-    if presets.GROUP in given.bare and not own_config:
-        return [f"{presets.GROUP}={preset}: verl's config has no such group; write +{presets.GROUP}={preset}."]
-    values = {key: value for key, value in given.values.items() if "${" not in str(value)}  # which is Hydra's to fill
-    search_path = given.values.get(SEARCH_PATH) or []
-    return [*_knob_problems(preset, values, search_path), *sizes.problems(values, heads)]
+    values = {key: value for key, value in given.items() if "${" not in str(value)}  # which is Hydra's to fill
+    return [*_knob_problems(preset, values, given.get(SEARCH_PATH) or []), *sizes.problems(values)]
 
 
 def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence[str]) -> Iterable[str]:
     folders = presets.folders_of(search_path)
-    if presets.find(preset, folders) is None:  # and where the search path names packages, only Hydra can look there
-        return [unknown(preset, folders)] if len(folders) == len(search_path) else []
+    if presets.find(preset, folders) is None:
+        if len(folders) < len(search_path):  # the search path names packages, where only Hydra can look
+            return []
+        return [f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names(folders))}."]
     if wrong := presets.problems(preset, folders):
         return wrong
-    chosen = presets.section(preset, folders, KEY_PREFIX) | own_knobs(values)
+    prefix = KEY_PREFIX + "."
+    own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    chosen = presets.section(preset, folders, KEY_PREFIX) | own
     kind: type[TrustRegionKnobs] = TrustRegionKnobs
     if presets.is_from_outside(preset, folders) or chosen.get("rule_module"):
         from cppo_verl.trust_region import extensions
@@ -60,22 +57,6 @@ def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence
         if mode not in RULES and mode not in VERL_LOSSES:
             return [extensions.unknown_rule(mode, module)]
         kind = knobs_of_rule(mode)
-    return out_of_range(chosen, kind)
-
-
-def unknown(preset: str, folders: Sequence[Path] = ()) -> str:
-    """The sentence for a preset that is not there."""
-    return f"{presets.GROUP}={preset!r} is no preset; there are {', '.join(presets.names(folders))}."
-
-
-def own_knobs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of Hydra keys and values, the knobs by their names."""
-    prefix = KEY_PREFIX + "."
-    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-
-
-def out_of_range(chosen: Mapping[str, Any], kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> Iterable[str]:
-    """One sentence for each knob that is wrong; interpolations are not looked at."""
     knobs = kind()
     for name in knob_names(kind):
         if name in chosen and "${" not in str(chosen[name]):

@@ -13,8 +13,6 @@ LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-# What Ray puts below its folder, and the longest path of a socket in bytes
-SOCKET, LONGEST = "session_2026-01-01_00-00-00_000000_1000000/sockets/plasma_store", 107
 
 
 def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
@@ -24,32 +22,23 @@ def cluster(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> str 
     leaves in Ray's folder.
 
     Raises:
-        UserError: the file cannot be read: somebody else's.
+        UserError: that file cannot be read: somebody else's.
     """
     open_still = (None, "", "auto")
     address = ray_init.get("address")
     if address in open_still:
         address = environment.get("RAY_ADDRESS") or address
     if address in open_still:
-        address = _noted(_folder(ray_init, environment) / "ray_current_cluster") or address
+        temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+        note = Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray")) / "ray_current_cluster"
+        try:
+            address = (note.exists() and note.read_text(encoding="utf-8", errors="replace").strip()) or address
+        except OSError as error:
+            raise UserError(
+                f"{note} cannot be read ({error.strerror}), and Ray reads it to find a cluster: set RAY_ADDRESS=local "
+                "for a Ray of this run's own, with RAY_TMPDIR= a folder of yours."
+            ) from None
     return None if address in (None, "", "local") else address
-
-
-def _folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
-    temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
-    return Path(ray_init.get("_temp_dir") or os.path.join(temporary, "ray"))
-
-
-def _noted(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}), and Ray reads it to find a cluster: set RAY_ADDRESS=local for "
-            "a Ray of this run's own, with RAY_TMPDIR= a folder of yours."
-        ) from None
 
 
 def require_answer(address: str) -> None:
@@ -63,13 +52,6 @@ def require_answer(address: str) -> None:
                 f"the Ray cluster at {address} does not answer ({error}). Set RAY_ADDRESS=local for a Ray of the run's "
                 "own, or start the cluster (run_scripts/start_ray.sh)."
             ) from None
-
-
-def require_short_folder(ray_init: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Raises UserError where the paths of the sockets of a Ray of the run's own would be longer than they may be."""
-    folder = _folder(ray_init, environment)
-    if len(os.fsencode(folder / SOCKET)) > LONGEST:
-        raise UserError(f"{folder} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp, or another short folder.")
 
 
 def loopback(environment: Mapping[str, str]) -> dict[str, str]:

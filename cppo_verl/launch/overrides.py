@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cppo_verl.errors import UserError
 
@@ -14,16 +14,9 @@ class OverrideError(UserError):
     status = 2
 
 
-class Overrides(NamedTuple):
-    """``values``: of each key its last one; interpolations stay text, strings lose their quotes. ``bare``: keys that
-    are changed without ``+`` or ``++``."""
-
-    values: dict[str, Any]
-    bare: frozenset[str]
-
-
-def parse(overrides: Iterable[str]) -> Overrides:
-    """Read overrides with Hydra's grammar, without a look at the config.
+def parse(overrides: Iterable[str]) -> dict[str, Any]:
+    """The last value of each key by Hydra's grammar, without a look at the config; interpolations stay text, strings
+    lose their quotes.
 
     Raises:
         OverrideError: one is no override, or a sweep over several values.
@@ -33,7 +26,6 @@ def parse(overrides: Iterable[str]) -> Overrides:
     from hydra.errors import HydraException
 
     values: dict[str, Any] = {}
-    bare: dict[str, bool] = {}
     parser = OverridesParser.create()
     for text in overrides:
         try:
@@ -42,12 +34,11 @@ def parse(overrides: Iterable[str]) -> Overrides:
             raise OverrideError(f"{text}: {str(error).rstrip('.')}.") from None
         if override.is_sweep_override():
             raise OverrideError(f"{text}: several values are a sweep; a list is [a,b], a text with a comma is quoted.")
-        key = override.key_or_group
         if override.type == OverrideType.DEL:
-            values.pop(key, None)
+            values.pop(override.key_or_group, None)
         else:
-            values[key], bare[key] = override.value(), override.type == OverrideType.CHANGE
-    return Overrides(values, frozenset(key for key in values if bare[key]))
+            values[override.key_or_group] = override.value()
+    return values
 
 
 def compose(overrides: Sequence[str], config_name: str | None = None, config_path: str | None = None):
@@ -60,12 +51,12 @@ def compose(overrides: Sequence[str], config_name: str | None = None, config_pat
     Raises:
         OverrideError: Hydra refuses, or there is no such config.
     """
-    import hydra
-    from hydra.errors import HydraException
-
     spec = find_spec("verl")
     if spec is None or spec.origin is None:
         raise OverrideError("verl is not installed, so there is no config to compose: pip install verl==0.9.1")
+    import hydra
+    from hydra.errors import HydraException
+
     folder = Path(spec.origin).parent / "trainer" / (config_path or "config")
     try:
         with hydra.initialize_config_dir(str(folder), version_base=None):

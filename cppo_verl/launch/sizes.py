@@ -5,7 +5,7 @@ only. A rule whose keys are not all there says nothing.
 """
 
 import json
-import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,13 @@ OWN_NODES, OWN_GPUS = ROLLOUT + "nnodes", ROLLOUT + "n_gpus_per_node"  # of a ro
 BUDGET, DYNAMIC, STRATEGY = ACTOR + "ppo_max_token_len_per_gpu", ACTOR + "use_dynamic_bsz", ACTOR + "strategy"
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 PACKED = "actor_rollout_ref.model.use_remove_padding"
-SHARE, LEARNING_RATE = ROLLOUT + "gpu_memory_utilization", ACTOR + "optim.lr"
 
 COUNTS: tuple[str, ...] = (PROMPTS, MINIBATCH, N, PROMPT_TOKENS, RESPONSE_TOKENS, NODES, GPUS, SP, OLD_SP, TP, BUDGET)
 COUNTS += (ACTOR + "ppo_micro_batch_size_per_gpu", ACTOR + "ppo_epochs", ROLLOUT + "val_kwargs.n")
 COUNTS += ("trainer.total_training_steps", "trainer.total_epochs")
-OTHERS = (paths.MODEL, *paths.DATA, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED, SHARE, LEARNING_RATE)
+OTHERS = (paths.MODEL, *paths.DATA, OWN_NODES, OWN_GPUS, DYNAMIC, STRATEGY, ATTENTION, PACKED)
 KEYS = (*COUNTS, *OTHERS)
 FSDP = ("fsdp", "fsdp2")
-MOST = 4096  # GPUs that a remedy lists
 VERLS_ATTENTION = "flash_attention_2"  # verl's where none is named
 
 
@@ -49,7 +47,7 @@ class Heads:
     def remedy(self, key: str, size: int, why: str) -> Iterator[str]:
         """The sentence for a size that they cannot be split over; none for another."""
         if not self.split_over(size):
-            allowed = ", ".join(str(size) for size in range(1, min(self.query, MOST) + 1) if self.split_over(size))
+            allowed = ", ".join(str(size) for size in range(1, self.query + 1) if self.split_over(size))
             model = f"{self.query} attention heads and {self.key_value} key-value heads"
             yield f"{key}={size} with a model of {model}: {why}; set it to one of {allowed}."
 
@@ -75,8 +73,8 @@ def model_config(model_path: Any) -> Path | None:
     """The config.json of a local folder, or of a hub id that has been downloaded; None where there is neither."""
     if not isinstance(model_path, str):
         return None
-    folder = paths.expanded(model_path)
-    if folder is not None and folder.is_dir():
+    folder = Path(os.path.expanduser(model_path))
+    if folder.is_dir():
         return folder / "config.json"
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -109,10 +107,6 @@ def _counts(given: Mapping[str, Any]) -> Iterator[str]:
     for key in COUNTS:
         if key in given and not _is_count(given[key]):
             yield f"{key}={given[key]!r} must be a whole number of at least 1."
-    if SHARE in given and not (_is_number(given[SHARE]) and 0 < given[SHARE] <= 1):
-        yield f"{SHARE}={given[SHARE]!r} must lie in (0, 1]: vLLM's share of a GPU's memory."
-    if LEARNING_RATE in given and not (_is_number(given[LEARNING_RATE]) and given[LEARNING_RATE] >= 0):
-        yield f"{LEARNING_RATE}={given[LEARNING_RATE]!r} must be a number of at least 0."
 
 
 def _rollout_ranks(given: Mapping[str, Any], heads: Heads | None) -> Iterator[str]:
@@ -165,14 +159,9 @@ def _room(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _indivisible(key: str, size: int, given: Mapping[str, Any], nodes: str, gpus: str, number: int) -> str:
-    divisors = ", ".join(str(divisor) for divisor in range(1, min(number, MOST) + 1) if number % divisor == 0)
     whose = f"the {given[nodes] * given[gpus]} GPUs of {nodes}={given[nodes]} x {gpus}={given[gpus]}"
-    return f"{key}={size} does not divide {whose}; set it to one of {divisors}."
+    return f"{key}={size} does not divide {whose}; set it to a divisor of {number}."
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,7 +2,7 @@
 
 A resumed run adds a file, and verl validates before it trains on: the first record of a resumed start repeats the step
 of the checkpoint with validation metrics alone. So a later start replaces an earlier one's step, except where all it
-logged there is validation, which it adds to the step. Lines are read one at a time and have a longest length; only the
+logged there is validation, which it adds to the step. Lines are read one at a time; only the
 numbers stay in memory, eight bytes each.
 """
 

@@ -64,8 +64,8 @@ def exact_divergence(sequence: Sequence, temperature: float, kind: str) -> Tenso
     return topk.TOPK[kind](exact_pi.gather(-1, top.indices), listed, own_pi, own_mu)
 
 
-def packed(micro: list[Sequence], device: str, temperature: float, with_topk: bool = True) -> Any:
-    """verl's TensorDict of the sequences, as the actor's engine gets it; without top-K as for the binary divergence."""
+def packed(micro: list[Sequence], device: str, temperature: float) -> Any:
+    """verl's TensorDict of the sequences, as the actor's engine gets it."""
     from verl.utils import tensordict_utils
 
     from cppo_verl.integration.topk import FIELD
@@ -81,8 +81,8 @@ def packed(micro: list[Sequence], device: str, temperature: float, with_topk: bo
         name: torch.nested.as_nested_tensor([row[name].to(device) for row in rows], layout=torch.jagged)
         for name in rows[0]
     }
-    flags = {"temperature": temperature, "distillation_use_topk": with_topk, "use_remove_padding": True}
-    return tensordict_utils.get_tensordict(nested, flags | ({"topk": K} if with_topk else {}))
+    flags = {"temperature": temperature, "distillation_use_topk": True, "use_remove_padding": True, "topk": K}
+    return tensordict_utils.get_tensordict(nested, flags)
 
 
 def engine_output(logits: Tensor, data: Any) -> Any:

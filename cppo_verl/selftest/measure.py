@@ -24,27 +24,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cppo weights=shuffled": {"weights": "shuffled"},
 }
 
-Clock = Callable[[], float]
 
-
-def medians(
-    steps: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, clock: Clock = time.perf_counter
-) -> dict[str, float]:
+def medians(steps: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of each step, its work on the device included. They take turns in every round, so that a drifting
-    machine hits all alike.
-
-    Args:
-        clock: ``time.process_time`` counts what this process computes, whatever else the CPU does meanwhile.
-    """
+    machine hits all alike."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARM_UP + rounds):
         for name, step in steps.items():
             wait()
-            began = clock()
+            began = time.perf_counter()
             step()
             wait()
-            times[name].append(clock() - began)
+            times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
 
 
@@ -110,12 +102,7 @@ def _registered(mode: str, **knobs) -> Callable:
 
 
 def of_losses(
-    losses: Mapping[str, Callable],
-    rows: int,
-    width: int,
-    rounds: int,
-    device: torch.device,
-    clock: Clock = time.perf_counter,
+    losses: Mapping[str, Callable], rows: int, width: int, rounds: int, device: torch.device
 ) -> dict[str, tuple[float, float, float]]:
     """Forward + backward by name: median milliseconds, their ratio to the reference's, and the peak of extra memory in
     float32 tensors of the input's shape."""
@@ -130,6 +117,6 @@ def of_losses(
         loss(log_prob.detach().requires_grad_(), *given)[0].backward()
 
     steps = {name: partial(step, loss) for name, loss in losses.items()}
-    took = medians(steps, device, rounds, clock)
+    took = medians(steps, device, rounds)
     extra = {name: peak_bytes(steps[name], device) / (4 * rows * width) for name in steps}
     return {name: (1e3 * took[name], took[name] / took[REFERENCE], extra[name]) for name in steps}

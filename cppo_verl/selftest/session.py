@@ -37,8 +37,6 @@ class Stage:
 
     def unmet(self, setting: Setting, done: Mapping[str, Result] | None = None) -> str:
         """Why it cannot run on this machine, or with ``done`` after these results; empty when it can."""
-        if self.name == "recipe" and not setting.recipe:
-            return "no --recipe was given"
         if "ranks" in self.needs and not setting.device:
             return "this machine has no GPU (without one, VERL_PLATFORM=cpu runs everything in miniature)"
         if absent := [name for name in self.packages if find_spec(name) is None]:
@@ -54,14 +52,12 @@ FILE = Path(__file__).parent / "assets/stages.yaml"
 STAGES = {name: Stage(name, **given) for name, given in yaml.safe_load(FILE.read_text(encoding="utf-8")).items()}
 
 
-def chosen(stages: str | None, steps: int, recipe: str, model: str) -> list[Stage]:
+def chosen(stages: str | None, steps: int) -> list[Stage]:
     """The stages asked for by name with those that they come after, or all, in their own order.
     SelftestError: what was asked for makes no selftest."""
     if steps < 3:
         raise SelftestError(f"--steps {steps}: a run is killed after its second step and resumed; give 3 or more")
-    if model and not recipe:
-        raise SelftestError("--model without --recipe: the model is the recipe's; name one of run_scripts/*.sh")
-    names = stages.split(",") if stages is not None else [name for name in STAGES if name != "recipe" or recipe]
+    names = list(STAGES) if stages is None else stages.split(",")
     if unknown := [name for name in names if name not in STAGES]:
         raise SelftestError(f"--stages {','.join(unknown)}: no such stage; there are {', '.join(STAGES)}")
     before = [earlier for name in names for earlier in STAGES[name].after]

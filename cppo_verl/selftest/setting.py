@@ -5,14 +5,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cppo_verl.doctor import inputs
 from cppo_verl.errors import UserError
 from cppo_verl.integration import cpu
 from cppo_verl.launch import gitstate
@@ -23,9 +22,6 @@ import json, torch
 found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
 print(json.dumps([[each.name, each.total_memory / 1e9] for each in found]))
 """
-# On the CPU a recipe keeps its method and flags, its lengths and batches are a toy's; a variable that is set stays.
-MINIATURE = {"PROMPTS": "4", "N": "4", "MINIBATCH": "2", "PROMPT_TOKENS": "48", "RESPONSE_TOKENS": "64"}
-MINIATURE |= {"NGPUS_PER_NODE": "1", "SP": "1", "TP": "1", "TOKENS_PER_GPU": "2048", "GPU_SHARE": "0.05"}
 
 
 class SelftestError(UserError):
@@ -41,7 +37,7 @@ class Setting:
     Attributes:
         out: the selftest's folder. device: ``cuda``, ``cpu`` (verl's CPU platform was asked for), or empty without one.
         room: what the machine has of the needs of assets/stages.yaml; on the CPU without ``GB a GPU``.
-        steps: of the runs of the tiny model. recipe, model, overrides: of the stage ``recipe``; empty without.
+        steps: of the runs of the tiny model.
         stage, options: name and options of the stage at hand.
     """
 
@@ -49,9 +45,6 @@ class Setting:
     device: str
     room: Mapping[str, float]
     steps: int = 4
-    recipe: str = ""
-    model: str = ""
-    overrides: Sequence[str] = ()
     stage: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,9 +68,9 @@ class Setting:
         return self.out / "runs" / self.stage
 
 
-def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[Setting, dict[str, str]]:
+def here(out: Path, steps: int = 4) -> tuple[Setting, dict[str, str]]:
     """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
-    user, host or path; SelftestError: the recipe's script refuses."""
+    user, host or path."""
     gpus = [] if cpu.enabled() else seen_by_torch()
     device = "cpu" if cpu.enabled() else "cuda" if gpus else ""
     place = next(folder for folder in (out, *out.parents) if folder.exists())
@@ -93,21 +86,10 @@ def here(out: Path, steps: int = 4, recipe: str = "", model: str = "") -> tuple[
     }
     room = {"ranks": 2 if cpu.enabled() else len(gpus), "GB memory": memory.available / 1e9, "GB disk": disk.free / 1e9}
     room |= {"GB a GPU": min(size for _, size in gpus)} if gpus else {}
-    overrides = recipe_overrides(recipe, model, device, len(gpus)) if recipe else []
-    return Setting(out, device, room, steps, recipe, model, overrides), facts
+    return Setting(out, device, room, steps), facts
 
 
 def seen_by_torch() -> list[tuple[str, float]]:
     """Name and GB of each GPU; none where torch is missing or fails."""
     done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
-
-
-def recipe_overrides(name: str, model: str, device: str, gpus: int) -> list[str]:
-    """What run_scripts/NAME.sh gives verl in this environment, before the stage's own changes.
-    SelftestError: no such script, or the script refuses."""
-    defaults = MINIATURE if device == "cpu" else {"NGPUS_PER_NODE": str(max(gpus, 1))}
-    try:
-        return inputs.recipe_overrides(name, model, defaults)
-    except UserError as error:
-        raise SelftestError(f"--recipe {name}: {error}") from None

@@ -6,7 +6,7 @@ from cppo_verl.doctor.verdicts import FAIL
 
 
 def test_machine(setting, table):
-    for finding in examine(ask(setting.model or None, None)):
+    for finding in examine(ask(None, None)):
         said = "; ".join(finding.text.splitlines())
         if finding.verdict in ("ok", FAIL):
             table.equal(finding.title, finding.verdict, "ok", note=said)

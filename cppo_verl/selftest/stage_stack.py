@@ -7,20 +7,29 @@ new weights.
 """
 
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cppo_verl import jsonlines
+from cppo_verl.launch import checkpoints, supervise
+from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
-from cppo_verl.selftest import coin, watched_run
-from cppo_verl.selftest.setting import Setting
+from cppo_verl.selftest import coin
+from cppo_verl.selftest.setting import SelftestError, Setting
 
 KILL_AFTER = 2  # step whose checkpoint must be there before the driver is killed
 # first-update gap: predicted and at most. In bfloat16 two engines round differently; the alarm is at delta_b = 0.02.
 CPU_GAP, CPU_TOPK_GAP, GPU_GAP = (4e-7, 1e-5), (3e-6, 1e-5), (1e-3, 5e-3)
 P = "actor/trust_region/"
+ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
+# as the quickstart sets them: trainer, rollout engine and Ray share few cores
+ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 
 
 def overrides(setting: Setting) -> list[str]:
@@ -47,7 +56,8 @@ def overrides(setting: Setting) -> list[str]:
     elif sp > 1:
         given["actor_rollout_ref.model.override_config.attn_implementation"] = "flash_attention_2"
     platform = ["+platform=cpu"] if setting.on_cpu else []
-    return [f"+trust_region={setting.options['preset']}", *platform, *watched_run.as_overrides(given)]
+    texts = [f"{key}={quote(value) if isinstance(value, Path) else value}" for key, value in given.items()]
+    return [f"+trust_region={setting.options['preset']}", *platform, *texts]
 
 
 def steps_of(setting: Setting) -> int:
@@ -55,15 +65,52 @@ def steps_of(setting: Setting) -> int:
     return setting.steps * (2 if setting.options.get("kill") else 1)
 
 
+def start(setting: Setting, fresh: bool = True, kill_at: int | None = None) -> str:
+    """Start the stage's run, or resume it, and wait for its end; the driver is killed when the checkpoint of step
+    ``kill_at`` is there. What it said. SelftestError: it failed, or came to its end before it could be killed."""
+    command = [sys.executable, "-m", "cppo_verl.cli.main", "run", *(["--fresh"] if fresh else []), str(setting.run)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(ON_CPU if setting.on_cpu else {})}
+    output = setting.logs / f"run-{time.time_ns()}.log"
+    killed = False
+    with output.open("w", encoding="utf-8") as log:
+        given = [*command, *overrides(setting)]
+        child = subprocess.Popen(given, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        while child.poll() is None:
+            time.sleep(0.05)
+            if kill_at is not None and not killed and checkpoint_of(setting.run) >= kill_at:
+                killed = kill_driver(setting.run)
+    said = output.read_text(encoding="utf-8")
+    print(said, flush=True)
+    if kill_at is not None and child.returncode == 0:
+        raise SelftestError("the run came to its end before it could be killed; give more --steps")
+    if not killed and child.returncode != 0:
+        raise SelftestError(f"the run ended with exit status {child.returncode}")
+    return said
+
+
+def kill_driver(run: Path) -> bool:
+    """SIGKILL the trainer's driver; whether there was one."""
+    for process in supervise.processes_of(run):
+        if "verl.trainer.main_ppo" in supervise.title(process):
+            process.kill()
+            return True
+    return False
+
+
+def checkpoint_of(run: Path) -> int:
+    """The step of the run's newest whole checkpoint, by verl's pointer; 0 without one."""
+    return checkpoints.pointed_at(run / "checkpoints") or 0
+
+
 @pytest.fixture(scope="module")
 def started(setting, table):
     """The run, at its end; one that was killed on the way goes on by the same command."""
     kill, run = setting.options.get("kill"), setting.run
-    said = watched_run.start(setting, overrides(setting), kill_at=KILL_AFTER if kill else None)
+    said = start(setting, kill_at=KILL_AFTER if kill else None)
     if kill:
-        checkpoint = watched_run.checkpoint_of(run)
+        checkpoint = checkpoint_of(run)
         table.equal("killed driver is named by the launcher", "signal 9" in said, True)
-        watched_run.start(setting, overrides(setting), fresh=False)
+        start(setting, fresh=False)
         newest = max(run.glob("logs/metrics-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         again = [line["step"] for line in jsonlines.read(newest)[0] if line["step"] > checkpoint]
         table.equal("resumed behind step", min(again, default=0) - 1, checkpoint)
@@ -85,7 +132,9 @@ def test_log(setting, table, started):
     table.at_most("first-update gap, first of them", float(gaps.iloc[0]), limit, predicted)
     table.at_most("first-update gap, later: weights exchanged", float(gaps.iloc[1:].max()), limit, predicted)
     table.at_most("masked before any update", float(learned[P + "first_update/masked_share"].max()), 0.01, 0)
-    table.equal("alarms", watched_run.alarms(setting.run), 0)
+    consoles = setting.run.glob("logs/console-*.log")
+    alarms = sum(path.read_text(encoding="utf-8", errors="replace").count(ALARM) for path in consoles)
+    table.equal("alarms", alarms, 0)
     table.equal("gradient norms finite and above 0", all(0 < norm < math.inf for norm in norms), True)
     table.equal("updates move the policy", bool((learned[P + "divergence_mean"] > 2 * gaps).any()), True)
     if on_topk:

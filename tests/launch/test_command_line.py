@@ -9,12 +9,10 @@ from omegaconf import OmegaConf
 from cppo_verl import presets
 from cppo_verl.cli import main
 from cppo_verl.launch import command_line, overrides
-from cppo_verl.launch.sizes import Heads
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from tests import own_rule
 
 KEY = KEY_PREFIX + "."
-SP = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
 PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
 
 
@@ -30,16 +28,11 @@ def test_presets_as_they_are_have_no_problem_and_are_read_as_hydra_reads_them(pr
     ("given", "said"),
     [
         (["+trust_region=cppo", KEY + "w_min=0"], ["w_min=0 is outside (0, 1]"]),
-        (["+trust_region=cppo", "+" + KEY + "gate=firm"], ["gate='firm' is not one of hard, soft"]),
         (["+trust_region=cppo", "++" + KEY + "max_response_length=0"], ["max_response_length=0 is outside [1, inf)"]),
-        (["+trust_region=cppo", KEY + "delta=1.5"], ["delta=1.5 is outside (0, 1]"]),
         (["+trust_region=cppo_kl", KEY + "delta=1.5"], []),  # ranges are those of the preset's divergence
         (["+trust_region=cppo", KEY + "delta=-1", KEY + "delta=0.2"], []),  # the last one counts
         (["+trust_region=cppo", "trainer.nnodes=0"], ["trainer.nnodes=0 must be a whole number of at least 1."]),
-        (["+trust_region=cppo", SP + "=4"], ["=4 with a model of 6 attention heads"]),
         (["+trust_region=cpo"], ["'cpo' is no preset", "cppo_topk"]),
-        (['+trust_region="cpo"'], ["'cpo' is no preset"]),
-        (["trust_region=cppo"], ["write +trust_region=cppo"]),
         (["+trust_region=cppo", "a='x"], ["a='x: "]),  # Hydra's own words about its grammar
         (["+trust_region=cppo", "a=1,2"], ["a=1,2: several values are a sweep"]),
         (["hydra.searchpath=[pkg://somewhere]", "+trust_region=onw"], []),  # only Hydra can look there
@@ -48,15 +41,14 @@ def test_presets_as_they_are_have_no_problem_and_are_read_as_hydra_reads_them(pr
     ],
 )
 def test_what_is_wrong_is_one_sentence(given: list[str], said: list[str]):
-    found = command_line.problems(given, Heads(6, 2))
+    found = command_line.problems(given)
     assert len(found) == bool(said)
     assert all(word in found[0] for word in said)
 
 
 def test_values_are_hydras():
     given = overrides.parse(["+a.b=1e-6", "++c=null", "d='x=y'", "e=[1,'a b']", "f=${g}", "h=1", "~h", "d@pkg=q"])
-    assert given.values == {"a.b": 1e-6, "c": None, "d": "q", "e": [1, "a b"], "f": "${g}"}
-    assert given.bare == {"d", "e", "f"}
+    assert given == {"a.b": 1e-6, "c": None, "d": "q", "e": [1, "a b"], "f": "${g}"}
 
 
 def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
@@ -76,7 +68,6 @@ def test_the_launcher_refuses_before_it_touches_anything(tmp_path):
         (["--check", "RUN", "+trust_region=cppo"], 2, "group of one"),
         (["RUN", "+trust_region=cppo", "--check", KEY + "drft=2"], 2, "drft"),
         (["RUN", "--check", "--config-name=ppo_megatron_trainer", "no.such=1"], 2, "no.such"),
-        (["RUN", "--glance", "+trust_region=cppo"], 0, ""),
         # a config of one's own may name the preset itself
         (["RUN", "--glance", "--config-name", "mine", "trust_region=cppo", KEY + "w_min=0"], 2, "w_min=0 is outside"),
         (["RUN", "a=1", "--multirun"], 2, "--multirun"),
@@ -108,7 +99,6 @@ def test_a_preset_in_a_folder_of_the_search_path(tmp_path, registries, capsys):
         ([own, KEY + "grace=-1", KEY + "w_min=0"], ["w_min=0 is outside (0, 1]", "grace=-1 is outside [0, inf)"]),
         ([own, KEY + "rule_module=nowhere.py"], ["rule_module=nowhere.py cannot be imported"]),
         ([own, KEY + "loss_mode=onw"], ["defines own"]),
-        (["+trust_region=onw"], ["own"]),
         (["+trust_region=mine", KEY + "delta=1.5"], []),
         (["+trust_region=mine", KEY + "delta=-1"], ["delta=-1 is outside (0, inf)"]),
         (["+trust_region=misread"], [f"{misread} has to begin with the line '# @package _global_'"]),

