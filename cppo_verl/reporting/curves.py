@@ -17,8 +17,7 @@ import pandas as pd
 from cppo_verl import paper
 from cppo_verl.estimates import t975
 from cppo_verl.reporting import metrics
-from cppo_verl.reporting.ablations import TITLES, groups
-from cppo_verl.reporting.comparison import grouped
+from cppo_verl.reporting.comparison import KNOBS, grouped
 from cppo_verl.reporting.metrics import ALL, Metric
 from cppo_verl.reporting.panels import finite_columns
 from cppo_verl.reporting.plots import Line, Panel, Plot
@@ -90,9 +89,22 @@ def _validation(runs: Runs, model: str) -> Panels:
 
 
 def _ablations(entries: Sequence[Entry], model: str) -> Panels:
-    found = groups(entries, model).items()
-    made = [_score_panel(f"ablation-{key}", TITLES[key], members, model) for key, members in found]
-    return [replace(panel, legend=True) for panel in made if panel is not None], {}
+    """CPPO beside the runs that are not of Table 1, a panel for each knob that is another there, and one for rules; a
+    run that differs in several knobs is in the panel of the first."""
+    cppo = [entry for entry in entries if entry.label.method == "CPPO"]
+    usual = cppo[0].settings if cppo else {}
+    variants: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.label.method not in paper.METHODS:
+            known = [key for key in ("loss_mode", *KNOBS) if key in usual and key in entry.settings]
+            changed = next((key for key in known if entry.settings[key] != usual[key]), "loss_mode")
+            variants.setdefault(changed, []).append(entry)
+    made = []
+    for key, runs in variants.items():
+        title = f"Another {key}".replace("loss_mode", "rule")
+        panel = _score_panel(f"ablation-{key}", title, grouped([*cppo, *runs]), model)
+        made += [replace(panel, legend=True)] if panel is not None else []
+    return made, {}
 
 
 def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
@@ -155,13 +167,10 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         if not scored:
             continue
         counted = [entry for entry in scored if entry.score.collapsed_at is None or stop is None]
-        fell = [(e.score.collapsed_at, e.score.curve) for e in scored if e.score.collapsed_at is not None]
-        # a cross lies at the last validation before the fall, or at the first of all
-        crosses = tuple((step, float(curve.iloc[max(0, (curve.index <= step).sum() - 1)])) for step, curve in fell)
         best = tuple((e.score.step, e.score.best["avg"]) for e in counted if e.score.step is not None) if rings else ()
         seeds = tuple(entry.score.curve for entry in scored) if len(scored) > 1 else ()
         line = _line(name, place, [(entry.label.seed, entry.score.curve) for entry in counted or scored], model)
-        lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best, collapsed=crosses))
+        lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
     return _panel(key, title, Plot(tuple(lines), label=label, hole=None, stop=stop)) if lines else None
 

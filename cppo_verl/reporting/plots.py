@@ -30,7 +30,7 @@ TICKS = {  # by x, where they are not numbers of steps
 @dataclass(frozen=True)
 class Line:
     """``values`` by x, how they are drawn (``dash`` is matplotlib's), half the width of their band (``error``), each
-    seed's own, and marks."""
+    seed's own, and the ``best`` of each as (step, value) to mark."""
 
     name: str
     values: pd.Series
@@ -41,7 +41,6 @@ class Line:
     error: pd.Series | None = None
     seeds: tuple[pd.Series, ...] = ()
     best: tuple[tuple[int, float], ...] = ()
-    collapsed: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,9 @@ def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
     known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     axes.plot(x[alone], y[alone], color=line.color, linestyle="none", marker="o", markersize=3.5)
-    marks = [(mark, "o") for mark in line.best] + [(mark, "x") for mark in line.collapsed]
-    large: dict[str, Any] = {"markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
-    for (step, value), marker in marks:
-        axes.plot(step, value, color=line.color, marker=marker, **large)
+    ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
+    for step, value in line.best:
+        axes.plot(step, value, color=line.color, **ring)
 
 
 def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
