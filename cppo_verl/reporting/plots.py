@@ -1,6 +1,6 @@
 """What a panel holds, as data, and the one way in which it is drawn: of one run or of many, for a page or a picture.
 
-A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
+A line breaks where steps are missing; what was not logged is not drawn, never as zero.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cppo_verl.reporting.metrics import STALENESS_BINS
-from cppo_verl.reporting.text import NOT_LOGGED, short_exponent
+from cppo_verl.reporting.text import short_exponent
 
 # The page swaps each of these for a CSS variable of the same name, so that one drawing serves light and dark.
 PALETTE = {"ink": "#22303c", "soft": "#5d6975", "rule": "#d5dbe1", "blue": "#2b6cb0", "orange": "#c05f1a",
@@ -112,11 +112,12 @@ def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
         low, high = line.values - line.error, line.values + line.error
         axes.fill_between(line.values.index, low, high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
     values = line.values[line.values > 0] if plot.log else line.values
-    absent = f" ({NOT_LOGGED})" if line.values.empty else " (always 0)" if values.empty else ""
+    if values.empty:
+        return
     x, y = with_gaps(values, plot.hole) if plot.hole else (values.index.to_numpy(), values.to_numpy(float))
     style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
     style |= {"color": line.color, "linewidth": line.width if len(values) <= 100 else 0.7 * line.width}
-    axes.plot(x, y, label=line.name + absent, linestyle=line.dash, zorder=2 + line.width, **style)
+    axes.plot(x, y, label=line.name, linestyle=line.dash, zorder=2 + line.width, **style)
     known = np.pad(np.isfinite(y), 1)
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     axes.plot(x[alone], y[alone], color=line.color, linestyle="none", marker="o", markersize=3.5)
@@ -148,22 +149,17 @@ def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(axes: Axes, plot: Plot) -> None:
-    logged = [area.values for area in plot.areas if len(area.values)]
-    common = pd.concat(logged, axis=1, join="inner").index if logged else []
+    areas = [area for area in plot.areas if len(area.values)]
+    common = pd.concat([area.values for area in areas], axis=1, join="inner").index if areas else []
     floor: np.ndarray | float = 0.0
-    for area in plot.areas:
-        if area.values.empty or not len(common):
-            axes.fill_between([], [], [], color=area.color, label=f"{area.name} ({NOT_LOGGED})")
-            continue
+    for area in areas if len(common) else ():
         edges, heights = blocks(area.values.loc[common])
         axes.stairs(floor + heights, edges, baseline=floor, fill=True, color=area.color, label=area.name, linewidth=0)
         floor = floor + heights
     line = plot.outline
-    if line is not None and line.values.empty:
-        axes.plot([], [], color=line.color, label=f"{line.name} ({NOT_LOGGED})")
-    elif line is not None:
+    if line is not None and len(line.values):
         edges, heights = blocks(line.values)
-        width = 0.8 if len(heights) <= 100 else 0.5
+        width = 80 / max(100, len(heights))  # else it covers the areas of a long run
         axes.stairs(heights, edges, baseline=None, color=line.color, label=line.name, linewidth=width)
 
 
