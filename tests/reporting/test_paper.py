@@ -80,16 +80,6 @@ def test_logs_that_encode_the_papers_tables_give_them_back(tmp_path):
     assert r"CISPO & 28.82 & 11.87 & 29.58 & \textit{collapse} \\" in one and r"\textbf{54.79}" in one
 
 
-def test_three_printed_means_are_not_those_of_the_printed_parts():
-    means = {key: round(sum(getattr(row, x) for x in paper.BENCHMARKS) / 3, 2) for key, row in ROWS.items() if row.avg}
-    odd = {key: (ROWS[key].avg, mean) for key, mean in means.items() if mean != ROWS[key].avg}
-    assert odd == {
-        ("Qwen3-8B-Base", "TRM-Avg"): (27.98, 27.99),
-        ("Qwen3-30B-A3B-Base", "TRM-Max"): (20.27, 20.28),
-        ("Qwen3-30B-A3B-Base", "TRM-Avg"): (48.96, 48.95),
-    }
-
-
 def test_seeds_missing_empty_and_unfinished_runs_are_shown_as_such_on_an_accessible_page(tmp_path):
     """Three seeds of CPPO, three of GRPO of which one collapsed, an ablation, an unfinished and an empty run."""
     runs, row, whole = tmp_path / "runs", ROWS[MODEL, "CPPO"], {0: 0.2, 60: 0.5, 300: 0.8, 640: 1.0, 680: 0.9}
@@ -211,13 +201,12 @@ def test_runs_are_known_by_their_settings_or_their_place(settings, place, label)
 
 def test_a_label_on_the_command_line_overrides_the_config_and_needs_a_run(tmp_path, capsys):
     assert [method_name(x) for x in ("trm_max", "TRM Avg", "dppo_tv", "mine")] == ["TRM-Max", "TRM-Avg", "DPPO", "mine"]
-    assert model_key("Qwen/Qwen3-30B-A3B-Base") == "qwen3_30b_a3b_base"
     assert parse_label("runs/a=b=qwen3_1p7b/cppo/7") == ("runs/a=b", Label("Qwen3-1.7B", "CPPO", "7"))
     for text in ("runs/a", "=m/cppo", "runs/a=m/cppo/1/2", "runs/a=m/"):
         with pytest.raises(LabelError, match="PATH=MODEL/METHOD"):
             parse_label(text)
     run = write_run(tmp_path / "runs", MODEL, "CPPO", {20: NINE, 680: NINE})
-    (entry,) = read_study([run], {str(run): parse_label(f"{run}=qwen3_8b_base/minpro/4")[1]}).entries
+    (entry,) = read_study([run], {str(run): Label("Qwen3-8B-Base", "MinPRO", "4")}).entries
     assert entry.label == Label("Qwen3-8B-Base", "MinPRO", "4")
     remarks = "; ".join(entry.remarks())
     assert "not the paper's setting: prompts is 64, the paper's 128" in remarks
@@ -270,33 +259,23 @@ def test_training_is_drawn_in_means_the_warm_up_step_by_step_and_what_was_not_lo
     assert drawn(scored_run({}, **{"perf/throughput": {1: 1.0}})) == {}
 
 
-@pytest.fixture
-def two(tmp_path) -> Path:
-    """Two methods of one model."""
-    for method in ("CPPO", "DPPO"):
-        write_run(tmp_path / "runs", MODEL, method, {20: NINE, 40: NINE})
-    return tmp_path / "runs" / model_key(MODEL)
-
-
-def test_which_report_and_which_runs(two, capsys, monkeypatch):
+def test_which_runs_are_found_and_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cppo_verl.reporting.curves.pictures", lambda *_: [])
-    assert expand(two) == expand(two.parent) == [two / "cppo", two / "dppo"]
-    assert (reported(two / "cppo", "--tables") / "table1.csv").exists()
-    assert expand(two) == [two / "cppo", two / "dppo"]  # not the report
-    assert status(two / "cppo", two / "nowhere") == 1
+    cppo, dppo = (write_run(tmp_path / "runs", MODEL, method, {20: NINE, 40: NINE}) for method in ("CPPO", "DPPO"))
+    assert (reported(cppo, "--tables") / "table1.csv").exists()
+    assert expand(cppo.parent) == expand(tmp_path / "runs") == [cppo, dppo]  # not the report
+    assert status(cppo, tmp_path / "nowhere") == 1
     assert "nowhere does not exist" in capsys.readouterr().err
-    for seed in (1, 2):  # verl's own naming is a run a file
-        (two.parent / "qwen3_8b_base").mkdir(exist_ok=True)
-        shutil.copy(two / "cppo/logs/metrics-1.jsonl", two.parent / f"qwen3_8b_base/cppo-seed{seed}.jsonl")
-    entries = read_study([two.parent / "qwen3_8b_base"], {}).entries
+    other = tmp_path / "verl/qwen3_8b_base"  # verl's own naming is a run a file
+    other.mkdir(parents=True)
+    for seed in (1, 2):
+        shutil.copy(cppo / "logs/metrics-1.jsonl", other / f"cppo-seed{seed}.jsonl")
+    entries = read_study([other], {}).entries
     assert [entry.label for entry in entries] == [Label("Qwen3-8B-Base", "CPPO", str(i)) for i in (1, 2)]
-
-
-def test_the_same_run_twice_counts_once_and_two_unnamed_seeds_are_said(two):
-    shutil.copytree(two / "cppo", two / "again")
-    log = two / "cppo/logs/metrics-1.jsonl"
+    again = shutil.copytree(cppo, cppo.parent / "again")
+    log = cppo / "logs/metrics-1.jsonl"
     log.write_text(log.read_text().replace('"data": {', '"data": {"perf/mfu": 1.0, '))
-    study = read_study([two / "cppo", two / "cppo", two / "again"], {})
+    study = read_study([cppo, cppo, again], {})
     assert [entry.label for entry in study.entries] == [Label(MODEL, "CPPO")] * 2
     assert "given more than once" in study.notes[0] and study.notes[1].startswith(f"2 runs are {MODEL} CPPO")
     run = study.entries[0].run
