@@ -42,8 +42,8 @@ def read(files: Sequence[Path]) -> list[Problem]:
     for file in files:
         for line, row in enumerate(_rows(file), start=1):
             place = f"{file}, row {line}"
-            source, *columns = _columns(row, place)
-            problems.append(Problem(len(problems), counts[source], source, *columns, place))
+            source, messages, truth, extra_info = _columns(row, place)
+            problems.append(Problem(len(problems), counts[source], source, messages, truth, extra_info, place))
             counts[source] += 1
     if not problems:
         raise EvaluationError(f"no rows in {', '.join(map(str, files))}: give files with problems in --data")
