@@ -27,7 +27,6 @@ from cppo_verl.reporting.text import NOT_LOGGED, capital, number
 
 DRAWN_POINTS = 80
 WARM_UP_SHARE = 0.1  # of T_stop
-HOLE = 4  # times the usual distance of steps, beyond which a line breaks
 WIDTH, BOLD_WIDTH = 1.4, 2.0  # of the line to look at
 FIRST_FIGURE = 8  # of the paper's training diagnostics, a figure a model
 OF_METRICS = ("warm-up", "training", "staleness")
@@ -131,7 +130,7 @@ def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
         metric = ALL[name]
         lines = tuple(_lines(runs, model, values_of(metric)))
         if lines:
-            plot = Plot(lines, unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log, hole=HOLE)
+            plot = Plot(lines, unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log)
             panels.append(_panel(f"{key}-{len(panels)}", capital(metric.label), plot))
         else:
             absent.append(metric.label)
@@ -154,9 +153,8 @@ def _positions(runs: Runs, model: str) -> Panels:
         means = finite_columns(entry.frame, metrics.BY_POSITION).mean()
         return means.set_axis((np.arange(len(means)) + 0.5) / metrics.POSITION_BINS).dropna()
 
-    lines = tuple(replace(line, dots=True) for line in _lines(runs, model, by_position))
-    plot = Plot(lines, x="position in the response", hole=None)
-    return [_panel("positions", "Divergence along the response", plot)] if lines else [], {}
+    plot = Plot(tuple(_lines(runs, model, by_position)), x="position in the response")
+    return [_panel("positions", "Divergence along the response", plot)] if plot.lines else [], {}
 
 
 def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = False) -> Panel | None:
@@ -170,9 +168,9 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         best = tuple((e.score.step, e.score.best["avg"]) for e in counted if e.score.step is not None) if rings else ()
         seeds = tuple(entry.score.curve for entry in scored) if len(scored) > 1 else ()
         line = _line(name, place, [(entry.label.seed, entry.score.curve) for entry in counted or scored], model)
-        lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best))
+        lines.append(replace(line, seeds=seeds, best=best))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
-    return _panel(key, title, Plot(tuple(lines), label=label, hole=None, stop=stop)) if lines else None
+    return _panel(key, title, Plot(tuple(lines), label=label, stop=stop)) if lines else None
 
 
 def _panel(key: str, title: str, plot: Plot) -> Panel:

@@ -52,18 +52,13 @@ def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
 
     lines = tuple(line(name, *style) for name, style in spec.get("lines", {}).items())
     areas = tuple(line(name, *style) for name, style in spec.get("areas", {}).items())
-    outline = line(spec["outline"], "ink") if areas else None
-    every = [each.values for each in (*lines, *areas, *([outline] if outline else []))]
-    nothing = "" if any(map(len, every)) else NOT_LOGGED
-    if (areas or spec.get("log")) and not any((values > 0).any() for values in every):
-        nothing = nothing or "0 at every step"
-    made = {key: spec[key] for key in ("unit", "label", "log") if key in spec}
-    return Plot(lines, areas, outline, instead=nothing and f"{spec['what']}\n{nothing}", **made)
+    made = {key: spec[key] for key in ("unit", "label", "log", "what") if key in spec}
+    return Plot(lines, areas, line(spec["outline"], "ink") if areas else None, **made)
 
 
 def _learning(frame: pd.DataFrame) -> tuple[Plot, Plot]:
-    found, reward = validation(frame), metrics.REWARD.of(frame)
-    top = Plot(instead=f"validation accuracy\n{NOT_LOGGED}")
+    found = validation(frame)
+    top = Plot(what="validation accuracy")
     if found is not None:
         several = len(found.by_source) > 1
         sources = ", ".join(found.by_source)
@@ -71,20 +66,20 @@ def _learning(frame: pd.DataFrame) -> tuple[Plot, Plot]:
         each = zip(names, found.by_source.values(), cycle(("-", "--", ":", "-.")), strict=False)
         lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for name, values, dash in each] if several else []
         name = f"validation {found.kind}" + (f", mean of {len(found.by_source)}" if several else "")
-        lines.append(Line(name, found.mean, PALETTE["orange"], dots=True))
-        top = Plot(tuple(lines), unit=found.unit, hole=None, from_zero=False)
-    below = Line(metrics.REWARD.label, reward, PALETTE["blue"])
-    return top, Plot((below,), from_zero=False, instead=f"training reward\n{NOT_LOGGED}" if reward.empty else "")
+        lines.append(Line(name, found.mean, PALETTE["orange"]))
+        top = Plot(tuple(lines), unit=found.unit, from_zero=False)
+    below = Line(metrics.REWARD.label, metrics.REWARD.of(frame), PALETTE["blue"])
+    return top, Plot((below,), from_zero=False, what="training reward")
 
 
 def _positions(frame: pd.DataFrame) -> tuple[Plot]:
     centres = (np.arange(metrics.POSITION_BINS) + 0.5) / metrics.POSITION_BINS
     lines = [
-        Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color], dots=True)
+        Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color])
         for (label, means), color in zip(thirds(frame), ("late", "middle", "early"), strict=False)
     ]
-    none = "" if lines else f"divergence by position\n{NOT_LOGGED}"
-    return (Plot(tuple(lines), label="mean divergence", x="position in the response", hole=None, instead=none),)
+    what = "divergence by position"
+    return (Plot(tuple(lines), label="mean divergence", x="position in the response", what=what),)
 
 
 def thirds(frame: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
@@ -117,10 +112,10 @@ def _staleness(frame: pd.DataFrame) -> tuple[Plot, Plot]:
 
     def line(label: str, names: Sequence[str], color: str, dash: str = "-") -> Line:
         means = finite_columns(frame, names).mean().reset_index(drop=True).dropna()
-        return Line(label, means, PALETTE[color], dash, dots=True)
+        return Line(label, means, PALETTE[color], dash)
 
     before = line("before any update", metrics.FIRST_BY_STALENESS, "orange", "--")
     lines = (before, line("over all updates", metrics.DIVERGENCE_BY_STALENESS, "blue"))
     masked = line("masked share", metrics.MASKED_BY_STALENESS, "teal")
-    above = Plot(lines, label="mean divergence", x="versions behind", hole=None)
-    return above, Plot((masked,), unit="%", x="versions behind", hole=None)
+    above = Plot(lines, label="mean divergence", x="versions behind")
+    return above, Plot((masked,), unit="%", x="versions behind")

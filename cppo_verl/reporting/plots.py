@@ -13,14 +13,15 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cppo_verl.reporting.metrics import STALENESS_BINS
-from cppo_verl.reporting.text import short_exponent
+from cppo_verl.reporting.text import NOT_LOGGED, short_exponent
 
 # The page swaps each of these for a CSS variable of the same name, so that one drawing serves light and dark.
 PALETTE = {"ink": "#22303c", "soft": "#5d6975", "rule": "#d5dbe1", "blue": "#2b6cb0", "orange": "#c05f1a",
            "teal": "#2f8f83", "stone": "#8d98a3", "early": "#74a0d2", "middle": "#3a76b8",
            "late": "#123a66"}  # fmt: skip
 LEGEND_WIDTH = 54  # letters that fit above the axes of the narrowest panel
-DOTTED_POINTS = 60  # more are drawn as a line alone
+DOTTED_POINTS = 15  # more are drawn as a line alone
+HOLE = 4  # times the usual distance of steps, beyond which a line breaks
 TICKS = {  # by x, where they are not numbers of steps
     "position in the response": ((0, 0.25, 0.5, 0.75, 1), ("start", "25%", "50%", "75%", "end")),
     "versions behind": (range(STALENESS_BINS), [*map(str, range(STALENESS_BINS - 1)), f"{STALENESS_BINS - 1} or more"]),
@@ -37,7 +38,6 @@ class Line:
     color: str
     dash: Any = "-"
     width: float = 1.5
-    dots: bool = False
     error: pd.Series | None = None
     seeds: tuple[pd.Series, ...] = ()
     best: tuple[tuple[int, float], ...] = ()
@@ -45,12 +45,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """One pair of axes: lines, areas stacked on each other (with ``outline``, what they add up to), or ``instead``, a
-    sentence in their place.
-
-    ``unit`` is ``%`` for fractions, ``x`` is ``step`` or a key of ``TICKS``; a line breaks where more
-    than ``hole`` times the usual distance is missing, never for None. ``stop`` is a step to mark.
-    """
+    """One pair of axes: lines, areas stacked on each other (with ``outline``, what they add up to); ``what`` is named
+    where there is nothing to draw. ``unit`` is ``%`` for fractions, ``x`` is ``step`` or a key of ``TICKS``, ``stop`` a
+    step to mark."""
 
     lines: tuple[Line, ...] = ()
     areas: tuple[Line, ...] = ()
@@ -59,10 +56,17 @@ class Plot:
     label: str = ""
     log: bool = False
     x: str = "step"
-    hole: float | None = 1.5
     from_zero: bool = True
     stop: int | None = None
-    instead: str = ""
+    what: str = ""
+
+    @property
+    def nothing(self) -> str:
+        """Why there is nothing to draw; empty where there is something."""
+        every = [line.values for line in (*self.lines, *self.areas, *([self.outline] if self.outline else []))]
+        if not any(map(len, every)):
+            return NOT_LOGGED
+        return "0 at every step" if (self.areas or self.log) and not any((x > 0).any() for x in every) else ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
     stacked = bool(panel.plots[0].areas) and len({plot.unit for plot in panel.plots}) == 1
     every = room.subplots(len(panel.plots), 1, sharex=True, sharey=stacked, squeeze=False)[:, 0]
     for axes, plot in zip(every, panel.plots, strict=True):
-        if plot.instead:
-            _write(axes, plot.instead, axes is every[-1] and len(every) > 1)
+        if plot.nothing:
+            _write(axes, f"{plot.what}\n{plot.nothing}", axes is every[-1] and len(every) > 1)
             continue
         for line in plot.lines:
             _draw_line(axes, line, plot)
@@ -101,7 +105,7 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
         _y_axis(axes, plot)
         if panel.legend:
             _legend(axes)
-    if not all(plot.instead for plot in panel.plots):
+    if not all(plot.nothing for plot in panel.plots):
         _x_axis(every[-1], panel)
 
 
@@ -114,22 +118,18 @@ def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
     values = line.values[line.values > 0] if plot.log else line.values
     if values.empty:
         return
-    x, y = with_gaps(values, plot.hole) if plot.hole else (values.index.to_numpy(), values.to_numpy(float))
-    style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
+    style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if len(values) <= DOTTED_POINTS else {}
     style |= {"color": line.color, "linewidth": line.width if len(values) <= 100 else 0.7 * line.width}
-    axes.plot(x, y, label=line.name, linestyle=line.dash, zorder=2 + line.width, **style)
-    known = np.pad(np.isfinite(y), 1)
-    alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    axes.plot(x[alone], y[alone], color=line.color, linestyle="none", marker="o", markersize=3.5)
+    axes.plot(*with_gaps(values), label=line.name, linestyle=line.dash, zorder=2 + line.width, **style)
     ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
     for step, value in line.best:
         axes.plot(step, value, color=line.color, **ring)
 
 
-def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values with a NaN put in wherever more than ``times`` the usual distance is missing."""
+def with_gaps(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values with a NaN put in wherever more than ``HOLE`` times the usual distance is missing."""
     steps, data = values.index.to_numpy(float), values.to_numpy(float)
-    holes = np.flatnonzero(np.diff(steps) > times * spacing(steps)) + 1
+    holes = np.flatnonzero(np.diff(steps) > HOLE * spacing(steps)) + 1
     return np.insert(steps, holes, (steps[holes - 1] + steps[holes]) / 2), np.insert(data, holes, np.nan)
 
 
@@ -139,13 +139,10 @@ def spacing(steps: np.ndarray) -> float:
 
 
 def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (n + 1) and heights (n) of a bar a step without space between; a hole in the steps is a NaN bar."""
-    steps, data = values.index.to_numpy(float), values.to_numpy(float)
-    half = spacing(steps) / 2
-    holes = np.flatnonzero(np.diff(steps) > 3 * half)
-    edges = np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]])
-    edges[holes + 1] = steps[holes] + half
-    return np.insert(edges, holes + 2, steps[holes + 1] - half), np.insert(data, holes + 1, np.nan)
+    """Edges (n + 1) and heights (n) of a bar a step without space between; NaN in a hole of the steps."""
+    steps, heights = with_gaps(values)
+    half = spacing(values.index.to_numpy(float)) / 2
+    return np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]]), heights
 
 
 def _stack(axes: Axes, plot: Plot) -> None:
