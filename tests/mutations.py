@@ -190,8 +190,8 @@ MUTATIONS = (
         "report-first-start",
         "reports: a step that was trained twice keeps its first numbers",
         "cppo_verl/reporting/logs.py",
-        "row = self.rows[step] = Row(start)",
-        "pass",
+        "rows[step] = numbers",
+        "rows[step] = numbers | rows.get(step, {})",
         "tests/reporting/test_logs.py",
     ),
 )

@@ -1,11 +1,9 @@
-"""Means and standard errors: by hand, against numpy, and against what repeated evaluations show."""
+"""Means, standard errors and intervals, by hand."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cppo_verl import estimates
 
@@ -40,30 +38,7 @@ def test_nothing_to_estimate(empty):
     assert estimates.standard_error([1.0]) is estimates.standard_error([]) is None
 
 
-@given(st.integers(2, 8), st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_with_equal_counts_it_is_the_standard_error_of_the_problems_means(groups, samples, seed):
-    values = np.random.default_rng(seed).normal(size=(groups, samples))
-    found = estimates.clustered(values.tolist())
-    means = values.mean(axis=1)
-    assert found.mean == pytest.approx(means.mean())
-    assert found.standard_error == pytest.approx(means.std(ddof=1) / math.sqrt(groups))
-    assert found.standard_error == pytest.approx(estimates.standard_error(means.tolist()))
-    assert found.sampling_error == pytest.approx(math.sqrt((values.var(axis=1, ddof=1) / samples).mean() / groups))
-
-
-def test_both_errors_are_what_repeated_evaluations_show():
-    """Spread of the mean over 2000 made-up evaluations: of new problems, and of the same problems again."""
-    rng = np.random.default_rng(0)
-    for ability, error in (
-        (rng.beta(0.5, 0.8, size=(2000, 30)), "standard_error"),
-        (np.tile(rng.beta(0.5, 0.8, size=30), (2000, 1)), "sampling_error"),
-    ):
-        drawn = rng.random((*ability.shape, 16)) < ability[..., None]
-        estimated = [getattr(estimates.clustered(one.tolist()), error) ** 2 for one in drawn[:300].astype(float)]
-        assert math.sqrt(np.mean(estimated)) == pytest.approx(drawn.mean(axis=(1, 2)).std(), rel=0.08)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 5, 29, 30, 31, 60, 1000])
+@pytest.mark.parametrize("freedom", [1, 30, 31, 1000])
 def test_the_t_quantile_holds_97_5_percent(freedom):
     # Student's density integrated from 0 with x = sqrt(freedom) tan(u): cos(u) to the power of freedom - 1
     u = np.linspace(0, math.atan(estimates.t975(freedom) / math.sqrt(freedom)), 200_001)

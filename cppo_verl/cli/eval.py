@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reward-name", default="compute_score", help="the function in it (%(default)s)")
     add("--reward-kwargs", type=json.loads, default={}, help="JSON, further arguments of the function")
     add = parser.add_argument_group("vLLM").add_argument
-    add("--dtype", help="bfloat16, float16 or float32 (the run's rollout dtype, else bfloat16)")
-    add("--tensor-parallel-size", type=int, default=1, help="GPUs a model (%(default)s)")
-    add("--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU (%(default)s)")
-    add("--enforce-eager", action="store_true", help="no CUDA graphs")
+    dtypes = ("bfloat16", "float16", "float32")
+    add("--dtype", choices=dtypes, help="the run's rollout dtype, else bfloat16; float32 without a GPU")
+    add("--tensor-parallel-size", type=int, help="GPUs a model (1)")
+    add("--gpu-memory-utilization", type=float, help="share of the GPU (0.9)")
+    add("--enforce-eager", action="store_true", default=None, help="no CUDA graphs")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     words = "any vllm.LLM argument"
     add("--vllm", type=_pair, action="append", default=[], dest="extra", metavar="KEY=JSON", help=words)
@@ -46,17 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0 when the tables are written. EvaluationError: they cannot be."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported; what stops it is raised
-    from cppo_verl.evaluation.engine import EngineOptions
-    from cppo_verl.evaluation.evaluate import Request, evaluate
+    from cppo_verl.evaluation.evaluate import evaluate
     from cppo_verl.evaluation.settings import Reward, Sampling
 
-    sampling, options = (
-        {each.name: getattr(args, each.name) for each in dataclasses.fields(kind)} for kind in (Sampling, EngineOptions)
+    sampling = {each.name: getattr(args, each.name) for each in dataclasses.fields(Sampling)}
+    named = {name: getattr(args, name) for name in ("tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")}
+    evaluate(
+        args.model,
+        args.data,
+        args.out,
+        sampling,
+        reward=Reward(args.reward_file, args.reward_name, args.reward_kwargs) if args.reward_file else None,
+        vllm={name: value for name, value in named.items() if value is not None} | dict(args.extra),
+        trust_remote_code=args.trust_remote_code,
+        part_size=args.part_size,
+        fresh=args.fresh,
+        say=lambda line: print(line, flush=True),
     )
-    engine = EngineOptions(**options | {"extra": dict(args.extra)})
-    reward = Reward(args.reward_file, args.reward_name, args.reward_kwargs) if args.reward_file else None
-    request = Request(args.model, args.data, args.out, sampling, reward, engine, args.part_size, args.fresh)
-    evaluate(request, lambda line: print(line, flush=True))
     return 0
 
 

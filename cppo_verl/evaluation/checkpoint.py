@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,35 +12,29 @@ from pathlib import Path
 from cppo_verl.evaluation import EvaluationError
 
 LATEST = "latest_checkpointed_iteration.txt"
-SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SHARDS = "model_world_size_*_rank_*.pt"
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
 WEIGHTS = (".safetensors", ".bin")
+MODEL_FILES = (*WEIGHTS, ".pt", ".json", ".jinja", ".model", ".txt")  # of which weights and tokenizer consist
 STAMP = "merged_from.json"
 BLOCKS, BLOCK_BYTES = 16, 1 << 16
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model before merging: ``folder`` of the model, or ``actor`` with its FSDP shards; ``run_dir`` if it has one."""
+    """A model before merging: ``folder`` with its config and tokenizer, and with its weights unless these are shards of
+    FSDP in ``actor``; ``run_dir`` if it has one."""
 
     name: str
     folder: Path
     actor: Path | None = None
     run_dir: Path | None = None
 
-    @property
-    def files(self) -> list[Path]:
-        """What weights and tokenizer consist of."""
-        if self.actor is None:
-            return [p for p in self.folder.iterdir() if p.suffix in (*WEIGHTS, ".json", ".jinja", ".model", ".txt")]
-        shards = [p for p in self.actor.iterdir() if SHARD.fullmatch(p.name)]
-        return shards + [p for p in (self.actor / "huggingface").iterdir() if p.is_file()]
-
     def fingerprint(self) -> str:
         """Equal for equal content: a hash of names, sizes and evenly spaced blocks (all of a file up to 1 MiB)."""
+        files = [*(self.actor.glob(SHARDS) if self.actor else ()), *self.folder.iterdir()]
         digest = hashlib.sha256()
-        for file in sorted(self.files, key=lambda p: p.name):
+        for file in sorted((p for p in files if p.suffix in MODEL_FILES), key=lambda p: p.name):
             size = file.stat().st_size
             digest.update(f"{file.name}\0{size}\0".encode())
             with file.open("rb") as stream:
@@ -57,32 +50,20 @@ class Source:
 def locate(model: str) -> Source:
     """Find what ``model`` names: a run directory or its checkpoints folder (the latest checkpoint), global_step_N, its
     actor folder, a Hugging Face model folder, or a hub id; an EvaluationError where it looks like none of them."""
-    path = Path(os.path.expanduser(model))
+    path = Path(model).expanduser()
     if not path.exists():
         return _from_hub(model)
     path = path.resolve()
-    if path.is_file():
-        raise EvaluationError(f"{path} is a file: give the folder of a run, a checkpoint or a model")
     for place in (path, path / "checkpoints"):
         if (place / LATEST).is_file():
-            step = (place / LATEST).read_text().strip()
-            if not (place / f"global_step_{step}").is_dir():
-                raise EvaluationError(
-                    f"{place / LATEST} names step {step!r}, but its global_step_{step} does not exist"
-                )
-            return _from_actor(place / f"global_step_{step}/actor")
-    if path.name == "actor" or (path / "fsdp_config.json").is_file():
-        return _from_actor(path)
-    if (path / "actor").is_dir():
-        return _from_actor(path / "actor")
-    if (path / "config.json").is_file():
-        if not _has_weights(path):
-            raise EvaluationError(f"{path} has a config.json but no weights ({' or '.join(WEIGHTS)} files)")
+            return _from_actor(place / f"global_step_{(place / LATEST).read_text().strip()}/actor")
+    if path.name == "actor" or (path / "actor").is_dir():
+        return _from_actor(path if path.name == "actor" else path / "actor")
+    if (path / "config.json").is_file() and _has_weights(path):
         return Source(path.name, path)
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise EvaluationError(
         f"{path} is neither a run ({LATEST}), a verl checkpoint (global_step_N with actor/) nor a Hugging Face model "
-        f"(config.json); it holds {found}"
+        f"(config.json and {' or '.join(WEIGHTS)} files)"
     )
 
 
@@ -121,8 +102,6 @@ def prepare(source: Source, cache: Path, dtype: str, trust_remote_code: bool = F
 
 
 def _from_actor(actor: Path) -> Source:
-    if not actor.is_dir():
-        raise EvaluationError(f"{actor.parent} has no folder actor/: give a checkpoint that verl wrote")
     step, checkpoints, config = actor.parent, actor.parents[1], actor / "huggingface"
     run_dir = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
     if not (config / "config.json").is_file():
@@ -130,30 +109,16 @@ def _from_actor(actor: Path) -> Source:
             f"{actor} has no huggingface/config.json, so it is no FSDP checkpoint of verl; a Megatron checkpoint has "
             "to be merged first with python -m verl.model_merger merge --backend megatron"
         )
-    if _has_weights(config):
-        return Source(step.name, config, None, run_dir)
-    ranks = [(int(match[1]), int(match[2])) for p in actor.iterdir() if (match := SHARD.fullmatch(p.name))]
-    if not ranks:
-        raise EvaluationError(f"{actor} has no shards (model_world_size_*_rank_*.pt): was the checkpoint saved whole?")
-    file = actor / "fsdp_config.json"
-    if not file.is_file():
-        raise EvaluationError(f"{actor} has no fsdp_config.json, which verl's merger reads: copy it in")
-    size = json.loads(file.read_text()).get("world_size") or max(ranks)[0]
-    if missing := sorted(set(range(size)) - {rank for of, rank in ranks if of == size}):
-        names = ", ".join(map(str, missing))
-        raise EvaluationError(f"{actor} lacks the shards of rank {names} of {size}: copy them in")
-    return Source(step.name, actor, actor, run_dir)
+    return Source(step.name, config, None if _has_weights(config) else actor, run_dir)
 
 
 def _from_hub(model: str) -> Source:
-    if not HUB_ID.fullmatch(model):
-        raise EvaluationError(f"model {model} does not exist: give a folder, or a hub id such as Qwen/Qwen3-1.7B")
     from huggingface_hub import snapshot_download
 
     try:
         return Source(model.replace("/", "--"), Path(snapshot_download(model, allow_patterns=HUB_FILES)))
-    except Exception as error:  # network, authentication, unknown name: one remedy
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # no name of a model, network, authentication: one remedy
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EvaluationError(
             f"model {model} is neither a folder here nor reachable on the hub ({reason}): check the name, the network "
             "and HF_HUB_OFFLINE, or give a local folder"

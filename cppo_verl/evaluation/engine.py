@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,6 @@ from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.settings import Sampling
 from cppo_verl.evaluation.store import Response, writable
 from cppo_verl.integration import cpu
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How vLLM runs; no response depends on it, up to rounding. ``extra`` goes to ``vllm.LLM`` as it is."""
-
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.9
-    enforce_eager: bool = False
-    trust_remote_code: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Prompts:
 
 def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trust_remote_code: bool) -> Prompts:
     """Token ids of each prompt, as verl's agent loop builds them for a single turn; an EvaluationError where one fills
-    the model's context, or the chat template rejects it."""
+    the model's context."""
     from transformers import AutoConfig
     from verl.utils.tokenizer import hf_tokenizer
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
@@ -50,10 +39,7 @@ def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trus
     limit = min(length for length in (own, sampling.max_model_len, 1 << 30) if length)
     ids = {}
     for problem in problems:
-        try:
-            ids[problem.row] = list(builder.build_initial_tokens(problem.messages))
-        except Exception as error:  # whatever the template raises
-            raise EvaluationError(f"{problem.place}: the chat template of {folder} rejects it: {error}") from error
+        ids[problem.row] = list(builder.build_initial_tokens(problem.messages))
         if len(ids[problem.row]) >= limit:
             raise EvaluationError(
                 f"{problem.place}: the prompt has {len(ids[problem.row])} tokens, the model takes {limit} with the "
@@ -62,10 +48,10 @@ def tokenise(problems: Sequence[Problem], folder: Path, sampling: Sampling, trus
     return Prompts(ids, limit, tokenizer)
 
 
-def start(folder: Path, prompts: Prompts, sampling: Sampling, options: EngineOptions) -> Any:
-    """vLLM's engine with the model of ``folder``, for prompts and responses as long as these may get; raises an
-    EvaluationError where vLLM cannot load it."""
-    if options.tensor_parallel_size == 1:
+def start(folder: Path, prompts: Prompts, sampling: Sampling, options: Mapping[str, Any]) -> Any:
+    """vLLM's engine with the model of ``folder``, for prompts and responses as long as these may get; ``options`` are
+    further arguments of ``vllm.LLM``, on which no response depends, up to rounding."""
+    if options.get("tensor_parallel_size", 1) == 1:
         # No engine process that a killed evaluation would leave behind.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM
@@ -73,16 +59,12 @@ def start(folder: Path, prompts: Prompts, sampling: Sampling, options: EngineOpt
     longest = max(map(len, prompts.ids.values()))
     longest = min(prompts.max_model_len, longest + sampling.max_response_length)
     arguments: dict[str, Any] = {"model": str(folder), "dtype": sampling.dtype, "seed": sampling.seed}
-    arguments |= {"max_model_len": longest} | {k: v for k, v in vars(options).items() if k != "extra"}
+    arguments |= {"max_model_len": longest, "gpu_memory_utilization": 0.9}
     if cpu.enabled():
         arguments |= {"enforce_eager": True, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 28}
         # vLLM rewinds a seeded request's generator after a partial prefill, which the CPU's generator cannot do.
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, longest)}
-    try:
-        return LLM(**{**arguments, **options.extra}).llm_engine
-    except Exception as error:  # configuration, memory, unknown architecture: vLLM says which
-        reason = str(error).strip() or type(error).__name__
-        raise EvaluationError(f"vLLM could not load {folder}: {reason}") from error
+    return LLM(**{**arguments, **options}).llm_engine
 
 
 def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list[Response]]:

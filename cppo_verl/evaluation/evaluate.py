@@ -1,8 +1,9 @@
 """The whole evaluation: find, read, generate what is missing, score, write."""
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +13,42 @@ from cppo_verl.integration import cpu
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for; None and empty mean: as the run's config says, else the default."""
+def evaluate(
+    model: str, data: Sequence[Path] = (), out: Path | None = None, sampling: Mapping[str, Any] | None = None,
+    reward: settings.Reward | None = None, vllm: Mapping[str, Any] | None = None, trust_remote_code: bool = False,
+    part_size: int = 8, fresh: bool = False, say: Say = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate, writing all results under the output folder; returns the summary (see ``tables.summarise``).
 
-    model: str
-    data: list[Path] = field(default_factory=list)
-    out: Path | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    reward: settings.Reward | None = None
-    options: engine.EngineOptions = field(default_factory=engine.EngineOptions)
-    part_size: int = 8
-    fresh: bool = False
+    Args:
+        model: what ``checkpoint.locate`` finds. data, reward: those of the run's config where none are given.
+        out: default ``default_out``. sampling: fields of ``settings.Sampling``, over the run's config and the defaults.
+        vllm: further arguments of ``vllm.LLM``. part_size: problems saved at a time.
+        fresh: throw away the responses that ``out`` holds.
 
-
-def evaluate(request: Request, say: Say = print) -> dict[str, Any]:
-    """Evaluate, writing all results under the output folder; returns the summary (see ``tables.summarise``)."""
-    if request.part_size < 1:
-        raise EvaluationError(f"--part-size {request.part_size}: give 1 or more problems")
-    source = checkpoint.locate(request.model)
+    Raises:
+        EvaluationError: something that the user can put right.
+    """
+    source = checkpoint.locate(model)
     config = settings.read_run_config(source.run_dir / "config.yaml" if source.run_dir else None)
-    sampling = _sampling(request.sampling, config)
-    files = request.data or [Path(file) for file in config.val_files]
+    chosen = sampling_of(sampling or {}, config)
+    files = data or [Path(file) for file in config.val_files]
     if not files:
         raise EvaluationError(f"no data: give parquet or jsonl files in --data ({source.name} has no run config)")
     rows = problems.read(files)
-    scorer = scoring.load(request.reward or config.reward)
+    scorer = scoring.load(reward or config.reward)
     scoring.check(scorer, rows)
-    out = request.out or default_out(source)
-    options = replace(request.options, trust_remote_code=request.options.trust_remote_code or config.trust_remote_code)
-    depends = {"model": source.fingerprint(), "data": [problems.sha256(file) for file in files], **asdict(sampling)}
-    with store.Store(out, depends, request.fresh) as saved:
-        _generate_missing(source, rows, sampling, options, saved, request.part_size, say)
+    out, trust = out or default_out(source), trust_remote_code or config.trust_remote_code
+    depends = {"model": source.fingerprint(), "data": [_sha256(file) for file in files], **asdict(chosen)}
+    with store.opened(out, depends, fresh) as saved:
+        done = {response.row for response in saved.responses()}
+        if done:
+            say(f"{len(done)} of {len(rows)} problems are there already")
+        if missing := [problem for problem in rows if problem.row not in done]:
+            _generate(missing, source, chosen, vllm or {}, trust, saved, part_size, say)
         scores = [scoring.score(scorer, rows[response.row], response) for response in saved.responses()]
         samples = tables.samples_of(rows, scores)
-        summary = {"model": request.model, "folder": str(source.folder), "settings": depends}
+        summary = {"model": model, "folder": str(source.actor or source.folder), "settings": depends}
         summary |= tables.summarise(samples)
         paths = tables.write(out, summary, rows, samples)
     say(tables.console(summary))
@@ -59,29 +61,31 @@ def default_out(source: checkpoint.Source) -> Path:
     return (source.run_dir or Path.cwd()) / "eval" / source.name
 
 
-def _sampling(given: dict[str, Any], config: settings.RunConfig) -> settings.Sampling:
+def sampling_of(given: Mapping[str, Any], config: settings.RunConfig) -> settings.Sampling:
+    """What is given (None is not) over the run's config, over the defaults."""
     default = {"dtype": "float32" if cpu.enabled() else "bfloat16"}
     chosen = {key: value for key, value in given.items() if value is not None}
-    return settings.Sampling(**{**default, **config.sampling, **chosen})
+    made = settings.Sampling(**{**default, **config.sampling, **chosen})
+    if made.temperature == 0 and made.n > 1:
+        raise EvaluationError(f"--n {made.n}: temperature 0 gives equal samples, so give --n 1")
+    return made
 
 
-def _generate_missing(
-    source: checkpoint.Source, rows: Sequence[problems.Problem], sampling: settings.Sampling,
-    options: engine.EngineOptions, saved: store.Store, part_size: int, say: Say,
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _generate(
+    missing: Sequence[problems.Problem], source: checkpoint.Source, sampling: settings.Sampling,
+    vllm: Mapping[str, Any], trust_remote_code: bool, saved: store.Store, part_size: int, say: Say,
 ) -> None:  # fmt: skip
-    done = {response.row for response in saved.responses()}
-    missing = [problem for problem in rows if problem.row not in done]
-    if done:
-        say(f"{len(done)} of {len(rows)} problems are there already")
-    if not missing:
-        return
-    config = source.actor / "huggingface" if source.actor else source.folder
-    prompts = engine.tokenise(missing, config, sampling, options.trust_remote_code)
+    prompts = engine.tokenise(missing, source.folder, sampling, trust_remote_code)
     if source.actor:
         say(f"merging the shards of {source.actor}")
-    folder = checkpoint.prepare(source, saved.out, sampling.dtype, options.trust_remote_code)
+    folder = checkpoint.prepare(source, saved.out, sampling.dtype, trust_remote_code)
     say(f"starting vLLM for {len(missing)} problems, {sampling.n} samples each")
-    running = engine.start(folder, prompts, sampling, options)
+    running = engine.start(folder, prompts, sampling, {"trust_remote_code": trust_remote_code, **vllm})
     began, tokens = time.monotonic(), 0
     waiting: list[store.Response] = []
     for count, responses in enumerate(engine.generate(running, prompts, sampling), start=1):

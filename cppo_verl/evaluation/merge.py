@@ -4,13 +4,11 @@ verl's merger rounds every tensor to bfloat16. A float32 rollout computes with t
 decoding notices. This is verl's merger with that step replaced.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
@@ -20,8 +18,6 @@ class PreciseMerger(FSDPModelMerger):
     """verl's FSDP merger without the cast."""
 
     def _load_and_merge_state_dicts(self, world_size, total_shards, mesh_shape, mesh_dim_names):
-        if len(mesh_shape) != 1:
-            raise NotImplementedError(f"device mesh {mesh_dim_names} of shape {mesh_shape}: only FSDP is merged")
         folder = Path(str(self.config.local_dir))
         shards = [
             torch.load(folder / f"model_world_size_{world_size}_rank_{rank}.pt", map_location="cpu", weights_only=True)
@@ -37,25 +33,11 @@ class PreciseMerger(FSDPModelMerger):
         return self._merge_by_placement(local, first.placements[-1])  # the outer dimension, if any, is replicas
 
 
-def merge(actor: Path, target: Path, trust_remote_code: bool) -> None:
+def merge(actor: str, target: str, trust_remote_code: bool) -> None:
     """Write the model of ``actor`` (shards, huggingface/) into the existing folder ``target``."""
-    folders: dict[str, Any] = {
-        "local_dir": str(actor),
-        "target_dir": str(target),
-        "hf_model_config_path": str(actor / "huggingface"),
-    }
-    config = ModelMergerConfig("merge", "fsdp", trust_remote_code=trust_remote_code, **folders)
-    merger = PreciseMerger(config)
-    merger.merge_and_save()
-    merger.cleanup()
-    # verl's merger writes bfloat16 into config.json, whatever the tensors are
-    with safe_open(next(target.glob("*.safetensors")), framework="pt") as weights:
-        dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
-    file = target / "config.json"
-    config = json.loads(file.read_text())
-    config.pop("torch_dtype", None)
-    file.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
+    folders: dict[str, Any] = {"local_dir": actor, "target_dir": target, "hf_model_config_path": f"{actor}/huggingface"}
+    PreciseMerger(ModelMergerConfig("merge", "fsdp", trust_remote_code=trust_remote_code, **folders)).merge_and_save()
 
 
 if __name__ == "__main__":
-    merge(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "1")
+    merge(sys.argv[1], sys.argv[2], sys.argv[3] == "1")

@@ -1,4 +1,4 @@
-"""What an evaluation depends on, and where a value comes from: the command line, the run's own config, a default."""
+"""What an evaluation depends on, and what a run's own config says of it."""
 
 import glob
 from dataclasses import dataclass, field
@@ -7,15 +7,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cppo_verl.evaluation import EvaluationError
-
-DTYPES = ("bfloat16", "float16", "float32")
-
 
 @dataclass(frozen=True)
 class Sampling:
-    """All that decides a response besides model and data; an EvaluationError for a value out of range. The first four
-    defaults are the paper's. Lengths are in tokens; ``max_model_len`` counts prompt and response, None: the model's."""
+    """All that decides a response besides model and data, as vLLM takes it. The first four defaults are the paper's.
+    Lengths are in tokens; ``max_model_len`` counts prompt and response, None: the model's."""
 
     n: int = 16
     temperature: float = 0.7
@@ -26,19 +22,6 @@ class Sampling:
     dtype: str = "bfloat16"
     max_model_len: int | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for holds, name, remedy in (
-            (self.n >= 1, "n", "give 1 or more samples a problem"),
-            (self.temperature >= 0, "temperature", "give 0 (greedy) or more"),
-            (0 < self.top_p <= 1, "top_p", "give a number in (0, 1]"),
-            (self.top_k == -1 or self.top_k >= 1, "top_k", "give -1 (all tokens) or 1 and more"),
-            (self.max_response_length >= 1, "max_response_length", "give 1 or more"),
-            (self.dtype in DTYPES, "dtype", f"give one of {', '.join(DTYPES)}"),
-            (self.temperature or self.n == 1, "n", "temperature 0 gives equal samples, so give --n 1"),
-        ):
-            if not holds:
-                raise EvaluationError(f"--{name.replace('_', '-')} {getattr(self, name)}: {remedy}")
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ KEYS = ["row", "cluster"]  # of the samples, for grouping; not written
 
 
 def samples_of(problems: Sequence[Problem], scores: Iterable[Score]) -> pandas.DataFrame:
-    """One row a sample, by problem row and sample, with the response itself.
+    """One row a sample, in the order of ``scores``, with the response itself.
 
     ``cluster`` is equal for samples of one problem, also where the data files repeat it.
     """
     rows = []
-    for score in sorted(scores, key=lambda score: (score.response.row, score.response.sample)):
+    for score in scores:
         problem, response = problems[score.response.row], score.response
         row = {"row": problem.row, "cluster": problem.identity, "data_source": problem.data_source}
         row |= {"number": problem.number, "sample": response.sample, "response": response.text}
@@ -58,15 +58,16 @@ def summarise(samples: pandas.DataFrame) -> dict[str, Any]:
 
 def problem_table(problems: Sequence[Problem], samples: pandas.DataFrame) -> pandas.DataFrame:
     """One row a problem row: mean accuracy and reward over its samples, lengths in tokens, share cut off."""
-    rows, index = [], _of_one_kind([problem.extra_info.get("index") for problem in problems])
+    rows, index = [], [problem.extra_info.get("index") for problem in problems]
+    whole = all(value is None or type(value) is int for value in index)
     for number, own in samples.groupby("row"):
         problem = problems[number]
-        row = {"data_source": problem.data_source, "number": problem.number, "index": index[number]}
+        known = index[number] if whole or index[number] is None else writable(str(index[number]))
+        row = {"data_source": problem.data_source, "number": problem.number, "index": known}
         row |= {"problem": writable(str(problem.messages[-1].get("content")))}
         row |= {"ground_truth": writable(str(problem.ground_truth)), "samples": len(own), "acc": _mean(own["acc"])}
         rows.append(row | _facts(own))
-    kinds = {"acc": float, "reward": float} | ({} if any(type(i) is str for i in index) else {"index": "Int64"})
-    return pandas.DataFrame(rows).astype(kinds)
+    return pandas.DataFrame(rows).astype({"acc": float, "reward": float} | ({"index": "Int64"} if whole else {}))
 
 
 def _facts(samples: pandas.DataFrame) -> dict[str, Any]:
@@ -82,13 +83,6 @@ def _mean(values: pandas.Series) -> float | None:
     """None where no value is known, for JSON."""
     mean = values.mean()
     return None if pandas.isna(mean) else float(mean)
-
-
-def _of_one_kind(values: Sequence[Any]) -> list[Any]:
-    """Whole numbers, or else texts: a column has one type, and data files need not agree on theirs."""
-    if all(value is None or (type(value) is int and abs(value) < 2**63) for value in values):
-        return list(values)
-    return [None if value is None else writable(str(value)) for value in values]
 
 
 def write(out: Path, summary: Mapping[str, Any], problems: Sequence[Problem], samples: pandas.DataFrame) -> list[Path]:

@@ -17,8 +17,7 @@ import pandas as pd
 from cppo_verl import paper
 from cppo_verl.estimates import t975
 from cppo_verl.reporting import metrics
-from cppo_verl.reporting.ablations import TITLES, groups
-from cppo_verl.reporting.comparison import grouped
+from cppo_verl.reporting.comparison import KNOBS, grouped
 from cppo_verl.reporting.metrics import ALL, Metric
 from cppo_verl.reporting.panels import finite_columns
 from cppo_verl.reporting.plots import Line, Panel, Plot
@@ -28,7 +27,6 @@ from cppo_verl.reporting.text import NOT_LOGGED, capital, number
 
 DRAWN_POINTS = 80
 WARM_UP_SHARE = 0.1  # of T_stop
-HOLE = 4  # times the usual distance of steps, beyond which a line breaks
 WIDTH, BOLD_WIDTH = 1.4, 2.0  # of the line to look at
 FIRST_FIGURE = 8  # of the paper's training diagnostics, a figure a model
 OF_METRICS = ("warm-up", "training", "staleness")
@@ -90,9 +88,22 @@ def _validation(runs: Runs, model: str) -> Panels:
 
 
 def _ablations(entries: Sequence[Entry], model: str) -> Panels:
-    found = groups(entries, model).items()
-    made = [_score_panel(f"ablation-{key}", TITLES[key], members, model) for key, members in found]
-    return [replace(panel, legend=True) for panel in made if panel is not None], {}
+    """CPPO beside the runs that are not of Table 1, a panel for each knob that is another there, and one for rules; a
+    run that differs in several knobs is in the panel of the first."""
+    cppo = [entry for entry in entries if entry.label.method == "CPPO"]
+    usual = cppo[0].settings if cppo else {}
+    variants: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.label.method not in paper.METHODS:
+            known = [key for key in ("loss_mode", *KNOBS) if key in usual and key in entry.settings]
+            changed = next((key for key in known if entry.settings[key] != usual[key]), "loss_mode")
+            variants.setdefault(changed, []).append(entry)
+    made = []
+    for key, runs in variants.items():
+        title = f"Another {key}".replace("loss_mode", "rule")
+        panel = _score_panel(f"ablation-{key}", title, grouped([*cppo, *runs]), model)
+        made += [replace(panel, legend=True)] if panel is not None else []
+    return made, {}
 
 
 def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
@@ -119,7 +130,7 @@ def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
         metric = ALL[name]
         lines = tuple(_lines(runs, model, values_of(metric)))
         if lines:
-            plot = Plot(lines, unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log, hole=HOLE)
+            plot = Plot(lines, unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log)
             panels.append(_panel(f"{key}-{len(panels)}", capital(metric.label), plot))
         else:
             absent.append(metric.label)
@@ -142,9 +153,8 @@ def _positions(runs: Runs, model: str) -> Panels:
         means = finite_columns(entry.frame, metrics.BY_POSITION).mean()
         return means.set_axis((np.arange(len(means)) + 0.5) / metrics.POSITION_BINS).dropna()
 
-    lines = tuple(replace(line, dots=True) for line in _lines(runs, model, by_position))
-    plot = Plot(lines, x="position in the response", hole=None)
-    return [_panel("positions", "Divergence along the response", plot)] if lines else [], {}
+    plot = Plot(tuple(_lines(runs, model, by_position)), x="position in the response")
+    return [_panel("positions", "Divergence along the response", plot)] if plot.lines else [], {}
 
 
 def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = False) -> Panel | None:
@@ -155,15 +165,12 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         if not scored:
             continue
         counted = [entry for entry in scored if entry.score.collapsed_at is None or stop is None]
-        fell = [(e.score.collapsed_at, e.score.curve) for e in scored if e.score.collapsed_at is not None]
-        # a cross lies at the last validation before the fall, or at the first of all
-        crosses = tuple((step, float(curve.iloc[max(0, (curve.index <= step).sum() - 1)])) for step, curve in fell)
         best = tuple((e.score.step, e.score.best["avg"]) for e in counted if e.score.step is not None) if rings else ()
         seeds = tuple(entry.score.curve for entry in scored) if len(scored) > 1 else ()
         line = _line(name, place, [(entry.label.seed, entry.score.curve) for entry in counted or scored], model)
-        lines.append(replace(line, dots=len(line.values) <= 15, seeds=seeds, best=best, collapsed=crosses))
+        lines.append(replace(line, seeds=seeds, best=best))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
-    return _panel(key, title, Plot(tuple(lines), label=label, hole=None, stop=stop)) if lines else None
+    return _panel(key, title, Plot(tuple(lines), label=label, stop=stop)) if lines else None
 
 
 def _panel(key: str, title: str, plot: Plot) -> Panel:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cppo_verl import paper
 from cppo_verl.errors import UserError
-from cppo_verl.reporting.settings import Settings
+from cppo_verl.reporting.settings import Settings, odd_knobs
 from cppo_verl.reporting.text import clean
 
 _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
@@ -77,7 +77,8 @@ def label_of(settings: Settings, place: Path) -> Label:
     experiment = own_name if named in _SAYS_NOTHING else named
     method = method_name(_SEED.sub("", experiment))
     if method not in paper.METHODS and named in _SAYS_NOTHING:
-        method = _method_of_knobs(settings) or method
+        # the method of Table 1 that the loss is, or its rule with what sets it apart
+        method = method_name(" ".join([str(settings.get("loss_mode", "")), *odd_knobs(settings)])) or method
     seed = _SEED.search(experiment) or _SEED_INSIDE.search(own_name)
     return Label(
         _model_of(settings, place), method or "method unknown", seed[1] if seed else str(settings.get("data_seed", ""))
@@ -106,13 +107,3 @@ def _model_of(settings: Settings, place: Path) -> str:
         if model_name(name) in paper.settings():
             return model_name(name)
     return _SEED.sub("", Path(path.rstrip("/")).name) or project or "model unknown"
-
-
-def _method_of_knobs(settings: Settings) -> str:
-    """The method of Table 1 that the loss is, or its rule with what sets it apart; empty without a rule."""
-    mode = str(settings.get("loss_mode", ""))
-    usual = {"weights": "linear", "gate": "hard"} if mode == "cppo" else {}
-    usual |= {"divergence": "tv"} if mode in ("cppo", "dppo") else {}
-    parts = [str(settings[knob]) for knob, value in usual.items() if settings.get(knob, value) != value]
-    parts += ["no budget"] if mode == "cppo" and settings.get("budget") == "none" else []
-    return method_name(" ".join([mode, *parts])) if mode else ""

@@ -2,22 +2,17 @@
 
 A resumed run adds a file, and verl validates before it trains on: the first record of a resumed start repeats the step
 of the checkpoint with validation metrics alone. So a later start replaces an earlier one's step, except where all it
-logged there is validation, which it adds to the step. Lines are read one at a time; only the
-numbers stay in memory, eight bytes each.
+logged there is validation, which it adds to the step.
 """
 
 import math
 import re
 import sys
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cppo_verl import jsonlines
@@ -37,19 +32,6 @@ class NoStepsError(LogError):
     """There is a run's directory or log, and no step in it: a run that was not started, or died before its first."""
 
 
-@dataclass
-class LogFile:
-    """One start: ``records`` good lines, whether its last line was ``torn`` by a killed process, how many damaged lines
-    were ``skipped`` on request, where its steps began ``again``: (the step, the one before)."""
-
-    path: Path
-    records: int = 0
-    torn: bool = False
-    skipped: int = 0
-    again: tuple[int, int] | None = None
-    lowest: int = LARGEST_STEP  # of its steps
-
-
 @dataclass(frozen=True)
 class Run:
     """One run as the report sees it, read from ``place``.
@@ -65,122 +47,10 @@ class Run:
     name: str
     settings: Mapping[str, object]
     frame: pd.DataFrame
-    files: tuple[LogFile, ...] = ()
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     nonfinite: Mapping[str, Sequence[int]] = field(default_factory=dict)
     place: Path | None = None
-
-
-@dataclass
-class Row:
-    """A step's numbers, at the places that ``Merge.names`` gives; ``odd`` are the metrics logged as NaN or infinite."""
-
-    start: int
-    numbers: "array[float]" = field(default_factory=lambda: array("d"))
-    odd: set[str] = field(default_factory=set)
-
-
-class Merge:
-    """The starts of a run laid over each other, in the order in which they are read."""
-
-    def __init__(self, skip_bad_lines: bool) -> None:
-        self.skip_bad_lines = skip_bad_lines
-        self.files: list[LogFile] = []
-        self.names: dict[str, int] = {}  # a metric's place in a row
-        self.rows: dict[int, Row] = {}
-        self.texts: set[str] = set()  # metrics whose values are no numbers
-
-    def read(self, path: Path) -> None:
-        file, before = LogFile(path), -LARGEST_STEP
-        self.files.append(file)
-        validated: dict[int, dict[str, float]] = {}  # what this start logged at a step that it did not train (yet)
-        torn: jsonlines.Line | None = None  # judged once it is known whether a line follows
-        for line in jsonlines.lines(path):
-            if torn is not None:
-                self._skip(file, torn.number, torn.fault)
-            torn = line if line.fault else None
-            if line.fault:
-                continue
-            try:
-                step, data = _step_and_data(line.value)
-            except ValueError as error:
-                self._skip(file, line.number, str(error))
-                continue
-            file.records += 1
-            file.lowest = min(file.lowest, step)
-            file.again = file.again or ((step, before) if step < before else None)
-            before = step
-            self._add(step, self._numbers(data), validated)
-        file.torn = torn is not None
-
-    def _skip(self, file: LogFile, line: int, why: str) -> None:
-        if not self.skip_bad_lines:
-            raise LogError(f"{file.path}, line {line}: {why}. --skip-bad-lines leaves such lines out.")
-        file.skipped += 1
-
-    def _numbers(self, data: Mapping[str, object]) -> dict[str, float]:
-        # null is how verl's logger writes NaN
-        numeric = {name: x for name, x in data.items() if x is None or isinstance(x, (int, float))}
-        self.texts |= data.keys() - numeric.keys()
-        return {sys.intern(name): _to_float(value) for name, value in numeric.items()}
-
-    def _add(self, step: int, data: dict[str, float], validated: dict[int, dict[str, float]]) -> None:
-        start = len(self.files) - 1
-        row = self.rows.setdefault(step, Row(start))
-        if row.start != start:
-            if data and all(name.startswith(VALIDATION) for name in data):
-                validated.setdefault(step, {}).update(data)
-            else:
-                row = self.rows[step] = Row(start)
-                data = {**validated.pop(step, {}), **data}
-        places = [self.names.setdefault(name, len(self.names)) for name in data]
-        row.numbers.extend(repeat(math.nan, max(places, default=-1) + 1 - len(row.numbers)))
-        for place, (name, value) in zip(places, data.items(), strict=True):
-            row.numbers[place] = value
-            (row.odd.discard if math.isfinite(value) else row.odd.add)(name)
-
-    def nonfinite(self) -> dict[str, list[int]]:
-        names = sorted(set().union(*(row.odd for row in self.rows.values())))
-        return {name: sorted(step for step, row in self.rows.items() if name in row.odd) for name in names}
-
-    def take_frame(self) -> pd.DataFrame:
-        """``Run.frame``; empties the rows on the way."""
-        steps, names = sorted(self.rows), sorted(self.names)
-        values = np.full((len(names), len(steps)), np.nan)
-        order = [self.names[name] for name in names]
-        for number, step in enumerate(steps):
-            row = self.rows.pop(step).numbers
-            row.extend(repeat(math.nan, len(names) - len(row)))
-            values[:, number] = np.frombuffer(row)[order]
-        return pd.DataFrame(values.T, index=pd.Index(steps, name="step"), columns=names, copy=False)
-
-    def notes(self) -> Iterator[str]:
-        if len({re.sub(r"[-_.0-9]+$", "", file.path.stem) for file in self.files}) > 1:
-            names = listing(file.path for file in self.files)
-            yield f"These logs lie together and are merged as one run's, by name: {names}."
-        for start, file in enumerate(self.files):
-            name = file.path.name
-            if file.torn:
-                yield f"{name}: the last line was torn, as a killed process leaves it, and is left out."
-            if file.skipped:
-                yield f"{name}: {count(file.skipped, 'damaged line')} {'was' if file.skipped == 1 else 'were'} skipped."
-            if not file.records:
-                yield f"{name}: holds no step."
-            if file.again:
-                yield (
-                    f"{name}: after step {file.again[1]} comes step {file.again[0]} again; of steps that were "
-                    "logged twice the later numbers count."
-                )
-            resumed = min((later.lowest for later in self.files[start + 1 :]), default=LARGEST_STEP)
-            left = sorted(step for step, row in self.rows.items() if row.start == start and step > resumed)
-            if left:
-                span = f"Step {left[0]} comes" if len(left) == 1 else f"Steps {left[0]} to {left[-1]} come"
-                yield f"{span} from {name}, before the run went back to step {resumed}, and not logged again."
-        for name, steps in self.nonfinite().items():
-            values = f"{count(len(steps), 'logged value')} {'is' if len(steps) == 1 else 'are'}"
-            yield f"{name}: {values} NaN or infinite and not drawn."
-        if self.texts:
-            yield f"Not numbers, and left out: {', '.join(sorted(self.texts))}."
 
 
 def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
@@ -192,20 +62,87 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
             leaves such lines out, counted.
     """
     place = Path(run_dir).resolve()
-    merge = Merge(skip_bad_lines)
-    for path in find_logs(place):
-        merge.read(path)
-    if not merge.rows:
-        files = merge.files
-        torn, skipped = sum(file.torn for file in files), sum(file.skipped for file in files)
-        raise NoStepsError(
-            f"no steps in {listing(file.path for file in files)} of {place}: {len(files)} files, {torn} torn last "
-            f"lines, {skipped} skipped lines. Is the run past its first step?"
-        )
-    settings, notes = settings_beside(place)
-    notes, odd = (*notes, *merge.notes()), merge.nonfinite()
+    files = find_logs(place)
+    settings, told = settings_beside(place)
+    notes = list(told)
+    if len({re.sub(r"[-_.0-9]+$", "", path.stem) for path in files}) > 1:
+        notes.append(f"These logs lie together and are merged as one run's, by name: {listing(files)}.")
+    rows: dict[int, dict[str, float]] = {}
+    for path in files:
+        for step, numbers in read_start(path, skip_bad_lines, notes).items():
+            if step in rows and all(name.startswith(VALIDATION) for name in numbers):
+                rows[step] |= numbers
+            else:
+                rows[step] = numbers
+    if not rows:
+        raise NoStepsError(f"no steps in {listing(files)} of {place}. Is the run past its first? {' '.join(notes)}")
+    rows = dict(sorted(rows.items()))
+    nonfinite: dict[str, list[int]] = {}
+    for step, numbers in rows.items():
+        for name in (name for name, value in numbers.items() if not math.isfinite(value)):
+            nonfinite.setdefault(name, []).append(step)
+    for name, steps in sorted(nonfinite.items()):
+        values = f"{count(len(steps), 'logged value')} {'is' if len(steps) == 1 else 'are'}"
+        notes.append(f"{name}: {values} NaN or infinite and not drawn.")
+    frame = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="step"), dtype="float64").sort_index(axis=1)
     name = clean(place.stem if place.is_file() else place.name)
-    return Run(name, settings, merge.take_frame(), tuple(merge.files), notes, odd, place)
+    return Run(name, settings, frame, tuple(files), tuple(notes), nonfinite, place)
+
+
+def read_start(path: Path, skip_bad_lines: bool, notes: list[str]) -> dict[int, dict[str, float]]:
+    """The numbers of one start by step; what is odd in the file is added to ``notes``. A LogError for a damaged line
+    before the last, unless it is to be skipped."""
+    found: dict[int, dict[str, float]] = {}
+    faults: dict[int, str] = {}  # by line
+    before, again = -LARGEST_STEP, False
+    line = jsonlines.Line(0)
+    for line in jsonlines.lines(path):
+        if fault := line.fault or _fault(line.value):
+            faults[line.number] = fault
+            continue
+        step = int(line.value["step"])
+        if step < before and not again:
+            later = "of steps that were logged twice the later numbers count."
+            notes.append(f"{path.name}: after step {before} comes step {step} again; {later}")
+            again = True
+        before = step
+        found.setdefault(step, {}).update(_numbers(line.value["data"]))
+    if line.fault:
+        del faults[line.number]
+        notes.append(f"{path.name}: the last line was torn, as a killed process leaves it, and is left out.")
+    if faults and not skip_bad_lines:
+        number, why = next(iter(faults.items()))
+        raise LogError(f"{path}, line {number}: {why}. --skip-bad-lines leaves such lines out.")
+    if faults:
+        were = "was" if len(faults) == 1 else "were"
+        notes.append(f"{path.name}: {count(len(faults), 'damaged line')} {were} skipped.")
+    if not found:
+        notes.append(f"{path.name}: holds no step.")
+    return found
+
+
+def _fault(record: Any) -> str:
+    """What keeps a line from being a record of verl's file logger."""
+    if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
+        return 'not a record of verl\'s file logger, {"step": ..., "data": {...}}'
+    step = record.get("step")
+    if not isinstance(step, (int, float)) or isinstance(step, bool) or not abs(step) <= LARGEST_STEP or step % 1:
+        return f"step={step!r} is not a whole number"
+    return ""
+
+
+def _numbers(logged: Mapping[str, object]) -> dict[str, float]:
+    """Without texts; names are the same objects in every step."""
+    known = {name: value for name, value in logged.items() if value is None or isinstance(value, (int, float))}
+    return {sys.intern(name): _to_float(value) for name, value in known.items()}
+
+
+def _to_float(value: float | None) -> float:
+    """null is how verl's logger writes NaN; a whole number that no float holds is infinite."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf if value and value > 0 else -math.inf
 
 
 def find_logs(place: Path) -> list[Path]:
@@ -217,9 +154,9 @@ def find_logs(place: Path) -> list[Path]:
         raise LogError(f"{place} does not exist. Give a run directory, or the .jsonl file of verl's file logger.")
     found = sorted((place / "logs").glob("*.jsonl"), key=_natural) or sorted(place.glob("*.jsonl"), key=_natural)
     if not found:
+        there = listing(sorted(place.iterdir())) or "an empty directory"
         raise NoStepsError(
-            f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found "
-            f"{listing(sorted(place.iterdir())) or 'an empty directory'}. "
+            f"no log in {place}: looked for logs/*.jsonl and *.jsonl, found {there}. "
             "Was the run started with 'file' in trainer.logger?"
         )
     if found[0].parent == place and not starts_of_one(found):
@@ -230,30 +167,15 @@ def find_logs(place: Path) -> list[Path]:
     return found
 
 
-def starts_of_one(paths: list[Path]) -> bool:
+def starts_of_one(paths: Sequence[Path]) -> bool:
     """Whether logs that lie directly in a directory are of one run."""
     return len(paths) == 1 or all(path.name.startswith("metrics-") for path in paths)
 
 
-def _step_and_data(record: Any) -> tuple[int, Mapping[str, object]]:
-    if not isinstance(record, dict) or not isinstance(record.get("data"), dict):
-        raise ValueError('not a record of verl\'s file logger, {"step": ..., "data": {...}}')
-    step = record.get("step")
-    if not isinstance(step, (int, float)) or isinstance(step, bool) or not abs(step) <= LARGEST_STEP or step % 1:
-        raise ValueError(f"step={step!r} is not a whole number")
-    return int(step), record["data"]
-
-
-def _to_float(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    return value if isinstance(value, float) else float(Decimal(value))  # where float(value) raises, it is infinite
-
-
-def listing(paths: Iterable[Path]) -> str:
+def listing(paths: Sequence[Path]) -> str:
     """The first few names."""
-    names = [path.name for path in paths]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+    return ", ".join(path.name for path in paths[:4]) + more
 
 
 def _natural(path: Path) -> list[str | int]:

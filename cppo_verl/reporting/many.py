@@ -40,28 +40,21 @@ def write_many(study: Study, compared: Comparisons, out: Path, title: str | None
         files["differences.csv"] = comparison.differences_csv(each)
         files["comparison.md"] = render("comparison.md", comparisons=each, said=comparison)
     for picture in (picture for made in drawn.values() for picture in made):
-        for kind, data in picture_files(picture).items():
+        drawing = pictures.compose(
+            picture.panels,
+            f"{picture.model}: {picture.heading}",
+            caption=picture.caption,
+            columns=3,
+            inches=PANEL_INCHES if len(picture.panels) > 1 else SINGLE_INCHES,
+            legend=picture.legend,
+        )
+        for kind, data in drawing.items():
             files[f"figures/{_slug(picture.model)}-{picture.key}.{kind}"] = data
     files["report.html"] = html_page(study, results, compared, drawn, title)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         atomic.write(out / name, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     return [out / name for name in files]
-
-
-def picture_files(picture: Picture) -> dict[str, bytes]:
-    """The picture as ``png`` and ``pdf``; names that no font here can draw get a number in their place."""
-    shown = pictures.stand_ins([line.name for line in picture.lines])
-    panels = []
-    for panel in picture.panels:
-        (plot,) = panel.plots
-        lines = tuple(replace(line, name=shown[line.name]) for line in plot.lines)
-        panels.append(replace(panel, plots=(replace(plot, lines=lines),)))
-    inches = PANEL_INCHES if len(panels) > 1 else SINGLE_INCHES
-    odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in shown.items() if name != x}
-    caption = picture.caption + "".join(f" {number}: {name}." for name, number in odd.items())
-    title = f"{picture.model}: {picture.heading}"
-    return pictures.compose(panels, title, caption=caption, columns=3, inches=inches, legend=picture.legend)
 
 
 def comparisons(study: Study, baseline: str | None = None) -> Comparisons:
@@ -95,7 +88,6 @@ def html_page(
         models={f"model-{_slug(model)}": (model, compared.get(model), drawn[model]) for model in models},
         drawing=lambda model, panel: pictures.svg(replace(panel, legend=False), f"{_slug(model)}-{panel.key}"),
         swatch=_swatch,
-        stand_ins=_stand_in_words,
         places=[os.path.relpath(place, above) for place in places],
         entries=study.entries,
         footer=f"{runs}.",
@@ -122,12 +114,6 @@ def _summary(study: Study, results: tables.Results) -> str:
         said += f" Ours differ from the paper's mean scores by {mean:.2f} points on average, at most {most}."
     unfinished = sum(cell["unfinished"] for cell in cells)
     return said + (f" Rows whose runs have not reached T_stop: {unfinished}." if unfinished else "")
-
-
-def _stand_in_words(picture: Picture) -> str:
-    found = pictures.stand_ins([line.name for line in picture.lines])
-    odd = [f"{shown} is {name}" for name, shown in found.items() if name != shown]
-    return f" In PNG and PDF, {'; '.join(odd)}." if odd else ""
 
 
 def _swatch(line: Line) -> dict[str, Any]:

@@ -43,7 +43,6 @@ class Metric:
         names: as logged; a run's is the first of them that has a value.
         label: in words. unit: ``%`` (logged as a fraction), ``s`` or empty.
         panel: key of the panel of a run that draws it, empty for none. short: what the panel's legend calls it.
-        fold: ``mean`` or ``max``, what stands for several steps.
         always: whether the table of numbers names it also where it was not logged.
         log: whether a figure over many runs draws it on a log scale. numbers: in the table without a panel, too.
     """
@@ -53,7 +52,6 @@ class Metric:
     unit: str = ""
     panel: str = ""
     short: str = ""
-    fold: str = "mean"
     always: bool = True
     log: bool = False
     numbers: bool = False

@@ -7,7 +7,7 @@ from cppo_verl import atomic
 from cppo_verl.reporting import pictures
 from cppo_verl.reporting.answers import disagreements
 from cppo_verl.reporting.logs import Run, listing
-from cppo_verl.reporting.panels import panels_of, steps_a_point
+from cppo_verl.reporting.panels import panels_of
 from cppo_verl.reporting.settings import settings_table
 from cppo_verl.reporting.summary import headline, number_rows
 from cppo_verl.reporting.template import render
@@ -23,12 +23,10 @@ def write_report(run: Run, out: Path, title: str | None = None, recorded: str = 
     out.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(out / "metrics.csv") as path:
         run.frame.to_csv(path, index_label="step", lineterminator="\n", encoding="utf-8", errors="replace")
-    head, rows, points = headline(run), number_rows(run), steps_a_point(run.frame)
-    panels, name, steps = panels_of(run, rows), title or run.name, run.frame.index
+    head, rows, name, steps = headline(run), number_rows(run), title or run.name, run.frame.index
+    panels = panels_of(run, rows)
     start = run.place / START if run.place is not None else None
     span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
-    drawn = "Nothing is smoothed." if points == 1 else f"A drawn point is the mean of {points} steps, the table is not."
-    logs = listing(file.path for file in run.files)
     said: dict[str, Any] = {
         "name": name,
         "title": f"{name}: {head.sentence()}",
@@ -44,12 +42,11 @@ def write_report(run: Run, out: Path, title: str | None = None, recorded: str = 
         "number_heads": ("metric", "first", "last", "lowest", "highest"),
         "numbers": [(row.label, *(row.cells or (NOT_LOGGED, "", "", ""))) for row in rows],
         "answers": disagreements(run.place) if run.place is not None else None,
-        "footer": f"{count(len(steps), 'step')} ({span}) from {logs}. {drawn}",
+        "footer": f"{count(len(steps), 'step')} ({span}) from {listing(run.files)}. Nothing is smoothed.",
     }
-    subtitle = f"{name}  ·  {head.detail}" + (f" Points are means of {points} steps." if points > 1 else "")
     drawings = {panel.key: pictures.svg(panel, panel.key) for panel in panels if panel.caption}
     written: dict[str, str | bytes] = {
-        "report.png": pictures.compose(panels, head.sentence(), subtitle, kinds=("png",))["png"],
+        "report.png": pictures.compose(panels, head.sentence(), f"{name}  ·  {head.detail}", kinds=("png",))["png"],
         "report.md": render("run.md", **said),
         "report.html": render("run.html", drawings=drawings, **said),
     }

@@ -1,8 +1,5 @@
-"""The panels of a run, as data for ``plots``; what most of them hold is in ``assets/panels.yaml``.
-
-Every logged step is drawn as it is up to ``DRAWN_POINTS`` of them; beyond, a point is the mean of so many steps, and
-the caption says so.
-"""
+"""The panels of a run, as data for ``plots``, every logged step as it is; what most of them hold is in
+``assets/panels.yaml``."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -14,84 +11,54 @@ import pandas as pd
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.metrics import ALL, series
-from cppo_verl.reporting.plots import LEGEND_WIDTH, PALETTE, Line, Panel, Plot, spacing
+from cppo_verl.reporting.plots import LEGEND_WIDTH, PALETTE, Line, Panel, Plot
 from cppo_verl.reporting.summary import NumberRow, validation
 from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import NOT_LOGGED, capital
 
-DRAWN_POINTS = 400
 OTHER = "timing_s/other"  # of a step's time, what is neither generation nor update
 
 
 def panels_of(run: Run, rows: Sequence[NumberRow]) -> list[Panel]:
     """The six panels of every run; those of old responses and of steered thresholds where a run logged such things. A
     panel's words are from the run's numbers (``rows``)."""
-    frame, folded, points = run.frame, coarse(run.frame), steps_a_point(run.frame)
-    folded[OTHER] = other_time(folded)
-    own = {"learning": _learning(frame, folded), "positions": _positions(frame), "staleness": _staleness(frame)}
+    frame = run.frame
+    own = {"learning": _learning(frame), "positions": _positions(frame), "staleness": _staleness(frame)}
     left_out = {"versions", "staleness"} if series(frame, metrics.SPANNING).empty else set()
     if not (series(frame, metrics.SCALE) != 1).any():
         left_out.add("scale")
     span = (float(frame.index[0]), float(frame.index[-1]))
     panels = []
     for key, spec in data("panels.yaml").items():
-        if key not in left_out:
-            plots = own.get(key) or tuple(_plot(folded, plot) for plot in spec["plots"])
-            panels.append(_panel(key, spec, plots, [row for row in rows if row.panel == key], points, span))
+        if key in left_out:
+            continue
+        plots = own.get(key) or tuple(_plot(frame, plot) for plot in spec["plots"])
+        shown = [row for row in rows if row.panel == key]
+        said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in shown]
+        absent = ", ".join(row.metric for row in shown if not row.cells)
+        caption = spec["caption"] if any(row.cells for row in shown) else ""
+        words = f"{spec['title']}, first to last value: {'; '.join(said)}."
+        missing = f"{capital(NOT_LOGGED)}: {absent}." if absent else ""
+        panels.append(Panel(key, spec["title"], caption, plots, words, missing, span=span))
     return panels
-
-
-def _panel(
-    key: str, spec: Mapping[str, Any], plots: tuple[Plot, ...], rows: Sequence[NumberRow], points: int,
-    span: tuple[float, float],
-) -> Panel:  # fmt: skip
-    said = [f"{x.label} {x.cells[0]} to {x.cells[1]}" if x.cells else f"{x.label} {NOT_LOGGED}" for x in rows]
-    absent = ", ".join(row.metric for row in rows if not row.cells)
-    averaged = spec.get("averaged", "Each point is the mean of {} steps.").format(points) if points > 1 else ""
-    caption = f"{spec['caption']} {averaged}".rstrip() if any(row.cells for row in rows) else ""
-    words = f"{spec['title']}, first to last value: {'; '.join(said)}."
-    missing = f"{capital(NOT_LOGGED)}: {absent}." if absent else ""
-    return Panel(key, spec["title"], caption, plots, words, missing, span=span)
-
-
-def steps_a_point(frame: pd.DataFrame) -> int:
-    """How many logged steps one drawn point stands for: 1 up to ``DRAWN_POINTS`` steps."""
-    return -(-len(frame) // DRAWN_POINTS)
-
-
-def coarse(frame: pd.DataFrame) -> pd.DataFrame:
-    """The drawn columns with ``steps_a_point`` steps folded to one, infinities left out."""
-    count = steps_a_point(frame)
-    finite = frame[[name for name in frame if name in metrics.DRAWN]].replace([np.inf, -np.inf], np.nan)
-    if count == 1:
-        return finite
-    steps, width = frame.index.to_numpy(float), count * spacing(frame.index.to_numpy())
-    blocks = finite.groupby((steps - steps[0]) // width)
-    folded = blocks.agg({name: ALL[name].fold if name in ALL else "mean" for name in finite})
-    folded.index = pd.Index(steps[0] + (folded.index.to_numpy(float) + 0.5) * width - width / count / 2, name="step")
-    return folded
 
 
 def _plot(frame: pd.DataFrame, spec: Mapping[str, Any]) -> Plot:
 
     def line(name: str, color: str, dash: str = "-") -> Line:
-        label = "other" if name == OTHER else ALL[name].short or ALL[name].label
-        return Line(label, series(frame, name), PALETTE[color], dash)
+        if name == OTHER:
+            return Line("other", other_time(frame), PALETTE[color])
+        return Line(ALL[name].short or ALL[name].label, series(frame, name), PALETTE[color], dash)
 
     lines = tuple(line(name, *style) for name, style in spec.get("lines", {}).items())
     areas = tuple(line(name, *style) for name, style in spec.get("areas", {}).items())
-    outline = line(spec["outline"], "ink") if areas else None
-    every = [each.values for each in (*lines, *areas, *([outline] if outline else []))]
-    nothing = "" if any(map(len, every)) else NOT_LOGGED
-    if (areas or spec.get("log")) and not any((values > 0).any() for values in every):
-        nothing = nothing or "0 at every step"
-    made = {key: spec[key] for key in ("unit", "label", "log") if key in spec}
-    return Plot(lines, areas, outline, instead=nothing and f"{spec['what']}\n{nothing}", **made)
+    made = {key: spec[key] for key in ("unit", "label", "log", "what") if key in spec}
+    return Plot(lines, areas, line(spec["outline"], "ink") if areas else None, **made)
 
 
-def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
-    found, reward = validation(frame), metrics.REWARD.of(folded)
-    top = Plot(instead=f"validation accuracy\n{NOT_LOGGED}")
+def _learning(frame: pd.DataFrame) -> tuple[Plot, Plot]:
+    found = validation(frame)
+    top = Plot(what="validation accuracy")
     if found is not None:
         several = len(found.by_source) > 1
         sources = ", ".join(found.by_source)
@@ -99,20 +66,20 @@ def _learning(frame: pd.DataFrame, folded: pd.DataFrame) -> tuple[Plot, Plot]:
         each = zip(names, found.by_source.values(), cycle(("-", "--", ":", "-.")), strict=False)
         lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for name, values, dash in each] if several else []
         name = f"validation {found.kind}" + (f", mean of {len(found.by_source)}" if several else "")
-        lines.append(Line(name, found.mean, PALETTE["orange"], dots=True))
-        top = Plot(tuple(lines), unit=found.unit, hole=None, from_zero=False)
-    below = Line(metrics.REWARD.label, reward, PALETTE["blue"])
-    return top, Plot((below,), from_zero=False, instead=f"training reward\n{NOT_LOGGED}" if reward.empty else "")
+        lines.append(Line(name, found.mean, PALETTE["orange"]))
+        top = Plot(tuple(lines), unit=found.unit, from_zero=False)
+    below = Line(metrics.REWARD.label, metrics.REWARD.of(frame), PALETTE["blue"])
+    return top, Plot((below,), from_zero=False, what="training reward")
 
 
 def _positions(frame: pd.DataFrame) -> tuple[Plot]:
     centres = (np.arange(metrics.POSITION_BINS) + 0.5) / metrics.POSITION_BINS
     lines = [
-        Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color], dots=True)
+        Line(label, pd.Series(means, index=centres).dropna(), PALETTE[color])
         for (label, means), color in zip(thirds(frame), ("late", "middle", "early"), strict=False)
     ]
-    none = "" if lines else f"divergence by position\n{NOT_LOGGED}"
-    return (Plot(tuple(lines), label="mean divergence", x="position in the response", hole=None, instead=none),)
+    what = "divergence by position"
+    return (Plot(tuple(lines), label="mean divergence", x="position in the response", what=what),)
 
 
 def thirds(frame: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
@@ -145,10 +112,10 @@ def _staleness(frame: pd.DataFrame) -> tuple[Plot, Plot]:
 
     def line(label: str, names: Sequence[str], color: str, dash: str = "-") -> Line:
         means = finite_columns(frame, names).mean().reset_index(drop=True).dropna()
-        return Line(label, means, PALETTE[color], dash, dots=True)
+        return Line(label, means, PALETTE[color], dash)
 
     before = line("before any update", metrics.FIRST_BY_STALENESS, "orange", "--")
     lines = (before, line("over all updates", metrics.DIVERGENCE_BY_STALENESS, "blue"))
     masked = line("masked share", metrics.MASKED_BY_STALENESS, "teal")
-    above = Plot(lines, label="mean divergence", x="versions behind", hole=None)
-    return above, Plot((masked,), unit="%", x="versions behind", hole=None)
+    above = Plot(lines, label="mean divergence", x="versions behind")
+    return above, Plot((masked,), unit="%", x="versions behind")

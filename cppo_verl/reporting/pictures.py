@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.resources import files
 from io import BytesIO, StringIO
 from math import ceil
@@ -31,11 +30,15 @@ FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han
 
 @contextmanager
 def drawing_style(**more: Any) -> Iterator[None]:
-    """The report's own matplotlib settings, whatever the user's are; restored on leaving."""
-    with matplotlib.rc_context():
+    """The report's own matplotlib settings, whatever the user's are; restored on leaving. A letter that no font of this
+    machine has is a box."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.style.use(str(files("cppo_verl.reporting") / "assets/figures.mplstyle"))
-        matplotlib.rcParams.update({"font.family": families()} | more)  # type: ignore[arg-type]
+        there = {entry.name for entry in font_manager.fontManager.ttflist}
+        fonts = ["DejaVu Sans", *(name for name in FALLBACKS if name in there)]
+        matplotlib.rcParams.update({"font.family": fonts} | more)  # type: ignore[arg-type]
         yield
 
 
@@ -48,14 +51,14 @@ def compose(
     with drawing_style(**LARGER):
         columns = min(columns, len(panels))
         rows, width = ceil(len(panels) / columns), columns * inches[0]
-        said = fill(drawable(caption), round(width * 14)).splitlines()
+        said = fill(caption, round(width * 14)).splitlines()
         foot, body = 0.2 * len(said) + 0.15 * bool(said), rows * inches[1]
         height = 0.95 + body + foot
         engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, rect=(0, foot / height, 1, body / height))
         figure, left = Figure((width, height), DPI, layout=engine), 0.2 / width
         large = 16 if columns > 1 else 11.5
-        figure.text(left, 1 - 0.3 / height, shorten(drawable(title), 100), fontsize=large, va="center")
-        below = fill(drawable(subtitle), round(width * 12.5), max_lines=2)
+        figure.text(left, 1 - 0.3 / height, shorten(title, 100), fontsize=large, va="center")
+        below = fill(subtitle, round(width * 12.5), max_lines=2)
         figure.text(left, 1 - 0.6 / height, below, fontsize=10, va="top", color=PALETTE["soft"])
         figure.text(left, (foot - 0.03) / height, "\n".join(said), fontsize=9, va="top", color=PALETTE["soft"])
         if legend:
@@ -81,8 +84,7 @@ def _printed(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
 
 def svg(panel: Panel, key: str) -> Markup:
     """One panel as an ``<svg>`` element without references to anything outside it; ``key`` makes its ids unique."""
-    with drawing_style(**{"svg.hashsalt": key}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has the letters
+    with drawing_style(**{"svg.hashsalt": key}):
         figure = Figure(SVG_INCHES, layout="constrained", facecolor="none")
         draw(figure, panel)
         buffer = StringIO()
@@ -105,30 +107,3 @@ def _plain_tag(found: re.Match[str]) -> str:
     for name, color in PALETTE.items():
         tag = tag.replace(color, f"var(--{name})")
     return tag
-
-
-@cache
-def families() -> list[str]:
-    """The fonts that pictures are written in: ours, and for letters that it lacks those that this machine has."""
-    there = {entry.name for entry in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in FALLBACKS if name in there)]
-
-
-@cache
-def _fonts() -> list[Any]:
-    return [font_manager.get_font(font_manager.findfont(name)) for name in families()]
-
-
-def drawable(text: str) -> str:
-    """``text`` with a box for each letter that no font here has."""
-    return "".join(x if x.isspace() or any(f.get_char_index(ord(x)) for f in _fonts()) else "□" for x in text)
-
-
-def stand_ins(names: Sequence[str]) -> dict[str, str]:
-    """Name -> what a picture calls it: itself, or where it cannot be drawn a number before what can be."""
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        plain = drawable(name)
-        number = 1 + sum(x != shown for x, shown in found.items())
-        found[name] = name if plain == name else f"[{number}] {plain.replace('□', '')}".strip()
-    return found

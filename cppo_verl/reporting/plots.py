@@ -1,6 +1,6 @@
 """What a panel holds, as data, and the one way in which it is drawn: of one run or of many, for a page or a picture.
 
-A line breaks where steps are missing; what was not logged is said to be so, not drawn as zero.
+A line breaks where steps are missing; what was not logged is not drawn, never as zero.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ PALETTE = {"ink": "#22303c", "soft": "#5d6975", "rule": "#d5dbe1", "blue": "#2b6
            "teal": "#2f8f83", "stone": "#8d98a3", "early": "#74a0d2", "middle": "#3a76b8",
            "late": "#123a66"}  # fmt: skip
 LEGEND_WIDTH = 54  # letters that fit above the axes of the narrowest panel
-DOTTED_POINTS = 60  # more are drawn as a line alone
+DOTTED_POINTS = 15  # more are drawn as a line alone
+HOLE = 4  # times the usual distance of steps, beyond which a line breaks
 TICKS = {  # by x, where they are not numbers of steps
     "position in the response": ((0, 0.25, 0.5, 0.75, 1), ("start", "25%", "50%", "75%", "end")),
     "versions behind": (range(STALENESS_BINS), [*map(str, range(STALENESS_BINS - 1)), f"{STALENESS_BINS - 1} or more"]),
@@ -30,28 +31,23 @@ TICKS = {  # by x, where they are not numbers of steps
 @dataclass(frozen=True)
 class Line:
     """``values`` by x, how they are drawn (``dash`` is matplotlib's), half the width of their band (``error``), each
-    seed's own, and marks."""
+    seed's own, and the ``best`` of each as (step, value) to mark."""
 
     name: str
     values: pd.Series
     color: str
     dash: Any = "-"
     width: float = 1.5
-    dots: bool = False
     error: pd.Series | None = None
     seeds: tuple[pd.Series, ...] = ()
     best: tuple[tuple[int, float], ...] = ()
-    collapsed: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One pair of axes: lines, areas stacked on each other (with ``outline``, what they add up to), or ``instead``, a
-    sentence in their place.
-
-    ``unit`` is ``%`` for fractions, ``x`` is ``step`` or a key of ``TICKS``; a line breaks where more
-    than ``hole`` times the usual distance is missing, never for None. ``stop`` is a step to mark.
-    """
+    """One pair of axes: lines, areas stacked on each other (with ``outline``, what they add up to); ``what`` is named
+    where there is nothing to draw. ``unit`` is ``%`` for fractions, ``x`` is ``step`` or a key of ``TICKS``, ``stop`` a
+    step to mark."""
 
     lines: tuple[Line, ...] = ()
     areas: tuple[Line, ...] = ()
@@ -60,10 +56,17 @@ class Plot:
     label: str = ""
     log: bool = False
     x: str = "step"
-    hole: float | None = 1.5
     from_zero: bool = True
     stop: int | None = None
-    instead: str = ""
+    what: str = ""
+
+    @property
+    def nothing(self) -> str:
+        """Why there is nothing to draw; empty where there is something."""
+        every = [line.values for line in (*self.lines, *self.areas, *([self.outline] if self.outline else []))]
+        if not any(map(len, every)):
+            return NOT_LOGGED
+        return "0 at every step" if (self.areas or self.log) and not any((x > 0).any() for x in every) else ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
     stacked = bool(panel.plots[0].areas) and len({plot.unit for plot in panel.plots}) == 1
     every = room.subplots(len(panel.plots), 1, sharex=True, sharey=stacked, squeeze=False)[:, 0]
     for axes, plot in zip(every, panel.plots, strict=True):
-        if plot.instead:
-            _write(axes, plot.instead, axes is every[-1] and len(every) > 1)
+        if plot.nothing:
+            _write(axes, f"{plot.what}\n{plot.nothing}", axes is every[-1] and len(every) > 1)
             continue
         for line in plot.lines:
             _draw_line(axes, line, plot)
@@ -102,7 +105,7 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
         _y_axis(axes, plot)
         if panel.legend:
             _legend(axes)
-    if not all(plot.instead for plot in panel.plots):
+    if not all(plot.nothing for plot in panel.plots):
         _x_axis(every[-1], panel)
 
 
@@ -113,24 +116,20 @@ def _draw_line(axes: Axes, line: Line, plot: Plot) -> None:
         low, high = line.values - line.error, line.values + line.error
         axes.fill_between(line.values.index, low, high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
     values = line.values[line.values > 0] if plot.log else line.values
-    absent = f" ({NOT_LOGGED})" if line.values.empty else " (always 0)" if values.empty else ""
-    x, y = with_gaps(values, plot.hole) if plot.hole else (values.index.to_numpy(), values.to_numpy(float))
-    style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if line.dots and len(values) <= DOTTED_POINTS else {}
+    if values.empty:
+        return
+    style: dict[str, Any] = {"marker": "o", "markersize": 3.0} if len(values) <= DOTTED_POINTS else {}
     style |= {"color": line.color, "linewidth": line.width if len(values) <= 100 else 0.7 * line.width}
-    axes.plot(x, y, label=line.name + absent, linestyle=line.dash, zorder=2 + line.width, **style)
-    known = np.pad(np.isfinite(y), 1)
-    alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    axes.plot(x[alone], y[alone], color=line.color, linestyle="none", marker="o", markersize=3.5)
-    marks = [(mark, "o") for mark in line.best] + [(mark, "x") for mark in line.collapsed]
-    large: dict[str, Any] = {"markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
-    for (step, value), marker in marks:
-        axes.plot(step, value, color=line.color, marker=marker, **large)
+    axes.plot(*with_gaps(values), label=line.name, linestyle=line.dash, zorder=2 + line.width, **style)
+    ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markeredgewidth": 1.5, "zorder": 5, "fillstyle": "none"}
+    for step, value in line.best:
+        axes.plot(step, value, color=line.color, **ring)
 
 
-def with_gaps(values: pd.Series, times: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values with a NaN put in wherever more than ``times`` the usual distance is missing."""
+def with_gaps(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values with a NaN put in wherever more than ``HOLE`` times the usual distance is missing."""
     steps, data = values.index.to_numpy(float), values.to_numpy(float)
-    holes = np.flatnonzero(np.diff(steps) > times * spacing(steps)) + 1
+    holes = np.flatnonzero(np.diff(steps) > HOLE * spacing(steps)) + 1
     return np.insert(steps, holes, (steps[holes - 1] + steps[holes]) / 2), np.insert(data, holes, np.nan)
 
 
@@ -140,32 +139,24 @@ def spacing(steps: np.ndarray) -> float:
 
 
 def blocks(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (n + 1) and heights (n) of a bar a step without space between; a hole in the steps is a NaN bar."""
-    steps, data = values.index.to_numpy(float), values.to_numpy(float)
-    half = spacing(steps) / 2
-    holes = np.flatnonzero(np.diff(steps) > 3 * half)
-    edges = np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]])
-    edges[holes + 1] = steps[holes] + half
-    return np.insert(edges, holes + 2, steps[holes + 1] - half), np.insert(data, holes + 1, np.nan)
+    """Edges (n + 1) and heights (n) of a bar a step without space between; NaN in a hole of the steps."""
+    steps, heights = with_gaps(values)
+    half = spacing(values.index.to_numpy(float)) / 2
+    return np.concatenate([[steps[0] - half], (steps[1:] + steps[:-1]) / 2, [steps[-1] + half]]), heights
 
 
 def _stack(axes: Axes, plot: Plot) -> None:
-    logged = [area.values for area in plot.areas if len(area.values)]
-    common = pd.concat(logged, axis=1, join="inner").index if logged else []
+    areas = [area for area in plot.areas if len(area.values)]
+    common = pd.concat([area.values for area in areas], axis=1, join="inner").index if areas else []
     floor: np.ndarray | float = 0.0
-    for area in plot.areas:
-        if area.values.empty or not len(common):
-            axes.fill_between([], [], [], color=area.color, label=f"{area.name} ({NOT_LOGGED})")
-            continue
+    for area in areas if len(common) else ():
         edges, heights = blocks(area.values.loc[common])
         axes.stairs(floor + heights, edges, baseline=floor, fill=True, color=area.color, label=area.name, linewidth=0)
         floor = floor + heights
     line = plot.outline
-    if line is not None and line.values.empty:
-        axes.plot([], [], color=line.color, label=f"{line.name} ({NOT_LOGGED})")
-    elif line is not None:
+    if line is not None and len(line.values):
         edges, heights = blocks(line.values)
-        width = 0.8 if len(heights) <= 100 else 0.5
+        width = 80 / max(100, len(heights))  # else it covers the areas of a long run
         axes.stairs(heights, edges, baseline=None, color=line.color, label=line.name, linewidth=width)
 
 

@@ -75,11 +75,18 @@ def settings_table(settings: Settings) -> list[tuple[str, str]]:
 
 def headline_name(settings: Settings) -> str:
     """What a headline calls the method: the rule in capitals, with what sets it apart; empty if unknown."""
-    mode = str(settings.get("loss_mode", ""))
-    usual = {"divergence": "tv", "gate": "hard"} if mode == "cppo" else {}
-    odd = [str(settings[knob]) for knob in usual if settings.get(knob, usual[knob]) != usual[knob]]
+    mode, odd = str(settings.get("loss_mode", "")), odd_knobs(settings)
     name = {"cppo": "CPPO", "dppo": "DPPO", "vanilla": "PPO"}.get(mode, mode)
     return f"{name} ({', '.join(odd)})" if odd else name
+
+
+def odd_knobs(settings: Settings) -> list[str]:
+    """Values of the knobs of CPPO and DPPO that make them another method than the paper's."""
+    mode = settings.get("loss_mode")
+    usual = {"weights": "linear", "gate": "hard"} if mode == "cppo" else {}
+    usual |= {"divergence": "tv"} if mode in ("cppo", "dppo") else {}
+    odd = [str(settings[knob]) for knob, value in usual.items() if settings.get(knob, value) != value]
+    return odd + ["no budget"] * (mode == "cppo" and settings.get("budget") == "none")
 
 
 def own_knobs(settings: Settings) -> list[str]:

@@ -36,14 +36,15 @@ def read_study(places: Sequence[Path], labels: Mapping[str, Label], skip_bad_lin
     """
     given = {Path(path).resolve(): label for path, label in labels.items()}
     found: dict[Path, Path] = {}  # as resolved -> as given first
-    again: dict[Path, None] = {}
+    twice: dict[str, None] = {}  # notes
     for place in (run for given_place in places for run in expand(given_place)):
-        if found.setdefault(place.resolve(), place) is not place:
-            again[found[place.resolve()]] = None
+        path = place.resolve()
+        if path in found:
+            twice[f"{found[path]} was given more than once and is counted once."] = None
+        found.setdefault(path, place)
     if strangers := sorted(map(str, set(given) - set(found))):
         raise LabelError(f"--label for {strangers[0]}, which is not among the runs of this report.")
     entries = tuple(read_entry(place, given.get(path), skip_bad_lines) for path, place in found.items())
-    twice = [f"{place} was given more than once and is counted once." for place in again]
     return Study(entries, (*twice, *_double_notes(entries)))
 
 

@@ -11,7 +11,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def save_on_and_on(out, told) -> None:
-    with store.Store(out, {"n": 1}) as saved:
+    with store.opened(out, {"n": 1}) as saved:
         for row in range(1000):
             saved.append([response(row, text="x" * 20000)])
             told.send(row)
@@ -25,7 +25,7 @@ def test_kill_between_parts_loses_at_most_the_part_in_hand(tmp_path):
         pass
     process.kill()
     process.join()
-    with store.Store(tmp_path, {"n": 1}) as saved:
+    with store.opened(tmp_path, {"n": 1}) as saved:
         rows = [r.row for r in saved.responses()]
         assert rows == list(range(len(rows)))
         assert 21 <= len(rows) < 1000
@@ -34,27 +34,25 @@ def test_kill_between_parts_loses_at_most_the_part_in_hand(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def opening(out, settings) -> None:
+    with store.opened(out, settings):
+        pass
+
+
 def test_a_changed_setting_refuses_and_fresh_starts_anew(tmp_path):
     before = {"n": 2, "model": "a", "data": ["1"]}
-    with store.Store(tmp_path, before) as saved:
+    opening(tmp_path, {"n": 3})  # without responses, anything goes
+    with store.opened(tmp_path, before) as saved:
         saved.append([response(), response(sample=1)])
-    with pytest.raises(EvaluationError, match=r'model: "a" before, "b" now; n: 2 before, 4 now\): give another --out'):
-        store.Store(tmp_path, {**before, "model": "b", "n": 4}).__enter__()
-    with store.Store(tmp_path, before) as saved:
+    with pytest.raises(EvaluationError, match=r"model: a before, b now; n: 2 before, 4 now\): give another --out"):
+        opening(tmp_path, {**before, "model": "b", "n": 4})
+    with store.opened(tmp_path, before) as saved:
         assert saved.responses() == [response(), response(sample=1)]
-    with store.Store(tmp_path, {**before, "n": 4}, fresh=True) as saved:
+        saved.append([response(row=1)])
+        (saved.parts[0]).write_bytes(b"torn")
+        with pytest.raises(EvaluationError, match="from-0000..parquet cannot be read"):
+            saved.responses()
+    with store.opened(tmp_path, {**before, "n": 4}, fresh=True) as saved:
         assert saved.responses() == []
         with pytest.raises(EvaluationError, match="in use by another evaluation"):
-            store.Store(tmp_path, {}).__enter__()
-
-
-def test_a_part_that_is_damaged_is_named_and_one_that_is_gone_stays_gone(tmp_path):
-    with store.Store(tmp_path, {}) as saved:
-        for number in range(3):
-            saved.append([response(row=number)])
-        (tmp_path / "parts/part-00001.parquet").unlink()
-        saved.append([response(row=1)])  # over none that is there
-        assert [r.row for r in saved.responses()] == [0, 1, 2]
-        (tmp_path / "parts/part-00000.parquet").write_bytes(b"torn")
-        with pytest.raises(EvaluationError, match="part-00000.parquet cannot be read"):
-            saved.responses()
+            opening(tmp_path, {})
