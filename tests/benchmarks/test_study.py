@@ -1,7 +1,6 @@
 """The studies: their plans are whole, their reading says what the plan fixed; what is counted in answers."""
 
 import json
-import math
 from pathlib import Path
 
 import pandas
@@ -9,7 +8,7 @@ import pytest
 
 from benchmarks import same_tokens, study, worked_sums
 from cppo_verl import presets
-from data_prep import tiny_model
+from data_prep import tiny_qwen3
 from tests.data_prep.test_validations import write
 
 REAL = study.load("real_model")
@@ -78,7 +77,7 @@ def test_engines_are_compared_token_by_token(tmp_path):
     other = [[(1, -0.5), (2, -1.25)], [(4, -0.25)]]
     found = same_tokens.compare(one, other)
     assert found == {"prompts": 2, "same_prompts": 1, "tokens": 3, "largest_gap": pytest.approx(0.25)}
-    tokenizer, path = tiny_model.build_tokenizer(), tmp_path / "val.parquet"
+    tokenizer, path = tiny_qwen3.build_tokenizer(), tmp_path / "val.parquet"
     pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(path)
     prompts = same_tokens.prompts_of(Path(path), tokenizer, 2)
     assert [tokenizer.decode(prompt) for prompt in prompts] == [
@@ -92,15 +91,16 @@ def entry(asked: str, *lines: str) -> dict[str, str]:
 
 def test_lines_of_sums_are_counted_by_their_sign_and_long_answers_found():
     found = worked_sums.count(
-        [
-            entry("3 - 3 + 6", "3-3=-0", "0+6=6"),  # -0 is 0
-            entry("5 - 9 + 1", "5-9=-4", "-4+1=-5"),
-            entry("8 + 9", "8+9=17", "17+2=19"),  # a line more than asked
-            entry("4 - 1", "what?"),
-        ]
+        pandas.DataFrame(
+            [
+                entry("3 - 3 + 6", "3-3=-0", "0+6=6"),  # -0 is 0
+                entry("5 - 9 + 1", "5-9=-4", "-4+1=-5"),
+                entry("8 + 9", "8+9=17", "17+2=19"),  # a line more than asked
+                entry("4 - 1", "what?"),
+            ]
+        )
     )
     assert found == {"too long": pytest.approx(1 / 4), "+": pytest.approx(3 / 4), "-": 1}
-    assert all(math.isnan(share) for share in worked_sums.count([]).values())
 
 
 def test_first_and_last_validation_are_counted(tmp_path, monkeypatch, capsys):

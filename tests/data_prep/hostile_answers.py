@@ -48,7 +48,7 @@ def hostile_code(path: str) -> list[str]:
         f"().__class__.__bases__[0].__subclasses__() or open('{path}','w')",
         f'exec(\'open("{path}","w")\')',
     ]
-    frames = ["{}", "${}$", "\\text{{{}}}", "\\operatorname{{{}}}", "1+{}", "\\boxed{{{}}}", "({})^2", "\\mathrm{{{}}}"]
+    frames = ["{}", "\\text{{{}}}", "\\operatorname{{{}}}", "1+{}"]
     return ["Answer: " + frame.format(call) for call in calls for frame in frames]
 
 

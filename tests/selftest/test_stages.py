@@ -18,7 +18,7 @@ from cppo_verl.selftest.measure import registered_losses
 from cppo_verl.selftest.session import STAGES
 from cppo_verl.selftest.setting import SelftestError, Setting, recipe_overrides
 from cppo_verl.trust_region import rules
-from data_prep.tiny_model import build_tokenizer
+from data_prep.tiny_qwen3 import build_tokenizer
 from recipe import settings
 from tests.selftest import failed, machine, table
 
