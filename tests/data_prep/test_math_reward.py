@@ -54,7 +54,7 @@ def test_the_papers_verdicts(response: Any, truth: Any, right: bool, pred: str):
     assert found == expected | {"verified": None} and type(found["acc"]) is bool
 
 
-def test_verdicts_are_verls_to_the_bit(hostile: int = 90):
+def test_verdicts_are_verls_to_the_bit():
     """Responses of every kind and length, right and wrong, some of them hostile."""
     rng = random.Random(3)
     frames = ["Answer: {}", "**Answer:** {}", "so \\boxed{{{}}}", "Answer: {}\nno.\nAnswer: 7", "it is {}", "Answer:{}"]
@@ -63,7 +63,7 @@ def test_verdicts_are_verls_to_the_bit(hostile: int = 90):
         for number, frame in enumerate(frames)
         for form, value in FORMS[number::3]
     ]
-    pairs += [(text, "5") for text in hostile_completions(hostile, seed=2, path="/nowhere/t")]
+    pairs += [(text, "5") for text in hostile_completions("/nowhere/t")]
     for response, truth in pairs:
         start = time.process_time()
         ours = score(response, truth)
@@ -159,10 +159,10 @@ def check(verdict: dict[str, Any]) -> None:
     json.dumps(verdict, ensure_ascii=False).encode("utf-8")
 
 
-def test_hostile_completions_by_value_in_threads(tmp_path: Path, count: int = 31):
+def test_hostile_completions_by_value_in_threads(tmp_path: Path):
     with ThreadPoolExecutor(8) as threads:
         verify = partial(score, math_verify=True, time_limit=LIMIT)
-        verdicts = list(threads.map(verify, hostile_completions(count, seed=1, path=str(tmp_path / "trace"))))
+        verdicts = list(threads.map(verify, hostile_completions(str(tmp_path / "trace"))))
     for verdict in verdicts:
         check(verdict)
     assert any(verdict["timed_out"] for verdict in verdicts) and not list(tmp_path.iterdir())

@@ -66,7 +66,6 @@ def test_tasks_are_written_as_calls():
         ("gcd(most=60)", "unexpected keyword argument 'most'"),
         ("gcd(seed=1)", "reasoning-gym refuses gcd"),
         ("gcd(max_value=0)", "reasoning-gym refuses gcd"),
-        ("rearc", "cannot be a reward"),
         ("chain_sum(min_terms=2, max_terms=2, max_digits=1)", "of 500 wanted: ask for fewer rows"),
     ],
 )
@@ -75,6 +74,12 @@ def test_what_cannot_be_made_is_refused(tmp_path, text, words):
     with pytest.raises(SystemExit, match=f"error: .*{re.escape(words)}"):
         data.main(["--out", str(tmp_path / "out"), "--tasks", text, "--train", size, "--val", "1"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scorer_that_denies_its_own_answers_is_refused(monkeypatch):
+    monkeypatch.setattr(reward, "marks", lambda pairs: [0.5] * len(pairs))
+    with pytest.raises(data.TaskError, match="its own answer '.*' 0.5 of 1 marks, so that it cannot be a reward"):
+        items_of("gcd", 1)
 
 
 def test_splits_have_what_was_asked_for_and_no_question_twice(folder):
@@ -183,31 +188,33 @@ AUDIT = """
 import json, sys
 from data_prep import gym_judge, reasoning_gym_data as data
 items = {name: data.as_json(data.open_task(name, {}, 0, 1)[0]) for name in data.names()}
-if sys.argv[1] == "guarded":
-    gym_judge.prepare()
 found, task = set(), ""
 def watch(event, args):
     where = args[1] if event == "compile" else ""
     if where != "<unknown>" and "zqx" in repr(args[:2]) + repr(getattr(args[0] if args else 0, "co_names", "")):
-        found.add((task, event))
+        found.add(task)
 sys.addaudithook(watch)  # <unknown>: ast.literal_eval, which compiles to a tree and runs nothing
 code = ["__import__('zqx').f()", "open('zqx','w')", "[open('zqx','w')]", "1+len('zqx')", "zqx(1)", "x + zqx", "x.zqx",
         '{"a": open("zqx")}', "sin(open('zqx'))", "3 + 4 - zqx('1')", "[zqx for x in ()]"]
-for task, item in items.items():
-    gym_judge.marks([[task, text, item] for text in code])
-print("\\n" + json.dumps([len(items), sorted(found)]))
+def tasks_that_evaluate():
+    global task
+    found.clear()
+    for task, item in items.items():
+        gym_judge.marks([[task, text, item] for text in code])
+    return sorted(found)
+bare = tasks_that_evaluate()
+gym_judge.prepare()
+print("\\n" + json.dumps([len(items), bare, tasks_that_evaluate()]))
 """
 
 
-@pytest.mark.parametrize("how", ["guarded", "bare"])
-def test_no_task_evaluates_an_answer_that_is_code(how, tmp_path):
+def test_no_task_evaluates_an_answer_that_is_code(tmp_path):
     """Every task of the package, watched by Python's own audit, which catches them without the grammars."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{AUDIT}", how]
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{AUDIT}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    tasks, found = json.loads(done.stdout.splitlines()[-1])
-    evaluate = {"countdown", "puzzle24", "n_queens", "string_insertion", "simple_integration"}
-    assert tasks > 100 and evaluate & {task for task, _ in found} == (set() if how == "guarded" else evaluate)
-    assert how == "bare" or (found == [] and list(tmp_path.iterdir()) == [])
+    tasks, bare, guarded = json.loads(done.stdout.splitlines()[-1])
+    assert tasks > 100 and guarded == []
+    assert {"countdown", "puzzle24", "n_queens", "string_insertion", "simple_integration"} <= set(bare)
 
 
 def test_only_arithmetic_is_evaluated():

