@@ -32,7 +32,7 @@ class TaskError(ValueError):
 class Arguments:
     """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together."""
 
-    tasks: str
+    tasks: str = ""
     train: int = 2048
     val: int = 256
     warm: int = 0

@@ -101,9 +101,9 @@ def test_truths_lose_type_and_idle_zeros_and_whole_numbers_leading_ones():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        *[(None, "is missing"), ("", "is empty"), (" \n", "is empty"), (math.nan, "is NaN"), ("nan", "not an answer")],
-        *[("[INVALID]", "not an answer"), (True, "type bool"), (2.5, "type float"), (["34"], "type list")],
-        *[("1\n2", "has a line break"), ("1" * 101, "longer than 100"), ("x\0y", "null"), ("x\ud800", "surrogate")],
+        *[(None, "is missing"), (" \n", "is empty"), ("nan", "not an answer"), ("[INVALID]", "not an answer")],
+        *[(True, "type bool"), (math.nan, "type float"), (["34"], "type list")],
+        *[("1\n2", "has a line break"), ("1" * 101, "longer than 100"), ("x\ud800", "surrogate")],
     ],
 )
 def test_ground_truths_that_nobody_can_reach(value: Any, reason: str):

@@ -19,7 +19,7 @@ from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
 from tests.data_prep.test_answers import FORMS
 
-LIMIT = 0.3
+LIMIT = 0.2
 KEYS = {"score", "acc", "pred", "timed_out", "paper", "verified"}
 
 

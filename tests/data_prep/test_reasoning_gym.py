@@ -145,26 +145,11 @@ def test_only_full_marks_count():
     assert right == {"score": 1.0, "acc": True, "partial": 1.0, "pred": truth, "timed_out": False}
     wrong = score(str(int(truth) + 1), truth, item)
     assert (wrong["score"], wrong["acc"]) == (0.0, False) and wrong["partial"] < 1
-    for item in items_of("spell_backward", 20):
+    for item in items_of("spell_backward", 5):
         found = score(item["answer"] + "x", item["answer"], item)
         assert found["score"] == 0.0 and 0 < found["partial"] <= 1  # 1: the scorer's sum of sevenths is above it
     with pytest.raises(ValueError, match="rows without extra_info.entry; make them with data_prep.reasoning_gym_data"):
         reward.compute_score("rg_gcd", "4", "4", {"index": 1})
-
-
-@pytest.mark.parametrize(
-    ("truth", "right", "forms"),
-    [
-        ("3", False, "\u22123 ¦ \u20133 ¦ - 3 ¦ .3 ¦ 3.5 ¦ 7_4 ¦ -3"),
-        ("-3", True, "\u22123 ¦ \u20133 ¦ - 3 ¦ minus 3 ¦ $-3$ ¦ \\boxed{-3} ¦ **-3**"),
-        ("1000", True, "1 000 ¦ 1,000 ¦ 1\u2009000 ¦ $1,000$ ¦ 1000 apples ¦ 1{,}000"),
-        *[("1000", False, "000"), ("0.3", True, ".3 ¦ 0.3"), ("50", True, "50%"), ("5", True, "5°")],
-    ],
-)
-def test_numbers_are_read_as_they_are_written(truth, right, forms):
-    for form in forms.split(" ¦ "):
-        for frame in ("{}", "<answer>{}</answer>", "Answer: {}"):
-            assert score(frame.format(form), truth)["acc"] is right, form
 
 
 def test_hostile_responses_score_nothing_and_fast():
@@ -177,9 +162,9 @@ def test_hostile_responses_score_nothing_and_fast():
 
 def test_tasks_of_every_kind_reward_their_own_answers():
     for task in ("chain_sum", "n_queens", "sokoban", "word_ladder", "time_intervals", "bf", "codeio"):
-        for item in items_of(task, 2):
-            for response in (f"<answer>{item['answer']}</answer>", str(item["answer"])):
-                assert score(response, str(item["answer"]), item)["acc"], item["answer"]
+        (item,) = items_of(task, 1)
+        for response in (f"<answer>{item['answer']}</answer>", str(item["answer"])):
+            assert score(response, str(item["answer"]), item)["acc"], item["answer"]
 
 
 # Scorers that evaluate

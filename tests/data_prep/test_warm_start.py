@@ -16,7 +16,7 @@ from data_prep.warm_start import DTYPES, Recipe  # noqa: E402
 TASKS = "chain_sum(min_terms=2, max_terms=2, max_digits=1)"  # 162 questions; answers -8..18
 DATA = reasoning_gym_data.Arguments(tasks=TASKS, train=10, val=10, warm=110, prompt="none")
 SMALL = Recipe(
-    held_out=32, batch=16, learning_rate=5e-3, target=0.02, lowest=0.0, highest=1.0, check_every=5, max_new_tokens=6
+    held_out=16, batch=16, learning_rate=5e-3, target=0.02, lowest=0.0, highest=1.0, check_every=5, max_new_tokens=6
 )
 
 
