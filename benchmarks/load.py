@@ -16,25 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 from cppo_verl import presets
+from data_prep.tiny_qwen3 import build_tokenizer
 
 REWARD = Path(__file__).parent.parent / "data_prep/math_reward.py"
 WORK = "We add the numbers one after another and check the sum. "
 HOSTILE = ("Answer: " + "9" * 4000, "Answer: " + "{" * 3000, "Answer:\n" * 500, "\x00\u202e Answer: \\frac{" * 40)
-
-
-def save_byte_tokenizer(folder: str | Path) -> None:
-    """A tokenizer of 256 bytes, which holds any text."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
 
 
 def response(number: int) -> tuple[str, str, float]:
@@ -71,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        save_byte_tokenizer(folder)
+        build_tokenizer().save_pretrained(folder)
         overrides = [
             "actor_rollout_ref.rollout.n=8",
             f"actor_rollout_ref.model.path={folder}",

@@ -8,9 +8,7 @@ medians to verl's dppo_tv, and the peak memory a call adds, in float32 tensors o
 """
 
 import argparse
-import csv
 import os
-import sys
 
 import torch
 
@@ -18,7 +16,7 @@ from cppo_verl.selftest.measure import REFERENCE, of_losses, registered_losses
 
 
 def main() -> None:
-    """Print a table, one row a loss and shape; --csv also writes it."""
+    """Print a table, one row a loss and shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[32])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192])
@@ -26,26 +24,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="names of losses to measure beside the reference")
-    parser.add_argument("--csv", help="file to write the rows to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     losses = {k: v for k, v in registered_losses().items() if not args.only or k in args.only or k == REFERENCE}
     print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.rounds} rounds, float32")
     print(f"{'batch x length':>14}  {'loss':<28}{'median ms':>10}{'x dppo_tv':>11}{'extra tensors':>15}")
-    rows = []
     for batch in args.batches:
         for length in args.lengths:
             found = of_losses(losses, batch, length, args.rounds, torch.device(args.device))
             for name, (milliseconds, ratio, extra) in found.items():
                 measured = f"{name:<28}{milliseconds:>10.2f}{ratio:>11.2f}{extra:>15.1f}"
                 print(f"{batch:>6} x {length:<5}  {measured}", flush=True)
-                rows.append((batch, length, name, milliseconds, ratio, extra))
-    if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["batch", "length", "loss", "median_ms", "ratio_to_dppo_tv", "extra_float32_tensors"])
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -105,7 +105,7 @@ def read(plan: Mapping[str, Any], work: Path) -> str:
         found = validations.read(run.folder)
         first, last = found[min(found)], found[max(found)]
         rise, error = validations.gain(first, last)
-        before, after = (validations.mean_and_error(list(validations.accuracies(x).values()))[0] for x in (first, last))
+        before, after = (validations.accuracies(responses).mean() for responses in (first, last))
         ends.setdefault(run.arm, {})[run.seed] = after
         verdict = "rises" if error and rise / error > SURE else "does not rise"
         lines.append(

@@ -7,7 +7,7 @@
 as the package does; ``two softmaxes`` computes log-softmax once more for the K log-probs, as DPPO's fork of verl does.
 ``fused`` ways have no logits: chunks of the LM head with a recomputing backward, and K + 1 of its rows. All take turns
 on the same tensors. Printed: median time and its ratio to binary, the step's peak memory beyond its inputs and its
-ratio, the peak of what the way adds to the forward, and what counting bytes and operations predicts for one H200.
+ratio, and the peak of what the way adds to the forward.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from cppo_verl.integration.topk.fused import logits_at
 from cppo_verl.selftest.measure import medians, peak_bytes
 from cppo_verl.trust_region import topk
 
-FLOPS, BANDWIDTH = 785e12, 4.8e12  # of an H200, bfloat16
 CHUNK = 512  # tokens a chunk of the fused head
 
 
@@ -144,24 +143,6 @@ def measure(case: Case, rounds: int) -> Iterator[str]:
         yield f"  {name:<16}{time}{memory}"
 
 
-def counted(tokens: int, size: int, vocabulary: int, k: int) -> Iterator[str]:
-    """What one H200 would need by counting, for bfloat16 logits: the LM head, and what each way adds.
-
-    A gather touches a 32-byte sector a logit, writes float32, reads and writes the K-wide tensors of D_t some 12 times.
-    Two softmaxes read the logits and write, read and write again their float32 copy.
-    """
-    head, logits, small = 6 * tokens * size * vocabulary / FLOPS, tokens * vocabulary, tokens * (k + 1) * 4
-    ways = {
-        "topk": (tokens * (k + 1) * 32 + 12 * small, 4 * small + tokens * (k + 1) * 8),
-        "topk, fused": (2 * tokens * (k + 1) * size * 2 + 12 * small, 0),
-        "two softmaxes": (logits * (2 + 3 * 4), 2 * logits * 4),
-    }
-    yield f"\ncounted for one H200: hidden {size}, vocabulary {vocabulary}, {tokens} tokens, head {1e3 * head:.1f} ms"
-    for name, (moved, kept) in ways.items():
-        seconds, memory = moved / BANDWIDTH, f", {kept / 1e6:.1f} MB" if kept else ""
-        yield f"  {name:<16} +{1e3 * seconds:.3f} ms = {100 * seconds / head:.2f}%{memory}"
-
-
 def main() -> None:
     """Print a table, one row a way and shape."""
     cuda = torch.cuda.is_available()
@@ -180,8 +161,6 @@ def main() -> None:
             case = Case.make(tokens, size, args.vocabulary, args.topk, device, dtype)
             print(*measure(case, args.rounds), sep="\n", flush=True)
             del case
-    for size in (2048, 4096):
-        print(*counted(8192, size, 151_936, args.topk), sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ Reads a run's first and last validation on reasoning-gym's chain_sum, whose warm
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from pandas import DataFrame, Series
 
 from data_prep import validations
 
@@ -16,32 +16,19 @@ SUM = re.compile(r"-?\d+(?: [+-] \d+)+")  # in the question
 LINE = re.compile(r"(-?\d+)([+-])(-?\d+)=(-?\d+)")
 
 
-def count(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares of a validation's responses, and of their lines.
+def count(responses: DataFrame) -> dict[str, float]:
+    """Shares of a validation's responses (``input``, ``output``), and of their lines; NaN where there is none.
 
-    Args:
-        entries: as verl writes them, with ``input`` and ``output``.
-
-    Returns:
-        ``too long``, the share of answers with more lines than their sum has signs; ``+`` and ``-``, the share of
-        lines with that sign that are right. NaN where there is nothing to count.
+    ``too long``: answers with more lines than their sum has signs; ``+``, ``-``: right lines of those with that sign.
     """
-    too_long: list[bool] = []
-    right: dict[str, list[bool]] = {"+": [], "-": []}
-    for entry in entries:
-        lines = [line.strip() for line in entry["output"].splitlines() if line.strip()]
-        sums = SUM.findall(entry["input"])
-        if sums:
+    too_long, right = [], {"+": [], "-": []}
+    for entry in responses.itertuples():
+        lines = [line.strip() for line in entry.output.splitlines() if line.strip()]
+        if sums := SUM.findall(entry.input):
             too_long.append(len(lines) > len(sums[-1].split()) // 2)
-        for match in filter(None, map(LINE.fullmatch, lines)):
-            one, sign, other, result = match.groups()
-            value = int(one) + int(other) * (1 if sign == "+" else -1)
-            right[sign].append(value == int(result))
-    return {"too long": _share(too_long), **{sign: _share(found) for sign, found in right.items()}}
-
-
-def _share(found: list[bool]) -> float:
-    return sum(found) / len(found) if found else float("nan")
+        for one, sign, other, result in (match.groups() for line in lines if (match := LINE.fullmatch(line))):
+            right[sign].append(int(one) + int(sign + "1") * int(other) == int(result))
+    return {name: Series(found, dtype=float).mean() for name, found in {"too long": too_long, **right}.items()}
 
 
 def main() -> None:
@@ -51,8 +38,8 @@ def main() -> None:
     for run in parser.parse_args().runs:
         steps = validations.read(run)
         for step in (min(steps), max(steps)):
-            found = count(entry for given in steps[step].values() for entry in given)
-            print(f"{run.name}, step {step}: " + ", ".join(f"{name} {share:.0%}" for name, share in found.items()))
+            found = ", ".join(f"{name} {share:.0%}" for name, share in count(steps[step]).items())
+            print(f"{run.name}, step {step}: {found}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ def prepare(
     for name in paths:
         parser.add_argument(f"--{name}", type=Path, required=True, help="folder")
     for entry in fields(settings):
-        needed = entry.default is MISSING
-        given = {"required": True} if needed else {"default": entry.default, "type": type(entry.default)}
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", help=f"({entry.default})" * (not needed), **given)
+        option = f"--{entry.name.replace('_', '-')}"
+        parser.add_argument(option, default=entry.default, type=type(entry.default), help="(%(default)s)")
     options = vars(parser.parse_args(argv))
     places = [options.pop(name) for name in paths]
     run(lambda: report(places[-1], work(*places, settings(**options))))

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from cppo_verl import atomic
 from data_prep import commands, problems, storage
-from data_prep.sources import DataError, LocalFile, list_columns, read_records
+from data_prep.sources import DataError, LocalFile, read_records
 
 MIN_CONTAINED = 60
 
@@ -58,24 +58,21 @@ def find_matches(train: Sequence[str], validation: Mapping[str, Sequence[str]]) 
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The problems of a file in verl's columns, without instruction and reminder."""
-    file, texts = LocalFile(path, {}), []
-    if "prompt" not in (columns := list_columns(file)):
-        raise DataError(f"{path}: has no column prompt; columns found: {', '.join(columns)}")
-    for record in read_records(file, ["prompt"]):
+    """The problems of a parquet file in verl's columns, without instruction and reminder."""
+    if path.suffix != ".parquet":
+        raise DataError(f"{path}: not a parquet file")
+    texts = []
+    for record in read_records(LocalFile(path, {})):
         try:
-            texts.append(problems.problem_of(problems.prompt_text(record.values["prompt"])))
+            texts.append(problems.problem_of(problems.prompt_text(record.values.get("prompt"))))
         except ValueError as error:
-            raise DataError(f"{path}: row {record.number}: column prompt: {error}") from error
+            raise DataError(f"{path}: {record.place}: column prompt: {error}") from error
     return texts
 
 
 def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
     """Write ``out``, its list of dropped rows and its manifest, unless they are there already, and say so."""
     manifest_name, dropped = f"{out.stem}.manifest.json", out.with_name(f"{out.stem}.dropped.jsonl")
-    for path in (train, *validation):
-        if path.suffix != ".parquet" or not path.is_file():
-            raise DataError(f"{path}: no such parquet file")
     arguments = {
         "train": {"file": train.name, "sha256": storage.sha256_of(train)},
         "validation": [{"file": path.name, "sha256": storage.sha256_of(path)} for path in validation],

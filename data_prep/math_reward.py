@@ -11,9 +11,10 @@ answer counts as right if either says so; one that runs into a limit keeps the p
 
 import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
-from data_prep import answers, paper_scorer
+from data_prep import answers
 from data_prep.sandbox import Bounded, Sandbox
 
 TAIL = 4096
@@ -21,6 +22,20 @@ LONGEST_TRUTH = 300
 WORDS = re.compile(r"[A-Za-z ]{3,}")  # math-verify takes them for products of letters
 
 _judge = Sandbox("data_prep.math_judge")
+
+
+def _load_paper_scorer() -> Any:
+    """verl's math_dapo, out of its own file: importing verl takes seconds."""
+    (folder,) = importlib.util.find_spec("verl").submodule_search_locations  # type: ignore[union-attr,misc]
+    file = Path(folder, "utils/reward_score/math_dapo.py")
+    spec = importlib.util.spec_from_file_location("verl.utils.reward_score.math_dapo", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_math_dapo = _load_paper_scorer()
 
 
 def compute_score(
@@ -44,7 +59,7 @@ def compute_score(
         value; None without ``math_verify`` and where ``timed_out``). verl logs means of all but pred for validation.
 
     Raises:
-        ValueError: no response can be right. ImportError: no math-verify. SandboxError: no process without rights.
+        ValueError: no response can be right. SandboxError: no math-verify, or no process without rights.
     """
     truth = ground_truth if isinstance(ground_truth, str) else answers.ground_truth(ground_truth)
     if len(truth) > LONGEST_TRUTH:
@@ -52,7 +67,7 @@ def compute_score(
             f"ground_truth has {len(truth)} characters: prepare the data with data_prep, which refuses them"
         )
     response = solution_str[-TAIL:] if isinstance(solution_str, str) else ""
-    right, pred = paper_scorer.verdict(response, truth)
+    right, pred = paper_verdict(response, truth)
     verified, timed_out = None, False
     if math_verify:
         try:
@@ -64,6 +79,12 @@ def compute_score(
     return {"score": score, "acc": score > 0, "pred": answers.printable(pred)} | verdicts
 
 
+def paper_verdict(response: str, truth: str) -> tuple[bool, str]:
+    """Whether the response's last 300 characters answer with ``truth``, and the answer read, `[INVALID]` for none."""
+    found = _math_dapo.compute_score(response, truth)
+    return bool(found["acc"]), str(found["pred"])
+
+
 def unreadable(ground_truth: Any) -> str:
     """Why no response can be right, or too many, for this ground truth; "" where the paper's scorer reads it."""
     try:
@@ -72,16 +93,12 @@ def unreadable(ground_truth: Any) -> str:
         return str(error)
     if isinstance(ground_truth, str) and text != ground_truth.strip():  # of numbers, the text is what counts
         return f"is {ground_truth!r}, to which right answers are written {text!r}"
-    return paper_scorer.unreadable(text)
+    right, pred = paper_verdict(f"Answer: {text}", text)
+    return "" if right and pred else f"is {text}, of which the scorer reads {pred!r}"
 
 
 def _is_equal(truth: str, answer: str, time_limit: float, memory_limit_mib: int) -> bool:
     """Whether an answer as written has the value of the truth."""
-    if importlib.util.find_spec("math_verify") is None:
-        raise ImportError(
-            "reward.custom_reward_function.reward_kwargs.math_verify = true: the package math-verify is not installed; "
-            "pip install math-verify, or leave the option out"
-        )
     truth, answer = answers.bare(truth), answers.bare(answer)
     if truth == answer or not answer:
         return bool(answer)

@@ -5,7 +5,6 @@ every argument that decides the output.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from data_prep import commands, problems, storage
 from data_prep.problems import BadRow, Problem
 from data_prep.sources import DataError, LocalFile, Source, list_columns, locate, read_records
 
-SHOWN_FAULTS = 20
-ROLES = tuple(problems.NAMES)
+KEPT_FAULTS = 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def prepare(
 ) -> Path:
     """Write ``out``/NAME.parquet and its manifest, unless they are there already, and say so; the file's path.
 
-    ``columns`` are names by role (prompt, answer, index). After a DataError nothing has been written.
+    ``columns`` are names by role (prompt, answer). After a DataError nothing has been written.
     """
     file = locate(source)
     found = problems.match_columns(list_columns(file), columns or {}, file.name)
@@ -48,7 +46,7 @@ def prepare(
     arguments = {
         **asdict(table),
         "source": {**file.origin, "sha256": storage.sha256_of(file.path)},
-        "columns": asdict(found),
+        "columns": found,
         "skip_bad_rows": skip_bad_rows,
         "wording": "source" if keep_wording else [problems.INSTRUCTION, problems.REMINDER],
     }
@@ -62,7 +60,7 @@ def prepare(
             "prompt": [{"role": "user", "content": problem.prompt if keep_wording else problems.ask(problem)}],
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
-            "extra_info": {"index": index, "split": table.split, "source_index": problem.index},
+            "extra_info": {"index": index, "split": table.split},
         }
         for index, problem in enumerate(unique)
     ]
@@ -73,16 +71,16 @@ def prepare(
 
 
 def read_table(
-    file: LocalFile, columns: problems.Columns, table: Table, skip_bad_rows: bool
+    file: LocalFile, columns: Mapping[str, str], table: Table, skip_bad_rows: bool
 ) -> tuple[list[Problem], dict[str, int], list[str]]:
-    """The first problem of each prompt, in order, counts (none by index without such a column) and the first faults.
+    """The first problem of each prompt, in order, counts and the first faults.
 
     A bad row stops it, unless such rows are skipped.
     """
     unique: dict[str, Problem] = {}
-    indices, faults = set[str](), list[str]()
+    faults: list[str] = []
     read = skipped = conflicting = 0
-    for record in read_records(file, columns.names):
+    for record in read_records(file):
         read += 1
         try:
             problem = problems.read_problem(record, columns, file.name, table.largest_answer)
@@ -90,12 +88,9 @@ def read_table(
             if not skip_bad_rows:
                 raise BadRow(f"{fault} (--skip-bad-rows leaves such rows out)") from fault
             skipped += 1
-            if skipped <= SHOWN_FAULTS:
-                faults.append(str(fault))
-                print(f"skipped: {fault}", file=sys.stderr)
+            faults += [str(fault)] if skipped <= KEPT_FAULTS else []
             continue
         conflicting += unique.setdefault(problem.text, problem).answer != problem.answer
-        indices.add(problem.index)
     if not unique:
         raise DataError(f"{file.name}: has no usable row of {read} read")
     if table.rows is not None and len(unique) != table.rows:
@@ -110,7 +105,7 @@ def read_table(
         "repeated_prompts_dropped": read - skipped - len(unique),
         "repeats_with_another_answer": conflicting,
     }
-    return list(unique.values()), counts | ({} if indices <= {""} else {"unique_by_index": len(indices)}), faults
+    return list(unique.values()), counts, faults
 
 
 def parser_of(module: str, description: str | None, one_source: bool = True) -> argparse.ArgumentParser:
@@ -124,7 +119,7 @@ def parser_of(module: str, description: str | None, one_source: bool = True) -> 
         parser.add_argument("--file", help="the file inside the hub's data set, where it has several")
         parser.add_argument("--revision", help="branch, tag or commit on the hub (main)")
         parser.add_argument(
-            "--columns", nargs="+", default=[], metavar="ROLE=NAME", help=f"columns for the roles {', '.join(ROLES)}"
+            "--columns", nargs="+", default=[], metavar="ROLE=NAME", help="columns of prompt and answer"
         )
     return parser
 
@@ -134,9 +129,9 @@ def prepare_as_told(table: Table, declared: Source, options: argparse.Namespace,
     said: dict[str, Any] = {"source": place, "file": None, "revision": None, "columns": [], **vars(options)}
     columns = dict[str, str]()
     for text in said["columns"]:
-        role, equals, name = text.partition("=")
-        if role not in ROLES or not (equals and name):
-            raise DataError(f"--columns {text}: give prompt=NAME, answer=NAME or index=NAME")
+        role, _, name = text.partition("=")
+        if role not in problems.COLUMNS:
+            raise DataError(f"--columns {text}: give prompt=NAME or answer=NAME")
         columns[role] = name
     base = declared if said["source"] in (None, declared.place) else Source(said["source"])
     source = Source(base.place, said["file"] or base.file, said["revision"] or base.revision)

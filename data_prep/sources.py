@@ -7,10 +7,8 @@ with, so `datasets` and pandas do not read here: they make dates of text and flo
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,7 @@ import pyarrow.parquet
 
 from cppo_verl import jsonlines
 
-ENDINGS = (".parquet", ".jsonl", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-BATCH_ROWS = 4096
-CSV: Any = {"encoding": "utf-8-sig", "newline": ""}
-csv.field_size_limit(1 << 20)  # bytes
 
 
 class DataError(ValueError):
@@ -54,22 +48,22 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Record:
-    """Row ``number`` (line of a text file), from 1: the asked columns' values, or why it could not be read."""
+    """``place`` is `row 3` or `line 3`, from 1; its values by column, or why it could not be read."""
 
-    number: int
+    place: str
     values: Mapping[str, Any] = field(default_factory=dict)
     fault: str = ""
 
 
 def locate(source: Source) -> LocalFile:
     """The file itself, or the hub's copy of it in the local cache; a DataError where there is none."""
-    path = Path(os.path.expanduser(source.place))
+    path = Path(source.place)
     if not path.is_file():
-        if path.suffix in ENDINGS or not HUB_ID.fullmatch(source.place):
-            raise DataError(f"{source.place}: no such file, and no hub id of the form owner/name")
+        if path.suffix in READERS or not HUB_ID.fullmatch(source.place):
+            raise DataError(f"{path}: no such file, and no hub id of the form owner/name")
         return fetch(source)
-    if path.suffix not in ENDINGS:
-        raise DataError(f"{path}: unknown format: give a file that ends in {', '.join(ENDINGS)}")
+    if path.suffix not in READERS:
+        raise DataError(f"{path}: unknown format: give a file that ends in {', '.join(READERS)}")
     return LocalFile(path, {"file": path.name})
 
 
@@ -80,7 +74,7 @@ def fetch(source: Source) -> LocalFile:
     repo, revision = source.place, source.revision
     try:
         names = [source.file] if source.file else HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
-        data = [name for name in names if name.endswith(ENDINGS)]
+        data = [name for name in names if name.endswith(tuple(READERS))]
         path = Path(hf_hub_download(repo, *data, revision=revision, repo_type="dataset")) if len(data) == 1 else None
     except Exception as error:  # the hub's client lets exceptions of its HTTP library through
         raise DataError(
@@ -89,89 +83,65 @@ def fetch(source: Source) -> LocalFile:
         ) from error
     if path is None:
         raise DataError(f"{repo}: has {len(data)} data files ({', '.join(data)}): choose one with --file")
-    parts = path.parts  # the cache keeps files under snapshots/COMMIT/
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    commit = path.parts[path.parts.index("snapshots") + 1]  # the cache keeps files under snapshots/COMMIT/
     return LocalFile(path, {"repo": repo, "file": data[0], "revision": revision, "commit": commit})
 
 
-def list_columns(file: LocalFile) -> list[str]:
-    """The dotted names of the file's columns; of a jsonl file, those of its first readable line."""
-    with _naming(file):
-        if file.path.suffix == ".parquet":
-            table = pyarrow.parquet.read_schema(file.path).empty_table()
-            while any(map(pyarrow.types.is_struct, table.schema.types)):
-                table = table.flatten()
-            return table.column_names
-        if file.path.suffix == ".csv":
-            with file.path.open(**CSV) as stream:
-                return next(csv.reader(stream, strict=True), [])
-        return next((list(record.values) for record in _read_jsonl(file) if not record.fault), [])
-
-
-def read_records(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
-    """Every row of the file in order, with the values of ``columns`` (None where a row has no such value).
+def read_records(file: LocalFile) -> Iterator[Record]:
+    """Every row of the file in order.
 
     Where the file is damaged or cut off it ends in a DataError with the last row that could be read.
     """
-    with _naming(file) as last:
-        if file.path.suffix == ".parquet":
-            records = _read_parquet(file, columns)
-        else:
-            records = _read_csv(file) if file.path.suffix == ".csv" else _read_jsonl(file)
-        for record in records:
-            yield Record(record.number, {name: record.values.get(name) for name in columns}, record.fault)
-            last[0] = record.number
-
-
-@contextmanager
-def _naming(file: LocalFile) -> Iterator[list[int]]:
-    """Turns what readers raise into a DataError that names the file and the last row read, which the block puts in."""
-    last = [0]
+    place = "its beginning"
     try:
-        yield last
-    except DataError:
-        raise
+        for record in READERS[file.path.suffix](file.path):
+            yield record
+            place = record.place
     except (pyarrow.ArrowException, OSError, ValueError, csv.Error) as error:
-        place = f"{'row' if file.path.suffix == '.parquet' else 'line'} {last[0]}"
         raise DataError(f"{file.name}: damaged or cut off after {place}: {_first_line(error)}") from error
 
 
-def _read_parquet(file: LocalFile, columns: Sequence[str]) -> Iterator[Record]:
-    with pyarrow.parquet.ParquetFile(file.path) as table:
-        rows = (row for batch in table.iter_batches(BATCH_ROWS, columns=list(columns)) for row in batch.to_pylist())
+def list_columns(file: LocalFile) -> list[str]:
+    """The dotted names of the first readable row's columns."""
+    return next((list(record.values) for record in read_records(file) if not record.fault), [])
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    with pyarrow.parquet.ParquetFile(path) as table:
+        rows = (row for batch in table.iter_batches(4096) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield Record(number, _flatten(row))
+            yield Record(f"row {number}", _flatten(row))
 
 
-def _read_jsonl(file: LocalFile) -> Iterator[Record]:
-    for line, following in pairwise(chain(jsonlines.lines(file.path), [None])):
-        assert line is not None
-        if line.fault and following is None and not _ends_with_newline(file.path):
-            raise DataError(f"{file.name}: line {line.number}: the file is cut off in the middle of this line")
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    fault = ""
+    for line in jsonlines.lines(path):
         fault = line.fault if line.fault or isinstance(line.value, dict) else "not a JSON object"
-        yield Record(line.number, {} if fault else _flatten(line.value), fault and f"is {fault}")
+        yield Record(f"line {line.number}", {} if fault else _flatten(line.value), fault and f"is {fault}")
+    if fault:
+        with path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read() != b"\n":
+                raise ValueError("the file ends in the middle of this line")
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        header = next(reader, [])
+        for cells in filter(None, reader):
+            place = f"line {reader.line_num}"  # where it ends, if it has several
+            if len(cells) == len(header):
+                yield Record(place, dict(zip(header, cells, strict=True)))
+            else:
+                yield Record(place, fault=f"has {len(cells)} fields, the header {len(header)}")
+
+
+READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"
-
-
-def _read_csv(file: LocalFile) -> Iterator[Record]:
-    with file.path.open(**CSV) as stream:
-        reader = csv.reader(stream, strict=True)
-        header, before = next(reader, []), reader.line_num
-        for cells in reader:
-            if len(cells) == len(header):
-                yield Record(before + 1, dict(zip(header, cells, strict=True)))
-            elif cells:
-                yield Record(before + 1, fault=f"has {len(cells)} fields, the header {len(header)}")
-            before = reader.line_num
 
 
 def _flatten(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas
 
 from cppo_verl import atomic
+from data_prep import commands
 
 MANIFEST = "manifest.json"
 
@@ -45,17 +46,17 @@ def write_manifest(
     atomic.write(folder / name, text + "\n")
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """The manifest of ``folder``, or None where there is none or it is not JSON (an older or broken output)."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of ``folder``, empty where there is none or it is not JSON (an older or broken output)."""
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None
+        return {}
 
 
 def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:
     """Whether ``folder`` holds exactly what ``arguments`` would make: same arguments, every listed file unchanged."""
-    manifest = read_manifest(folder, name) or {}
+    manifest = read_manifest(folder, name)
     files = manifest.get("files", {})
     return bool(files and manifest.get("arguments") == dict(arguments)) and all(
         (folder / file).is_file() and sha256_of(folder / file) == entry["sha256"] for file, entry in files.items()
@@ -67,7 +68,6 @@ def make_model(
     kind: str,
     arguments: Mapping[str, Any],
     work: Callable[[], tuple[Any, Any, dict[str, Any]]],
-    report: Callable[[str], None],
 ) -> bool:
     """Put what ``work`` returns (model, tokenizer, numbers for the manifest) into ``out``, whole, with a manifest.
 
@@ -75,7 +75,7 @@ def make_model(
     """
     if is_current(out, arguments):
         return False
-    if out.exists() and any(out.iterdir()) and (read_manifest(out) or {}).get("kind") != kind:
+    if out.exists() and any(out.iterdir()) and read_manifest(out).get("kind") != kind:
         raise FileExistsError(f"out = {out} holds files that are not of this command: name another folder or empty it")
     started = time.monotonic()
     model, tokenizer, numbers = work()
@@ -90,5 +90,5 @@ def make_model(
         if out.exists():
             out.rename(Path(temporary) / "replaced")
         fresh.rename(out)
-    report(f"{out}: " + ", ".join(f"{name} {round(value, 3):,}" for name, value in numbers.items()))
+    commands.say(f"{out}: " + ", ".join(f"{name} {round(value, 3):,}" for name, value in numbers.items()))
     return True

@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_prep.validations import mean_and_error
+from cppo_verl import estimates
+from data_prep import commands
 
 NO_TARGET = -100
 
@@ -26,6 +28,13 @@ class Example:
     prompt: list[int]
     solution: list[int]
     row: Any
+
+
+def held_out(rows: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The first ``count`` rows, to measure on, and the others, to train on; a ValueError where these are fewer."""
+    if len(rows) < 2 * count:
+        raise ValueError(f"the file has {len(rows)} rows: the warm start needs {2 * count} or more")
+    return rows[:count], rows[count:]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], solution: str, row: Any) -> Example:
@@ -48,9 +57,9 @@ def encode_batch(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]
 
 def measure(right: Sequence[Sequence[bool]]) -> dict[str, float]:
     """accuracy, standard_error over rows, and pass@n: the share of rows with a right one among their n samples."""
-    accuracy, error = mean_and_error([sum(row) / len(row) for row in right])
-    passed = sum(map(any, right)) / len(right)
-    return {"accuracy": accuracy, "standard_error": error, f"pass@{len(right[0])}": passed}
+    shares = [sum(row) / len(row) for row in right]
+    found = {"accuracy": fmean(shares), "standard_error": estimates.standard_error(shares) or 0.0}
+    return found | {f"pass@{len(right[0])}": fmean(map(any, right))}
 
 
 @dataclass
@@ -65,7 +74,6 @@ class Trainer:
     held_out: Sequence[Example]
     is_right: Callable[[Any, str], bool]
     longest: int
-    report: Callable[[str], None] = print
     dtype: torch.dtype = torch.float32
     fused: bool | None = None
     step: int = 0
@@ -115,21 +123,22 @@ class Trainer:
     def until(
         self,
         batches: Iterator[Sequence[Example]],
-        learning_rate: Callable[[int], float],
         reached: Callable[[float], bool],
+        learning_rate: float,
         check_every: int,
         most: int,
+        warmup: int = 1,
     ) -> float:
         """Update until the sampled accuracy, looked at every ``check_every`` steps, is ``reached``; returns it.
 
-        ``learning_rate`` is asked for each step of this call, from 1; after ``most`` of them it is a WarmStartError.
+        The learning rate rises over ``warmup`` steps. After ``most`` steps of this call it is a WarmStartError.
         """
         accuracy = math.nan
         for done in range(1, most + 1):
-            loss = self.update(next(batches), learning_rate(done))
+            loss = self.update(next(batches), learning_rate * min(1.0, done / warmup))
             if done % check_every == 0:
                 accuracy = self.accuracy()["accuracy"]
-                self.report(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
+                commands.say(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
                 if reached(accuracy):
                     return accuracy
         raise WarmStartError(

@@ -6,34 +6,31 @@ to the same questions before and after. Samples of one question are not independ
 questions; the gain is paired, question by question.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from cppo_verl import atomic, estimates, jsonlines
+from pandas import DataFrame, Series
+
+from cppo_verl import atomic, jsonlines
 from data_prep import commands, storage
 
 FOLDER, PAGE = "validations", "validations.md"
 TEXTS = 10
-
-Answers = Mapping[str, Sequence[Mapping[str, Any]]]  # question -> its responses, as verl wrote them
 
 
 class ValidationError(ValueError):
     """There is nothing to read, or not what was expected."""
 
 
-def read(run: Path) -> Mapping[int, Answers]:
-    """Step -> question -> responses, of all validations of a run; a torn last line is left out, and said."""
-    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+def read(run: Path) -> dict[int, DataFrame]:
+    """Step -> responses as verl wrote them, a row each, of all validations; a torn last line is left out, and said."""
+    found = {}
     for file in sorted((run / FOLDER).glob("*.jsonl"), key=lambda path: int(path.stem)):
-        answers = found.setdefault(int(file.stem), {})
         entries, torn = jsonlines.read(file)
         if torn:
             commands.say(torn)
-        for entry in entries:
-            answers.setdefault(entry["input"], []).append(entry)
+        if entries:
+            found[int(file.stem)] = DataFrame(entries)
     if not found:
         raise ValidationError(
             f"{run / FOLDER} has no validations: has the run got as far, with quickstart.sh or real_model.sh?"
@@ -41,58 +38,51 @@ def read(run: Path) -> Mapping[int, Answers]:
     return found
 
 
-def accuracies(answers: Answers) -> dict[str, float]:
+def accuracies(responses: DataFrame) -> Series:
     """Question -> share of its responses that are right."""
-    return {question: fmean([float(entry["acc"]) for entry in given]) for question, given in answers.items()}
+    return responses.groupby("input", sort=False)["acc"].mean()
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; the error is 0 for a single value."""
-    return fmean(values), estimates.standard_error(values) or 0.0
-
-
-def gain(before: Answers, after: Answers) -> tuple[float, float]:
+def gain(before: DataFrame, after: DataFrame) -> tuple[float, float]:
     """What accuracy rose by, and its standard error, over the questions that both have."""
-    one, other = accuracies(before), accuracies(after)
-    differences = [other[question] - one[question] for question in one if question in other]
-    if not differences:
+    differences = (accuracies(after) - accuracies(before)).dropna()
+    if differences.empty:
         raise ValidationError("the first and the last validation have no question in common: was the data changed?")
-    return mean_and_error(differences)
+    return differences.mean(), differences.sem()
 
 
 def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
     """The table and the texts, as Markdown; a ValidationError where there is nothing to compare."""
-    found, baseline = read(run), (storage.read_manifest(data) or {}).get("commonest_answer_accuracy")
+    found, baseline = read(run), storage.read_manifest(data).get("commonest_answer_accuracy")
     if baseline is None:
         raise ValidationError(f"{data} has no manifest with a baseline: make it with data_prep.reasoning_gym_data")
     table = ["| | accuracy | standard error | partial marks |", "|---|---|---|---|"]
     table.append(f"| always the commonest training answer | {baseline:.3f} | | |")
-    made = storage.read_manifest(warm_start) if warm_start else None
-    if made is not None and "accuracy" in made:
+    made = storage.read_manifest(warm_start) if warm_start else {}
+    if "accuracy" in made:
         text = f"{made['accuracy']:.3f} | {made['standard_error']:.3f}"
         table.append(f"| warm start, its own held-out questions (pass@8 {made['pass@8']:.3f}) | {text} | |")
-    for step, answers in found.items():
-        mean, error = mean_and_error(list(accuracies(answers).values()))
-        partial = fmean([float(entry.get("partial", entry["acc"])) for given in answers.values() for entry in given])
+    for step, responses in found.items():
+        right, partial = accuracies(responses), responses.get("partial", responses["acc"]).mean()
         name = f"step {step}" if step else "before the first step"
-        table.append(f"| {name} | {mean:.3f} | {error:.3f} | {partial:.3f} |")
+        table.append(f"| {name} | {right.mean():.3f} | {right.sem():.3f} | {partial:.3f} |")
     parts = [f"# Validation of {run.name}", "\n".join(table)]
     first, last = min(found), max(found)
-    before, after = found[first], found[last]
+    firsts, lasts = (found[step].drop_duplicates("input").set_index("input") for step in (first, last))
     if last > first:
-        rise, error = gain(before, after)
+        rise, error = gain(found[first], found[last])
         sure = f", {rise / error:.1f} standard errors" if error else ""
         parts.append(
             f"From step {first} to step {last}: {rise:+.3f} with a standard error of {error:.3f} over "
-            f"{len(before)} questions, paired{sure}."
+            f"{len(firsts)} questions, paired{sure}."
         )
-    shared = [question for question in before if question in after]
+    shared = [question for question in firsts.index if question in lasts.index]
     chosen = shared[:: max(1, len(shared) // TEXTS)][:TEXTS]  # evenly spread over the file
     parts.append(f"## {len(chosen)} questions, their first response at step {first} and at step {last}")
     for question in chosen:
         parts.append(f"```text\n{question.strip()}\n```")
-        for step, answers in ((first, before), (last, after)):
-            entry = answers[question][0]
+        for step, responses in ((first, firsts), (last, lasts)):
+            entry = responses.loc[question]
             mark = "right" if entry["acc"] else f"wrong, {entry['gts']} is right"
             parts.append(f"step {step}, {mark}:\n\n```text\n{entry['output'].strip()}\n```")
     return "\n\n".join(parts) + "\n"

@@ -7,7 +7,7 @@ writes model, tokenizer and manifest.json with what it cost.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from data_prep.supervised import Example, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLES = 8  # a question, for pass@8
+WARMUP = 5  # updates over which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -29,35 +30,24 @@ class Recipe:
 
     Training stops at ``target``, measured every ``check_every`` updates of ``batch`` rows with a sample for each row
     ``held_out``. The final measurement has to lie in ``lowest`` to ``highest``. ``learning_rate`` is AdamW's after
-    ``warmup`` updates, ``dtype`` the arithmetic's; the weights are float32.
+    WARMUP updates, ``dtype`` the arithmetic's; the weights are float32.
     """
 
     seed: int = 0
     held_out: int = 64
     batch: int = 32
     learning_rate: float = 1e-4
-    warmup: int = 5
     target: float = 0.3
     lowest: float = 0.2
     highest: float = 0.5
     check_every: int = 10
     max_steps: int = 400
     max_new_tokens: int = 16
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype {self.dtype}: give one of {', '.join(DTYPES)}")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, from 1."""
-        return self.learning_rate * min(1.0, step / max(1, self.warmup))
+    dtype: str = "float32"  # or bfloat16
 
 
 def read_examples(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The rows of a warm.parquet, in its order; a ValueError where one has no worked answer."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: write it with data_prep.reasoning_gym_data --warm ROWS")
     examples = []
     for row in pandas.read_parquet(file).to_dict("records"):
         solution = row["extra_info"]["solution"]
@@ -86,7 +76,7 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         queue = queue[size:]
 
 
-def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str], None] = commands.say) -> bool:
+def prepare(model: Path, data: Path, out: Path, r: Recipe) -> bool:
     """Make the warm-started model in ``out``; False where the same recipe made it there from the same model and data.
 
     Raises:
@@ -94,30 +84,25 @@ def prepare(model: Path, data: Path, out: Path, r: Recipe, report: Callable[[str
         WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
     file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
-    if not weights:
-        raise FileNotFoundError(f"{model} has no weights (*.safetensors): not a model in Hugging Face's format")
     made_from = {path.name: storage.sha256_of(path) for path in weights}
-    arguments = asdict(r) | {"data": storage.sha256_of(file) if file.is_file() else "", "model": made_from}
+    arguments = asdict(r) | {"data": storage.sha256_of(file), "model": made_from}
 
     def work() -> tuple[Any, Any, dict[str, Any]]:
         torch.manual_seed(r.seed)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        examples = read_examples(file, tokenizer)
-        if len(examples) < 2 * r.held_out:
-            raise ValueError(f"warm has {len(examples)} rows: the warm start needs {2 * r.held_out} or more (--warm)")
+        measured_on, trained_on = supervised.held_out(read_examples(file, tokenizer), r.held_out)
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         network.train()
-        held_out, dtype = examples[: r.held_out], DTYPES[r.dtype]
-        trainer = Trainer(network, tokenizer, held_out, is_right, r.max_new_tokens, report, dtype, fused=True)
+        trainer = Trainer(network, tokenizer, measured_on, is_right, r.max_new_tokens, DTYPES[r.dtype], fused=True)
         before = trainer.accuracy()["accuracy"]
-        report(f"before the warm start: sampled accuracy {before:.3f}")
+        commands.say(f"before the warm start: sampled accuracy {before:.3f}")
         if before < r.target:
-            drawn = batches(examples[r.held_out :], r.batch, random.Random(r.seed))
-            trainer.until(drawn, r.rate, lambda accuracy: accuracy >= r.target, r.check_every, r.max_steps)
+            drawn = batches(trained_on, r.batch, random.Random(r.seed))
+            trainer.until(drawn, lambda a: a >= r.target, r.learning_rate, r.check_every, r.max_steps, WARMUP)
         found = trainer.accuracy_within(r.lowest, r.highest, SAMPLES)
         return network, tokenizer, {"steps": trainer.step, "tokens": trainer.tokens, **found}
 
-    return storage.make_model(out, "warm_start", arguments, work, report)
+    return storage.make_model(out, "warm_start", arguments, work)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -116,12 +116,12 @@ def read_all(path: Path) -> int:
     """Rows that can be used; every unusable row has said why."""
     file, usable = LocalFile(path, {"file": path.name}), 0
     columns = match_columns(list_columns(file), {}, file.name)
-    for record in read_records(file, columns.names):
+    for record in read_records(file):
         try:
             read_problem(record, columns, file.name)
             usable += 1
         except BadRow as error:
-            assert f": {record.number}" in str(error) or f" {record.number}:" in str(error)
+            assert f": {record.place}: " in str(error)
     return usable
 
 

@@ -1,15 +1,12 @@
 """The studies: their plans are whole, their reading says what the plan fixed; what is counted in answers."""
 
 import json
-import math
-from pathlib import Path
 
 import pandas
 import pytest
 
 from benchmarks import same_tokens, study, worked_sums
 from cppo_verl import presets
-from data_prep import tiny_model
 from tests.data_prep.test_validations import write
 
 REAL = study.load("real_model")
@@ -73,17 +70,11 @@ def test_a_run_that_fails_stops_the_study_and_finished_ones_are_not_started(tmp_
     assert (tmp_path / "started").read_text().split("\n") == ["dppo_tv 0 20 trainer.x=1", "grpo 0 20 ", ""]
 
 
-def test_engines_are_compared_token_by_token(tmp_path):
+def test_engines_are_compared_token_by_token():
     one = [[(1, -0.5), (2, -1.0)], [(3, -0.25)]]
     other = [[(1, -0.5), (2, -1.25)], [(4, -0.25)]]
     found = same_tokens.compare(one, other)
     assert found == {"prompts": 2, "same_prompts": 1, "tokens": 3, "largest_gap": pytest.approx(0.25)}
-    tokenizer, path = tiny_model.build_tokenizer(), tmp_path / "val.parquet"
-    pandas.DataFrame({"prompt": [[{"role": "user", "content": "1+1"}]] * 3}).to_parquet(path)
-    prompts = same_tokens.prompts_of(Path(path), tokenizer, 2)
-    assert [tokenizer.decode(prompt) for prompt in prompts] == [
-        "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
-    ] * 2
 
 
 def entry(asked: str, *lines: str) -> dict[str, str]:
@@ -92,22 +83,13 @@ def entry(asked: str, *lines: str) -> dict[str, str]:
 
 def test_lines_of_sums_are_counted_by_their_sign_and_long_answers_found():
     found = worked_sums.count(
-        [
-            entry("3 - 3 + 6", "3-3=-0", "0+6=6"),  # -0 is 0
-            entry("5 - 9 + 1", "5-9=-4", "-4+1=-5"),
-            entry("8 + 9", "8+9=17", "17+2=19"),  # a line more than asked
-            entry("4 - 1", "what?"),
-        ]
+        pandas.DataFrame(
+            [
+                entry("3 - 3 + 6", "3-3=-0", "0+6=6"),  # -0 is 0
+                entry("5 - 9 + 1", "5-9=-4", "-4+1=-5"),
+                entry("8 + 9", "8+9=17", "17+2=19"),  # a line more than asked
+                entry("4 - 1", "what?"),
+            ]
+        )
     )
     assert found == {"too long": pytest.approx(1 / 4), "+": pytest.approx(3 / 4), "-": 1}
-    assert all(math.isnan(share) for share in worked_sums.count([]).values())
-
-
-def test_first_and_last_validation_are_counted(tmp_path, monkeypatch, capsys):
-    for step in (0, 10, 20):
-        write(tmp_path / "run", step, {"8 + 9": [True]})
-    monkeypatch.setattr("sys.argv", ["worked_sums", str(tmp_path / "run")])
-    worked_sums.main()
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said] == ["run, step 0", "run, step 20"]
-    assert "too long 0%" in said[0] and "+ nan%" in said[0]

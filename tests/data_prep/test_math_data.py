@@ -1,14 +1,6 @@
 """DAPO-Math-17k and AIME to verl's columns: counts, formats, bad rows, damaged files, repeated runs, the hub."""
 
-import gzip
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +9,9 @@ from omegaconf import OmegaConf
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.reward_score import default_compute_score
 
-from data_prep import aime, dapo_math, math_data, math_table, problems
+from data_prep import aime, dapo_math, math_data, math_table, problems, storage
 from data_prep.problems import INSTRUCTION, REMINDER, BadRow
 from data_prep.sources import DataError, Source
-from tests import ROOT
 from tests.data_prep.math_sources import aime_rows, dapo_rows, output_rows, verl_row, wrapped, write
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -53,20 +44,18 @@ def test_rows_counts_and_manifest(tmp_path: Path):
     assert manifest["counts"] == {
         "rows_read": 201,
         "bad_rows_skipped": 0,
-        "unique_by_index": 50,
         "unique_by_prompt": 45,
         "repeated_prompts_dropped": 156,
         "repeats_with_another_answer": 1,
     }
-    assert manifest["files"] == {path.name: {"rows": 45, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
-    origin = {"file": "dapo.parquet", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
-    assert manifest["arguments"]["source"] == origin
+    assert manifest["files"] == {path.name: {"rows": 45, "sha256": storage.sha256_of(path)}}
+    assert manifest["arguments"]["source"] == {"file": "dapo.parquet", "sha256": storage.sha256_of(source)}
     assert rows[3] == {
         "data_source": "math_dapo",
         "prompt": [{"role": "user", "content": f"{INSTRUCTION}\n\nFind $x$ if $x + 3 = 2 \\cdot 3$.\n\n{REMINDER}"}],
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": "3"},
-        "extra_info": {"index": 3, "split": "train", "source_index": "id-3"},
+        "extra_info": {"index": 3, "split": "train"},
     }
     assert [row["extra_info"]["index"] for row in rows] == list(range(45)) and answers_of(path)[0] == "0"
 
@@ -79,22 +68,13 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str):
     assert [row["reward_model"]["ground_truth"] for row in written] == [str(i + 11) for i in range(30)]
     assert [row["prompt"][0]["content"].split("\n\n")[1] for row in written] == [row["problem"] for row in rows]
     assert {row["data_source"] for row in written} == {"aime26"}
-    assert [row["extra_info"]["source_index"] for row in written] == [str(i) for i in range(30)]
-
-
-def test_aime_2024_of_the_hub_is_deduplicated_and_renamed(tmp_path: Path):
-    rows = [verl_row(wrapped(row["problem"]), f"{row['answer']:03d}", str(i)) for i, row in enumerate(aime_rows())]
-    path = make(tmp_path, write(rows * 32, tmp_path / "aime.parquet"), 2024)
-    assert answers_of(path) == [str(number) for number in range(11, 41)]
-    assert {row["data_source"] for row in output_rows(path)} == {"aime24"}
-    assert manifest_of(path)["counts"]["rows_read"] == 960
 
 
 @pytest.mark.parametrize(
     ("prompt", "problem"),
     [
         (wrapped("Find x."), "Find x."),
-        (problems.ask(problems.Problem("Find x.", "Find x.", "1", "")), "Find x."),  # asked twice is asked once
+        (problems.ask(problems.Problem("Find x.", "Find x.", "1")), "Find x."),  # asked twice is asked once
         (wrapped("Find x.\n\nHere x > 1."), "Find x.\n\nHere x > 1."),
         ("Find x.", "Find x."),
         ("Answer: what?\n\nFind x.", "Answer: what?\n\nFind x."),
@@ -111,16 +91,15 @@ def test_columns_are_found_or_named(tmp_path: Path):
     named = {"prompt": "text", "answer": "solution"}
     for file, columns, words in (
         (source, {}, r"d\.parquet: 0 columns.*prompt.*columns found: text, solution; .*--columns"),
-        (source, {**named, "prompt": "txt"}, "has no column txt; columns found: text, solution"),
+        (source, {**named, "prompt": "txt"}, r"0 columns could be the prompt \(txt\); columns found: text, solution"),
         (two, {}, r"2 columns could be the prompt \(prompt or problem\)"),
     ):
         with pytest.raises(DataError, match=words):
             make(tmp_path, file, columns=columns)
     assert answers_of(make(tmp_path, source, columns=named)) == ["1"]
     assert "Find y." in output_rows(make(tmp_path, two, columns={"prompt": "problem"}))[0]["prompt"][0]["content"]
-    for text in ("prompt", "prompt=", "=x", "role=x"):
-        with pytest.raises(SystemExit, match="give prompt=NAME"):
-            dapo_math.main(["--out", str(tmp_path), "--source", "x.csv", "--columns", text])
+    with pytest.raises(SystemExit, match="--columns role=x: give prompt=NAME or answer=NAME"):
+        dapo_math.main(["--out", str(tmp_path), "--source", "x.csv", "--columns", "role=x"])
 
 
 # Bad rows
@@ -129,14 +108,9 @@ def test_columns_are_found_or_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("problem", None, "is missing"),
-        ("problem", " \n ", "is empty"),
-        ("problem", 7, "is of type int, not text"),
-        ("problem", [{"role": "system", "content": "x"}, {"role": "user"}], r"has the messages \['system'"),
         ("problem", [{"role": "user", "content": None}], "is missing"),
-        ("problem", "x\ud800y", "has half of a surrogate pair"),
-        ("answer", ["1"], "is of type list, not text"),  # the rest: test_answers.py
-        ("answer", "1\n2", "has a line break"),
+        ("problem", [{"role": "system", "content": "x"}, {"role": "user"}], r"has the messages \['system'"),
+        ("answer", "1\n2", "has a line break"),  # the rest: test_answers.py
         ("answer", "units", "is units, of which the scorer reads ''"),
     ],
 )
@@ -192,20 +166,16 @@ def test_rows_of_parquet_and_lines_of_csv_and_jsonl_are_named(tmp_path: Path):
         assert (counts["rows_read"], counts["bad_rows_skipped"], counts["unique_by_prompt"]) == counted
 
 
-def test_damaged_files_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_damaged_files_end_in_one_sentence(tmp_path: Path):
     rows = write(dapo_rows(3000, copies=1), tmp_path / "d.parquet", compression="none", row_group_size=500).read_bytes()
     lines = write([flat(f"Find {i}.", "1") for i in range(9)], tmp_path / "d.jsonl").read_bytes()
     for name, content, reason in (
-        ("cut.parquet", rows[: len(rows) // 2], "damaged or cut off"),
-        ("hit.parquet", rows.replace(b"Find $x$ if $x + 2300 ", b"\xff" * 22), "damaged or cut off after row 0"),
-        ("text.parquet", b"not parquet at all", "damaged or cut off"),
-        ("empty.parquet", b"", "damaged or cut off"),
-        ("cut.jsonl", lines[:-10], "line 9: the file is cut off in the middle of this line"),
+        ("cut.parquet", rows[: len(rows) // 2], "damaged or cut off after its beginning"),
+        ("hit.parquet", rows.replace(b"Find $x$ if $x + 2300 ", b"\xff" * 22), "damaged or cut off"),
+        ("cut.jsonl", lines[:-10], "after line 9: the file ends in the middle of this line"),
         ("open.csv", b'problem,answer\nFind x.,1\n"Find y.,2\n', "damaged or cut off after line 2"),
-        ("zip.csv", gzip.compress(b"problem,answer\n"), "damaged or cut off"),
         ("none.jsonl", json.dumps(flat("", "1")).encode() + b"\n", "has no usable row of 1 read"),
         ("empty.jsonl", b"", "columns found: none"),
-        ("binary.jsonl", b"\xff\xfe\n\xff\n", "columns found: none"),
         ("rows.txt", b"x", "unknown format"),
         ("absent.jsonl", None, "no such file"),
     ):
@@ -216,21 +186,16 @@ def test_damaged_files_end_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
             dapo_math.main(["--out", str(tmp_path / "out"), "--source", str(path), "--skip-bad-rows"])
         error = str(ended.value)
         assert error.startswith("error: ") and "\n" not in error and str(path) in error and reason in error, error
-        said = capsys.readouterr().err
-        assert name == "none.jsonl" or not said
     assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_does_nothing_unless_something_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = write(dapo_rows(20, copies=2), tmp_path / "d.jsonl")
     path = make(tmp_path / "out", source)
-    stamps = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
-    assert set(stamps) == {"dapo_math.parquet", "dapo_math.manifest.json"}
+    stamp, first = path.stat().st_mtime_ns, path.read_bytes()
     make(tmp_path / "out", source)
     said = capsys.readouterr().out
-    assert "rows read 40" in said and "already there, unchanged" in said
-    assert {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()} == stamps
-    first = path.read_bytes()
+    assert "rows read 40" in said and "already there, unchanged" in said and path.stat().st_mtime_ns == stamp
     path.write_bytes(first[:-1])
     make(tmp_path / "out", source)
     assert path.read_bytes() == first
@@ -240,35 +205,15 @@ def test_a_second_run_does_nothing_unless_something_has_changed(tmp_path: Path, 
     assert kept[0]["prompt"][0]["content"] == wrapped("Find $x$ if $x + 0 = 2 \\cdot 0$.")
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_100k_rows_repeated_100_times(tmp_path: Path, ending: str):
-    """Under 30 s of processor time and 2 GiB for the whole command, prompts as long as DAPO's (600 characters)."""
-    rows = [verl_row(wrapped(f"{'Consider its digits. ' * 20}Number {i}."), str(i), f"id-{i}") for i in range(1000)]
-    source = write(rows * 100, tmp_path / f"d.{ending}")
-    program = (
-        "import sys, time; from data_prep import dapo_math; dapo_math.main(sys.argv[1:])\n"
-        "peak = open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]\n"
-        "print(time.process_time(), int(peak) // 1024)"
-    )
-    line = [sys.executable, "-c", program, "--out", str(tmp_path / "out"), "--source", str(source)]
-    output = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
-    assert "rows read 100000, bad rows skipped 0, unique by prompt 1000, " in output
-    seconds, mib = map(float, output.split()[-2:])
-    assert seconds < 30 and mib < 2048
-
-
 def test_verl_reads_and_scores_the_files(tmp_path: Path, tokenizer, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")  # not the user's, who may have none
-    rows = [*dapo_rows(20, copies=2), verl_row(wrapped("Long. " * 200), "1", "long")]
+    rows = [*dapo_rows(20, copies=1), verl_row(wrapped("Long. " * 200), "1", "long")]
     train = make(tmp_path, write(rows, tmp_path / "d.parquet"))
     val = make(tmp_path, write(aime_rows(2025), tmp_path / "a.jsonl"), 2025)
-    options = {"cache_dir": str(tmp_path / "cache"), "filter_overlong_prompts_workers": 1}
-    long, short = (
-        RLHFDataset([str(train), str(val)], tokenizer, OmegaConf.create({**options, "max_prompt_length": limit}))
-        for limit in (1024, 200)
-    )
-    assert (len(long), len(short)) == (48, 0)
-    item = long[18]
+    options = {"cache_dir": str(tmp_path / "cache"), "filter_overlong_prompts_workers": 1, "max_prompt_length": 1024}
+    data = RLHFDataset([str(train), str(val)], tokenizer, OmegaConf.create(options))
+    assert len(data) == 48
+    item = data[18]
     assert item["data_source"] == "aime25" and item["index"] == 0
     assert item["raw_prompt"][0]["content"].startswith(INSTRUCTION)
     assert item["reward_model"]["ground_truth"] == "11"
@@ -282,66 +227,36 @@ def test_verl_reads_and_scores_the_files(tmp_path: Path, tokenizer, monkeypatch)
 # The hub
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as its client needs to list a data set's files and to fetch one."""
-
-    files: dict[str, bytes] = {}
-
-    def do_GET(self) -> None:
-        place = self.path.split("?")[0]
-        data = self.files.get(place.partition("/datasets/some/aime/resolve/")[2].partition("/")[2])
-        if place.startswith("/api/datasets/some/aime/tree/"):
-            listing = [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in self.files.items()]
-            data = json.dumps(listing).encode()
-        self.send_response(404 if data is None else 200)
-        data = data or b""
-        headers = {"Content-Length": len(data), "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        for name, value in headers.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: Any) -> None:
-        return
-
-
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a command that talks to a hub on this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-    settings |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    yield {**os.environ, **settings, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    server.shutdown()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A data set's files by name, as the hub's client lists them and puts them into its cache."""
+    files: dict[str, Path] = {}
+
+    def listed(self: Any, repo: str, revision: str, repo_type: str) -> list[str]:
+        return ["README.md", *files]
+
+    def fetched(repo: str, name: str, revision: str, repo_type: str) -> str:
+        return str(files[name])
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", listed)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    folder = tmp_path / "datasets--some--aime/snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    files["test.jsonl"] = write(aime_rows(2025), folder / "test.jsonl")
+    return files
 
 
-def test_from_the_hub_with_its_commit_and_then_from_the_cache(tmp_path: Path, hub: dict[str, str]):
-    def command(*arguments: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "data_prep.aime", "--out", str(tmp_path / "out"), "--year", "2025", "--source"]
-        environment = {**hub, "HF_HUB_OFFLINE": offline}
-        return subprocess.run([*line, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
-
-    data = write(aime_rows(2025), tmp_path / "a.jsonl").read_bytes()
-    Hub.files = {"README.md": b"# x", "test.jsonl": data}
-    first = command("some/aime", "--revision", "v1")
-    assert first.returncode == 0, first.stderr
-    origin = {"repo": "some/aime", "file": "test.jsonl", "revision": "v1", "commit": COMMIT}
+def test_from_the_hub_with_its_commit(tmp_path: Path, hub: dict[str, Path]):
+    line = ["--out", str(tmp_path / "out"), "--year", "2025", "--source", "some/aime", "--revision", "v1"]
+    aime.main(line)
     made = manifest_of(tmp_path / "out" / "aime25.parquet")["arguments"]["source"]
-    assert made == origin | {"sha256": hashlib.sha256(data).hexdigest()}
-    again = command("some/aime", "--revision", "v1", "--file", "test.jsonl", offline="1")
-    assert "already there, unchanged" in again.stdout, again.stderr
-    Hub.files = {"a.jsonl": b"", "b.jsonl": b""}
-    for ended, reason in (
-        (command("some/aime"), "has 2 data files (a.jsonl, b.jsonl): choose one with --file"),
-        (command("some/other"), "some/other (revision main): the hub did not give it"),
-        (command("some/aime", "--file", "a.jsonl", offline="1"), "copy the file here and name it with --source"),
-    ):
-        assert (ended.returncode, ended.stdout) == (1, "")
-        assert ended.stderr.startswith("error: ") and reason in ended.stderr and "Traceback" not in ended.stderr
+    origin = {"repo": "some/aime", "file": "test.jsonl", "revision": "v1", "commit": COMMIT}
+    assert made == origin | {"sha256": storage.sha256_of(hub["test.jsonl"])}
+    hub["b.jsonl"] = hub["test.jsonl"]
+    with pytest.raises(SystemExit, match=r"has 2 data files \(test.jsonl, b.jsonl\): choose one with --file"):
+        aime.main(line)
+    with pytest.raises(SystemExit, match=r"revision v1.*: the hub did not give it: .*name it with --source"):
+        aime.main([*line, "--file", "absent.jsonl"])
 
 
 def test_what_the_command_line_changes_of_a_source(monkeypatch: pytest.MonkeyPatch):

@@ -1,35 +1,25 @@
 """The maths reward: verl's verdicts as they are, values beside them, and answers that try to break either."""
 
-import asyncio
 import json
 import math
 import random
-import re
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import sympy
-import torch
-from omegaconf import OmegaConf
-from verl import DataProto
-from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 from verl.trainer.ppo.metric_utils import process_validation_metrics
-from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
 from data_prep import math_reward, reasoning_gym_reward
 from data_prep.math_reward import compute_score
 from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
-from tests.data_prep.test_answers import FORMS, PAIRS, corrupted, value_by_python
+from tests.data_prep.test_answers import FORMS
 
-LIMIT = 0.3
+LIMIT = 0.2
 KEYS = {"score", "acc", "pred", "timed_out", "paper", "verified"}
 
 
@@ -47,7 +37,6 @@ def verified(answer: str, truth: str) -> Any:
 @pytest.mark.parametrize(
     ("response", "truth", "right", "pred"),
     [
-        ("Answer: 6\nno, wait\nAnswer: $5$", "5", True, "5"),
         ("Answer: 5\nno, wait\nAnswer: 6", "5", False, "6"),
         ("Answer: 1,234", "1234", True, "1234"),
         ("so it is \\boxed{5}", "5", True, "5"),
@@ -56,9 +45,7 @@ def verified(answer: str, truth: str) -> Any:
         # What the paper's scorer takes for wrong, and anybody else for right: verified tells them apart
         ("Answer: **73**", "73", False, "**73**"),
         ("**Answer:** 34", "34", False, "**34"),
-        ("\\[Answer: 009\\]", "9", False, "009\\]"),
         ("Answer: 073", "73", False, "073"),
-        ("Answer: 34.", "34", False, "34."),
     ],
 )
 def test_the_papers_verdicts(response: Any, truth: Any, right: bool, pred: str):
@@ -67,17 +54,16 @@ def test_the_papers_verdicts(response: Any, truth: Any, right: bool, pred: str):
     assert found == expected | {"verified": None} and type(found["acc"]) is bool
 
 
-def test_verdicts_are_verls_to_the_bit(count: int = 2000):
+def test_verdicts_are_verls_to_the_bit():
     """Responses of every kind and length, right and wrong, some of them hostile."""
     rng = random.Random(3)
     frames = ["Answer: {}", "**Answer:** {}", "so \\boxed{{{}}}", "Answer: {}\nno.\nAnswer: 7", "it is {}", "Answer:{}"]
     pairs = [
         ("x" * rng.choice([0, 50, 299, 5000]) + frame.format(form), "5" if value == "none" else value)
-        for frame in frames
-        for form, value in FORMS
+        for number, frame in enumerate(frames)
+        for form, value in FORMS[number::3]
     ]
-    pairs += [(text, "5") for text in hostile_completions(count - len(pairs), seed=2, path="/nowhere/t")]
-    assert len(pairs) == count
+    pairs += [(text, "5") for text in hostile_completions("/nowhere/t")]
     for response, truth in pairs:
         start = time.process_time()
         ours = score(response, truth)
@@ -113,30 +99,25 @@ def test_a_truth_that_nobody_can_reach_is_refused(truth: Any, reason: str):
 @pytest.mark.parametrize(
     ("right", "truth", "answers"),
     [
-        (True, "5", "10/2 ¦ 5.0 ¦ 05 ¦ \\sqrt{25} ¦ \\frac{10}{2} ¦ 5° ¦ x = 5 ¦ $2+3$ ¦ **5** ¦ \\boxed{5}"),
-        (True, "34", "34. ¦ **34** ¦ 034 ¦ m+n=34 ¦ f(2) = 34 ¦ a_{10}=34"),
-        (True, "-34", "-34. ¦ \u221234"),
-        (True, "50", "50\\% ¦ 50%"),
+        (True, "5", "10/2 ¦ \\sqrt{25} ¦ x = 5 ¦ $2+3$"),  # other ways to write a number: test_answers.py
+        (True, "34", "m+n=34 ¦ f(2) = 34 ¦ a_{10}=34"),
         (True, "2", "\\sqrt[3]{8} ¦ \\log_{10} 100 ¦ 2!"),
         (True, "(1,2)", "(1,2) ¦ (1, 2) ¦ $(1,2)$ ¦ (\\frac{2}{2}, 2)"),
         (True, "\\{1,2\\}", "\\{2,1\\} ¦ \\{1,2\\}"),
         (True, "3\\sqrt{2}+1", "1+\\sqrt{18}"),
         (True, "x^2+1", "1+x^2 ¦ $x^{2} + 1$"),
         (True, "\\frac{1}{2^{99}}", "2^{-99} ¦ \\frac{1}{2^{99}}"),
-        (True, "100", "1e2 ¦ 10^2"),
-        (True, "\\frac{71}{6}", "11 5/6"),
         (True, "3\\sqrt{2}", "3√2 ¦ √18"),
         (True, "x \\le 3", "x ≤ 3"),
         (True, "5 cm", "5 cm ¦ 5 centimeters ¦ 5"),
         (True, "\\text{east}", "east ¦ East. ¦ **east**"),
-        (False, "5", "11/2 ¦ 5x ¦ 5, 6 ¦ 5 or 6 ¦ 5_{7} ¦ \\{5, 6\\} ¦ 5.0000001 ¦ 5!"),
-        (False, "73", "7_3 ¦ 7_{3} ¦ 7 3 2"),
+        (False, "5", "5x ¦ 5, 6 ¦ 5 or 6 ¦ 5_{7} ¦ \\{5, 6\\} ¦ 5!"),
+        (False, "73", "7_3 ¦ 7 3 2"),
         # Reported for other graders (the names are of their trackers)
         (False, "1 + \\frac{1}{\\mathrm{e}}", "1 - \\frac{1}{\\mathrm{e}}"),  # Math-Verify 82
         (False, "3x + 4y + 14=0", "3*x-1*y+13=0"),  # Math-Verify 60
         (False, "2", "2 2/3"),  # Math-Verify 81
-        (False, "10", "4 10/3"),
-        (False, "34", "2x=34 ¦ 34, 35"),
+        (False, "34", "2x=34"),
         (False, "x=5", "y=5 ¦ x=6"),
         (False, "5 cm", "5 m ¦ 5 cm²"),
         (False, "\\frac{1}{2^{99}}", "\\frac{1}{2^{98}} ¦ 2^{-98} ¦ 0"),
@@ -145,8 +126,6 @@ def test_a_truth_that_nobody_can_reach_is_refused(truth: Any, reason: str):
         (False, "\\{0,1\\}", "(0,1) ¦ [0,1]"),
         (False, "\\frac{1}{3}", "0.333333 ¦ 0.33333333333333333"),
         (False, "\\pi", "3.1415926535"),
-        (False, "0.0000001", "0.0000002"),
-        (False, "\\text{east}", "\\text{seat} ¦ seat"),
         (False, "east", "\\text{seat} ¦ seat"),
     ],
 )
@@ -163,31 +142,12 @@ def test_either_verdict_earns_the_reward_and_both_are_kept():
     assert score("it is 5", math_verify=True)["verified"] is False  # no answer is a wrong one
 
 
-def test_corrupted_answers_earn_nothing_unless_equal(count: int = 60):
-    """By hand with 10,000: none of them right that Python's own reader of numbers, or sympy, takes for another."""
-    rng, signs = random.Random(5), "0123456789.-/+* ^"
-    for _ in range(count):
-        form, value = rng.choice([pair for pair in PAIRS if len(pair[0]) < 12])
-        answer = corrupted(rng, form, signs)
-        outcome = score("Answer: " + answer, str(value), math_verify=True, time_limit=LIMIT)
-        check(outcome)
-        plain, text = value_by_python(answer.strip().rstrip(".")), answer.strip()
-        if outcome["verified"] and plain is not None:
-            assert plain == value, answer
-        elif outcome["verified"] and re.fullmatch(r"[\d.+-][\d.+*/^-]*[\d/+-]", text):  # no groups of digits
-            python = re.sub(r"(?<![\d.])0+(?=\d)", "", text.replace("^", "**"))  # 08 is no number to it
-            assert sympy.sympify(python, rational=True) == sympy.Rational(value.numerator, value.denominator), answer
-
-
 def test_what_cannot_judge_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch):
     entry = json.dumps({"question": "?", "answer": "5", "metadata": {"source_dataset": "chain_sum"}})
     for reward in (math_reward, reasoning_gym_reward):
         monkeypatch.setattr(reward, "_judge", Sandbox("data_prep.no_such_module"))
         with pytest.raises(SandboxError, match="No answer is judged"):
             reward.compute_score("any", "Answer: 10/2+0", "5", {"entry": entry}, math_verify=True)
-    monkeypatch.setattr(math_reward.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"math_verify = true.*pip install math-verify"):
-        score("Answer: 6", math_verify=True)
 
 
 def check(verdict: dict[str, Any]) -> None:
@@ -199,45 +159,14 @@ def check(verdict: dict[str, Any]) -> None:
     json.dumps(verdict, ensure_ascii=False).encode("utf-8")
 
 
-def test_hostile_completions_by_value_in_threads(tmp_path: Path, count: int = 100):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    score("Answer: 6+0", math_verify=True, time_limit=20.0)
+def test_hostile_completions_by_value_in_threads(tmp_path: Path):
     with ThreadPoolExecutor(8) as threads:
         verify = partial(score, math_verify=True, time_limit=LIMIT)
-        verdicts = list(threads.map(verify, hostile_completions(count, seed=1, path=str(tmp_path / "trace"))))
+        verdicts = list(threads.map(verify, hostile_completions(str(tmp_path / "trace"))))
     for verdict in verdicts:
         check(verdict)
-    assert sum(verdict["timed_out"] for verdict in verdicts) >= 5
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
-    assert not list(tmp_path.iterdir())
+    assert any(verdict["timed_out"] for verdict in verdicts) and not list(tmp_path.iterdir())
     assert verified("10/2", "5")
-
-
-# verl
-
-
-def test_verls_reward_manager_takes_the_verdict(tokenizer):
-    """The DAPO reward manager, in its event loop, with the function as the config names it."""
-    kwargs = {"math_verify": True, "time_limit": LIMIT}
-    choice = {"path": math_reward.__file__, "name": "compute_score", "reward_kwargs": kwargs}
-    config = OmegaConf.create({"reward": {"reward_kwargs": {}, "custom_reward_function": choice}})
-
-    async def run(text: str) -> dict[str, Any]:
-        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
-        batch = DataProto.from_dict(
-            tensors={"responses": ids, "attention_mask": torch.ones_like(ids)},
-            non_tensors={
-                "data_source": np.array(["aime24"], dtype=object),
-                "reward_model": np.array([{"style": "rule", "ground_truth": "5"}], dtype=object),
-                "extra_info": np.array([{"index": 0, "num_turns": None}], dtype=object),
-            },
-        )
-        DAPORewardManager.init_class(config, tokenizer)
-        return await DAPORewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(batch)
-
-    right, wrong = asyncio.run(run("Answer: 10/2")), asyncio.run(run("Answer: 99999999999!"))
-    assert right["reward_score"] == 1.0 and set(right["reward_extra_info"]) == KEYS
-    assert wrong["reward_score"] == -1.0 and wrong["reward_extra_info"]["timed_out"] is True
 
 
 def test_validation_metrics_tell_the_verdicts_apart():

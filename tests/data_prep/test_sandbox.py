@@ -1,11 +1,9 @@
-"""Processes without rights: what they may do, as root and as anybody; limits; workers that do not start."""
+"""Processes without rights: what they may do, also where the tests run as root; limits; workers that do not start."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -13,7 +11,6 @@ import pytest
 
 from data_prep import confinement, sandbox
 from data_prep.sandbox import Bounded, Sandbox, SandboxError
-from tests import ROOT
 from tests.data_prep import hostile_functions
 
 MODULE = "tests.data_prep.hostile_functions"
@@ -44,23 +41,6 @@ def test_a_fork_can_do_nothing_but_compute(judge, victim):
     assert judge.call("compute", ["3/4"], 30.0, 512) == ["0.75", "colorsys"]  # the second is imported late
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_nobody_can_do_no_more(victim):
-    os.chmod(victim, 0o666)
-    for folder in (victim.parent, *victim.parents):
-        if folder != Path("/"):
-            os.chmod(folder, 0o777 if folder == victim.parent else folder.stat().st_mode | 0o055)
-    program = (
-        "import os, sys; import tests.data_prep.hostile_functions as hostile; from data_prep import confinement\n"
-        "os.setuid(65534); confinement.give_up_rights(30.0, 256)\n"
-        "print([w for w in sys.argv[2:] if hostile.attempt(w, sys.argv[1]) != 'refused'])\n"
-    )
-    command = [sys.executable, "-c", program, str(victim), *REFUSED]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n", done.stderr
-    assert victim.read_text() == "whole"
-
-
 @pytest.mark.parametrize("what", ["spin", "swell", "recurse", "crash", "shout", "raise"])
 def test_a_call_without_result_is_bounded_and_the_next_one_is_not(judge, what):
     start = time.monotonic()
@@ -68,12 +48,6 @@ def test_a_call_without_result_is_bounded_and_the_next_one_is_not(judge, what):
         judge.call("come_to_nothing", [what], 0.3, 128)
     assert what != "spin" or 0.2 < time.monotonic() - start < 13.5  # of processor time
     assert judge.call("compute", ["1/2"], 30.0, 512)[0] == "0.5"
-
-
-def test_calls_from_many_threads(judge):
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda i: judge.call("compute", [f"{i}/1"], 30.0, 512)[0], range(24)))
-    assert found == [str(i) for i in range(24)]
 
 
 def test_a_killed_worker_is_replaced_and_leaves_nobody(judge):
@@ -100,12 +74,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch):
 @pytest.mark.parametrize(
     ("of", "name", "value", "fault"),
     [
-        (
-            hostile_functions,
-            "TRIAL",
-            ("compute", ["1/2"], ["0.25", "colorsys"]),
-            'gave b\'["0.5", "colorsys"]\' without',
-        ),
+        (hostile_functions, "TRIAL", ("compute", ["1/2"], ["0.25"]), 'gave b\'["0.5", "colorsys"]\' without'),
         (hostile_functions, "prepare", lambda: 1 / 0, "ZeroDivisionError"),
         (confinement, "give_up_rights", lambda *limits: None, '["create a file", "delete a file"'),
         (confinement, "_prctl", lambda *arguments: False, "can still do: unknown"),

