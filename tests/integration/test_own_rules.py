@@ -99,7 +99,7 @@ def refused(tmp_path, *overrides: str, preset: str = "own") -> str:
         ("+" + KNOB + "graze=1", ["graze=1 is no knob", "grace"]),
         (KNOB + "loss_mode=cppo", ["rule_module=", "has no effect under loss_mode=cppo", "set loss_mode to its rule"]),
         (KNOB + "loss_mode=onw", ["loss_mode='onw' is not one of", "defines own"]),
-        (KNOB + "rule_module=/nowhere.py", ["rule_module=/nowhere.py cannot be imported", "no file /nowhere.py"]),
+        (KNOB + "rule_module=/nowhere.py", ["rule_module=/nowhere.py cannot be imported", "No such file"]),
     ],
 )
 def test_what_would_be_wrong_is_refused(tmp_path, registries, override, words):
