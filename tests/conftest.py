@@ -69,7 +69,7 @@ def registries():
     before = [dict(registry) for registry in held]
 
     def forget() -> None:
-        extensions._failed = None
+        extensions.load_installed.cache_clear()
         for registry, kept in zip(held, before, strict=True):
             registry.clear()
             registry.update(kept)

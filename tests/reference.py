@@ -185,17 +185,3 @@ def mean_by_position(lengths: Sequence[int], values: Sequence[Numbers], bins: in
             sums[b] += value
             counts[b] += 1
     return [s / c if c else 0.0 for s, c in zip(sums, counts, strict=True)]
-
-
-def group_advantages(rewards: Numbers, groups: Sequence[object], by_std: bool) -> list[float]:
-    """GRPO: reward minus group mean, over (unbiased deviation + 1e-6) if asked; 0 where all rewards are equal."""
-    out = []
-    for reward, group in zip(rewards, groups, strict=True):
-        mates = [r for r, g in zip(rewards, groups, strict=True) if g == group]
-        if min(mates) == max(mates):
-            out.append(0.0)
-            continue
-        mean = sum(mates) / len(mates)
-        deviation = math.sqrt(sum((r - mean) ** 2 for r in mates) / (len(mates) - 1))
-        out.append((reward - mean) / (deviation + 1e-6) if by_std else reward - mean)
-    return out

@@ -46,7 +46,7 @@ def compare(task: Branch, mu: list[Tensor], pi: list[Tensor], delta: float, delt
     largest = torch.stack([d.amax(-1) for d in divergence], -1)
     weights = linear_weights(torch.ones(1, length, dtype=torch.bool), w_min, torch.float64)[0]
     spent, allowed = (weights * mean_divergence).cumsum(-1), delta_b * weights.cumsum(-1)
-    gap, residual = surrogate - improvement, bound.implemented_residual(length, delta, delta_b, w_min, XI)
+    gap, residual = surrogate - improvement, bound.residual_constant(length, delta / w_min, delta_b, XI)
     return {
         "improvement": float(improvement.mean()),
         "surrogate": float(surrogate.mean()),

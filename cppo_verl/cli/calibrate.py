@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     """Print thresholds and overrides. RecordError: there cannot be any; says why."""
     from cppo_verl.recording import calibrate, candidates  # torch and pyarrow: only when a calibration is asked for
     from cppo_verl.recording.batches import select
-    from cppo_verl.recording.family import family_of
     from cppo_verl.recording.record import RecordError
 
     selection = select(args.run_dir, args.steps)
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         candidate = candidates.of_rule(rule, assignments, selection.header)
     else:
         candidate = candidates.recorded(selection.header)
-    family = family_of(selection.batches, candidate, args.hold, args.move)
+    family = calibrate.family_of(selection.batches, candidate, args.hold, args.move)
     if args.masked_share is not None:
         found = calibrate.for_share(family, args.masked_share, args.seed)
     else:

@@ -25,8 +25,8 @@ METRIC = "trust_region/record"
 class Watch:
     """Rows of a micro-batch that are recorded.
 
-    ``seen`` has, by number: ``width``; ``log_pi``, ``log_mu``, ``advantages``, ``gate`` (float32), ``mask`` (bool) and
-    ``cause`` (int8), each (T,); with the top-K estimator also ``divergence`` and ``top_k_log_pi``.
+    ``seen`` has, by number: ``log_pi``, ``log_mu``, ``advantages``, ``gate`` (float32), ``mask`` (bool) and ``cause``
+    (int8), each (T,); with the top-K estimator also ``divergence``.
     """
 
     rows: Tensor  # where they stand
@@ -54,10 +54,4 @@ class Watch:
         for number, length, row in zip(self.numbers, self.lengths, table, strict=True):
             found = {name: values[:length].copy() for name, values in zip(columns, row, strict=True)}
             found["mask"], found["cause"] = found["mask"].astype(bool), found["cause"].astype(np.int8)
-            self.seen.setdefault(number, {}).update(found, width=table.shape[-1])
-
-    def see_top_k(self, log_pi: Tensor, log_mu: Tensor) -> None:
-        """Keep log pi of the entries that mu's top-K lists; both (batch, length, K), absent ones -inf in ``log_mu``."""
-        for number, row in zip(self.numbers, self.rows.tolist(), strict=True):
-            listed = log_pi[row][log_mu[row] > -torch.inf]
-            self.seen.setdefault(number, {})["top_k_log_pi"] = listed.float().cpu().numpy()
+            self.seen[number] = found

@@ -178,7 +178,7 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
     require_registered(config.policy_loss.loss_mode)
     knobs, watch, handed, mass = knobs_of(config), looks.Watch.of(data), None, None
     if knobs.estimator == "topk":
-        handed, mass = logits.divergence_of(model_output, data, knobs.divergence, knobs.topk, watch)
+        handed, mass = logits.divergence_of(model_output, data, knobs.divergence, knobs.topk)
     summaries: list[metrics.MetricSums] = []
 
     def show(given: tuple[Tensor, ...], cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from cppo_verl import __version__
-from cppo_verl.integration import looks, topk
+from cppo_verl.integration import looks
 from cppo_verl.integration.alarms import raise_alarm
 from cppo_verl.integration.pieces import pieces
 from cppo_verl.integration.skip import split
@@ -101,14 +101,14 @@ class Recorder:
         with self._harmless():
             found = [[part[number] for part in seen if number in part] for number in range(len(drawn.keys))]
             fields = ["prompts", "responses", "rm_scores"]
-            fields += [topk.FIELD] if drawn.header.knobs.get("estimator") == "topk" else []
             fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
             data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
             rows = zip(*(data[name].unbind() for name in fields), strict=True)
             responses = []
-            for *of_it, values in zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True):
+            drawn_rows = zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True)
+            for key, tag, update, parts, values in drawn_rows:
                 row = dict(zip(fields, values, strict=True))
-                responses.append(self._response(drawn.header, *of_it, row))
+                responses.append(self._response(drawn.header, key, tag, update, parts, row))
             files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
             self.every = draw.make_room(self.run_dir, self.limit, self.every)
             self.complained = False
@@ -162,7 +162,7 @@ class Recorder:
     def _response(self, header: Header, key: str, tag: dict, update: int | None, found: list, row: dict) -> Response:
         (uid, sample, output), (first, *others) = split(key), found
         last_update = None if update is None else (header.epochs - 1) * header.updates + update
-        oldest, packed, rollout = tag.get("min_global_steps"), row.get(topk.FIELD), row.get("rollout_log_probs")
+        oldest, rollout = tag.get("min_global_steps"), row.get("rollout_log_probs")
         prompt_ids, token_ids = (row[name].to(torch.int32).numpy() for name in ("prompts", "responses"))
 
         def look(values: Mapping[str, Any], number: int | None) -> Look:
@@ -177,11 +177,10 @@ class Recorder:
             prompt_ids=prompt_ids,
             pieces=pieces(self.tokenizer, token_ids.tolist()),
             token_ids=token_ids,
-            **{name: first[name] for name in ("mask", "log_mu", "advantages", "width")},
+            **{name: first[name] for name in ("mask", "log_mu", "advantages")},
             log_rollout=None if rollout is None else rollout.float().numpy(),
             reward=float(row["rm_scores"].double().sum()),
             versions_behind=None if oldest is None else header.step - 1 - int(oldest),
-            top_k_mu=None if packed is None else packed.numpy(),
             first=look(first, update),
             last=look(others[-1], last_update) if others else None,
         )

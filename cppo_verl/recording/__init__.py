@@ -3,5 +3,5 @@
 ``record`` says what a record holds, ``files`` how it lies on the disk (``RUN/records``, a Parquet file a step),
 ``draw`` which responses and steps are kept, and ``numbers`` derives D_t, weights, spending and allowance.
 ``batches`` runs ``candidates`` on the steps of a run: what each would have kept (``replay``), and which thresholds mask
-a wanted share (``family``, ``calibrate``). Rules are those of ``trust_region``. Reading needs no verl and no tokenizer.
+a wanted share (``calibrate``). Rules are those of ``trust_region``. Reading needs no verl and no tokenizer.
 """

@@ -5,6 +5,7 @@ factor, or one held and the other times a factor. Intervals (95%) come from a bo
 one prompt depend on each other.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,20 +13,82 @@ from functools import partial
 import numpy as np
 import torch
 
-from cppo_verl.recording.batches import Batch
+from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import CLIPS, Candidate
-from cppo_verl.recording.family import FACTORS, Family
 from cppo_verl.recording.record import RecordError
 from cppo_verl.trust_region.knobs import KEY_PREFIX
-from cppo_verl.trust_region.rules import capability, position_weights
+from cppo_verl.trust_region.rules import RULES, capability, position_weights
 
+FACTORS = (1e-9, 1e9)  # of the thresholds in hand, the span that is searched
 RESAMPLES = 1000
 TAILS = (0.025, 0.975)
 GRID = 33  # factors at which the rule is run for the bootstrap
 SPANS = (1.5, 4.0, 30.0, 1e4)  # how far the grid reaches to either side, as far as it takes
 FEW_GROUPS, FEW_MASKED, WIDE = 20, 50, 2.0  # from here on an interval says something
 GAP_QUANTILE = 0.99
-LARGE_SHARE = 0.2
+
+
+class Family:
+    """A rule whose thresholds move with one factor: ``base`` at factor 1, the ``moving`` ones multiplied by it.
+
+    ``tokens`` (groups,) are the counted ones.
+    """
+
+    def __init__(self, parts: Sequence[Batch], base: Candidate, moving: Sequence[str] = ()):
+        self.parts, self.base, self.moving = parts, base, tuple(moving)
+        self.groups = [group for part in parts for group in part.groups]
+        self.tokens = self._by_group([part.counted.double() for part in parts])
+
+    def threshold(self, name: str, factor: float) -> float:
+        """One of the moving thresholds times ``factor``; of a TV at most 1."""
+        knobs = self.base.knobs
+        value = factor * float(self.base.clips[name] if name in CLIPS else getattr(knobs, name))
+        return min(value, 1.0) if name in ("delta", "delta_b") and knobs.divergence == "tv" else value
+
+    def masked(self, factor: float = 1.0) -> np.ndarray:
+        """(groups,) float64, counted tokens that are masked; a gate between 0 and 1 counts in part (``taken``)."""
+        candidate = self.base.changed({name: self.threshold(name, factor) for name in self.moving})
+        removed = [torch.where(part.counted, taken(part.decide(candidate)[0]), 0.0) for part in self.parts]
+        return self._by_group(removed)
+
+    def share(self, factor: float = 1.0) -> float:
+        """Of the counted tokens."""
+        return float(self.masked(factor).sum() / self.tokens.sum())
+
+    def factor_of(self, wanted: float) -> float:
+        """Where the share, which falls with the factor, passes ``wanted``: by halving in the logarithm, to 0.05%."""
+        low, high = FACTORS
+        while high / low > 1.0005:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.share(middle) > wanted else (low, middle)
+        return math.sqrt(low * high)
+
+    def _by_group(self, values: Sequence[torch.Tensor]) -> np.ndarray:
+        return np.bincount(self.groups, torch.cat([one.sum(-1) for one in values]).numpy())
+
+
+def family_of(
+    parts: Sequence[Batch], candidate: Candidate, hold: Sequence[str] = (), move: Sequence[str] = ()
+) -> Family:
+    """The rule with the thresholds that decide anything on these tokens, less those to hold.
+
+    ``move`` are knobs to multiply instead of ``delta`` and ``delta_b`` (``clip_ratio_low`` and ``_high`` of
+    ``vanilla``), for a rule of one's own. RecordError: no threshold decides anything, or none is left to move.
+    """
+
+    def decides(name: str) -> bool:
+        alone = Family(parts, candidate, [name])
+        return bool((alone.masked(FACTORS[0]) != alone.masked(FACTORS[1])).any())
+
+    ours = candidate.rule in RULES
+    names = list(filter(decides, move or (("delta", "delta_b") if ours else ("clip_ratio_low", "clip_ratio_high"))))
+    if not names:
+        raise RecordError(f"{candidate.name} masks none of these tokens at any threshold: nothing to calibrate.")
+    if strange := [name for name in hold if name not in names]:
+        raise RecordError(f"--hold {strange[0]}: what decides here is {', '.join(names)}.")
+    if set(names) <= set(hold):
+        raise RecordError(f"--hold {' '.join(hold)} leaves no threshold of {candidate.name} to move.")
+    return Family(parts, candidate, [name for name in names if name not in hold])
 
 
 @dataclass(frozen=True)
@@ -166,7 +229,8 @@ def above_gap(family: Family, multiple: float, seed: int = 0) -> Calibration:
     ``delta`` is so many times its 99th percentile, what a single token can show; ``delta_b`` so many times its mean,
     what a prefix collects a token (both of w_t D_t where the rule has weights). A rule that compares the mean of a
     response (TRM-Avg) gets a multiple of the mean.
-    RecordError: no response was recorded at the first update of a step, the gap is 0, or the rule compares no D_t.
+    RecordError: no response was recorded at the first update of a step, the rule compares no D_t, or a threshold is out
+    of range.
     """
     rule = family.base.rule
     if any(name in CLIPS for name in family.moving):
@@ -174,17 +238,9 @@ def above_gap(family: Family, multiple: float, seed: int = 0) -> Calibration:
     mean, peak, seen = engine_gap(family.parts, family.base, seed)
     gaps = {name: mean if name == "delta_b" or rule == "trm_avg" else peak for name in family.moving}
     thresholds = {name: gap.threshold(lambda x: multiple * x) for name, gap in gaps.items()}
-    if nothing := [name for name, found in thresholds.items() if found.value <= 0]:
-        raise RecordError(f"the engine gap is 0, and so is every multiple of it: no {nothing[0]} follows from it.")
-    try:
-        found = _calibration(family, thresholds, seed)
-    except RecordError as error:
-        raise RecordError(f"{multiple:g} times the engine gap gives no threshold: {error}") from error
+    found = _calibration(family, thresholds, seed)
     if seen < FEW_GROUPS:
         found.warnings.append(f"only {seen} groups were recorded at a first update: the gap is not known well.")
-    if found.share.value > LARGE_SHARE:
-        said = "the gap is far below what the updates move, so it gives no useful threshold here"
-        found.warnings.append(f"these thresholds mask {found.share.value:.3g} of the recorded tokens: {said}.")
     return found
 
 

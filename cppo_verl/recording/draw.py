@@ -45,4 +45,4 @@ def make_room(run_dir: Path, limit: int, every: int) -> int:
 def distance(run_dir: Path) -> int:
     """Steps between two records so far: what the newest record says, 1 without any."""
     found = files.steps(run_dir)
-    return files.read_header(found[max(found)]).every if found else 1
+    return files.read(found[max(found)]).header.every if found else 1

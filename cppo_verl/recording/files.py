@@ -1,22 +1,19 @@
 """Records on the disk: ``RUN/records/step-00000012.parquet``, a row a response, each file whole or not there.
 
 The columns are ``step``, the fields of ``record.Response`` under their names, those of its first ``Look``, and those
-of its last one as ``last_update`` and so on, null where the first was the last. What has an entry a token is
-a list. Null also says: ``mask``, every token is the policy's own; ``advantages``, every one of these has the number in
-``advantage``. ``top_k_mu`` is binary, little-endian int16.
+of its last one as ``last_update`` and so on, null where the first was the last. What has an entry a token is a list.
 
 The fields of ``record.Header`` and the version of this format lie in the schema's metadata, as JSON under the key
-``cppo_verl``. A token takes about 13 bytes beside its text (a second look adds 5, a soft gate 4), the top-K apart.
+``cppo_verl``. A token takes about 13 bytes beside its text; a second look adds 5, a soft gate 4.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -29,21 +26,10 @@ KEY = b"cppo_verl"
 NAME = re.compile(r"step-([0-9]{8,})\.parquet")
 STEPS = re.compile(r"([0-9]+)|([0-9]*)[-:]([0-9]*)(?::([1-9][0-9]*))?")
 
-_RESPONSE = {each.name: each.metadata for each in dataclasses.fields(Response) if each.metadata}
-_LOOK = {each.name: each.metadata for each in dataclasses.fields(Look)}
-LAYOUT: dict[str, Mapping[str, Any]] = {
-    "step": {"kind": "int32", "list": False},
-    **_RESPONSE,
-    "advantage": {"kind": "float32", "list": False},
-    **_LOOK,
-    **{f"last_{name}": said for name, said in _LOOK.items()},
-}
-SCHEMA = pyarrow.schema(
-    [(n, pyarrow.list_(pyarrow.type_for_alias(x["kind"])) if x["list"] else x["kind"]) for n, x in LAYOUT.items()]
-)
-# their bytes compress better apart than by a dictionary of the values, which repeat in gates and advantages alone
-_APART = {n for n, said in LAYOUT.items() if said["list"] and said["kind"] == "float32"}
-_APART -= {"gate", "last_gate", "advantages"}
+_RESPONSE = {each.name: each.metadata["column"] for each in dataclasses.fields(Response) if each.metadata}
+_LOOK = {each.name: each.metadata["column"] for each in dataclasses.fields(Look)}
+_LAST = {f"last_{name}": column for name, column in _LOOK.items()}
+SCHEMA = pyarrow.schema({"step": pyarrow.int32(), **_RESPONSE, **_LOOK, **_LAST})
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -85,65 +71,42 @@ def write(run_dir: Path, record: StepRecord) -> Path:
     rows = [_row(record.header.step, response) for response in record.responses]
     said = {"format": FORMAT, **dataclasses.asdict(record.header)}
     schema = SCHEMA.with_metadata({KEY: json.dumps(said).encode()})
-    columns = [pyarrow.array([row[each.name] for row in rows], each.type) for each in schema]
-    leaves = {name: f"{name}.list.element" if said["list"] else name for name, said in LAYOUT.items()}
+    table = pyarrow.Table.from_pylist(rows, schema)
     with atomic.replacing(path) as beside, beside.open("wb") as stream:
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_arrays(columns, schema=schema),
-            stream,
-            compression="zstd",
-            use_dictionary=[leaf for name, leaf in leaves.items() if name not in _APART],
-            use_byte_stream_split=[leaf for name, leaf in leaves.items() if name in _APART],
-        )
+        pyarrow.parquet.write_table(table, stream, compression="zstd", use_dictionary=["pieces.list.element"])
     return path
 
 
 def _row(step: int, response: Response) -> dict[str, Any]:
-    row = {"step": step, "advantage": None, **{name: getattr(response, name) for name in _RESPONSE}}
+    row = {"step": step, **{name: getattr(response, name) for name in _RESPONSE}}
     for prefix, look in (("", response.first), ("last_", response.last)):
         row |= {prefix + name: getattr(look, name, None) for name in _LOOK}
-    for name, said in LAYOUT.items():
-        if said["list"] and said["kind"] != "string" and row[name] is not None:
-            row[name] = np.asarray(row[name], said["kind"])
-    advantages = response.advantages[response.mask]
-    if (advantages == advantages[:1]).all():
-        row |= {"advantage": advantages[0] if len(advantages) else 0.0, "advantages": None}
-    if response.mask.all():
-        row["mask"] = None
-    if response.top_k_mu is not None:
-        row["top_k_mu"] = response.top_k_mu.astype("<i2").tobytes()
     return row
-
-
-def read_header(path: Path) -> Header:
-    """What holds for the whole step. RecordError: the file is damaged, no record, or of a later format."""
-    try:
-        with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
-            metadata = pyarrow.parquet.read_schema(stream).metadata or {}
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
-    try:
-        said = json.loads(metadata[KEY])
-        version = int(said.pop("format"))
-        known = {each.name for each in dataclasses.fields(Header)}
-        header = Header(**{name: value for name, value in said.items() if name in known})
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} was not written by cppo_verl: it has no header of a record.") from error
-    if version > FORMAT:
-        by = f"{path} has format {version}, written by cppo_verl {header.version}"
-        raise RecordError(f"{by}; this one reads up to {FORMAT}: update cppo_verl.")
-    return header
 
 
 def read(path: Path) -> StepRecord:
     """A step's record. RecordError: the file is missing, damaged, no record, or of a later format."""
-    header = read_header(path)
     try:
-        with path.open("rb") as stream:
-            frame = pyarrow.parquet.read_table(stream).to_pandas(integer_object_nulls=True)
-        return StepRecord(header, tuple(map(_response, frame.to_dict("records"))))
+        with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
+            table = pyarrow.parquet.read_table(stream)
+        said = json.loads(table.schema.metadata[KEY])
+        if (version := said.pop("format")) > FORMAT:
+            by = f"{path} has format {version}, written by cppo_verl {said['version']}"
+            raise RecordError(f"{by}; this one reads up to {FORMAT}: update cppo_verl.")
+        rows = table.to_pandas(integer_object_nulls=True).to_dict("records")
+        return StepRecord(Header(**said), tuple(map(_response, rows)))
+    except RecordError:
+        raise
     except (pyarrow.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        what = " ".join(str(error).split())[:200]
+        raise RecordError(f"{path} is no whole record ({what}); delete it, or copy it again.") from error
+
+
+def _response(row: dict[str, Any]) -> Response:
+    own = {name: row[name] for name in _RESPONSE}
+    own["pieces"] = own["pieces"].tolist()
+    first, last = ({name: row[prefix + name] for name in _LOOK} for prefix in ("", "last_"))
+    return Response(**own, first=Look(**first), last=None if last["log_pi"] is None else Look(**last))
 
 
 def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None = None) -> Iterator[StepRecord]:
@@ -158,21 +121,3 @@ def read_run(run_dir: Path, wanted: Sequence[int] = (), notes: list[str] | None 
             if notes is None or len(damaged) == len(wanted):
                 raise
             notes.append(f"step {step} is left out: {error}")
-
-
-def _damaged(path: Path, error: Exception) -> RecordError:
-    said = " ".join(str(error).split())[:200]
-    return RecordError(f"{path} is no whole record ({said}); delete it, or copy it again.")
-
-
-def _response(row: dict[str, Any]) -> Response:
-    own = {name: row[name] for name in _RESPONSE}
-    own["pieces"], length = own["pieces"].tolist(), len(row["token_ids"])
-    if own["mask"] is None:
-        own["mask"] = np.ones(length, dtype=bool)
-    if own["advantages"] is None:
-        own["advantages"] = np.full(length, row["advantage"], np.float32)
-    if own["top_k_mu"] is not None:
-        own["top_k_mu"] = np.frombuffer(own["top_k_mu"], dtype="<i2")
-    first, last = ({name: row[prefix + name] for name in _LOOK} for prefix in ("", "last_"))
-    return Response(**own, first=Look(**first), last=None if last["log_pi"] is None else Look(**last))

@@ -37,22 +37,12 @@ class Numbers:
     delta_b: float | None = None
 
 
-def depends_on_width(knobs: TrustRegionKnobs) -> bool:
-    """Whether the weights depend on the width of the tensors that the rule is given."""
-    return knobs.horizon == "max" and knobs.max_response_length is None
-
-
 @torch.no_grad()
 def of(header: Header, responses: Sequence[Response], last: bool = False) -> list[Numbers]:
-    """Derived numbers of each response at its first look, or at its last one.
-
-    Responses are padded to one width: give a step's at a time.
-    """
+    """Derived numbers of each response at its first look, or at its last one."""
     knobs = TrustRegionKnobs(**{name: header.knobs[name] for name in knob_names() if name in header.knobs})
-    if depends_on_width(knobs) and len(responses) > 1:
-        return [one for response in responses for one in of(header, [response], last)]
     looks = [response.looks[-1 if last else 0] for response in responses]
-    tokens = pad(responses, looks, max((r.width for r in responses), default=0))
+    tokens = pad(responses, looks)
     if knobs.estimator == "binary":
         divergence = tokens.divergence(knobs.divergence)
     else:
@@ -83,9 +73,9 @@ def gate_and_cause(tokens: Tokens, verdict: Verdict, ratio_cap: float) -> tuple[
     return gate, torch.where(gate < 1, cause, torch.where(capped, CAPPED, KEPT)).to(torch.int8)
 
 
-def pad(responses: Sequence[Response], looks: Sequence[Look], width: int) -> Tokens:
-    """The responses as a rule sees them, right-padded to at least ``width``; (responses, width) float32."""
-    width = max([width, *(response.length for response in responses)])
+def pad(responses: Sequence[Response], looks: Sequence[Look]) -> Tokens:
+    """The responses as a rule sees them, right-padded; (responses, width of the longest) float32."""
+    width = max([1, *(response.length for response in responses)])
     return Tokens.of(
         log_prob=padded([look.log_pi for look in looks], width),
         old_log_prob=padded([response.log_mu for response in responses], width),

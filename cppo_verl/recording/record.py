@@ -7,10 +7,10 @@ kept: ``numbers.of`` derives it. A field says how it lies in a file (``files``),
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from cppo_verl.errors import UserError
 
@@ -25,13 +25,14 @@ class RecordError(UserError, ValueError):
     """A record is missing, damaged or not what is asked of it; the message names the file and a remedy."""
 
 
-def value(kind: str, many: bool = False, per_token: bool = False, **default: Any) -> Any:
-    """A field that is a column: one value of Arrow's type ``kind``, or ``many`` of them."""
-    return field(metadata={"kind": kind, "list": many, "tokens": per_token}, **default)
+def value(column: pyarrow.DataType, **default: Any) -> Any:
+    """A field that is a column of that type."""
+    return field(metadata={"column": column}, **default)
 
 
-entries = partial(value, many=True)
-tokens = partial(value, many=True, per_token=True)
+def tokens(of: pyarrow.DataType, **default: Any) -> Any:
+    """A field that is a column of lists, an entry a token."""
+    return field(metadata={"column": pyarrow.list_(of), "tokens": True}, **default)
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,13 @@ class Look:
         cause: ``KEPT``, ``TOKEN``, ``PREFIX`` or ``CAPPED``.
         update: number of the update within the step, from 0; None where the order is not known (``actor.shuffle``).
         divergence: D_t of the top-K estimator; None for the binary one, whose D_t follows from the log-probs.
-        top_k_log_pi: log-probs of the entries of ``Response.top_k_mu`` in their order; None without a top-K.
     """
 
-    log_pi: np.ndarray = tokens("float32")
-    gate: np.ndarray = tokens("float32")
-    cause: np.ndarray = tokens("int8")
-    update: int | None = value("int32", default=None)
-    divergence: np.ndarray | None = tokens("float32", default=None)
-    top_k_log_pi: np.ndarray | None = entries("float32", default=None)
+    log_pi: np.ndarray = tokens(pyarrow.float32())
+    gate: np.ndarray = tokens(pyarrow.float32())
+    cause: np.ndarray = tokens(pyarrow.int8())
+    update: int | None = value(pyarrow.int32(), default=None)
+    divergence: np.ndarray | None = tokens(pyarrow.float32(), default=None)
 
 
 @dataclass(frozen=True)
@@ -106,30 +105,26 @@ class Response:
         first, last: the first and the last update that saw the response; ``last`` is None when that is the same one.
         versions_behind: how many versions of the weights lie between the oldest that sampled a token of the response
             and the one being trained when the step began; None where the rollout does not say.
-        width: of the padded tensors that the rule saw.
-        top_k_mu: int16 words, mu's top-K as ``trust_region.topk.pack`` codes it; None without one.
 
     Raises:
         ValueError: one of the arrays does not have its length.
     """
 
     first: Look
-    uid: str = value("string")
-    sample: int = value("int32")
-    prompt: str = value("string")
-    prompt_ids: np.ndarray = entries("int32")
-    pieces: list[str] = tokens("string")
-    token_ids: np.ndarray = tokens("int32")
-    mask: np.ndarray = tokens("bool")
-    log_mu: np.ndarray = tokens("float32")
-    advantages: np.ndarray = tokens("float32")
-    reward: float = value("float64")
+    uid: str = value(pyarrow.string())
+    sample: int = value(pyarrow.int32())
+    prompt: str = value(pyarrow.string())
+    prompt_ids: np.ndarray = value(pyarrow.list_(pyarrow.int32()))
+    pieces: list[str] = tokens(pyarrow.string())
+    token_ids: np.ndarray = tokens(pyarrow.int32())
+    mask: np.ndarray = tokens(pyarrow.bool_())
+    log_mu: np.ndarray = tokens(pyarrow.float32())
+    advantages: np.ndarray = tokens(pyarrow.float32())
+    reward: float = value(pyarrow.float64())
     last: Look | None = None
-    output: int = value("int32", default=0)
-    versions_behind: int | None = value("int32", default=None)
-    width: int = value("int32", default=0)
-    log_rollout: np.ndarray | None = tokens("float32", default=None)
-    top_k_mu: np.ndarray | None = value("binary", default=None)
+    output: int = value(pyarrow.int32(), default=0)
+    versions_behind: int | None = value(pyarrow.int32(), default=None)
+    log_rollout: np.ndarray | None = tokens(pyarrow.float32(), default=None)
 
     def __post_init__(self) -> None:
         parts: tuple[Response | Look, ...] = (self, *self.looks)

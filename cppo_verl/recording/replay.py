@@ -107,8 +107,7 @@ def replay(parts: Sequence[Batch], tried: Sequence[Candidate]) -> Replay:
 def positions(part: Batch) -> Tensor:
     """Which tenth of its response a token lies in, 0 to 9, (rows, width) int64; as the metrics count them."""
     ordinal = part.tokens.mask.long().cumsum(-1)
-    length = ordinal[:, -1:].clamp_min(1) if ordinal.shape[1] else ordinal
-    return (-(-ordinal * POSITIONS // length) - 1).clamp(0, POSITIONS - 1)
+    return (-(-ordinal * POSITIONS // ordinal[:, -1:].clamp_min(1)) - 1).clamp(0, POSITIONS - 1)
 
 
 def replayed(
@@ -119,13 +118,13 @@ def replayed(
     ``chosen`` are names of presets; without any, and without ``rules``, all of them. ``rules`` are ``loss_mode`` and
     KEY=VALUE texts of each (``candidates.of_rule``). RecordError: there is no such preset, rule or knob, or its top-K.
     """
-    header, notes = selection.header, []
+    header, parts, notes = selection.header, selection.batches, []
     tried = [candidates.of_preset(name, header) for name in chosen or ([] if rules else presets.names())]
-    if not chosen and any(response.top_k_mu is None for part in selection.batches for response in part.responses):
-        needy = [one.name for one in tried if one.knobs.estimator == "topk"]
-        tried = [one for one in tried if one.name not in needy]
-        if needy:
-            notes.append(f"left out, for the record has no top-K of the rollout policy: {', '.join(needy)}")
+    needy = [one for one in tried if not all(part.measures(one) for part in parts)]
+    if needy and not chosen:
+        tried = [one for one in tried if one not in needy]
+        names = ", ".join(one.name for one in needy)
+        notes.append(f"left out, for the record has no D_t of the rollout policy's top-K: {names}")
     tried += [candidates.of_rule(rule, assignments, header) for rule, assignments in rules]
     try:
         tried.insert(0, candidates.recorded(header))
@@ -133,7 +132,7 @@ def replayed(
         notes.append(f"the rule that ran is left out: {error}")
     if not tried:
         raise RecordError(notes[-1])
-    result = replay(selection.batches, tried)
+    result = replay(parts, tried)
     if result.tallies[0].differs and header.device != "cpu" and tried[0].ran:
         notes.append(f"the rule ran on {header.device}, which sums in another order: gates at a threshold can differ")
     return result, notes

@@ -14,11 +14,10 @@ EPSILON = 1e-6  # added to the standard deviation, as in verl's GRPO
 
 
 class GroupAdvantage(NamedTuple):
-    """Per response, (batch,): the advantage (float32), whether its group has zero variance, and the group's size."""
+    """Per response, (batch,): the advantage (float32), and whether its group has zero variance."""
 
     advantage: Tensor
     zero_variance: Tensor
-    group_size: Tensor
 
 
 def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: bool = True) -> GroupAdvantage:
@@ -30,10 +29,8 @@ def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: 
         normalise_by_std: False leaves out the division (Dr.GRPO, arXiv 2503.20783).
 
     Raises:
-        ValueError: when the lengths differ, or a reward is not finite (names the rows).
+        ValueError: a reward is not finite; names the rows.
     """
-    if rewards.dim() != 1 or len(groups) != rewards.shape[0]:
-        raise ValueError(f"rewards have shape {tuple(rewards.shape)} but there are {len(groups)} group labels")
     finite = torch.isfinite(rewards)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
@@ -54,4 +51,4 @@ def group_relative(rewards: Tensor, groups: Sequence[object], normalise_by_std: 
     if normalise_by_std:
         variance = of_group(advantage.square(), "sum") / (size - 1).clamp_min(1)
         advantage = advantage / (variance.sqrt() + EPSILON)
-    return GroupAdvantage(advantage.masked_fill(zero_variance, 0.0).float(), zero_variance, size.long())
+    return GroupAdvantage(advantage.masked_fill(zero_variance, 0.0).float(), zero_variance)

@@ -49,14 +49,9 @@ def residual_constant(length: Any, token_bound: Any, delta_b: Any, xi: Any = 1.0
     Then Proposition 4 with l_j = lbar gives sum_t lambda_t u_t, summation by parts turns it into
     sum_m (lambda_m/w_m - lambda_{m+1}/w_{m+1}) P_m with non-negative factors (lambda_T = 0), and P_m = delta_b W_m sums
     back to delta_b sum_t lambda_t. Schedules that break the monotone lambda_t / w_t, as shuffled weights can, are not
-    covered; the linear one always meets it (Proposition 5).
+    covered; the linear one always meets it (Proposition 5), with lbar = delta / w_min where c_t = delta (Corollary 7).
     """
     return 2 * xi * length * (length - 1) * token_bound * delta_b
-
-
-def implemented_residual(length: Any, delta: Any, delta_b: Any, w_min: Any, xi: Any = 1.0) -> Any:
-    """2 xi T (T - 1) delta delta_b / w_min: Theorem 1 with c_t = delta and linear weights (Corollary 7), T >= 2."""
-    return residual_constant(length, delta / w_min, delta_b, xi)
 
 
 class Certificate(NamedTuple):

@@ -47,11 +47,4 @@ def full_tv(log_pi: Tensor, log_mu: Tensor) -> Tensor:
     return 0.5 * (at_least_float32(log_pi).exp() - at_least_float32(log_mu).exp()).abs().sum(-1)
 
 
-def full_kl(log_pi: Tensor, log_mu: Tensor) -> Tensor:
-    """KL(mu || pi) over the whole vocabulary in nats, (..., V) -> (...); for tests and small models."""
-    log_q, log_p = at_least_float32(log_pi), at_least_float32(log_mu)
-    mass = log_p.exp()
-    return torch.where(mass > 0, mass * (log_p - log_q), 0.0).sum(-1).clamp_min(0.0)
-
-
 BINARY = {"tv": binary_tv, "kl": binary_kl}

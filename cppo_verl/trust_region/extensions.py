@@ -4,6 +4,7 @@ A module brings its rules by registering them when it is imported (``rules.rule`
 it: the entry points are loaded wherever rules are needed, a named module wherever the run's knobs are made.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -27,8 +28,6 @@ _PACKAGE = Path(__file__).parents[1]
 
 logger = logging.getLogger(__name__)
 
-_failed: dict[str, str] | None = None
-
 
 def bring(loss_mode: str, rule_module: str | None) -> None:
     """Have the rule in this process, if it comes from outside and is there at all.
@@ -42,22 +41,21 @@ def bring(loss_mode: str, rule_module: str | None) -> None:
         load_installed()
 
 
+@functools.cache
 def load_installed() -> dict[str, str]:
     """Import what installed packages name in the entry-point group ``cppo_verl.rules``, once a process.
 
     Returns:
         By entry point, why it brought no rule; a broken package must not end the runs that do not use it.
     """
-    global _failed
-    if _failed is None:
-        _failed = {}
-        for entry in metadata.entry_points(group=RULES_GROUP):
-            try:
-                _import(entry.module)
-            except Exception as error:  # noqa: BLE001 - it is somebody else's code
-                _failed[entry.name] = f"{entry.value}: {_said(error)}"
-                logger.warning("rules of entry point %s in group %s: %s", entry.name, RULES_GROUP, _failed[entry.name])
-    return _failed
+    failed = {}
+    for entry in metadata.entry_points(group=RULES_GROUP):
+        try:
+            _import(entry.module)
+        except Exception as error:  # noqa: BLE001 - it is somebody else's code
+            failed[entry.name] = f"{entry.value}: {_said(error)}"
+            logger.warning("rules of entry point %s in group %s: %s", entry.name, RULES_GROUP, failed[entry.name])
+    return failed
 
 
 def load(where: str) -> ModuleType:
@@ -68,8 +66,6 @@ def load(where: str) -> ModuleType:
     """
     try:
         return _import(where)
-    except KnobError as error:
-        raise KnobError(f"{KEY}={where} brings no rule: {error}.") from error
     except Exception as error:
         raise KnobError(
             f"{KEY}={where} cannot be imported on {socket.gethostname()}: {_said(error)}. "
@@ -102,39 +98,29 @@ def from_outside() -> dict[str, str]:
 
 
 def _import(where: str) -> ModuleType:
-    """The module of that name or file; of one that fails half-way no rule stays."""
-    before = set(RULES)
+    """The module of that name or file; one that fails half-way leaves nothing."""
+    before, name = set(RULES), where
     try:
-        return _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except BaseException:
-        for name in set(RULES) - before:
-            del RULES[name], CAPABILITIES[name]
-        raise
-
-
-def _import_file(path: Path) -> ModuleType:
-    path = Path(os.path.expanduser(path)).resolve()
-    name = "rules" + re.sub(r"\W", "_", str(path))
-    if name in sys.modules:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = str(Path(where).expanduser().resolve())
+        name = "rules" + re.sub(r"\W", "_", path)
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None and spec.loader is not None  # it ends in .py
+            sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their own module
+            spec.loader.exec_module(sys.modules[name])
         return sys.modules[name]
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there for their own module
-    try:
-        spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
+        for each in set(RULES) - before:
+            del RULES[each], CAPABILITIES[each]
         raise
-    return module
 
 
 def _said(error: Exception) -> str:
     """Kind, message and place of what a module raised while it was imported."""
-    text, places = str(error), [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        text, places = error.msg, [(str(error.filename), error.lineno)]
-    theirs = [place for place in places if "importlib" not in place[0] and not Path(place[0]).is_relative_to(_PACKAGE)]
-    where = f" ({Path(theirs[-1][0]).name}:{theirs[-1][1]})" if theirs else ""
-    return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(".") + where
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    theirs = [place for place in places if "importlib" not in str(place[0]) and _PACKAGE not in place[0].parents]
+    where = f" ({theirs[-1][0].name}:{theirs[-1][1]})" if theirs else ""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".") + where

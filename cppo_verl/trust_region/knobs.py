@@ -7,12 +7,14 @@ are that paper's. Nothing here imports torch or verl.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 KEY_PREFIX = "actor_rollout_ref.actor.policy_loss"
 LARGEST_TV = 1.0
+LARGEST_FLOAT = sys.float_info.max
 GATES = ("hard", "soft", "restore")
 VERL_KEYS = {"_target_", "loss_mode", "rollout_correction"}  # verl's PolicyLossConfig
 VERL_KEYS |= {"clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef", "dro_beta"}
@@ -28,41 +30,34 @@ class Limits:
 
     kind: type
     null: bool = False
-    low: float | None = None
-    above: float | None = None
-    high: float | None = None
-    below: float | None = None
+    low: float = -math.inf
+    above: float = -math.inf
+    high: float = math.inf
+    below: float = math.inf
     choices: tuple[str, ...] = ()
     doc: str = ""
 
     def interval(self) -> str:
         """The range of a number, as in ``(0, 1]``; empty when any will do."""
-        if self.low is self.above is self.high is self.below is None:
-            return ""
-        begin = f"({self.above:g}" if self.above is not None else "(-inf" if self.low is None else f"[{self.low:g}"
-        end = f"{self.below:g})" if self.below is not None else "inf)" if self.high is None else f"{self.high:g}]"
-        return f"{begin}, {end}"
+        begin = f"[{self.low:g}" if self.low > self.above else f"({self.above:g}"
+        end = f"{self.high:g}]" if self.high < self.below else f"{self.below:g})"
+        return "" if (begin, end) == ("(-inf", "inf)") else f"{begin}, {end}"
 
     def fault(self, value: Any) -> str:
         """What is wrong with ``value``, to follow it in a sentence; empty when nothing is."""
-        or_null = " or null" if self.null else ""
         if value is None and self.null:
             return ""
         if self.kind is bool:
-            return "" if isinstance(value, bool) else f"must be true or false{or_null}"
+            return "" if isinstance(value, bool) else "must be true or false"
         if self.kind is str:
             return "" if not self.choices or value in self.choices else f"is not one of {', '.join(self.choices)}"
-        whole = self.kind is int
-        if isinstance(value, bool) or not (isinstance(value, int) if whole else _is_number(value)):
-            within = f" in {self.interval()}" if self.interval() else ""
-            return f"must be a {'whole ' if whole else ''}number{within}{or_null}"
-        inside = (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-            and (self.below is None or value < self.below)
-        )
-        return "" if inside else f"is outside {self.interval()}{or_null and ', and not null'}"
+        numbers = int if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, numbers) or not abs(value) <= LARGEST_FLOAT:
+            words = ["must be a", "whole number" if self.kind is int else "number"]
+            words += ["in", self.interval()] if self.interval() else []
+            return " ".join(words + ["or null"] * self.null)
+        inside = self.low <= value <= self.high and self.above < value < self.below
+        return "" if inside else f"is outside {self.interval()}"
 
 
 def knob(default: Any, *, kind: type | None = None, **limits: Any) -> Any:
@@ -177,10 +172,3 @@ def names_from_outside(names: Iterable[str]) -> list[str]:
     """Those keys of a run's ``policy_loss`` that are knobs of a rule from outside: neither ours nor verl's."""
     known = {*knob_names(), *VERL_KEYS, "rule_module"}
     return [name for name in names if name not in known]
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False

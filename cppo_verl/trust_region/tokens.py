@@ -70,10 +70,6 @@ class Tokens:
         """0, 0-d, on the device: a number in ``torch.where`` would be sent there each time."""
         return self.log_prob.new_zeros(())
 
-    def rows(self, rows: Tensor) -> "Tokens":
-        """Those of the given responses, by an index or a bool mask over the batch."""
-        return Tokens(self.log_prob[rows], self.old_log_prob[rows], self.advantages[rows], self.mask[rows])
-
     def divergence(self, kind: str) -> Tensor:
         """Binary D_t of the given kind (``tv`` or ``kl``), 0 at invalid positions."""
         return BINARY[kind](self.log_prob, self.old_log_prob)

@@ -5,7 +5,7 @@ gradient, capped at ``trace_cap`` and not bounded from below, it counts valid to
 response's end stops there.
 
 With N = T and no cap, E_mu[R sum_t (rho_t - 1) trace_t] = J(pi) - J(mu) (Lemma 2 of arXiv 2606.10968 with Delta in the
-surrogate); its gradient is sum_t E_{s_t ~ mu} sum_a grad pi(a|s_t) Q^pi(s_t, a), with pi's values and mu's prefixes.
+surrogate).
 """
 
 import dataclasses

@@ -44,7 +44,6 @@ def step_record(
                 "advantages": np.full(n, a, np.float32),
                 "reward": float(a > 0),
                 "versions_behind": row % 2,
-                "width": n,
                 "log_rollout": mu - 0.25 if sampled else None,
             }
         )

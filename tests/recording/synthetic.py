@@ -50,7 +50,6 @@ def step_record(
                 "advantages": advantages[row, :n],
                 "reward": float(rng.integers(2)),
                 "versions_behind": 0,
-                "width": length,
             }
         )
         moved = np.minimum(pi[row, :n] + 0.1 * rng.normal(size=n), 0).astype(np.float32)
@@ -68,7 +67,7 @@ def record_of(
         blank = [Look(log_pis[epoch], log_pis[epoch], log_pis[epoch]) for log_pis in seen]
         drafts = [Response(**row, prompt_ids=np.arange(9, dtype=np.int32), first=look)
                   for row, look in zip(rows, blank, strict=True)]  # fmt: skip
-        tokens = pad(drafts, blank, max(1, *(row["width"] for row in rows)))
+        tokens = pad(drafts, blank)
         decided = gate_and_cause(tokens, evaluate(rule, tokens, knobs)[0], knobs.ratio_cap)
         for row, look in enumerate(blank):
             gate, cause = (x[row, : len(look.log_pi)].numpy() for x in decided)

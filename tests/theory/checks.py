@@ -18,20 +18,16 @@ from tests.theory.linear_program import maximum, prefix_rows
 
 XI = 1.5
 ROUNDING = 1e-9
-HORIZONS = (2, 3, 4, 5, 6)
+HORIZONS = (2, 3, 4, 5)
 SMALL = 1e-3  # divergences of the models that nearly attain a bound
 DELTA, DELTA_B = 0.15, 0.02
 
 
 @lru_cache
 def random_pairs() -> tuple[Pair, ...]:
-    """Pairs of every horizon, vocabulary 3 and 4, near and far policies, peaked and flat ones."""
-    pairs = []
-    for horizon in HORIZONS:
-        for vocabulary, spread in ((3, 1.0), (3, 3.0), (4, 1.0)):
-            batch = 64 if vocabulary**horizon < 1000 else 8
-            pairs.append(model.random_pair(100 * horizon + len(pairs), batch, vocabulary, horizon, spread))
-    return tuple(pairs)
+    """Pairs of every horizon, near and far policies, peaked and flat ones."""
+    shapes = [(horizon, spread) for horizon in HORIZONS for spread in (1.0, 3.0)]
+    return tuple(model.random_pair(i, 32, 3, horizon, spread) for i, (horizon, spread) in enumerate(shapes))
 
 
 def gap_sums(pair: Pair) -> Tensor:
@@ -57,11 +53,9 @@ def one_step_improvement(pair: Pair, reward: Tensor) -> Tensor:
 
 
 def rewards(pair: Pair) -> Iterator[Tensor]:
-    """Two random reward tables and the two worst ones."""
+    """A random reward table and the worst one."""
     yield model.random_reward(pair, XI, seed=1)
-    yield model.random_reward(pair, XI, seed=2).sign() * XI
-    worst = XI * gap_sums(pair).sign()
-    yield from (worst, -worst)
+    yield XI * gap_sums(pair).sign()
 
 
 def linear_weights(horizon: int, w_min: float) -> Tensor:
@@ -76,10 +70,10 @@ def monotone_schedules(horizon: int) -> tuple[Tensor, ...]:
     influence = torch.rand(horizon, generator=generator, dtype=torch.float64).add(0.2).sort(descending=True).values
     arbitrary = torch.where(later > 0, later / influence / horizon, 0.7)
     increasing = torch.linspace(0.5, 1.5, horizon, dtype=torch.float64)
-    schedules = (linear_weights(horizon, 1.0), linear_weights(horizon, 0.8), linear_weights(horizon, 0.3))
-    for weights in (*schedules, increasing, arbitrary):
+    schedules = linear_weights(horizon, 1.0), linear_weights(horizon, 0.3), increasing, arbitrary
+    for weights in schedules:
         assert bool(((later / weights)[: horizon - 1].diff() <= ROUNDING).all())
-    return (*schedules, increasing, arbitrary)
+    return schedules
 
 
 def close(actual: object, expected: object, tolerance: float = ROUNDING) -> None:
@@ -174,26 +168,9 @@ def _prefix_maximum(weights: Tensor, token_bound: float, delta_b: float) -> floa
     return maximum(coefficients, prefix_rows(weights[:-1]), delta_b * weights.cumsum(-1)[:-1])
 
 
-def check_corollary7(residual_of: Callable) -> None:
-    tightest = 0.0
-    for w_min in (0.5, 0.8, 1.0):
-        for pair in random_pairs():
-            weights = linear_weights(pair.horizon, w_min)
-            pair = model.project_in_expectation(pair, weights, torch.full_like(weights, DELTA), DELTA_B)
-            tightest = max(tightest, below(largest_gap(pair), residual_of(pair.horizon, DELTA, DELTA_B, w_min, XI)))
-        for horizon in HORIZONS:
-            worst = _prefix_maximum(linear_weights(horizon, w_min), DELTA / w_min, DELTA_B)
-            close(residual_of(horizon, DELTA, DELTA_B, w_min, XI), worst)
-        last = DELTA / w_min
-        two = model.deviating_pair([DELTA_B, last], [DELTA_B, last])  # meets the constraints with equality
-        close(residual_of(2, DELTA, DELTA_B, w_min, XI), largest_gap(two)[0])
-    assert tightest > 0.9
-
-
 CHECKS: dict[Callable, Callable[[Callable], None]] = {
     bound.surrogate_terms: check_lemma2_surrogate,
     bound.gap_terms: check_lemma2_gap,
     bound.gap_bound: check_prop4,
     bound.residual_constant: check_theorem1,
-    bound.implemented_residual: check_corollary7,
 }

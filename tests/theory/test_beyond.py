@@ -1,4 +1,4 @@
-"""Gates that pull back, the forward trace and GBPO, on the enumerable model: every expectation is a sum over all y."""
+"""Gates that pull back and the forward trace, on the enumerable model: every expectation is a sum over all y."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cppo_verl.trust_region import rules, trace
-from cppo_verl.trust_region.gate import Verdict
+from cppo_verl.trust_region import trace
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.loss import coefficients
 from cppo_verl.trust_region.rules import evaluate
 from cppo_verl.trust_region.schedule import linear_weights
 from cppo_verl.trust_region.tokens import Tokens
-from tests.theory.enumerable import Pair, law, random_pair, random_reward
+from tests.theory.enumerable import Pair, random_pair, random_reward
 
-VOCABULARY, HORIZON, BATCH, UPDATES = 3, 4, 12, 60
+VOCABULARY, HORIZON, BATCH, UPDATES = 3, 4, 12, 40
 KNOBS = {"delta": 0.15, "delta_b": 0.02, "budget": "fixed", "estimator": "topk", "ratio_cap": 1e6}
 
 
@@ -63,48 +62,19 @@ def test_restoring_keeps_pi_nearer_its_region(rule: str):
     hard, restored = train(rule), train(rule, gate="restore", restore_strength=1.0)
     assert hard[0] > 1 and hard[1] > 1
     assert restored[0] < hard[0] and restored[1] < hard[1]
-    gentle = train(rule, gate="restore", restore_strength=0.3)
-    assert gentle[0] < hard[0] and gentle[1] < hard[1]
-
-
-GATES: dict[str, Callable] = {
-    "does not pull": lambda keep, strength: keep,
-    "pulls away": lambda keep, strength: torch.where(keep, 1.0, strength),
-    "turns kept ones": lambda keep, strength: torch.where(keep, -strength, 1.0),
-}
-
-
-@pytest.mark.parametrize("wrong", sorted(GATES))
-def test_a_wrong_gate_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rules, "restore", GATES[wrong])
-    with pytest.raises(AssertionError):
-        test_restoring_keeps_pi_nearer_its_region("cppo")
 
 
 # ---- the forward trace with N = T
 
 
 def check_trace(of: Callable[[Tokens, int], Tensor]) -> None:
-    """N = T: exact improvement, and what the weight alone is the gradient of."""
+    """N = T: exact improvement."""
     pair = random_pair(3, 16, VOCABULARY, HORIZON)
     reward = random_reward(pair, 1.0, 4)
     tokens = tokens_of(pair, reward)
     weight = of(tokens, HORIZON).view(16, -1, HORIZON)
     terms = pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * (pair.ratio - 1) * weight
     torch.testing.assert_close(terms.sum((-2, -1)), pair.improvement(reward), rtol=1e-10, atol=1e-12)
-
-    logits = [p.log().clone().requires_grad_() for p in pair.pi]
-    # as a weight: pi's own values at mu's states, sum_t E_{s ~ mu} sum_a grad pi(a|s) Q^pi(s, a)
-    rho = Pair(pair.mu, tuple(x.softmax(-1) for x in logits)).ratio
-    surrogate = (pair.law.unsqueeze(-1) * reward.unsqueeze(-1) * rho * weight).sum()
-    by_weight = torch.autograd.grad(surrogate, logits)
-    for t, (x, found) in enumerate(zip(logits, by_weight, strict=True)):
-        shape = (16, VOCABULARY**t, VOCABULARY, -1)
-        onward = law(pair.pi[t + 1 :]).view(shape) if t + 1 < HORIZON else torch.ones(shape[:3] + (1,)).double()
-        value = (onward * reward.view(shape)).sum(-1)  # Q^pi(s, a)
-        expected = (pair.state_law(t).unsqueeze(-1) * x.softmax(-1) * value).sum()
-        (gradient,) = torch.autograd.grad(expected, x)
-        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_a_trace_of_all_later_tokens_is_exact():
@@ -114,7 +84,6 @@ def test_a_trace_of_all_later_tokens_is_exact():
 TRACES: dict[str, Callable[[Tokens, int], Tensor]] = {
     "one token short": lambda tokens, n: trace.forward_trace(tokens, n - 1),
     "with its own ratio": lambda tokens, n: trace.forward_trace(tokens, n) * tokens.ratio,
-    "backward": lambda tokens, n: tokens.ratio.cumprod(-1) / tokens.ratio,
 }
 
 
@@ -122,24 +91,3 @@ TRACES: dict[str, Callable[[Tokens, int], Tensor]] = {
 def test_a_wrong_trace_is_caught(wrong: str):
     with pytest.raises(AssertionError):
         check_trace(TRACES[wrong])
-
-
-# ---- GBPO
-
-
-def check_gbpo(rule: Callable[[Tokens, Tensor, TrustRegionKnobs], Verdict]) -> None:
-    """Its coefficient is the derivative of |A| |rho - (1 + epsilon sign A)| by log pi, at every sequence."""
-    pair = random_pair(5, 16, VOCABULARY, HORIZON)
-    tokens = tokens_of(pair, random_reward(pair, 1.0, 6))
-    verdict = rule(tokens, tokens.divergence("tv"), TrustRegionKnobs(delta=0.3))
-    log_pi = tokens.log_prob.clone().requires_grad_()
-    target = 1 + 0.3 * tokens.advantages.sign()
-    loss = tokens.advantages.abs() * ((log_pi - tokens.old_log_prob).exp() - target).abs()
-    (expected,) = torch.autograd.grad(loss.sum(), log_pi)
-    torch.testing.assert_close(coefficients(tokens, verdict, 1e9), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_gbpo_descends_its_loss_and_a_mask_does_not():
-    check_gbpo(rules.gbpo)
-    with pytest.raises(AssertionError):
-        check_gbpo(lambda *given: Verdict(rules.gbpo(*given).gate.clamp_min(0.0), rules.gbpo(*given).over_token))

@@ -6,28 +6,16 @@ import pytest
 import torch
 
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
-from cppo_verl.trust_region.metrics import DIVERGENCE_BINS, MASK_BINS, PREFIX, MetricSums, summarise
+from cppo_verl.trust_region.metrics import DIVERGENCE_BINS, MASK_BINS, PREFIX, summarise
 from cppo_verl.trust_region.rules import evaluate
 from tests import reference
 from tests.helpers import Batch, batch_of, random_batch
 
-KNOBS = {
-    "token": {"budget": "none"},
-    "fixed": {"budget": "fixed", "w_min": 0.6},
-    "quantile": {"budget": "quantile", "divergence": "kl", "delta": 0.1, "delta_b": 0.002},
-    "soft": {"budget": "quantile", "gate": "soft"},
-}
-
-
-def sums(name: str, batch: Batch, **knobs) -> MetricSums:
-    tokens, chosen = batch.tokens(), TrustRegionKnobs(**knobs)
-    verdict, divergence = evaluate(name, tokens, chosen)
-    return summarise(tokens, divergence, verdict, chosen.ratio_cap)
-
 
 def figures(name: str, batch: Batch, **knobs) -> dict[str, float]:
-    means = sums(name, batch, **knobs).means()
-    assert all(key.startswith(PREFIX) for key in means)
+    tokens, chosen = batch.tokens(), TrustRegionKnobs(**knobs)
+    verdict, divergence = evaluate(name, tokens, chosen)
+    means = summarise(tokens, divergence, verdict, chosen.ratio_cap).means()
     return {key.removeprefix(PREFIX): value for key, value in means.items()}
 
 
@@ -80,7 +68,7 @@ def test_positions_by_hand():
     assert [got[f"masked_share_by_position/{i}"] for i in range(10)] == expected
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 3])
 def test_against_loops(seed: int):
     batch = random_batch(seed, rows=150, width=25, per_token_advantage=seed == 3)
     if seed == 1:
@@ -116,7 +104,7 @@ def uniform(rows: int, width: int) -> Batch:
     return Batch((half + values).log(), half.log(), torch.ones_like(values), torch.ones_like(values).long())
 
 
-@pytest.mark.parametrize("valid", [1, 2, 99, 100, 101, 150, 200, 1000])
+@pytest.mark.parametrize("valid", [1, 100, 101])
 def test_p99_is_the_nearest_rank(valid: int):
     """Of n tokens the one at rank ceil(0.99 n)."""
     batch = uniform(1, valid + 37)
@@ -153,10 +141,9 @@ def test_influence_and_bound_by_hand():
     assert got["bound_worst_case"] == pytest.approx(0.064 / 2)
 
 
-@pytest.mark.parametrize("name", ["cppo", "dppo"])
-def test_autocast_changes_no_figure(name: str):
+def test_autocast_changes_no_figure():
     """verl's FSDP, VeOmni and torchtitan engines call the loss under it; products of matrices would be rounded."""
     batch = random_batch(0, rows=4, width=40).to(torch.float32)
-    expected = figures(name, batch)
+    expected = figures("cppo", batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert figures(name, batch) == expected
+        assert figures("cppo", batch) == expected

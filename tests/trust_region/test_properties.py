@@ -7,17 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cppo_verl.trust_region.divergence import BINARY
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.loss import policy_loss
 from cppo_verl.trust_region.metrics import summarise
 from cppo_verl.trust_region.rules import RULES, evaluate
-from tests import reference
-from tests.helpers import Batch, actor_config, decide, run_loss
+from tests.helpers import Batch
 
-bounded = settings(max_examples=100)
+bounded = settings(max_examples=60)
 
 log_probs = st.floats(-8, -(2.0**-10), width=32)
-any_log_probs = st.one_of(st.just(0.0), st.floats(-80, -1e-15))
 # drifts of the log-prob: none, small, and large ones
 drifts = st.one_of(st.just(0.0), st.floats(-0.25, 0.25, width=32), st.floats(-3, 3, width=32))
 
@@ -69,46 +67,18 @@ def gates(name: str, batch: Batch, knobs: dict) -> torch.Tensor:
     return verdict.gate.double() * batch.mask
 
 
-def pad(x: torch.Tensor, columns: list[int], value: float) -> torch.Tensor:
-    """``x`` with one column of ``value`` put before each of the given columns (0 .. width)."""
-    parts, last = [], 0
-    for column in sorted(columns):
-        parts += [x[:, last:column], torch.full_like(x[:, :1], value)]
-        last = column
-    return torch.cat([*parts, x[:, last:]], dim=1)
-
-
 @bounded
-@given(names, batches(), knob_sets(), st.data())
-def test_padding_columns_anywhere_change_nothing(name: str, batch: Batch, knobs: dict, data):
-    """Columns that are valid in no row, put in front, between and behind: the same verdict at every token."""
-    width = batch.mask.shape[1]
-    places = st.integers(0, width) if knobs["horizon"] == "response" else st.just(width)  # there the column counts
-    columns = data.draw(st.lists(places, max_size=5))
-    wide = Batch(
-        pad(batch.log_prob, columns, data.draw(log_probs)),
-        pad(batch.old_log_prob, columns, data.draw(log_probs)),
-        pad(batch.advantages, columns, 1.0),
-        pad(batch.mask, columns, 0),
-    )
-    was_there = pad(torch.ones_like(batch.mask), columns, 0).bool()[0]
-    assert torch.equal(gates(name, wide, knobs)[:, was_there], gates(name, batch, knobs))
-
-
-@bounded
-@given(names, batches(), knob_sets(horizon="response"), st.data())
-def test_moving_padding_within_a_row_changes_nothing(name: str, batch: Batch, knobs: dict, data):
-    """Each row's invalid columns are dealt anew among its valid ones, which keep their order."""
-    width = batch.mask.shape[1]
-    order = []
-    for row in batch.mask.tolist():
-        where = sorted(data.draw(st.permutations(range(width)))[: sum(row)])
-        invalid = iter(i for i, ok in enumerate(row) if not ok)
-        valid = iter(i for i, ok in enumerate(row) if ok)
-        order.append([next(valid) if i in where else next(invalid) for i in range(width)])
-    index = torch.tensor(order)
-    moved = Batch(*(x.gather(1, index) for x in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)))
-    assert torch.equal(gates(name, moved, knobs), gates(name, batch, knobs).gather(1, index))
+@given(names, batches(), knob_sets(horizon="response"), st.integers(0, 4), st.data())
+def test_holes_and_padding_anywhere_change_nothing(name: str, batch: Batch, knobs: dict, extra: int, data):
+    """Each row's valid tokens keep their order and are dealt anew over a wider row; elsewhere stands anything."""
+    rows, width = batch.mask.shape
+    wide = Batch(*(torch.full((rows, width + extra), data.draw(log_probs)) for _ in range(3)), batch.mask)
+    wide.mask = torch.zeros(rows, width + extra, dtype=torch.long)
+    for row, mask in enumerate(batch.mask.bool()):
+        places = sorted(data.draw(st.permutations(range(width + extra)))[: int(mask.sum())])
+        for new, old in zip(vars(wide).values(), vars(batch).values(), strict=True):
+            new[row, places] = old[row, mask]
+    assert torch.equal(gates(name, wide, knobs)[wide.mask.bool()], gates(name, batch, knobs)[batch.mask.bool()])
 
 
 @bounded
@@ -130,20 +100,6 @@ def test_scaling_the_advantages_changes_no_gate(name: str, batch: Batch, knobs: 
 
 
 @bounded
-@given(batches(), knob_sets(gate="hard"))
-def test_float64_of_the_same_values_decides_the_same(batch: Batch, knobs: dict):
-    """But for tokens whose margin is rounding: |Z_t - c_t| <= 1e-6 (1 + S_t), or rho = 1 to float32."""
-    chosen = TrustRegionKnobs(**knobs)
-    wide = batch.to(torch.float64)
-    narrow, exact = gates("cppo", batch, knobs), gates("cppo", wide, knobs)
-    for row, decisions in enumerate(decide(wide, chosen)):
-        for column, decision in decisions.items():
-            near = abs(wide.log_prob[row, column] - wide.old_log_prob[row, column]) < 1e-7
-            if decision.margin > 1e-6 * (1 + decision.spent_after) and not near:
-                assert narrow[row, column] == exact[row, column] == decision.kept
-
-
-@bounded
 @given(batches(), knob_sets(gate="hard"), st.floats(1, 4), st.sampled_from(["delta", "delta_b"]))
 def test_a_larger_threshold_or_budget_never_masks_more(batch: Batch, knobs: dict, factor: float, name: str):
     """Neither S_t nor w_t depends on them."""
@@ -161,20 +117,12 @@ def test_rules_are_ordered(batch: Batch, knobs: dict):
 
 
 @bounded
-@given(batches(), knob_sets(gate="soft"), st.sampled_from(["inverse", "sapo"]))
-def test_a_soft_gate_stays_in_the_unit_interval_and_above_the_hard_one(batch: Batch, knobs: dict, attenuation: str):
-    soft = gates("cppo", batch, knobs | {"attenuation": attenuation})
-    assert ((soft >= 0) & (soft <= 1)).all()
-    hard = gates("cppo", batch, knobs | {"gate": "hard"})
-    boundary = 1e-5  # x = 1 to rounding
-    assert (soft[hard == 1] >= 1 - boundary).all()
-
-
-@bounded
 @given(names, batches(), knob_sets())
 def test_gradient_is_zero_or_away_from_it_exactly_as_the_gate_says(name: str, batch: Batch, knobs: dict):
-    loss, gradient, reported = run_loss(name, batch, actor_config({"batch_num_tokens": 7}, **knobs))
-    assert loss.isfinite()
+    log_prob = batch.log_prob.clone().requires_grad_()
+    tensors = batch.old_log_prob, batch.advantages, batch.mask
+    loss, reported = policy_loss(name, log_prob, *tensors, TrustRegionKnobs(**knobs))
+    (gradient,) = torch.autograd.grad(loss, log_prob)
     gate = gates(name, batch, knobs)
     assert torch.equal(gradient != 0, (gate != 0) & (batch.advantages != 0) & batch.mask.bool())
     assert torch.equal(gradient < 0, (gradient != 0) & (batch.advantages * gate > 0))
@@ -203,22 +151,3 @@ def test_metric_shares_partition_and_add_up_over_rows(name: str, batch: Batch, k
     for key, total in whole.counts.items():
         assert sum(row.counts[key] for row in rows) == pytest.approx(total, rel=1e-5, abs=1e-6), key
     assert max(row.maxima["divergence_max"] for row in rows) == whole.maxima["divergence_max"]
-
-
-# ---- the pieces
-
-
-@bounded
-@given(st.lists(st.tuples(any_log_probs, any_log_probs), min_size=1, max_size=30))
-def test_divergences_are_finite_non_negative_and_pinsker(pairs: list[tuple[float, float]]):
-    log_q, log_p = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    tv, kl = BINARY["tv"](log_q, log_p), BINARY["kl"](log_q, log_p)
-    assert tv.isfinite().all()
-    assert kl.isfinite().all()
-    assert ((tv >= 0) & (tv <= 1)).all()
-    assert (kl >= 2 * tv.square() - 1e-15).all()  # Pinsker
-    for (q, p), got_tv, got_kl in zip(pairs, tv.tolist(), kl.tolist(), strict=True):
-        assert got_tv == pytest.approx(reference.tv(q, p), abs=1e-15)
-        exact = reference.kl(q, p)
-        if math.isfinite(exact):
-            assert got_kl == pytest.approx(exact, rel=1e-12, abs=1e-14)

@@ -1,7 +1,6 @@
 """Which tokens DPPO and CPPO keep: by hand, and against Algorithm 1 as a loop over thousands of random responses."""
 
 import dataclasses
-import itertools
 import math
 
 import pytest
@@ -17,11 +16,11 @@ from tests.helpers import actor_config as actor
 # ---- by hand: probabilities 0.5 under mu, so that D = |q - 0.5| is read off
 
 
-def from_probabilities(q: list[list[float]], p: list[list[float]], advantage: list[float], mask=None) -> Batch:
-    q_t, p_t = torch.tensor(q, dtype=torch.float64), torch.tensor(p, dtype=torch.float64)
-    a = torch.tensor(advantage, dtype=torch.float64).unsqueeze(-1).expand_as(q_t)
-    valid = torch.ones_like(q_t, dtype=torch.long) if mask is None else torch.tensor(mask)
-    return Batch(q_t.log(), p_t.log(), a, valid)
+def from_probabilities(q: list[list[float]], advantage: list[float]) -> Batch:
+    probabilities = torch.tensor(q, dtype=torch.float64)
+    advantages = torch.tensor(advantage, dtype=torch.float64).unsqueeze(-1).expand_as(probabilities)
+    log_mu = torch.full_like(probabilities, 0.5).log()
+    return Batch(probabilities.log(), log_mu, advantages, torch.ones_like(probabilities, dtype=torch.long))
 
 
 def kept(name: str, batch: Batch, **knobs) -> list[list[int]]:
@@ -30,16 +29,14 @@ def kept(name: str, batch: Batch, **knobs) -> list[list[int]]:
 
 
 def test_dppo_by_hand():
-    q = [[0.60, 0.66, 0.34, 0.40]]
-    p = [[0.50] * 4]
-    assert kept("dppo", from_probabilities(q, p, [1.0]), delta=0.15) == [[1, 0, 1, 1]]  # 0.34: back toward mu
-    assert kept("dppo", from_probabilities(q, p, [-1.0]), delta=0.15) == [[1, 1, 0, 1]]
-    assert kept("dppo", from_probabilities(q, p, [0.0]), delta=0.15) == [[1, 1, 1, 1]]
+    q = [[0.60, 0.66, 0.34, 0.40]] * 3
+    batch = from_probabilities(q, [1.0, -1.0, 0.0])
+    assert kept("dppo", batch, delta=0.15) == [[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]  # 0.34: back toward mu
 
 
 def test_cppo_by_hand():
     """delta = 0.1, delta_b = 0.02, w = 1. D = .08 .08 .08 .01; S before = 0 .08 .16 .24; c = .1 .04 -.02 -.08."""
-    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [[0.5] * 4], [1.0])
+    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [1.0])
     fixed = {"delta": 0.1, "delta_b": 0.02, "weights": "constant", "budget": "fixed"}
     assert kept("cppo", batch, **fixed) == [[1, 0, 0, 0]]
     assert kept("cppo", batch, **fixed | {"delta_b": 0.071}) == [[1, 1, 1, 1]]  # c_2 = .091, c_3 = .082, c_4 = .073
@@ -49,7 +46,7 @@ def test_cppo_by_hand():
 
 def test_what_lies_at_a_threshold_is_within_it():
     """Binary fractions, so that no sum rounds. CPPO: c = .25, then .125 at each, for tokens 2 to 4."""
-    batch = from_probabilities([[0.6] * 4], [[0.5] * 4], [1.0])
+    batch = from_probabilities([[0.6] * 4], [1.0])
     divergence = torch.tensor([[0.25, 0.125, 0.125, 0.126]], dtype=torch.float64)
     knobs = TrustRegionKnobs(delta=0.25, delta_b=0.125, weights="constant", budget="fixed")
 
@@ -63,26 +60,15 @@ def test_what_lies_at_a_threshold_is_within_it():
 
 def test_masked_tokens_spend_budget():
     """The first token is masked (D = .4 > .1) and still leaves nothing for the second (c_2 = .1 + .02 - .4 < 0)."""
-    batch = from_probabilities([[0.9, 0.51]], [[0.5, 0.5]], [1.0])
+    batch = from_probabilities([[0.9, 0.51]], [1.0])
     knobs = {"delta": 0.1, "delta_b": 0.02, "weights": "constant"}
     assert kept("cppo", batch, budget="fixed", **knobs) == [[0, 0]]
     assert kept("cppo", batch, budget="none", **knobs) == [[0, 1]]
 
 
-def test_holes_spend_no_budget_and_shift_no_position():
-    """Row two is row one with a hole and padding in which pi and mu are worlds apart."""
-    q, p = [[0.58, 0.53, 0.58, 0.51]], [[0.5] * 4]
-    plain = from_probabilities(q, p, [1.0])
-    gaps = from_probabilities([[0.9, 0.58, 0.53, 0.9, 0.58, 0.51, 0.9]], [[0.1, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1]], [1.0])
-    gaps.mask[0, [0, 3, 6]] = 0
-    knobs = {"delta": 0.1, "delta_b": 0.03, "w_min": 0.6, "budget": "fixed"}
-    assert kept("cppo", plain, **knobs) == [[1, 1, 0, 1]]
-    assert kept("cppo", gaps, **knobs) == [[0, 1, 1, 0, 0, 1, 0]]
-
-
 def test_quantile_budget_by_hand():
     """q = 0.5 over D = .08 .05 .01: delta_b = .05 within [.02, .04 = cap * floor] -> .04."""
-    batch = from_probabilities([[0.58, 0.55, 0.51]], [[0.5] * 3], [1.0])
+    batch = from_probabilities([[0.58, 0.55, 0.51]], [1.0])
     knobs = TrustRegionKnobs(delta=0.1, delta_b=0.02, weights="constant", budget="quantile", budget_quantile=0.5)
     verdict, divergence = evaluate("cppo", batch.tokens(), knobs)
     assert divergence.tolist() == [pytest.approx([0.08, 0.05, 0.01])]
@@ -96,7 +82,7 @@ def test_quantile_budget_by_hand():
 
 def test_soft_gate_by_hand():
     """delta = .1, delta_b = .05, w = 1, D = .2 .05 .01: x = max(2, 2), max(.5, .25/.15), max(.1, .26/.2)."""
-    batch = from_probabilities([[0.7, 0.55, 0.51]], [[0.5] * 3], [1.0])
+    batch = from_probabilities([[0.7, 0.55, 0.51]], [1.0])
     knobs = TrustRegionKnobs(delta=0.1, delta_b=0.05, weights="constant", budget="fixed", gate="soft")
     verdict, _ = evaluate("cppo", batch.tokens(), knobs)
     assert verdict.gate.tolist() == [pytest.approx([1 / 2, 3 / 5, 10 / 13])]
@@ -151,12 +137,18 @@ def compare(batch: Batch, name: str, chosen: dict) -> tuple[list[reference.Decis
     return every, different
 
 
-COMBINATIONS = list(itertools.product(KNOBS, HORIZONS, BUDGETS, WEIGHTS))
+# every budget beside all weights, in a Latin square with the horizons
+COMBINATIONS = [
+    (kind, HORIZONS[(i + j) % 3], budget, weights)
+    for kind in KNOBS
+    for i, budget in enumerate(BUDGETS)
+    for j, weights in enumerate(WEIGHTS)
+]
 
 
 @pytest.mark.parametrize("number", range(len(COMBINATIONS)))
 def test_cppo_keeps_what_algorithm_1_keeps(number: int):
-    """float64: every decision; float32: every decision whose float64 margin is above rounding. 54 x 120 responses."""
+    """float64: every decision; float32: every decision whose float64 margin is above rounding. 18 x 120 responses."""
     chosen = settings(*COMBINATIONS[number])
     batch = random_batch(seed=number, rows=ROWS, width=WIDTH, per_token_advantage=number % 3 == 2)
 
@@ -178,11 +170,10 @@ def test_cppo_keeps_what_algorithm_1_keeps(number: int):
 
 def test_float32_decisions_over_long_responses():
     """Up to 2048 tokens a response: rounding in the prefix sums stays within the margin, and flips are rare."""
-    for kind in KNOBS:
-        batch = random_batch(seed=99, rows=8, width=2048).to(torch.float32)
-        every, different = compare(batch, "cppo", settings(kind, ("response", None), "quantile", "linear"))
-        assert all(d.margin < 1e-6 * (1 + d.spent_after) for d in different)
-        assert len(different) < 1e-4 * len(every)
+    batch = random_batch(seed=99, rows=8, width=2048).to(torch.float32)
+    every, different = compare(batch, "cppo", settings("tv", ("response", None), "quantile", "linear"))
+    assert all(d.margin < 1e-6 * (1 + d.spent_after) for d in different)
+    assert len(different) < 1e-4 * len(every)
 
 
 def test_the_first_clause_of_nearly_equal_log_probs_in_float32():
@@ -196,17 +187,15 @@ def test_the_first_clause_of_nearly_equal_log_probs_in_float32():
     assert different == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "gate"), [("tv", "hard"), ("kl", "hard"), ("tv", "soft")])
-def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, gate: str, dtype: torch.dtype):
+def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, gate: str):
     """``dppo`` ignores the knobs of the schedule and the budget."""
-    for seed in range(5):
-        batch = random_batch(seed, rows=100, width=25, per_token_advantage=seed % 2 == 0).to(dtype)
-        chosen = settings(kind, HORIZONS[seed % 3], "none", "constant") | {"gate": gate}
-        loss, gradient, _ = run_loss("cppo", batch, actor(**chosen))
-        other = run_loss("dppo", batch, actor(**chosen | {"weights": "linear", "budget": "quantile"}))
-        assert torch.equal(loss, other[0]) and torch.equal(gradient, other[1])
-        assert (gradient != 0).any()
+    batch = random_batch(seed=4, rows=100, width=25).to(torch.float32)
+    chosen = settings(kind, HORIZONS[0], "none", "constant") | {"gate": gate}
+    loss, gradient, _ = run_loss("cppo", batch, actor(**chosen))
+    other = run_loss("dppo", batch, actor(**chosen | {"weights": "linear", "budget": "quantile"}))
+    assert torch.equal(loss, other[0]) and torch.equal(gradient, other[1])
+    assert (gradient != 0).any()
 
 
 # ---- rules on whole responses, and rules that mask nothing
@@ -214,7 +203,7 @@ def test_constant_weights_without_budget_are_dppo_to_the_bit(kind: str, gate: st
 
 def test_trm_by_hand():
     """p = 1/2: KL = -1/2 log(4 q (1 - q)). q = .6 gives .0204, q = .7 gives .0872, their mean is .0538."""
-    batch = from_probabilities([[0.6, 0.7], [0.6, 0.6]], [[0.5, 0.5]] * 2, [1.0, -1.0])
+    batch = from_probabilities([[0.6, 0.7], [0.6, 0.6]], [1.0, -1.0])
     assert kept("trm_max", batch, divergence="kl", delta=0.09) == [[1, 1], [1, 1]]
     assert kept("trm_max", batch, divergence="kl", delta=0.08) == [[0, 0], [1, 1]]
     assert kept("trm_max", batch, divergence="kl", delta=0.02) == [[0, 0], [0, 0]]  # the second has A < 0: no clause
@@ -237,8 +226,7 @@ def test_minpro_by_hand():
 # ---- the pieces around it
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("attenuation", ["inverse", "sapo"])
+@pytest.mark.parametrize(("attenuation", "budget"), [("inverse", "none"), ("inverse", "quantile"), ("sapo", "fixed")])
 def test_soft_gate_against_loops(attenuation: str, budget: str):
     def g(x: float) -> float:
         if x <= 1:
@@ -265,23 +253,14 @@ def test_soft_gate_against_loops(attenuation: str, budget: str):
     assert partial > 40
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["inverse", "sapo"])
-def test_attenuation_is_admissible(kind: str, dtype: torch.dtype):
+def test_attenuation_is_admissible(kind: str):
     """g(x) = 1 up to 1, in [0, 1], non-increasing, x g(x) <= 1 (Appendix C)."""
-    rounding = torch.finfo(dtype).eps
-    assert (attenuate(torch.linspace(0, 1, 101, dtype=dtype), kind) == 1).all()
-    outside = torch.cat([torch.linspace(1, 5, 5001, dtype=dtype), torch.logspace(0.7, 30, 2000, dtype=dtype)])
+    rounding = torch.finfo(torch.float32).eps
+    assert (attenuate(torch.linspace(0, 1, 101), kind) == 1).all()
+    outside = torch.cat([torch.linspace(1, 5, 5001), torch.logspace(0.7, 30, 2000)])
     g = attenuate(outside, kind)
     assert g[0] == 1 and (g >= 0).all() and (g.diff() <= rounding).all() and (outside * g <= 1 + rounding).all()
-
-
-@pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_arithmetic_is_at_least_float32(given: torch.dtype):
-    tokens = random_batch(seed=13, rows=2, width=3).to(given).tokens()
-    _, divergence = evaluate("cppo", tokens, TrustRegionKnobs())
-    used = torch.float64 if given == torch.float64 else torch.float32
-    assert {x.dtype for x in (tokens.log_prob, tokens.old_log_prob, tokens.advantages, divergence)} == {used}
 
 
 # ---- gates that pull back
@@ -289,35 +268,13 @@ def test_arithmetic_is_at_least_float32(given: torch.dtype):
 
 def test_a_restoring_gate_by_hand():
     """The masks of test_dppo_by_hand and test_cppo_by_hand, turned round instead of dropped."""
-    q, p = [[0.60, 0.66, 0.34, 0.40]], [[0.50] * 4]
     knobs = TrustRegionKnobs(delta=0.15, gate="restore", restore_strength=0.25)
-    verdict, _ = evaluate("dppo", from_probabilities(q, p, [1.0]).tokens(), knobs)
+    verdict, _ = evaluate("dppo", from_probabilities([[0.60, 0.66, 0.34, 0.40]], [1.0]).tokens(), knobs)
     assert verdict.gate.tolist() == [[1, -0.25, 1, 1]]
-    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [[0.5] * 4], [1.0])
+    batch = from_probabilities([[0.58, 0.58, 0.58, 0.51]], [1.0])
     knobs = TrustRegionKnobs(delta=0.1, delta_b=0.03, weights="constant", budget="fixed", gate="restore")
     verdict, _ = evaluate("cppo", batch.tokens(), knobs)
     assert verdict.gate.tolist() == [[1, -1, -1, -1]]
-
-
-@pytest.mark.parametrize("name", ["cppo", "dppo"])
-@pytest.mark.parametrize(("kind", "strength"), [("tv", 1.0), ("kl", 0.3)])
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_restoring_turns_what_the_hard_mask_drops(budget: str, kind: str, name: str, strength: float):
-    """Kept tokens as they were; dropped ones get -strength times the coefficient that a kept one would have."""
-    batch = random_batch(seed=40, rows=150, width=20)
-    chosen = settings(kind, ("response", None), budget, "linear")
-    _, kept_gradient, hard_reported = run_loss(name, batch, actor(**chosen))
-    _, gradient, reported = run_loss(name, batch, actor(**chosen, gate="restore", restore_strength=strength))
-    _, everything, _ = run_loss("dppo", batch, actor(divergence="kl", delta=1e9))
-    dropped = (everything != 0) & (kept_gradient == 0)
-    assert int(dropped.sum()) > 40
-    assert torch.equal(gradient[~dropped], kept_gradient[~dropped])
-    torch.testing.assert_close(gradient[dropped], -strength * everything[dropped], rtol=1e-6, atol=0)
-    # it pulls toward mu: the update lowers the token's probability exactly where that is above mu's
-    assert torch.equal((gradient > 0)[dropped], (batch.log_prob > batch.old_log_prob)[dropped])
-    for share in ("masked_share", "masked_share_token_threshold", "masked_share_by_position/9"):
-        key = "actor/trust_region/" + share
-        assert reported[key] == pytest.approx(hard_reported[key], rel=1e-6)
 
 
 def test_gbpo_by_hand():

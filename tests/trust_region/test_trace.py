@@ -1,7 +1,6 @@
-"""NFPO's forward trace: by hand, against loops over any mask, and as a weight."""
+"""NFPO's forward trace: by hand, and as a weight (over any mask: test_properties)."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from cppo_verl.trust_region.knobs import TrustRegionKnobs
 from cppo_verl.trust_region.rules import evaluate
 from cppo_verl.trust_region.trace import forward_trace
-from tests import reference
 from tests.helpers import Batch, random_batch
 
 
@@ -24,27 +22,14 @@ def test_by_hand():
         assert forward_trace(tokens, steps).tolist() == [pytest.approx([6, 12, 4, 1])]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 1000])
-def test_against_loops(steps: int):
-    batch = random_batch(seed=steps, rows=80, width=20)
-    got = forward_trace(batch.tokens(), steps)
-    for row, response in enumerate(batch.responses()):
-        rho = [reference.ratio(response.log_pi[i], response.log_mu[i]) for i in response.columns]
-        for place, column in enumerate(response.columns):
-            log_product = sum(math.log(x) for x in rho[place + 1 : place + steps])
-            expected = math.exp(min(max(log_product, -20), 20))
-            assert got[row, column].item() == pytest.approx(expected, rel=1e-11)
-
-
-@pytest.mark.parametrize("name", ["cppo", "dppo"])
-@pytest.mark.parametrize("gate", ["hard", "soft", "restore"])
-def test_the_weight_is_both_cut_and_the_gate_is_the_rules(name: str, gate: str):
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+def test_the_weight_is_both_cut_and_the_gate_is_the_rules(gate: str):
     batch = random_batch(seed=3, rows=120, width=15)
     batch.log_prob[::5] = (batch.log_prob[::5] + 4).clamp(max=-1e-7)
     plain = TrustRegionKnobs(gate=gate, ratio_cap=3.0)
     traced = dataclasses.replace(plain, trace=3, trace_cap=1.1)
-    before, _ = evaluate(name, batch.tokens(), plain)
-    after, _ = evaluate(name, batch.tokens(), traced)
+    before, _ = evaluate("cppo", batch.tokens(), plain)
+    after, _ = evaluate("cppo", batch.tokens(), traced)
     valid = batch.mask.bool()
     assert torch.equal(before.gate[valid], after.gate[valid])
     assert after.weight is not None and after.capped is not None

@@ -15,7 +15,6 @@ from verl.utils import tensordict_utils
 from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 from verl.workers.utils.padding import no_padding_2_padding
 
-from cppo_verl.integration import looks
 from cppo_verl.integration.topk import FIELD
 from cppo_verl.trust_region.topk import TOPK, log_probs_at, rest_mass, unpack
 
@@ -111,13 +110,11 @@ def log_probs_of(model_output: dict[str, Tensor], k: int) -> Tensor:
 
 
 @torch.no_grad()
-def divergence_of(
-    model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int, watch: looks.Watch | None = None
-) -> tuple[Tensor, Tensor]:
+def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, k: int) -> tuple[Tensor, Tensor]:
     """D_t of the micro-batch, and mu's mass on the categories other than the rest; both (batch, length) float32.
 
     Args:
-        kind: ``tv`` or ``kl``. watch: is shown log pi of the listed tokens.
+        kind: ``tv`` or ``kl``.
     """
     log_pi = no_padding_2_padding(log_probs_of(model_output, k), data)
     log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
@@ -135,8 +132,6 @@ def divergence_of(
         anchor = no_padding_2_padding(data[PROXIMAL].values(), data)
         log_mu = torch.where(log_mu > -torch.inf, anchor, -torch.inf)
         rest = rest_mass(log_mu, old_log_prob)
-    if watch is not None:
-        watch.see_top_k(log_pi, log_mu)
     return TOPK[kind](log_pi, log_mu, log_prob, old_log_prob, rest), 1 - rest
 
 
