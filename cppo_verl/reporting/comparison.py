@@ -181,7 +181,7 @@ class Comparison:
 def compare(entries: Sequence[Entry], model: str, baseline: str | None = None) -> Comparison:
     """The runs of ``model`` that logged a step, side by side; the baseline is the first method in the paper's order,
     else by name, where none is named or the model has no run of it."""
-    own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
+    own = [entry for entry in entries if entry.label.model == model and len(entry.frame)]
     kind, methods = kind_of(own), grouped(own)
     rows: list[dict[str, Any]] = []
     for method, runs in methods.items():

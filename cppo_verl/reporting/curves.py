@@ -54,7 +54,7 @@ class Picture:
 
 def pictures(entries: Sequence[Entry], model: str) -> list[Picture]:
     """Every figure that the runs of a model have something for: the paper's in its order, or those of a comparison."""
-    own = [entry for entry in entries if entry.label.model == model and entry.run is not None]
+    own = [entry for entry in entries if entry.label.model == model and len(entry.frame)]
     named = {method: [entry for entry in own if entry.label.method == method] for method in paper.METHODS}
     papers = {method: runs for method, runs in named.items() if runs} if t_stop(model) else {}
     runs = papers or grouped(own)
@@ -72,7 +72,8 @@ def _picture(key: str, model: str, panels: Sequence[Panel], words: Mapping[str, 
     heading = spec["title"].format(**words)
     if "figure" in spec and model in models:
         heading += f" (as in the paper's {spec['figure'].format(number=FIRST_FIGURE + models.index(model))})"
-    caption = " ".join(spec["caption"].format(seeds=_seeds_sentence(panels, model), **words).split())
+    seeds = data("figures.yaml")["seeds"]["the paper's" if model in models else "own"]
+    caption = " ".join(spec["caption"].format(seeds=seeds, **words).split())
     return Picture(key, model, heading, caption, tuple(panels), spec.get("legend", True))
 
 
@@ -202,13 +203,3 @@ def _line(name: str, place: int, values: Sequence[tuple[str, pd.Series]], model:
     color, dashes = styles["methods"].get(name) or styles["variants"][place % len(styles["variants"])]
     width = BOLD_WIDTH if name == "CPPO" else WIDTH
     return Line(name, table.mean(axis=1), color, (0, dashes) if dashes else "-", width, error=error)
-
-
-def _seeds_sentence(panels: Sequence[Panel], model: str) -> str:
-    lines = [line for panel in panels for line in panel.lines]
-    if not any(line.error is not None or line.seeds for line in lines):
-        return ""
-    if t_stop(model) is None:
-        return "With several seeds, the line is their mean, the band its 95% interval (Student's t)."
-    whose = "the mean of those that did not collapse" if any(line.seeds for line in lines) else "their mean"
-    return f"With several seeds, the line is {whose}, the band one standard error."

@@ -11,7 +11,7 @@ import pandas as pd
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.metrics import ALL, series
-from cppo_verl.reporting.plots import LEGEND_WIDTH, PALETTE, Line, Panel, Plot
+from cppo_verl.reporting.plots import PALETTE, Line, Panel, Plot
 from cppo_verl.reporting.summary import NumberRow, validation
 from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import NOT_LOGGED, capital
@@ -61,10 +61,8 @@ def _learning(frame: pd.DataFrame) -> tuple[Plot, Plot]:
     top = Plot(what="validation accuracy")
     if found is not None:
         several = len(found.by_source) > 1
-        sources = ", ".join(found.by_source)
-        names = [sources if len(sources) < LEGEND_WIDTH else "each set", *[""] * len(found.by_source)]
-        each = zip(names, found.by_source.values(), cycle(("-", "--", ":", "-.")), strict=False)
-        lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for name, values, dash in each] if several else []
+        each = zip(found.by_source.items(), cycle(("-", "--", ":", "-.")), strict=False)
+        lines = [Line(name, values, PALETTE["stone"], dash, 1.0) for (name, values), dash in each] if several else []
         name = f"validation {found.kind}" + (f", mean of {len(found.by_source)}" if several else "")
         lines.append(Line(name, found.mean, PALETTE["orange"]))
         top = Plot(tuple(lines), unit=found.unit, from_zero=False)

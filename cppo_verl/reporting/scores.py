@@ -16,6 +16,7 @@ from cppo_verl import paper
 from cppo_verl.reporting.labels import Label
 from cppo_verl.reporting.logs import Run
 from cppo_verl.reporting.metrics import GRAD_NORM, REWARD, series
+from cppo_verl.reporting.settings import Settings
 from cppo_verl.reporting.summary import validation
 
 SAMPLES = 16
@@ -65,23 +66,17 @@ class Score:
 class Entry:
     """A run with its label and its score.
 
-    ``place`` is the path as given, ``run`` None when it has logged no step, ``named`` whether the label is the user's.
+    ``place`` is the path as given, ``frame`` its metrics by step that something draws, without rows when it has logged
+    no step; ``settings`` as ``Run`` has them, ``named`` whether the label is the user's.
     """
 
     place: str
     label: Label
-    run: Run | None
+    frame: pd.DataFrame
     score: Score
+    settings: Settings = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     named: bool = False
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        return self.run.frame if self.run is not None else pd.DataFrame()
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        return self.run.settings if self.run is not None else {}
 
     def remarks(self) -> list[str]:
         return [x for x in (self.score.collapse, self.score.absent, *self.score.notes, *self.notes) if x]

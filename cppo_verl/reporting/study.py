@@ -1,8 +1,10 @@
 """Reads many runs: finds them, labels them, scores them, and keeps of each log only what the report shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from cppo_verl import paper
 from cppo_verl.reporting.labels import Label, LabelError, deviations, label_of
@@ -23,7 +25,7 @@ class Study:
 
     def models(self) -> list[str]:
         """Models with at least one logged step: the paper's in its order, then others in that of their first runs."""
-        logged = list(dict.fromkeys(entry.label.model for entry in self.entries if entry.run is not None))
+        logged = list(dict.fromkeys(entry.label.model for entry in self.entries if len(entry.frame)))
         known = [model for model in paper.settings() if model in logged]
         return known + [model for model in logged if model not in known]
 
@@ -59,19 +61,19 @@ def expand(place: Path) -> list[Path]:
 
 
 def read_entry(place: Path, named: Label | None, skip_bad_lines: bool) -> Entry:
-    """One run; a directory without a logged step is an entry too, without a run."""
+    """One run; a directory without a logged step is an entry too."""
     try:
         run = read_run(place, skip_bad_lines)
     except NoStepsError:
         settings, notes = settings_beside(place)
         label, nothing = named or label_of(settings, place.resolve()), Score(absent="no step was logged")
-        return Entry(str(place), label, None, nothing, notes, named is not None)
+        return Entry(str(place), label, pd.DataFrame(), nothing, settings, notes, named is not None)
     label = named or label_of(run.settings, place.resolve())
     differing = deviations(label, run.settings)
     notes = (*run.notes, *([f"not the paper's setting: {', '.join(differing)}"] if differing else []))
     # of its columns those that are drawn, so that many runs fit in memory
-    kept = replace(run, frame=run.frame[[name for name in run.frame.columns if name in DRAWN]].copy())
-    return Entry(str(place), label, kept, score_run(run, label.model), notes, named is not None)
+    frame = run.frame[[name for name in run.frame.columns if name in DRAWN]].copy()
+    return Entry(str(place), label, frame, score_run(run, label.model), run.settings, notes, named is not None)
 
 
 def _below(place: Path, depth: int) -> list[Path]:
@@ -87,7 +89,7 @@ def _below(place: Path, depth: int) -> list[Path]:
 def _double_notes(entries: Sequence[Entry]) -> Iterator[str]:
     places: dict[Label, list[str]] = {}
     for entry in entries:
-        if entry.run is not None:
+        if len(entry.frame):
             places.setdefault(entry.label, []).append(entry.place)
     for label, found in places.items():
         one = label.model not in paper.settings() and label.seed

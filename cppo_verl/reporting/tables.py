@@ -111,6 +111,6 @@ def runs_csv(entries: Sequence[Entry]) -> str:
     for entry in entries:
         score, label = entry.score, entry.label
         best = f"{score.best['avg']:.2f}" if score.best else ""
-        numbers = [score.last_step if entry.run is not None else "", score.step, best, score.collapsed_at]
+        numbers = [score.last_step if len(entry.frame) else "", score.step, best, score.collapsed_at]
         rows.append([entry.place, label.model, label.method, label.seed, *numbers, "; ".join(entry.remarks())])
     return csv_text(heads, rows)

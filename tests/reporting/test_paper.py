@@ -41,7 +41,7 @@ def scored_run(scores: dict[int, float], **more: dict[int, float]) -> Run:
 
 def drawn(*runs: Run):
     """By key, the figures of runs of CPPO."""
-    entries = [Entry(str(i), Label(MODEL, "CPPO"), run, score_run(run, MODEL)) for i, run in enumerate(runs)]
+    entries = [Entry(str(i), Label(MODEL, "CPPO"), run.frame, score_run(run, MODEL)) for i, run in enumerate(runs)]
     return {picture.key: picture for picture in pictures(entries, MODEL)}
 
 
@@ -278,5 +278,5 @@ def test_which_runs_are_found_and_counted(tmp_path, capsys, monkeypatch):
     study = read_study([cppo, cppo, again], {})
     assert [entry.label for entry in study.entries] == [Label(MODEL, "CPPO")] * 2
     assert "given more than once" in study.notes[0] and study.notes[1].startswith(f"2 runs are {MODEL} CPPO")
-    run = study.entries[0].run
-    assert run is not None and metrics.TIME_STEP in run.frame and "perf/mfu" not in run.frame  # what is not drawn
+    frame = study.entries[0].frame
+    assert metrics.TIME_STEP in frame and "perf/mfu" not in frame  # what is not drawn

@@ -179,12 +179,8 @@ def test_old_responses_and_steered_thresholds_have_panels_of_their_own(tmp_path)
     assert "newest weights 0 to 0; the same, one version behind 0.0100 to 0.0100" in found[7].words
     assert "scale of the thresholds 1.10 to 2.20" in found[8].words
     assert all("</svg>" in svg(panel, panel.key) for panel in found[6:])
-    shown = dict(settings_table(run.settings))
-    assert (shown["Trainer"], shown["Anchor"], shown["Masked share asked for"]) == (
-        "colocate_async",
-        "proximal",
-        "0.08",
-    )
+    shown = {("Trainer", "colocate_async"), ("Anchor", "proximal"), ("Masked share asked for", "0.08")}
+    assert shown <= set(settings_table(run.settings))
 
 
 def test_missing_metrics_are_said_to_be_not_logged(tmp_path):
