@@ -2,8 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from io import BytesIO, StringIO
 from math import ceil
@@ -30,15 +32,12 @@ FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han
 
 @contextmanager
 def drawing_style(**more: Any) -> Iterator[None]:
-    """The report's own matplotlib settings, whatever the user's are; restored on leaving. A letter that no font of this
-    machine has is a box."""
+    """The report's own matplotlib settings, whatever the user's are; restored on leaving."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.style.use(str(files("cppo_verl.reporting") / "assets/figures.mplstyle"))
-        there = {entry.name for entry in font_manager.fontManager.ttflist}
-        fonts = ["DejaVu Sans", *(name for name in FALLBACKS if name in there)]
-        matplotlib.rcParams.update({"font.family": fonts} | more)  # type: ignore[arg-type]
+        matplotlib.rcParams.update({"font.family": families()} | more)  # type: ignore[arg-type]
         yield
 
 
@@ -47,7 +46,12 @@ def compose(
     inches: tuple[float, float] = (6.0, 4.2), legend: bool = False, kinds: Sequence[str] = ("png", "pdf"),
 ) -> dict[str, bytes]:  # fmt: skip
     """All panels on one page, ``columns`` in a row of ``inches`` each, below the title a sentence (``subtitle``) or the
-    names of all lines (``legend``), and below them ``caption``; the file by its kind."""
+    names of all lines (``legend``), and below them ``caption``; the file by its kind. A name with letters that no font
+    here has is a number, which the caption spells out."""
+    shown = stand_ins([line.name for panel in panels for line in panel.lines])
+    panels = [_renamed(panel, shown) for panel in panels]
+    odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in shown.items() if name != x}
+    caption += "".join(f" {number}: {name}." for name, number in odd.items())
     with drawing_style(**LARGER):
         columns = min(columns, len(panels))
         rows, width = ceil(len(panels) / columns), columns * inches[0]
@@ -107,3 +111,29 @@ def _plain_tag(found: re.Match[str]) -> str:
     for name, color in PALETTE.items():
         tag = tag.replace(color, f"var(--{name})")
     return tag
+
+
+@cache
+def families() -> list[str]:
+    """The fonts that pictures are written in: ours, and for letters that it lacks those that this machine has."""
+    there = {entry.name for entry in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in there)]
+
+
+def stand_ins(names: Sequence[str]) -> dict[str, str]:
+    """Name -> what a picture calls it: itself, or where it cannot be drawn a number before what can be."""
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families()]
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        plain = "".join(x for x in name if x.isspace() or any(font.get_char_index(ord(x)) for font in fonts))
+        number = 1 + sum(x != shown for x, shown in found.items())
+        found[name] = name if plain == name else f"[{number}] {plain}".strip()
+    return found
+
+
+def _renamed(panel: Panel, shown: Mapping[str, str]) -> Panel:
+    plots = [
+        replace(plot, lines=tuple(replace(line, name=shown.get(line.name, line.name)) for line in plot.lines))
+        for plot in panel.plots
+    ]
+    return replace(panel, plots=tuple(plots))

@@ -1,14 +1,18 @@
 """The comparison of one's own runs: pairs by seed, what counts, and a page without the paper's tables."""
 
+import random
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 
 from cppo_verl.estimates import t975
+from cppo_verl.reporting import many
 from cppo_verl.reporting.comparison import NO_PAIR, Comparison, compare
 from cppo_verl.reporting.curves import pictures
 from cppo_verl.reporting.labels import Label
+from cppo_verl.reporting.pictures import stand_ins
 from cppo_verl.reporting.study import read_study
 from tests.reporting.pages import Page, read_csv, reported, status
 from tests.reporting.runs import REWARD, write_log, write_own
@@ -131,11 +135,24 @@ def test_the_page_leads_with_the_comparison_and_has_none_of_the_papers_tables(ow
     }
 
 
-def test_odd_names_of_folders_are_runs_of_one_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("cppo_verl.reporting.many.pictures.compose", lambda *_, **__: {})
-    names = {"\udc80\udcff", "a,b=[1] #2 ~x", "\x01\x1f\x7f", "\u202e\u2028", "答", "-x", "$\\frac$", "%s{}"}
+def test_500_random_names_of_folders_are_runs_of_one_report(tmp_path):
+    draw = random.Random(0)
+    letters = [chr(c) for c in (*range(1, 0xD800), *range(0xE000, 0x2FA20), *range(0xE0000, 0xE01F0)) if c != ord("/")]
+    names = {"".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(493)}
+    names |= {"\udc80\udcff", "a,b=[1] #2 ~x", "\x01\x1f\x7f", "\u202e\u2028", "-x", "$\\frac$", "%s{}"}
     for name in names:
         write_log(tmp_path / "runs" / name / "logs/metrics-1.jsonl", [(1, {"val-core/x/acc/mean@1": 0.5})])
-    out = reported(tmp_path / "runs", "--out", tmp_path / "out")
-    assert Page(out / "report.html").text.count("unknown") >= len(names)  # their seeds
-    assert len(read_csv(out / "runs.csv")) == len(names)
+    study = read_study([tmp_path / "runs"], {})
+    assert len(study.entries) == len(names)
+    text = many.html_page(study, None, many.comparisons(study), {x: [] for x in study.models()}, None)
+    (tmp_path / "page.html").write_text(text, "utf-8")
+    assert Page(tmp_path / "page.html").text.count("unknown") >= len(names)  # their seeds
+
+
+def test_a_name_that_no_font_draws_is_a_number_in_files(own, tmp_path):
+    method = "\U0001f9ea-\U00013000"  # no font that matplotlib falls back on has hieroglyphs
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Glyph")
+        out = reported(own, "--label", f"{own / 'cppo-seed1'}=tiny_qwen3/{method}/1", "--out", tmp_path / "out")
+    assert method in Page(out / "report.html").text
+    assert stand_ins(["CPPO", method, "\udc80"]) == {"CPPO": "CPPO", method: "[1] -", "\udc80": "[2]"}
