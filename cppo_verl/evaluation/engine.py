@@ -73,15 +73,9 @@ def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list
     A problem's seed follows from the seed and its row alone, so an interrupted evaluation draws what an uninterrupted
     one would have drawn.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    same = {name: getattr(sampling, name) for name in ("n", "temperature", "top_p", "top_k")}
     for row, ids in prompts.ids.items():
         room = min(sampling.max_response_length, prompts.max_model_len - len(ids))
-        own: dict[str, Any] = {"seed": _seed(sampling.seed, row), "max_tokens": room}
-        parameters = SamplingParams(**same, **own, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-        engine.add_request(str(row), {"prompt_token_ids": ids}, parameters)
+        engine.add_request(str(row), {"prompt_token_ids": ids}, parameters(sampling, row, room))
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
@@ -91,6 +85,21 @@ def generate(engine: Any, prompts: Prompts, sampling: Sampling) -> Iterator[list
                     text = writable(prompts.tokenizer.decode(list(one.token_ids), skip_special_tokens=True))
                     responses.append(Response(row, one.index, text, len(one.token_ids), str(one.finish_reason)))
                 yield responses
+
+
+def parameters(sampling: Sampling, row: int, room: int) -> Any:
+    """vLLM's parameters of a problem, whose responses have at most ``room`` tokens; an EvaluationError for a value that
+    it refuses."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind
+
+    chosen: dict[str, Any] = {name: getattr(sampling, name) for name in ("n", "temperature", "top_p", "top_k")}
+    chosen |= {"seed": _seed(sampling.seed, row), "max_tokens": room, "detokenize": False}
+    try:
+        return SamplingParams(**chosen, output_kind=RequestOutputKind.FINAL_ONLY)
+    except VLLMValidationError as error:
+        raise EvaluationError(str(error)) from None
 
 
 def _seed(seed: int, row: int) -> int:

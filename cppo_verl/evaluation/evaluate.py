@@ -80,6 +80,7 @@ def _generate(
     missing: Sequence[problems.Problem], source: checkpoint.Source, sampling: settings.Sampling,
     vllm: Mapping[str, Any], trust_remote_code: bool, saved: store.Store, part_size: int, say: Say,
 ) -> None:  # fmt: skip
+    engine.parameters(sampling, 0, sampling.max_response_length)  # what vLLM refuses is said before shards are merged
     prompts = engine.tokenise(missing, source.folder, sampling, trust_remote_code)
     if source.actor:
         say(f"merging the shards of {source.actor}")

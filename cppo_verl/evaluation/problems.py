@@ -52,7 +52,10 @@ def read(files: Sequence[Path]) -> list[Problem]:
 
 def _rows(file: Path) -> list[Any]:
     if file.suffix == ".parquet":
-        return pyarrow.parquet.read_table(file).to_pylist()
+        try:
+            return pyarrow.parquet.read_table(file).to_pylist()
+        except pyarrow.ArrowException as error:
+            raise EvaluationError(f"data file {file} cannot be read: {error}") from None
     rows, torn = jsonlines.read(file)
     if torn:  # a benchmark less a problem is another benchmark
         raise EvaluationError(f"{torn.removesuffix(' and left out')}: copy the file again")

@@ -51,7 +51,7 @@ class Scorer:
 
 
 def load(reward: Reward) -> Scorer:
-    """The custom function, or verl's ``default_compute_score``."""
+    """The custom function (an EvaluationError where it cannot be imported), or verl's ``default_compute_score``."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import default_compute_score
@@ -59,7 +59,10 @@ def load(reward: Reward) -> Scorer:
     if not reward.path:
         return Scorer(default_compute_score, own=True)
     named = {"path": reward.path, "name": reward.name, "reward_kwargs": reward.kwargs}
-    function: Any = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": named}}))
+    try:
+        function: Any = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": named}}))
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        raise EvaluationError(f"--reward-file {reward.path}, --reward-name {reward.name}: {error}") from error
     beside = getattr(function.args[0], "__globals__", {}).get("unreadable")
     return Scorer(function, unreadable=beside) if callable(beside) else Scorer(function)
 

@@ -59,7 +59,7 @@ def summarise(samples: pandas.DataFrame) -> dict[str, Any]:
 def problem_table(problems: Sequence[Problem], samples: pandas.DataFrame) -> pandas.DataFrame:
     """One row a problem row: mean accuracy and reward over its samples, lengths in tokens, share cut off."""
     rows, index = [], [problem.extra_info.get("index") for problem in problems]
-    whole = all(value is None or type(value) is int for value in index)
+    whole = all(value is None or (type(value) is int and abs(value) < 2**63) for value in index)
     for number, own in samples.groupby("row"):
         problem = problems[number]
         known = index[number] if whole or index[number] is None else writable(str(index[number]))

@@ -16,7 +16,7 @@ ACTORS = {
     "transfer_queue.storage.simple_storage": ["SimpleStorageUnit"],
     "cppo_verl.integration.topk.server": ["TopKHttpServer"],
     "cppo_verl.integration.topk.agent_loop": ["TopKAgentLoopWorker"],
-    "cppo_verl.integration.reproducible": ["SeededAgentLoopWorker"],
+    "cppo_verl.integration.seeded": ["SeededAgentLoopWorker"],
 }
 
 

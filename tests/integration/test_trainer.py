@@ -15,7 +15,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 
 from cppo_verl import presets
-from cppo_verl.integration import checks, reproducible, saving, trainer
+from cppo_verl.integration import checks, reproducible, saving, seeded, trainer
 from cppo_verl.launch import checkpoints
 from cppo_verl.trust_region.metrics import PREFIX
 from cppo_verl.trust_region.thresholds import next_scale
@@ -169,12 +169,12 @@ def test_prompts_that_were_taken_or_evicted_are_forgotten(mode: str, left: tuple
 
 def test_equal_prompts_of_a_step_have_places(monkeypatch):
     monkeypatch.setattr(AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: None)
-    manager = object.__new__(reproducible.SeededAgentLoopManager)
+    manager = object.__new__(seeded.SeededAgentLoopManager)
 
     def places(texts: str, step: int = 1, validate: bool = False) -> list[int]:
         prompts = {"global_steps": step, "validate": validate, "raw_prompt": texts}
         manager.generate_sequences(prompts)
-        return prompts[reproducible.PLACE].tolist()
+        return prompts[seeded.PLACE].tolist()
 
     assert places("xyx") == [0, 0, 1] and places("xy") == [2, 1]  # a second batch of the same step
     assert places("x", validate=True) == places("x", step=2) == [0]
