@@ -163,8 +163,8 @@ def main() -> None:
     if not os.path.ismount(run.checkpoints):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "faults", str(run.checkpoints)], check=True)
     plan = itertools.cycle((fault, moment) for moment in MOMENTS for fault in FAULTS)
-    lost: dict[str, list[bool]] = {fault: [] for fault in FAULTS}
-    pending: list[tuple[str, int, str]] = []  # trials until a later start has shown what was resumed
+    found: list[bool] = []  # of each trial, whether anything was lost
+    pending: list[tuple[int, str]] = []  # trials until a later start has shown what was resumed
     for number, (fault, moment) in zip(range(arguments.trials + 1), plan, strict=False):
         last = number == arguments.trials
         run.start(steps=run.last_logged() + 2 if last else 100_000)
@@ -174,18 +174,17 @@ def main() -> None:
         else:
             suffered = suffer(run, fault, moment, chance)
         if (resumed := run.resumed()) is not None:
-            for earlier, whole, line in pending:
-                lost[earlier].append(resumed != whole)
+            for whole, line in pending:
+                found.append(resumed != whole)
                 print("LOST" if resumed != whole else "survived", f"resumed from {resumed};", line, flush=True)
             pending.clear()
         if not last:
-            pending.append((fault, *suffered))
-    for fault, found in lost.items():
-        print(f"{fault}: {len(found)} trials, {sum(found)} lost")
+            pending.append(suffered)
+    print(f"{len(found)} trials, {sum(found)} lost")
     frame = logs.read_run(run.folder).frame  # a row a step
     missing = sorted(set(range(1, int(frame.index.max()) + 1)) - set(frame["critic/score/mean"].dropna().index))
     print(f"merged log: {f'steps {missing} are missing' if missing else 'every step once'}")
-    raise SystemExit(1 if missing or any(map(any, lost.values())) else 0)
+    raise SystemExit(1 if missing or any(found) else 0)
 
 
 if __name__ == "__main__":

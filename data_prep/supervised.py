@@ -17,10 +17,6 @@ from data_prep import commands
 NO_TARGET = -100
 
 
-class WarmStartError(RuntimeError):
-    """The accuracy wanted was not reached, or was passed."""
-
-
 @dataclass(frozen=True)
 class Example:
     """Token ids of a prompt up to the assistant's turn and of a worked answer with its end; ``row`` is its origin."""
@@ -131,7 +127,7 @@ class Trainer:
     ) -> float:
         """Update until the sampled accuracy, looked at every ``check_every`` steps, is ``reached``; returns it.
 
-        The learning rate rises over ``warmup`` steps. After ``most`` steps of this call it is a WarmStartError.
+        The learning rate rises over ``warmup`` steps. After ``most`` steps of this call it is a RuntimeError.
         """
         accuracy = math.nan
         for done in range(1, most + 1):
@@ -141,16 +137,16 @@ class Trainer:
                 commands.say(f"step {self.step}: loss {loss:.3f}, sampled accuracy {accuracy:.3f}")
                 if reached(accuracy):
                     return accuracy
-        raise WarmStartError(
+        raise RuntimeError(
             f"sampled accuracy {accuracy:.3f} after {most} steps of the warm start is not what was wanted: easier "
             "tasks, more rows, another seed or learning rate; nothing was saved"
         )
 
     def accuracy_within(self, lowest: float, highest: float, samples: int) -> dict[str, float]:
-        """``accuracy``; a WarmStartError where it does not lie between the two."""
+        """``accuracy``; a RuntimeError where it does not lie between the two."""
         found = self.accuracy(samples)
         if not lowest <= found["accuracy"] <= highest:
-            raise WarmStartError(
+            raise RuntimeError(
                 f"sampled accuracy after the warm start = {found['accuracy']:.3f}, wanted {lowest} to {highest}: "
                 "another seed or --target, or finer steps (--check-every); nothing was saved"
             )

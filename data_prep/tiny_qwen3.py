@@ -163,7 +163,7 @@ def prepare(data: Path, out: Path, recipe: Recipe) -> bool:
 
     Raises:
         OSError, ValueError: data that cannot be used, or something else in ``out``.
-        WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
+        RuntimeError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
     train_file = data / "train.parquet"
 

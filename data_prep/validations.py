@@ -18,10 +18,6 @@ FOLDER, PAGE = "validations", "validations.md"
 TEXTS = 10
 
 
-class ValidationError(ValueError):
-    """There is nothing to read, or not what was expected."""
-
-
 def read(run: Path) -> dict[int, DataFrame]:
     """Step -> responses as verl wrote them, a row each, of all validations; a torn last line is left out, and said."""
     found = {}
@@ -32,7 +28,7 @@ def read(run: Path) -> dict[int, DataFrame]:
         if entries:
             found[int(file.stem)] = DataFrame(entries)
     if not found:
-        raise ValidationError(
+        raise ValueError(
             f"{run / FOLDER} has no validations: has the run got as far, with quickstart.sh or real_model.sh?"
         )
     return found
@@ -47,15 +43,15 @@ def gain(before: DataFrame, after: DataFrame) -> tuple[float, float]:
     """What accuracy rose by, and its standard error, over the questions that both have."""
     differences = (accuracies(after) - accuracies(before)).dropna()
     if differences.empty:
-        raise ValidationError("the first and the last validation have no question in common: was the data changed?")
+        raise ValueError("the first and the last validation have no question in common: was the data changed?")
     return differences.mean(), differences.sem()
 
 
 def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
-    """The table and the texts, as Markdown; a ValidationError where there is nothing to compare."""
+    """The table and the texts, as Markdown; a ValueError where there is nothing to compare."""
     found, baseline = read(run), storage.read_manifest(data).get("commonest_answer_accuracy")
     if baseline is None:
-        raise ValidationError(f"{data} has no manifest with a baseline: make it with data_prep.reasoning_gym_data")
+        raise ValueError(f"{data} has no manifest with a baseline: make it with data_prep.reasoning_gym_data")
     table = ["| | accuracy | standard error | partial marks |", "|---|---|---|---|"]
     table.append(f"| always the commonest training answer | {baseline:.3f} | | |")
     made = storage.read_manifest(warm_start) if warm_start else {}

@@ -81,7 +81,7 @@ def prepare(model: Path, data: Path, out: Path, r: Recipe) -> bool:
 
     Raises:
         OSError, ValueError: no model, data that cannot be used, or something else in ``out``.
-        WarmStartError: the accuracy wanted was not reached, or passed; nothing was saved.
+        RuntimeError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
     file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
     made_from = {path.name: storage.sha256_of(path) for path in weights}

@@ -30,7 +30,7 @@ def warm_start(setting: Row, task: Trace | Branch, seed: int, cache: Path) -> Tr
     shape = {k: setting[k] for k in ("width", "layers") if k in setting}
     torch.manual_seed(seed)
     model = Transformer(task.vocabulary, task.prompt_length + task.length, **shape)
-    steps, rate = setting.get("warm_steps", 0), setting.get("warm_lr", 3e-3)
+    steps, rate = setting["warm_steps"], 3e-3
     given = [setting["task"], *setting.get("options", {}).items(), *shape.items(), steps, rate, seed]
     file = cache / ("-".join(str(x) for x in given).translate(str.maketrans("(),' ", "_____")) + ".pt")
     cache.mkdir(parents=True, exist_ok=True)

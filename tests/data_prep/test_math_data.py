@@ -170,7 +170,7 @@ def test_damaged_files_end_in_one_sentence(tmp_path: Path):
     rows = write(dapo_rows(3000, copies=1), tmp_path / "d.parquet", compression="none", row_group_size=500).read_bytes()
     lines = write([flat(f"Find {i}.", "1") for i in range(9)], tmp_path / "d.jsonl").read_bytes()
     for name, content, reason in (
-        ("cut.parquet", rows[: len(rows) // 2], "damaged or cut off after its beginning"),
+        ("cut.parquet", rows[: len(rows) // 2], "damaged or cut off: "),
         ("hit.parquet", rows.replace(b"Find $x$ if $x + 2300 ", b"\xff" * 22), "damaged or cut off"),
         ("cut.jsonl", lines[:-10], "after line 9: the file ends in the middle of this line"),
         ("open.csv", b'problem,answer\nFind x.,1\n"Find y.,2\n', "damaged or cut off after line 2"),

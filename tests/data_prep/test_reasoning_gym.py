@@ -78,7 +78,7 @@ def test_what_cannot_be_made_is_refused(tmp_path, text, words):
 
 def test_a_scorer_that_denies_its_own_answers_is_refused(monkeypatch):
     monkeypatch.setattr(reward, "marks", lambda pairs: [0.5] * len(pairs))
-    with pytest.raises(data.TaskError, match="its own answer '.*' 0.5 of 1 marks, so that it cannot be a reward"):
+    with pytest.raises(ValueError, match="its own answer '.*' 0.5 of 1 marks, so that it cannot be a reward"):
         items_of("gcd", 1)
 
 

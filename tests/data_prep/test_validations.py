@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from data_prep import storage, validations
-from data_prep.validations import ValidationError
 
 
 def write(run: Path, step: int, right: dict[str, list[bool]]) -> None:
@@ -41,7 +40,7 @@ def test_errors_are_over_questions_and_the_gain_is_paired(run):
     found = validations.read(run)
     assert validations.accuracies(found[0]).to_dict() == {"a": 0.5, "b": 0.0, "c": 0.5, "d": 0.0}
     assert validations.gain(found[0], found[10]) == (0.625, pytest.approx((3 * 0.125**2 + 0.375**2) ** 0.5 / 12**0.5))
-    with pytest.raises(ValidationError, match="no question in common"):
+    with pytest.raises(ValueError, match="no question in common"):
         validations.gain(found[0].assign(input="other"), found[10])
 
 

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
 from data_prep import reasoning_gym_data, storage, supervised, tiny_qwen3, warm_start  # noqa: E402
-from data_prep.supervised import NO_TARGET, Example, Trainer, WarmStartError  # noqa: E402
+from data_prep.supervised import NO_TARGET, Example, Trainer  # noqa: E402
 from data_prep.warm_start import DTYPES, Recipe  # noqa: E402
 
 TASKS = "chain_sum(min_terms=2, max_terms=2, max_digits=1)"  # 162 questions; answers -8..18
@@ -91,7 +91,7 @@ def test_the_whole_start_is_kept_and_reused(folders, tmp_path, capsys):
     ],
 )
 def test_an_accuracy_that_is_not_reached_or_passed_saves_nothing(folders, tmp_path, changes, words):
-    with pytest.raises(WarmStartError, match=words):
+    with pytest.raises(RuntimeError, match=words):
         warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, **changes))
     assert not (tmp_path / "out").exists()
 
