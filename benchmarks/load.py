@@ -20,7 +20,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 from cppo_verl import presets
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 
 REWARD = Path(__file__).parent.parent / "data_prep/math_reward.py"
 WORK = "We add the numbers one after another and check the sum. "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_prep import tiny_qwen3
+from data_prep import tiny_model
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -16,4 +16,4 @@ def one_thread():
 
 @pytest.fixture(scope="package")
 def tokenizer():
-    return tiny_qwen3.build_tokenizer()
+    return tiny_model.build_tokenizer()

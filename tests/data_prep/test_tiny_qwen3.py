@@ -1,6 +1,8 @@
 """The tiny model: tokenizer, the errors it is taught, and a real warm start on short expressions."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep import arithmetic, storage, supervised, tiny_qwen3
+from data_prep import arithmetic, storage, supervised, tiny_model, tiny_qwen3
 from data_prep.arithmetic import Arguments, partial_results
 from data_prep.tiny_qwen3 import Recipe
+from tests import ROOT
 
 # Two lines, and any accuracy is high enough: what a run of the quickstart lands at is measured by tests/e2e.
 DATA = Arguments(train=100, val=5, min_operands=3, max_operands=3)
@@ -46,7 +49,7 @@ def test_an_error_spoils_the_rest_and_stays_in_range():
     rng, first_wrong = random.Random(5), 0
     drawn = [arithmetic.expression_at(rng.randrange(9**5), 5) for _ in range(4000)]
     for expression in drawn:
-        right, written = partial_results(expression), tiny_qwen3.careless_results(expression, 0.35, rng)
+        right, written = partial_results(expression), tiny_model.careless_results(expression, 0.35, rng)
         assert all(0 <= value <= 9 for value in written)
         wrong = [a != b for a, b in zip(right, written, strict=True)]
         assert wrong == sorted(wrong)
@@ -63,8 +66,8 @@ def test_a_warm_start_is_what_the_loaders_expect_and_is_made_once(data: Path, tm
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{out}: seed 0, steps 3, ")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert type(model).__name__ == "Qwen3ForCausalLM" and model.dtype == torch.float32
-    assert tokenizer.get_vocab() == tiny_qwen3.build_tokenizer().get_vocab()
-    assert tokenizer.chat_template == tiny_qwen3.CHAT_TEMPLATE
+    assert tokenizer.get_vocab() == tiny_model.build_tokenizer().get_vocab()
+    assert tokenizer.chat_template == tiny_model.CHAT_TEMPLATE
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert not tiny_qwen3.prepare(data, out, SHORT)
     hopeless = replace(SHORT, computing_accuracy=2.0)  # another recipe starts anew; what is there stays when it fails
@@ -74,11 +77,16 @@ def test_a_warm_start_is_what_the_loaders_expect_and_is_made_once(data: Path, tm
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
 
 
+def test_a_second_start_needs_no_torch():
+    source = "import sys, data_prep.tiny_qwen3; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True)
+
+
 def test_same_seed_same_weights(data: Path):
     expressions = arithmetic.draw_expressions(DATA)
     weights = []
     for seed in (0, 0, 1):
-        run, _ = tiny_qwen3.warm_start(replace(SHORT, seed=seed), expressions)
+        run, _ = tiny_model.warm_start(replace(SHORT, seed=seed), expressions)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("reasoning_gym", reason="pip install 'cppo_verl[real]'")
 
-from data_prep import reasoning_gym_data, storage, supervised, tiny_qwen3, warm_start  # noqa: E402
+from data_prep import reasoning_gym_data, storage, supervised, tiny_model, tiny_qwen3, warm_start  # noqa: E402
 from data_prep.supervised import NO_TARGET, Example, Trainer  # noqa: E402
 from data_prep.warm_start import DTYPES, Recipe  # noqa: E402
 
@@ -24,7 +24,7 @@ SMALL = Recipe(
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[Path, Path]:
     """A new model and the data."""
     base = tmp_path_factory.mktemp("warm")
-    model = tiny_qwen3.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
+    model = tiny_model.build_model(tokenizer, tiny_qwen3.Recipe(layers=1, hidden=32, heads=2))
     storage.make_model(base / "model", "test", {}, lambda: (model, tokenizer, {}))
     reasoning_gym_data.prepare(base / "data", DATA)
     return base / "model", base / "data"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from cppo_verl.cli.main import main
 from cppo_verl.evaluation import EvaluationError, checkpoint, engine, evaluate, settings
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 from tests.evaluation.data import problem
 
 FORK = multiprocessing.get_context("fork")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers import Qwen3Config
 
-from data_prep.tiny_qwen3 import build_tokenizer
+from data_prep.tiny_model import build_tokenizer
 from tests import ROOT
 
 # Prints the socket that verl's sender of weights binds, and the one that its vLLM worker connects to, in a new Ray.
