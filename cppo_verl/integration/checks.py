@@ -217,10 +217,9 @@ def _further_needs(config: DictConfig) -> Iterator[Need]:
     yield beside, f"{KEY_PREFIX}.gate", none_of(*set(GATES).difference(can.gates)), why
     if not is_proximal(config):
         yield "", "algorithm.rollout_correction.bypass_mode", bool, RECOMPUTED
-    k = OmegaConf.select(config, f"{KEY_PREFIX}.topk")
     if OmegaConf.select(config, f"{KEY_PREFIX}.estimator") == "topk":
         yield "actor_rollout_ref.model.use_fused_kernels=True", BACKEND, none_of("liger"), LIGER
-        most = OmegaConf.select(config, MAX_LOGPROBS_KEY)
+        k, most = (OmegaConf.select(config, key) for key in (f"{KEY_PREFIX}.topk", MAX_LOGPROBS_KEY))
         if most not in (None, -1) and isinstance(k, int):
             why = f"vLLM refuses to return policy_loss.topk={k}; raise it to {k}, or lower topk"
             yield TOPK, MAX_LOGPROBS_KEY, at_least(k), why

@@ -99,16 +99,15 @@ class Recorder:
     def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
         """Write the record of what the workers saw of ``drawn``, by micro-batch in the order of the updates."""
         with self._harmless():
-            found = [[part[number] for part in seen if number in part] for number in range(len(drawn.keys))]
             fields = ["prompts", "responses", "rm_scores"]
             fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
             data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
-            rows = zip(*(data[name].unbind() for name in fields), strict=True)
+            columns = {name: data[name].unbind() for name in fields}
             responses = []
-            drawn_rows = zip(drawn.keys, drawn.tags, drawn.updates, found, rows, strict=True)
-            for key, tag, update, parts, values in drawn_rows:
-                row = dict(zip(fields, values, strict=True))
-                responses.append(self._response(drawn.header, key, tag, update, parts, row))
+            for number, (key, tag, update) in enumerate(zip(drawn.keys, drawn.tags, drawn.updates, strict=True)):
+                found = [part[number] for part in seen if number in part]
+                row = {name: column[number] for name, column in columns.items()}
+                responses.append(self._response(drawn.header, key, tag, update, found, row))
             files.write(self.run_dir, StepRecord(drawn.header, tuple(responses)))
             self.every = draw.make_room(self.run_dir, self.limit, self.every)
             self.complained = False

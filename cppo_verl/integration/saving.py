@@ -55,10 +55,6 @@ class SealedCheckpoints:
         epoch = (self.global_steps - 1) // self.steps_per_epoch
         counted = self._rollout_moe_lb_metrics_accumulator
         self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(counted)
-        try:
-            self._compute_metrics(  # type: ignore[attr-defined]
-                batch, data, timing, global_steps=self.global_steps, epoch=epoch
-            )
-        finally:
-            self._rollout_moe_lb_metrics_accumulator = counted
+        self._compute_metrics(batch, data, timing, global_steps=self.global_steps, epoch=epoch)  # type: ignore[attr-defined]
+        self._rollout_moe_lb_metrics_accumulator = counted
         return orjson.dumps({"step": self.global_steps, "data": data}, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"

@@ -24,39 +24,15 @@ try:
 except NotImplementedError as error:
     print("experts refused:", error)
 """
-CRITIC = """
-import verl, sys
-from verl.utils import model
-from verl.workers.engine import EngineRegistry
-print(EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__)
-config = model.AutoConfig.from_pretrained(sys.argv[1], num_labels=1)
-loaded = model.load_valuehead_model(sys.argv[1], None, config, False)
-print(loaded.config._attn_implementation, loaded.score.out_features)
-"""
-
-
-def python(source: str, *arguments: str) -> str:
-    values = {**os.environ, "VERL_PLATFORM": "cpu", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", source, *arguments]
-    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.stack
-def test_a_critic_has_an_engine_and_its_own_attention(tmp_path):
-    """verl loads it with flash attention, whatever the config says."""
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    config = Qwen3Config(vocab_size=30, hidden_size=16, intermediate_size=16, **sizes)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    assert python(CRITIC, str(tmp_path)).splitlines()[-2:] == ["FSDPEngineWithValueHead", "sdpa 1"]
 
 
 @pytest.mark.stack
 def test_weights_stay_live_and_experts_are_refused():
-    said = python(VLLM)
+    values = {**os.environ, "VERL_PLATFORM": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", VLLM]
+    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout
     assert "linear weights kept: True" in said
     assert "experts refused: mixture-of-experts models cannot be trained with VERL_PLATFORM=cpu" in said
 

@@ -38,11 +38,6 @@ def test_one_name_over_each_of_verls_trainers(mode, monkeypatch):
     assert kind.on_step_end is get_trainer_cls(mode).on_step_end
 
 
-def test_an_unknown_mode_makes_no_trainer():
-    with pytest.raises(checks.RunConfigError, match="mode=async: it is not one of"):
-        get_trainer_cls("trust_region")(config=presets.compose("cppo", [f"{MODE}=async"]))
-
-
 def test_the_proximal_anchor_sets_verls_switches_and_keeps_what_a_user_set():
     config = presets.compose("cppo", ["actor_rollout_ref.actor.policy_loss.anchor=proximal"])
     trainer.measure_from_the_steps_start(config)
