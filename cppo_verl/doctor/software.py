@@ -65,26 +65,17 @@ def plugin(asked: Asked) -> str:
 
 
 def attention(asked: Asked) -> str:
-    """The attention of the recipe, or verl's default, loads."""
-    from cppo_verl.integration.attention import in_force, missing
+    """verl's default attention loads; what a recipe takes is its own check's business."""
+    from cppo_verl.integration.attention import missing
 
-    name = in_force(asked.config) if asked.config is not None else None
-    if name is None and cpu.enabled():
+    if cpu.enabled():
         return "sdpa, which +platform=cpu sets"
-    name = name or VERLS_ATTENTION
-    reason, version = missing(name), _version("flash-attn")
-    if reason is None:
-        by = f": flash-attn {version}" if version else ": not flash-attn itself, but its stand-in"
-        return f"{name} loads{by if name == VERLS_ATTENTION else ''}"
-    if asked.config is not None or find_spec("flash_attn") is not None:  # one that does not load stops transformers
-        raise Trouble(
-            f"{name} cannot be used in this environment ({reason}): docs/gpu.md has the ways to install it, "
-            "ATTN=sdpa SP=1 goes on without"
+    if reason := missing(VERLS_ATTENTION):
+        raise Note(
+            f"{VERLS_ATTENTION} cannot be used ({reason}). Recipes take sdpa then (ATTN=auto), slower and for SP=1 "
+            "only; other runs set it by hand. docs/gpu.md has the ways to install it"
         )
-    raise Note(
-        f"flash attention is not installed ({reason}). Recipes take sdpa then (ATTN=auto), slower and for SP=1 "
-        "only; other runs set it by hand. docs/gpu.md has the ways to install it"
-    )
+    return f"{VERLS_ATTENTION} loads: flash-attn {_version('flash-attn') or 'of the hub, or its stand-in'}"
 
 
 def vllm(asked: Asked) -> str:

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cppo_verl import presets
 from cppo_verl.doctor import software
 from cppo_verl.doctor.verdicts import Asked, Note, Trouble
-from cppo_verl.launch import sizes
 
 
 def pretend(monkeypatch, **versions: str | None) -> None:
@@ -40,18 +38,7 @@ def test_versions(monkeypatch):
 def test_flash_attention_that_is_missing(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "")
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # cannot be imported, whatever lies on the path
-    monkeypatch.setattr(software, "find_spec", lambda name: None)
-    recipe, sdpa = (
-        Asked(config=presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *more]))
-        for more in ([], [f"++{sizes.ATTENTION}=sdpa"])
-    )
-    with pytest.raises(Note, match=r"flash attention is not installed.*ATTN=auto.*docs/gpu.md"):
-        software.attention(Asked())
-    with pytest.raises(Trouble, match=r"flash_attention_2 cannot be used in this environment .*ATTN=sdpa SP=1"):
-        software.attention(recipe)
-    assert software.attention(sdpa) == "sdpa loads"
-    monkeypatch.setattr(software, "find_spec", lambda name: name)  # a package that does not load
-    with pytest.raises(Trouble, match="cannot be used in this environment"):
+    with pytest.raises(Note, match=r"flash_attention_2 cannot be used .*ATTN=auto.*docs/gpu.md"):
         software.attention(Asked())
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     assert software.attention(Asked()) == "sdpa, which +platform=cpu sets"
