@@ -27,8 +27,8 @@ def test_versions(monkeypatch):
     assert "verl 0.9.1" in software.versions(Asked())
     for versions, words in (
         ({"transformers": "5.3.0"}, r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"),  # verl's own image
-        ({"math_verify": None}, "not installed: math-verify. Run: pip install math-verify,"),
-        ({"verl": "0.10.0", "math_verify": "0.8.0"}, "verl 0.10.0 is outside"),
+        ({"math_verify": None}, r"math-verify is not installed \(pip install 'math-verify'\)"),
+        ({"verl": "0.10.0"}, r"verl is 0.10.0 \(pip install 'verl<0.9.2,>=0.9.0'\)"),
     ):
         pretend(monkeypatch, **versions)
         with pytest.raises(Trouble, match=words):

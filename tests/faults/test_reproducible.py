@@ -1,17 +1,12 @@
 """The same seeds and the same order at every repetition; the real stack does the rest in test_real_run.py."""
 
-import subprocess
-import sys
-
 from cppo_verl.integration.reproducible import loader_order, seed_of
 
 PROMPT = [{"role": "user", "content": "1+1=?"}]
 
 
 def test_a_seed_is_the_same_in_another_process():
-    source = f"from cppo_verl.integration.reproducible import seed_of; print(seed_of(7, 3, {PROMPT!r}, 0, 1))"
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) == seed_of(7, 3, PROMPT, 0, 1)
+    assert seed_of(7, 3, PROMPT, 0, 1) == 1148461029
 
 
 def test_whatever_differs_has_another_seed():
