@@ -33,10 +33,9 @@ def lines(path: Path) -> Iterator[Line]:
             if not raw.strip():
                 continue
             try:
-                line = Line(number, json.loads(raw))
+                yield Line(number, json.loads(raw))
             except (ValueError, RecursionError) as error:  # as json and the text's decoder raise them
-                line = Line(number, fault=f"not JSON ({error})")
-            yield line
+                yield Line(number, fault=f"not JSON ({error})")
 
 
 def read(path: Path) -> tuple[list[Any], str]:

@@ -1,9 +1,9 @@
 """Which tests start the stack, and generated cases.
 
-``stack`` marks what starts Ray, vLLM, ranks of verl's engine, or a command that imports verl in a process of its own (5
-to 20 s each): all of tests/e2e, whatever needs its model, and what says so itself. ``run_scripts/test.sh fast`` runs
-everything else. With several processes (``--dist loadgroup``) a file's tests stay together, and so do those that read
-one run of the stack.
+``stack`` marks what starts Ray, vLLM, ranks of verl's engine, a command that imports verl in a process of its own, or
+pip (5 to 20 s each): all of tests/e2e, whatever needs its model, and what says so itself. ``run_scripts/test.sh fast``
+runs everything else. With several processes (``--dist loadgroup``) a file's tests stay together, and so do those that
+read one run of the stack.
 
 Generated cases are the same in every run; CPPO_VERL_FUZZ=N draws new ones (and N times as many in test_fuzz).
 """

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -63,13 +64,14 @@ def bare(tmp_path_factory) -> Path:
 
 def wheel(folder: Path, source: str) -> Path:
     """A wheel of a flash-attn that is one line."""
-    (folder / "flash_attn").mkdir(parents=True)
-    (folder / "flash_attn/__init__.py").write_text(source)
-    setup = "from setuptools import setup\nsetup(name='flash-attn', version='2.8.3', packages=['flash_attn'])"
-    (folder / "setup.py").write_text(setup)
-    options = ["-q", "--no-deps", "--no-build-isolation", "-w"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(folder), str(folder)], check=True)
-    return next(folder.glob("*.whl"))
+    about, file = "flash_attn-2.8.3.dist-info", folder / "flash_attn-2.8.3-py3-none-any.whl"
+    folder.mkdir()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("flash_attn/__init__.py", source)
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.8.3\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return file
 
 
 def flash_attention(python: Path, **variables: str) -> tuple[int, str]:

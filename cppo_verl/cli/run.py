@@ -91,10 +91,6 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
-    if os.path.expanduser("~") == "~":  # Ray and others keep files there
-        environment["HOME"] = str(run_dir / "home")
-        (run_dir / "home").mkdir(exist_ok=True)
-        _note(f"this user has no home folder; for this run it is {run_dir / 'home'}")
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from cppo_verl.selftest.setting import here
     from cppo_verl.selftest.table import FAILS, NOT_RUN
 
-    wanted = session.chosen(args.stages, args.steps)
+    wanted = session.chosen(args.stages)
     setting, facts = here(args.out.resolve(), args.steps)
     if args.list:
         print("\n".join(session.listing(wanted, setting)))

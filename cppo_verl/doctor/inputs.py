@@ -68,7 +68,7 @@ def model(asked: Asked) -> str:
 
 
 def recipe(asked: Asked) -> str:
-    """The recipe's own start checks pass, and its data is there."""
+    """The recipe's own start checks pass, of its config and of this environment, and its data is there."""
     from cppo_verl.integration import checks
 
     if asked.config is None:
@@ -77,7 +77,7 @@ def recipe(asked: Asked) -> str:
         remedy = "run: python -m data_prep.math_data --out data (or set TRAIN_FILE, VAL_FILES)"
         files = [Path(file) for key in paths.DATA for file in paths.files(asked.config, key)]
         missing = [f"no data at {file}; {remedy}" for file in files if not file.is_file()]
-        problems = [*checks.run_problems(asked.config), *missing]
+        problems = [*checks.run_problems(asked.config), *checks.here_problems(asked.config), *missing]
     if problems:
         raise Trouble("\n".join([f"{asked.recipe} would be refused", *problems]))
     gpus = f"{asked.config.trainer.nnodes} x {asked.config.trainer.n_gpus_per_node}"

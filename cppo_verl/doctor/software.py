@@ -14,30 +14,26 @@ from cppo_verl.doctor.verdicts import Asked, Note, Trouble
 from cppo_verl.integration import cpu
 from cppo_verl.launch.sizes import VERLS_ATTENTION
 
-PACKAGES = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "hydra-core", "math-verify")
+NEEDED = ("torch", "TransferQueue", "math-verify")  # of a run, and required by no package
 TRIED_VLLM = SpecifierSet(">=0.24.0,<0.29")  # 0.24.0 in the GPU environment, 0.28.0 in the CPU stack
 INSTALL = "run_scripts/setup_env.sh gpu (or setup_env.sh for the CPU stack)"
 
 
 def versions(asked: Asked) -> str:
-    """Packages that a run imports, and whether they are within verl's own limits."""
-    found = {name: _version(name) for name in PACKAGES}
-    missing = " ".join(name for name, version in found.items() if version is None)
-    if missing:
-        raise Trouble(f"not installed: {missing}. Run: pip install {missing}, or {INSTALL} for the whole environment")
-    from cppo_verl.integration.checks import SUPPORTED_VERL
-
-    if str(found["verl"]) not in SUPPORTED_VERL:
-        raise Trouble(f"verl {found['verl']} is outside {SUPPORTED_VERL}: pip install verl==0.9.1")
-    outside = []
-    for requirement in map(Requirement, metadata.requires("verl") or ()):
+    """Packages that a run imports, and whether they are within this package's and verl's own limits."""
+    texts = [text for of in ("cppo_verl", "verl") if _version(of) for text in metadata.requires(of) or ()]
+    wrong = []
+    for requirement in map(Requirement, [*texts, *NEEDED]):
         version = _version(requirement.name)
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and version and not requirement.specifier.contains(version, prereleases=True):
-            outside.append(f"{requirement.name} is {version} (pip install '{requirement.name}{requirement.specifier}')")
-    if outside:
-        raise Trouble(f"verl {found['verl']} asks for other versions: {'; '.join(outside)}")
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version}" for name, version in found.items())])
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            said = f"{requirement.name} is {version or 'not installed'}"
+            wrong.append(f"{said} (pip install '{requirement.name}{requirement.specifier}')")
+    if wrong:
+        raise Trouble(f"{'; '.join(wrong)}. Or {INSTALL} for the whole environment")
+    shown = [f"{name} {_version(name)}" for name in ("verl", "torch", "ray", "transformers", "tensordict")]
+    return ", ".join([f"Python {platform.python_version()}", *shown])
 
 
 def plugin(asked: Asked) -> str:
@@ -65,26 +61,17 @@ def plugin(asked: Asked) -> str:
 
 
 def attention(asked: Asked) -> str:
-    """The attention of the recipe, or verl's default, loads."""
-    from cppo_verl.integration.attention import in_force, missing
+    """verl's default attention loads; what a recipe takes is its own check's business."""
+    from cppo_verl.integration.attention import missing
 
-    name = in_force(asked.config) if asked.config is not None else None
-    if name is None and cpu.enabled():
+    if cpu.enabled():
         return "sdpa, which +platform=cpu sets"
-    name = name or VERLS_ATTENTION
-    reason, version = missing(name), _version("flash-attn")
-    if reason is None:
-        by = f": flash-attn {version}" if version else ": not flash-attn itself, but its stand-in"
-        return f"{name} loads{by if name == VERLS_ATTENTION else ''}"
-    if asked.config is not None or find_spec("flash_attn") is not None:  # one that does not load stops transformers
-        raise Trouble(
-            f"{name} cannot be used in this environment ({reason}): docs/gpu.md has the ways to install it, "
-            "ATTN=sdpa SP=1 goes on without"
+    if reason := missing(VERLS_ATTENTION):
+        raise Note(
+            f"{VERLS_ATTENTION} cannot be used ({reason}). Recipes take sdpa then (ATTN=auto), slower and for SP=1 "
+            "only; other runs set it by hand. docs/gpu.md has the ways to install it"
         )
-    raise Note(
-        f"flash attention is not installed ({reason}). Recipes take sdpa then (ATTN=auto), slower and for SP=1 "
-        "only; other runs set it by hand. docs/gpu.md has the ways to install it"
-    )
+    return f"{VERLS_ATTENTION} loads: flash-attn {_version('flash-attn') or 'of the hub, or its stand-in'}"
 
 
 def vllm(asked: Asked) -> str:

@@ -4,13 +4,12 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cppo_verl import presets
 from cppo_verl.launch import overrides as hydra_overrides
 from cppo_verl.launch import sizes
-from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names, knob_problems
+from cppo_verl.trust_region.knobs import KEY_PREFIX, TrustRegionKnobs, knob_names, knob_problems
 
 SEARCH_PATH = "hydra.searchpath"
 
@@ -19,7 +18,7 @@ def problems(overrides: Sequence[str]) -> list[str]:
     """One sentence for an unknown preset, each knob out of range and each size that no run survives; as for Hydra, the
     last override of a key counts.
 
-    A run without a preset is none of our business. A rule from outside is imported for it, and torch with it.
+    A run without a preset is none of our business; knobs of a rule from outside are left to the start's check.
     """
     try:
         given = hydra_overrides.parse(overrides)
@@ -43,22 +42,10 @@ def _knob_problems(preset: str, values: Mapping[str, Any], search_path: Sequence
     prefix = KEY_PREFIX + "."
     own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     chosen = presets.section(preset, folders, KEY_PREFIX) | own
-    kind: type[TrustRegionKnobs] = TrustRegionKnobs
     if presets.is_from_outside(preset, folders) or chosen.get("rule_module"):
-        from cppo_verl.trust_region import extensions
-        from cppo_verl.trust_region.rules import RULES, VERL_LOSSES, knobs_of_rule
-
-        mode, module = str(chosen.get("loss_mode")), chosen.get("rule_module")
-        module = module and extensions.resolve(str(module), [*folders, Path.cwd()])
-        try:
-            extensions.bring(mode, module)
-        except KnobError as error:
-            return [str(error)]
-        if mode not in RULES and mode not in VERL_LOSSES:
-            return [extensions.unknown_rule(mode, module)]
-        kind = knobs_of_rule(mode)
-    knobs = kind()
-    for name in knob_names(kind):
+        return []  # the start's check imports the rule, and looks at its knobs
+    knobs = TrustRegionKnobs()
+    for name in knob_names():
         if name in chosen and "${" not in str(chosen[name]):
             setattr(knobs, name, chosen[name])
     return knob_problems(knobs)

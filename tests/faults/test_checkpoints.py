@@ -101,12 +101,6 @@ def test_torn_first_checkpoint_starts_anew(tmp_path):
     assert "global_step_2 is not whole" in notes[0]
 
 
-def test_no_silent_start_from_step_0_where_there_was_a_checkpoint(tmp_path):
-    cut(save(tmp_path, 2) / "actor" / "optim_world_size_1_rank_0.pt")
-    with pytest.raises(checkpoints.CheckpointError, match=r"step 2[\s\S]*optim_world_size_1_rank_0.pt is cut off"):
-        checkpoints.settle(tmp_path)
-
-
 def test_other_engines_are_left_alone(root):
     (root / "global_step_6" / "actor" / "dist_ckpt").mkdir(parents=True)
     (root / POINTER).write_text("6")
@@ -133,14 +127,6 @@ def test_the_metrics_of_a_checkpoint_that_was_not_logged_are_recovered(tmp_path)
     assert list(frame.index) == [1, 2, 3]
     assert list(frame["reward"]) == [0.25, 0.5, 0.75]
     assert frame["val-core/x/acc/mean@1"][2] == 1
-
-
-def test_a_logged_step_is_not_logged_again(tmp_path):
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (save(tmp_path / "checkpoints", 2) / checkpoints.RECORD).write_bytes(record(2, reward=0.5))
-    (logs / "metrics-1.jsonl").write_bytes(record(2, reward=0.4))
-    assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
 
 
 PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~

@@ -24,14 +24,6 @@ PATHS = [
 COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", *PATHS]
 
 
-@pytest.fixture
-def commands(monkeypatch) -> list:
-    """What would have been supervised: the arguments of each call."""
-    found: list = []
-    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: found.append(given))
-    return found
-
-
 @pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
 def test_any_run_directory_reaches_hydra_and_its_report(tmp_path, capsys):
     every, config = tmp_path / "".join(ODD), overrides.compose(COMMAND)
@@ -94,13 +86,15 @@ def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, n
     assert said.startswith("cppo-verl run: ") and str(blocked) in said and "Traceback" not in said
 
 
-def test_hydras_flags_are_passed_on(tmp_path, commands):
+def test_hydras_flags_are_passed_on(tmp_path, monkeypatch):
+    commands: list = []
+    monkeypatch.setattr(run.supervise, "run", lambda command, *_, **__: commands.append(command))
     shutil.copytree(Path(overrides.__file__).parents[1] / "conf", tmp_path / "conf")
     (tmp_path / "conf/mine.yaml").write_text("defaults: [/ppo_trainer, _self_]\ntrainer: {n_gpus_per_node: 1}\n")
     flags = [f"--config-path={tmp_path / 'conf'}", "--config-name=mine"]
     search = f"hydra.searchpath=[{quote(Path(find_spec('verl').origin).parent / 'trainer/config')}]"
     assert main.main(["run", *flags, str(tmp_path / "run"), *COMMAND, search]) == 0
-    command = commands[0][0]
+    (command,) = commands
     assert sorted(command[4:6]) == sorted(flags) and command[6 : 6 + len(COMMAND)] == COMMAND
 
 
@@ -127,10 +121,3 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     assert main.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.total_epochs=1", *more]) == status
     said = capsys.readouterr().err
     assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
-
-
-def test_a_user_without_a_home(monkeypatch, tmp_path, commands):
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
-    assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 0
-    assert commands[0][3]["HOME"] == str(tmp_path / "run/home") and (tmp_path / "run/home").is_dir()

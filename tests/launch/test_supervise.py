@@ -1,12 +1,9 @@
 """The launcher's promises, with real processes: it ends, it says why, and it leaves nothing behind."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -90,34 +87,24 @@ def test_a_good_run_is_cleaned_up_and_what_a_killed_launcher_left(tmp_path):
     assert not Path("/dev/shm", (tmp_path / "console.log").read_text().strip()).exists()
 
 
-@contextlib.contextmanager
-def launched(run_dir: Path) -> Iterator[subprocess.Popen]:
-    """A launcher in a process of its own whose command is running."""
+def test_stopping_the_launcher_stops_the_run_which_no_other_can_share(tmp_path):
     source = (
-        "from pathlib import Path; from cppo_verl.launch import supervise; import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &\n"
+        "from pathlib import Path; from cppo_verl.launch import supervise; import sys\n"
         "run = Path(sys.argv[1]); supervise.raise_on_terminate()\n"
         "try: supervise.run([sys.executable, '-c', 'import time; time.sleep(300)'], run, run / 'console.log', {})\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
-    launcher = subprocess.Popen([*child(source), str(run_dir)])
+    launcher = subprocess.Popen([*child(source), str(tmp_path)])
     try:
-        wait_until(lambda: list(supervise.processes_of(run_dir.resolve())))
-        yield launcher
-    finally:
-        launcher.kill()
-        launcher.wait()
-        supervise.end_processes(run_dir.resolve())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_the_launcher_stops_the_run_which_no_other_can_share(tmp_path, number):
-    with launched(tmp_path) as launcher:
+        wait_until(lambda: list(supervise.processes_of(tmp_path.resolve())))
         with pytest.raises(supervise.AlreadyRunning, match="in use by another run"):
             start("print('hello')", tmp_path)
-        launcher.send_signal(number)
+        launcher.terminate()
         assert launcher.wait(timeout=60) == 130
         assert not list(supervise.processes_of(tmp_path.resolve()))
+    finally:
+        launcher.kill()
+        supervise.end_processes(tmp_path.resolve())
 
 
 def test_nohup_outlives_its_terminal():
