@@ -122,7 +122,8 @@ def test_which_steps_are_shown(run, monkeypatch, capsys):
     assert "2 steps, 8 responses, 178 tokens; 0.1 MB" in capsys.readouterr().out
     assert inspected(run, "--steps", "x") == 1
     assert capsys.readouterr().err.startswith("cppo-verl inspect: --steps x: ")
-    monkeypatch.setattr(page, "LIMIT", 2 * 90 * page.TOKEN_BYTES)  # there are 90 tokens a step
+    sizes = [path.stat().st_size for path in files.steps(run).values()]
+    monkeypatch.setattr(page, "LIMIT", 2 * page.RECORD_SHARE * max(sizes))
     assert inspected(run) == 0 and shown_steps(run) == [1, 4]
     said = capsys.readouterr().err
     assert "it holds one recorded step in 2" in said and "--steps FIRST:LAST[:EVERY] chooses others" in said
