@@ -26,7 +26,7 @@ from cppo_verl.recording.record import Header, StepRecord
 from cppo_verl.trust_region.knobs import names_from_outside
 from cppo_verl.trust_region.rules import BUILT_IN, capability
 
-RECORD_SHARE = 2.2  # a page is about twice as large as its records; rounded up, to keep the limit on the safe side
+RECORD_SHARE = 2.4  # bytes of a page for one of its records, on the safe side
 LIMIT = 100 * 10**6  # bytes of a page
 SCRIPTS = ("chunks.js", "words.js", "text.js", "plot.js", "app.js")
 SCALE_QUANTILE = 0.999  # of the divergence, to which it is shaded where there is no threshold
