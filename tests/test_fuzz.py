@@ -163,7 +163,6 @@ def test_any_log(tmp_path, parts, changes, skip):
 @bounded
 @given(content=st.binary(max_size=80) | records.map(lambda r: json.dumps(r).encode()))
 @example(content=b"a: 2026-13-45")
-@example(content=b"{" * 5000)
 @example(content=b"? {a: b}\n: c")
 @example(content=b"a: ${a}\ndata: ${oc.env:NOT_SET}")
 def test_any_settings(tmp_path, content):
