@@ -6,6 +6,7 @@ response, deflated and in base64, which the browser unpacks when the response is
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +16,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 
 from cppo_verl import __version__, atomic
 from cppo_verl.inspection.chunks import Layout, facts, pack
@@ -26,7 +26,7 @@ from cppo_verl.recording.record import Header, StepRecord
 from cppo_verl.trust_region.knobs import names_from_outside
 from cppo_verl.trust_region.rules import BUILT_IN, capability
 
-TOKEN_BYTES = 20  # of a page, about; with what it takes to say so the limit below is kept on the safe side
+RECORD_SHARE = 2.4  # bytes of a page for one of its records, on the safe side
 LIMIT = 100 * 10**6  # bytes of a page
 SCRIPTS = ("chunks.js", "words.js", "text.js", "plot.js", "app.js")
 SCALE_QUANTILE = 0.999  # of the divergence, to which it is shaded where there is no threshold
@@ -72,8 +72,8 @@ def write_page(run_dir: Path, out: Path, steps: str | None = None, title: str | 
     """
     index = Index(title or run_dir.resolve().name)
     chosen = records.chosen_steps(run_dir, steps)
-    total = sum(token_count(records.path_of(run_dir, step)) for step in chosen) * TOKEN_BYTES
-    every = -(-total // LIMIT) if steps is None and total else 1
+    total = RECORD_SHARE * sum(records.path_of(run_dir, step).stat().st_size for step in chosen)
+    every = math.ceil(total / LIMIT) if steps is None else 1
     if every > 1:
         index.notes.append(
             f"The page would have about {total / 1e6:.0f} MB, so it holds one recorded step in {every}. "
@@ -83,18 +83,6 @@ def write_page(run_dir: Path, out: Path, steps: str | None = None, title: str | 
         index.add(record)
     _write(index, out)
     return index
-
-
-def token_count(path: Path) -> int:
-    """Tokens of a step's record from the file's metadata, an empty response as one; 0 where the file is damaged."""
-    try:
-        with path.open("rb") as stream:
-            metadata = pyarrow.parquet.read_metadata(stream)
-    except (pyarrow.ArrowException, OSError):
-        return 0
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    columns = (group.column(i) for group in groups for i in range(group.num_columns))
-    return sum(column.num_values for column in columns if column.path_in_schema.startswith("token_ids."))
 
 
 def _step(header: Header, derived: Sequence[Numbers]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Family:
     ``tokens`` (groups,) are the counted ones.
     """
 
-    def __init__(self, parts: Sequence[Batch], base: Candidate, moving: Sequence[str] = ()):
+    def __init__(self, parts: Sequence[Batch], base: Candidate, moving: Sequence[str]):
         self.parts, self.base, self.moving = parts, base, tuple(moving)
         self.groups = [group for part in parts for group in part.groups]
         self.tokens = self._by_group([part.counted.double() for part in parts])
@@ -45,13 +45,16 @@ class Family:
         value = factor * float(self.base.clips[name] if name in CLIPS else getattr(knobs, name))
         return min(value, 1.0) if name in ("delta", "delta_b") and knobs.divergence == "tv" else value
 
-    def masked(self, factor: float = 1.0) -> np.ndarray:
+    def masked(self, factor: float) -> np.ndarray:
+        """``masked_by`` the rule at that factor."""
+        return self.masked_by(self.base.changed({name: self.threshold(name, factor) for name in self.moving}))
+
+    def masked_by(self, candidate: Candidate) -> np.ndarray:
         """(groups,) float64, counted tokens that are masked; a gate between 0 and 1 counts in part (``taken``)."""
-        candidate = self.base.changed({name: self.threshold(name, factor) for name in self.moving})
         removed = [torch.where(part.counted, taken(part.decide(candidate)[0]), 0.0) for part in self.parts]
         return self._by_group(removed)
 
-    def share(self, factor: float = 1.0) -> float:
+    def share(self, factor: float) -> float:
         """Of the counted tokens."""
         return float(self.masked(factor).sum() / self.tokens.sum())
 
@@ -179,9 +182,9 @@ def for_share(family: Family, wanted: float, seed: int = 0) -> Calibration:
 
 def _calibration(family: Family, thresholds: dict[str, Interval], seed: int, **more) -> Calibration:
     chosen = family.base.changed({name: found.value for name, found in thresholds.items()})
-    alone, weights = Family(family.parts, chosen), resamples(family.tokens, seed)
-    shares = weights @ alone.masked() / np.maximum(weights @ alone.tokens, 1)
-    share, groups = Interval.of(alone.share(), shares), int((family.tokens > 0).sum())
+    masked, weights = family.masked_by(chosen), resamples(family.tokens, seed)
+    share = Interval.of(masked.sum() / family.tokens.sum(), weights @ masked / np.maximum(weights @ family.tokens, 1))
+    groups = int((family.tokens > 0).sum())
     return Calibration(chosen, thresholds, share, int(family.tokens.sum()), groups, [], **more)
 
 
@@ -274,7 +277,5 @@ def engine_gap(parts: Sequence[Batch], candidate: Candidate, seed: int) -> tuple
 
 def resamples(tokens: np.ndarray, seed: int) -> np.ndarray:
     """(RESAMPLES, groups): how often each group is drawn, as many draws as groups that have tokens."""
-    has = (tokens > 0).astype(float)
-    draws = int(has.sum())
-    chances = has / draws if draws else np.ones(len(has)) / len(has)
-    return np.random.default_rng(seed).multinomial(draws, chances, RESAMPLES).astype(float)
+    has = tokens > 0
+    return np.random.default_rng(seed).multinomial(has.sum(), has / has.sum(), RESAMPLES).astype(float)

@@ -41,7 +41,6 @@ class Capability:
     scales: bool = True  # ``budget_target`` may scale its ``delta`` and ``delta_b``
     own_weight: bool = False  # it brings the importance weight itself, so that ``trace`` has no effect
     needs_kl: bool = False  # its thresholds are those of a KL (``divergence=kl``)
-    whole_response: bool = False  # it keeps or drops whole responses
     token_threshold: bool = False  # ``delta`` is what the D_t of a single token is held against
     prefix_budget: bool = False  # it weighs D_t by position, and holds what a prefix spends against ``delta_b``
 
@@ -207,7 +206,7 @@ def gbpo(tokens: Tokens, divergence: Tensor, knobs: TrustRegionKnobs) -> Verdict
 
 # ---- rules that decide by response; there is no first clause
 
-WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl": True, "whole_response": True}
+WHOLE_RESPONSE: dict[str, Any] = {"gates": ("hard",), "scales": False, "needs_kl": True}
 
 
 @rule("trm_max", reads=("delta",), token_threshold=True, **WHOLE_RESPONSE)

@@ -20,6 +20,7 @@ PAGE = "without_verl.md"
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(('verl', 'ray', 'hydra', 'vllm'))); import runpy; "
 
 
+@pytest.mark.stack  # a process of its own, seconds
 def test_the_training_loop_learns_and_masks(tmp_path: Path):
     script = pages.write(PAGE, "python", tmp_path)["count.py"]
     command = [sys.executable, "-c", WITHOUT + f"runpy.run_path({str(script)!r})"]

@@ -44,16 +44,15 @@ def test_pandas_reads_a_run_as_one_table(tmp_path):
     assert frame["advantages"].notna().all() and frame["last_gate"].isna().all()
 
 
-@pytest.mark.parametrize(("options", "bytes_a_token"), [({}, 13), ({"gate": "soft", "epochs": 2}, 24)])
-def test_at_most_24_bytes_a_token_beside_the_text(tmp_path, options, bytes_a_token):
-    record = step_record(length=2000, groups=4, size=4, **options)
+def test_at_most_13_bytes_a_token_beside_the_text(tmp_path):
+    record = step_record(length=2000, groups=4, size=4)
     path = files.write(tmp_path, record)
     group = pyarrow.parquet.read_metadata(path).row_group(0)
     columns = [group.column(i) for i in range(group.num_columns)]
     text = sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith(("pieces", "prompt")))
     tokens = sum(r.length for r in record.responses)
     assert tokens > 10_000
-    assert (path.stat().st_size - text) / tokens <= bytes_a_token
+    assert (path.stat().st_size - text) / tokens <= 13
 
 
 def test_an_array_of_another_length_is_refused():
@@ -88,16 +87,11 @@ def test_what_cannot_be_read_is_named(tmp_path):
             files.read(path)
     path.write_bytes(whole)
     table = pyarrow.parquet.read_table(path)
-    for name in ("pieces", "log_pi"):  # a column without values, and none at all
-        nothing = table.set_column(table.schema.get_field_index(name), name, pyarrow.nulls(len(table)))
-        for damaged in (nothing, table.drop_columns([name])):
-            pyarrow.parquet.write_table(damaged, path)
-            with pytest.raises(RecordError, match="is no whole record"):
-                files.read(path)
     said = {"format": 2, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"}
     later = pyarrow.schema({"a": pyarrow.int32()}, {files.KEY: json.dumps(said)})
     for empty, message in (
         (pyarrow.table({"a": [1]}), "is no whole record"),
+        (table.drop_columns(["pieces"]), "is no whole record"),
         (later.empty_table(), "has format 2, written by cppo_verl 9; this one reads up to 1"),
     ):
         pyarrow.parquet.write_table(empty, path)

@@ -15,7 +15,6 @@ from cppo_verl.trust_region.bound import (
 )
 from tests.theory import enumerable as model
 from tests.theory.checks import CHECKS, DELTA, DELTA_B, XI, largest_gap, linear_weights
-from tests.theory.linear_program import maximum, prefix_rows
 
 
 @pytest.mark.parametrize("formula", CHECKS, ids=lambda formula: formula.__name__)
@@ -51,21 +50,6 @@ MUTANTS: list[tuple[Callable, str, Callable]] = [  # formula, what is wrong, the
 def test_mutation_is_caught(formula: Callable, mutant: Callable):
     with pytest.raises(AssertionError):
         CHECKS[formula](mutant)
-
-
-def test_hypothesis_on_the_schedule_is_needed():
-    """Weights that rise and fall break the monotone (T - t)/w_t, and the polytope exceeds Theorem 1's constant."""
-    weights = torch.tensor([1.0, 0.1, 1.0, 1.0], dtype=torch.float64)
-    coefficients = torch.tensor([12.0, 8.0, 4.0], dtype=torch.float64)  # 4 lbar (T - t), lbar = 1
-    worst = maximum(coefficients, prefix_rows(weights[:-1]), DELTA_B * weights[:-1].cumsum(-1))
-    assert worst > 2 * residual_constant(4, 1.0, DELTA_B)
-
-
-def test_vertex_enumeration_finds_a_known_optimum():
-    """max 3x + 2y subject to x + y <= 4, x + 3y <= 6, x <= 3 is 11, at (3, 1)."""
-    rows = torch.tensor([[1.0, 1.0], [1.0, 3.0], [1.0, 0.0]], dtype=torch.float64)
-    limits = torch.tensor([4.0, 6.0, 3.0], dtype=torch.float64)
-    assert maximum(torch.tensor([3.0, 2.0], dtype=torch.float64), rows, limits) == pytest.approx(11.0, abs=1e-12)
 
 
 def test_sums_over_sequences_by_hand():

@@ -59,12 +59,6 @@ def test_a_file_that_fails_is_named_with_cause_and_leaves_nothing(write, source,
         assert before == rules.RULES
 
 
-@pytest.mark.parametrize("where", ["/nowhere/own.py", "no_module_of_that_name"])
-def test_what_is_not_there(registries, where):
-    with pytest.raises(KnobError, match="cannot be imported on .*Error: .*Give the path of a .py file"):
-        extensions.load(where)
-
-
 def test_a_name_that_the_module_does_not_define(write):
     path = write("own", RULE.format(name="own"))
     extensions.load(path)
@@ -98,10 +92,3 @@ def test_installed_packages(write, monkeypatch, tmp_path):
     assert list(failed) == ["bad"]
     assert "a rule 'dppo' is there already" in failed["bad"]
     assert "The entry point bad could not be loaded: bad_own_rule: KnobError" in extensions.unknown_rule("odd", None)
-
-
-def test_a_file_beside_its_preset_is_found(tmp_path):
-    (tmp_path / "own.py").touch()
-    assert extensions.resolve("own.py", [tmp_path / "elsewhere", tmp_path]) == str(tmp_path / "own.py")
-    assert extensions.resolve("other.py", [tmp_path]) == "other.py"
-    assert extensions.resolve("package.own", [tmp_path]) == "package.own"

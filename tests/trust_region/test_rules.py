@@ -58,28 +58,6 @@ def test_what_lies_at_a_threshold_is_within_it():
     assert gate("trm_max") == [[True] * 4] and gate("trm_max", 1.001) == [[False] * 4]
 
 
-def test_masked_tokens_spend_budget():
-    """The first token is masked (D = .4 > .1) and still leaves nothing for the second (c_2 = .1 + .02 - .4 < 0)."""
-    batch = from_probabilities([[0.9, 0.51]], [1.0])
-    knobs = {"delta": 0.1, "delta_b": 0.02, "weights": "constant"}
-    assert kept("cppo", batch, budget="fixed", **knobs) == [[0, 0]]
-    assert kept("cppo", batch, budget="none", **knobs) == [[0, 1]]
-
-
-def test_quantile_budget_by_hand():
-    """q = 0.5 over D = .08 .05 .01: delta_b = .05 within [.02, .04 = cap * floor] -> .04."""
-    batch = from_probabilities([[0.58, 0.55, 0.51]], [1.0])
-    knobs = TrustRegionKnobs(delta=0.1, delta_b=0.02, weights="constant", budget="quantile", budget_quantile=0.5)
-    verdict, divergence = evaluate("cppo", batch.tokens(), knobs)
-    assert divergence.tolist() == [pytest.approx([0.08, 0.05, 0.01])]
-    assert verdict.prefix is not None
-    assert verdict.prefix.delta_b.tolist() == pytest.approx([0.04])
-    assert verdict.prefix.spent.tolist() == pytest.approx([0.14])
-    assert verdict.prefix.weight.tolist() == [3]
-    # c = .1, .14 - .08 = .06, .18 - .13 = .05
-    assert verdict.gate.int().tolist() == [[1, 1, 1]]
-
-
 def test_soft_gate_by_hand():
     """delta = .1, delta_b = .05, w = 1, D = .2 .05 .01: x = max(2, 2), max(.5, .25/.15), max(.1, .26/.2)."""
     batch = from_probabilities([[0.7, 0.55, 0.51]], [1.0])
