@@ -46,10 +46,14 @@ def run(args: argparse.Namespace) -> int:
     if problems or args.glance:
         return 2 if problems else 0
     config = hydra_overrides.compose(args.overrides, args.config_name, args.config_path)
+    for problem in paths.problems(config):
+        raise UserError(problem)
     if args.check:
         return _check(config, args.overrides)
     run_dir = args.run_dir.resolve()
     if args.fresh and run_dir.exists():
+        if _is_refused(config, args.overrides):
+            return 2
         _clear(run_dir)
     supervise.raise_on_terminate()
     _start(run_dir, args, config)
@@ -58,20 +62,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(config: DictConfig, overrides: Sequence[str]) -> int:
     """Say of the composed config what the run's own start would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks, hydra_check, start_table
+    from cppo_verl.integration import checks, start_table
 
     if not checks.is_asked_for(config):
         print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
         return 0
+    if _is_refused(config, overrides):
+        return 2
+    print("\n".join(start_table.lines(config, overrides)))
+    return 0
+
+
+def _is_refused(config: DictConfig, overrides: Sequence[str]) -> bool:
+    """Whether the run's own start would refuse the config; why is printed."""
+    from cppo_verl.integration import checks, hydra_check
+
+    if not checks.is_asked_for(config):
+        return False
     search_path = hydra_overrides.parse(overrides).get(command_line.SEARCH_PATH) or ()
     hydra_check.find_rule(config, presets.folders_of(search_path))
     try:
         checks.require(config, overrides=overrides)
     except checks.RunConfigError as error:
         print(error, file=sys.stderr)
-        return 2
-    print("\n".join(start_table.lines(config, overrides)))
-    return 0
+        return True
+    return False
 
 
 def _clear(run_dir: Path) -> None:
@@ -91,6 +106,10 @@ def _start(run_dir: Path, args: argparse.Namespace, config: DictConfig) -> None:
     metrics, console = logs / f"metrics-{started}.jsonl", logs / f"console-{started}.log"
     gitstate.save(run_dir, started)
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
+    if os.path.expanduser("~") == "~":  # Ray and others keep files there
+        environment["HOME"] = str(run_dir / "home")
+        (run_dir / "home").mkdir(exist_ok=True)
+        _note(f"this user has no home folder; for this run it is {run_dir / 'home'}")
     server = None
     if _is_alone(config):
         environment |= exposure.loopback(os.environ)

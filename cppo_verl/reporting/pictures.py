@@ -48,9 +48,9 @@ def compose(
     """All panels on one page, ``columns`` in a row of ``inches`` each, below the title a sentence (``subtitle``) or the
     names of all lines (``legend``), and below them ``caption``; the file by its kind. A name with letters that no font
     here has is a number, which the caption spells out."""
-    shown = stand_ins([line.name for panel in panels for line in panel.lines])
-    panels = [_renamed(panel, shown) for panel in panels]
-    odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in shown.items() if name != x}
+    named = stand_ins([line.name for panel in panels for line in panel.lines])
+    panels = [_renamed(panel, named) for panel in panels]
+    odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in named.items() if name != x}
     caption += "".join(f" {number}: {name}." for name, number in odd.items())
     with drawing_style(**LARGER):
         columns = min(columns, len(panels))

@@ -17,7 +17,8 @@ def test_no_code_comes_with_data():
     sources = [path.read_text() for top in ("cppo_verl", "data_prep", "recipe") for path in (ROOT / top).rglob("*.py")]
     loads = re.findall(r"torch\.load\(.*", "\n".join(sources))
     assert loads and all("weights_only=True" in load for load in loads)
-    assert not [source for source in sources if re.search(r"allow_pickle|import (cloudpickle|joblib|marshal)", source)]
+    unsafe = r"allow_pickle|import (pickle|cloudpickle|dill|joblib|marshal|shelve)"
+    assert not [source for source in sources if re.search(unsafe, source)]
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "aws_secret"])

@@ -17,7 +17,7 @@ ODD = [
 LETTERS = "ab1 =,'\"()[]{}#~$\\:;@!&|<>?*%^`+-._äß李🎉\u0301\u200f\u00a0\t"
 
 
-def odd_names(count: int = 200) -> list[str]:
+def odd_names(count: int = 500) -> list[str]:
     """Names that a folder may have, the same at every call."""
     chance = random.Random(0)
     return [*ODD, *("".join(chance.choices(LETTERS, k=chance.randint(1, 12))) for _ in range(count - len(ODD)))]

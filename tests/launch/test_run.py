@@ -24,6 +24,14 @@ PATHS = [
 COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", *PATHS]
 
 
+@pytest.fixture
+def commands(monkeypatch) -> list:
+    """What would have been supervised: the arguments of each call."""
+    found: list = []
+    monkeypatch.setattr(run.supervise, "run", lambda *given, **_: found.append(given))
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that the figure's font has not
 def test_any_run_directory_reaches_hydra_and_its_report(tmp_path, capsys):
     every, config = tmp_path / "".join(ODD), overrides.compose(COMMAND)
@@ -121,3 +129,22 @@ def test_an_end_before_the_last_step_is_no_success(tmp_path, monkeypatch, capsys
     assert main.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.total_epochs=1", *more]) == status
     said = capsys.readouterr().err
     assert not status or "step 2 of trainer.total_training_steps=4" in said and "total_epochs=1" in said
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path, capsys, commands):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a user id that no file knows
+    assert main.main(["run", str(tmp_path / "run"), "--check", *COMMAND[:2]]) == 1
+    said = capsys.readouterr().err
+    assert "actor_rollout_ref.model.path=~/" in said and "set HOME" in said
+    assert main.main(["run", str(tmp_path / "run"), *COMMAND]) == 0
+    assert commands[0][3]["HOME"] == str(tmp_path / "run/home") and (tmp_path / "run/home").is_dir()
+
+
+def test_what_would_be_refused_deletes_nothing(tmp_path, capsys, commands):
+    (tmp_path / "run/logs").mkdir(parents=True)
+    (tmp_path / "run/kept").touch()
+    wrong = ["--fresh", *COMMAND, "trainer.v1.trust_region.mode=later"]
+    assert main.main(["run", str(tmp_path / "run"), *wrong]) == 2
+    assert "is not one of sync" in capsys.readouterr().err
+    assert (tmp_path / "run/kept").exists() and not commands
