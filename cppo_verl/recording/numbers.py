@@ -14,7 +14,7 @@ from torch import Tensor
 from cppo_verl.recording.record import CAPPED, KEPT, PREFIX, TOKEN, Header, Look, Response
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import TrustRegionKnobs, knob_names
-from cppo_verl.trust_region.rules import capability, position_weights, prefix_budget
+from cppo_verl.trust_region.rules import before, capability, position_weights, prefix_budget
 from cppo_verl.trust_region.tokens import Tokens
 
 
@@ -23,14 +23,13 @@ class Numbers:
     """Derived numbers of one look at a response, each (T,) float32; 0 at tokens that are not the policy's own.
 
     Attributes:
-        divergence: D_t. ratio: rho_t = pi/mu.
+        divergence: D_t.
         weight: w_t; None for rules without weights.
         spent: S_t, what the tokens up to t have spent. allowance: delta + delta_b W_{t-1}, what S_t may reach at t.
         delta_b: the prefix budget of this response. All three None for rules without one.
     """
 
     divergence: np.ndarray
-    ratio: np.ndarray
     weight: np.ndarray | None = None
     spent: np.ndarray | None = None
     allowance: np.ndarray | None = None
@@ -48,17 +47,16 @@ def of(header: Header, responses: Sequence[Response], last: bool = False) -> lis
     else:
         found = padded([look.divergence for look in looks], tokens.mask.shape[1])
         divergence = found.masked_fill(~tokens.mask, 0.0)
-    columns = {"divergence": divergence, "ratio": tokens.ratio}
+    columns = {"divergence": divergence}
     budgets: list[float | None] = [None] * len(responses)
     if capability(header.rule).prefix_budget:
         columns["weight"] = weight = position_weights(tokens, knobs)
         if knobs.budget != "none":
             budget = prefix_budget(tokens, divergence, knobs)
-            before = torch.nn.functional.pad(weight.cumsum(-1)[:, :-1], (1, 0))  # W_{t-1}
-            columns |= {"spent": (weight * divergence).cumsum(-1), "allowance": before * budget + knobs.delta}
+            allowance = before(weight.cumsum(-1), 0.0) * budget + knobs.delta  # delta + delta_b W_{t-1}
+            allowance = allowance.masked_fill(~tokens.mask, 0.0)
+            columns |= {"spent": (weight * divergence).cumsum(-1), "allowance": allowance}
             budgets = budget.squeeze(-1).tolist()
-    for name in {"ratio", "allowance"} & set(columns):
-        columns[name] = columns[name].masked_fill(~tokens.mask, 0.0)
     return [
         Numbers(**{name: column[row, : response.length].numpy() for name, column in columns.items()}, delta_b=delta_b)
         for row, (response, delta_b) in enumerate(zip(responses, budgets, strict=True))

@@ -177,7 +177,8 @@ def test_the_numbers_of_every_token_are_those_of_the_rule(fresh):
         expected = {
             "D": of.divergence[t], "w": of.weight[t], "w·D": of.weight[t] * of.divergence[t], "δ": 0.15,
             "S spent": of.spent[t], "allowed": of.allowance[t], "log μ": response.log_mu[t],
-            "log π": response.first.log_pi[t], "ρ": of.ratio[t], "A": response.advantages[t],
+            "log π": response.first.log_pi[t], "A": response.advantages[t],
+            "ρ": np.exp(response.first.log_pi[t] - response.log_mu[t]),
         }  # fmt: skip
         # log pi is shown as log mu and the step from it, in a decimal place that both of them know
         finest = 10 * 2.0**-13 * float(2 * abs(response.log_mu[t]) + abs(response.first.log_pi[t]))
