@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VERL_PLATFORM=cpu
 types=$(mktemp)
 "$venv/bin/mypy" >"$types" 2>&1 & # beside the tests: half a minute without its cache
 together=(--dist loadgroup --no-loadscope-reorder) # tests/conftest.py says what stays together and what begins
-[[ ${1:-} != fast ]] || set -- -m "not stack" -n 3 "${together[@]}" "${@:2}" # three, since some tests only wait
+[[ ${1:-} != fast ]] || set -- -m "not stack" -n 2 "${together[@]}" "${@:2}"
 [[ $# -gt 0 ]] || set -- -n 2 "${together[@]}"
 unset PYTHONDONTWRITEBYTECODE # containers set it; pytest rewrites every test file at each start then
 export RAY_worker_niceness=0 # else the real stack yields to the other process

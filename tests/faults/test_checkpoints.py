@@ -164,8 +164,9 @@ def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
     run = tmp_path / "run"
     save(run / "checkpoints", 2)
     (run / "logs").mkdir()
+    one_rank = "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
     with supervise.lock(run):
-        assert command.main(["run", "--fresh", str(run), *COMMAND]) == 1
+        assert command.main(["run", "--fresh", str(run), *COMMAND, one_rank]) == 1
     assert "in use by another run" in capfd.readouterr().err
     assert (run / "checkpoints" / POINTER).exists()
 
