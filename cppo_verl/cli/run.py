@@ -180,6 +180,9 @@ def _choose_checkpoint(folder: Path, logs: Path, started: str, config: DictConfi
     if trainer.resume_mode != "auto":
         return
     step, notes = checkpoints.settle(folder, ranks, kinds)
+    found, kept = len(checkpoints.steps(folder)), trainer.max_actor_ckpt_to_keep
+    if kept and found > kept:
+        notes.append(f"{found} lie there; verl deletes only what the same start wrote, so delete old ones by hand")
     if step is not None and checkpoints.recover_record(folder, step, logs, started):
         notes.append(f"step {step} was not logged before the run died; its metrics are taken from it")
     for note in notes:

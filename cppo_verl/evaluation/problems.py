@@ -51,6 +51,8 @@ def read(files: Sequence[Path]) -> list[Problem]:
 
 
 def _rows(file: Path) -> list[Any]:
+    if not file.is_file() or file.suffix not in (".parquet", ".jsonl"):
+        raise EvaluationError(f"data file {file} is not there, or none: give verl's .parquet or .jsonl files in --data")
     if file.suffix == ".parquet":
         try:
             return pyarrow.parquet.read_table(file).to_pylist()

@@ -50,6 +50,10 @@ def at_least(low: float, kind: Any = (int, float)) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and value >= low
 
 
+def share(value: Any) -> bool:
+    return at_least(0)(value) and 0 < value <= 1
+
+
 NOT_MU = "log-probs are then not those of the policy that sampled (validation has its own val_kwargs); set it to"
 RECOMPUTED = (
     "the rule measures from the policy that sampled; set it to True. To measure from log-probs that the trainer "
@@ -67,21 +71,27 @@ MEGATRON = "its optimizer steps with any gradient; set on_nonfinite=raise, or tr
 LIGER = "log Z follows from the sampled token's logit, which liger rounds as the GPU has it; set it to torch or triton"
 LONGEST = "verl divides by the longest response of each micro-batch; set it to data.max_response_length"
 REPRODUCIBLE, TOPK = f"{OPTIONS}.reproducible=True", f"{KEY_PREFIX}.estimator=topk"
+SEPARATE = f"{MODE}=separate_async"
 SUM_NORM = f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"
 ONE_RANK = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend=uni"
 Need = tuple[str, str, Callable[[Any], bool], str]
 NEEDS: list[Need] = [  # beside which setting, of which key, what value will do, and why another will not
     ("", f"{ROLLOUT}.calculate_log_probs", bool, "mu is known by the rollout's own log-probs; set it to True"),
-    ("", f"{ROLLOUT}.logprobs_mode", one_of("processed_logprobs", None), f"{NOT_MU} processed_logprobs"),
+    ("", f"{ROLLOUT}.logprobs_mode", one_of("processed_logprobs"), f"{NOT_MU} processed_logprobs"),
+    ("", f"{ROLLOUT}.engine_kwargs.vllm.logprobs_mode", one_of("processed_logprobs", None), f"{NOT_MU} null"),
     ("", f"{ROLLOUT}.top_p", one_of(1), f"{NOT_MU} 1"),
     ("", f"{ROLLOUT}.top_k", one_of(-1, 0), f"{NOT_MU} -1"),
     ("", f"{ROLLOUT}.temperature", at_least(1e-5), f"{NOT_MU} 1"),  # vLLM is greedy below
     ("", "trainer.use_v1", bool, "the legacy trainer replaces the loss in bypass mode; set it to True"),
     ("", "trainer.v1.trainer_mode", none_of(*MODES), VERLS_TRAINER),
+    ("", "trainer.resume_mode", one_of("auto", "disable", "resume_path"), "verl knows no such mode; set it to auto"),
+    ("", f"{ACTOR}.optim.lr", at_least(0), "it is no learning rate; set it to a number of 0 or more"),
+    ("", f"{ROLLOUT}.gpu_memory_utilization", share, "it is vLLM's share of a GPU; set it to a number in (0, 1]"),
     ("", "trainer.max_actor_ckpt_to_keep", none_of(1), LAST_CHECKPOINT),
     ("", "trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
     ("", MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
     ("", f"{OPTIONS}.reproducible", one_of(True, False, None), "it is a switch; set it to True or False"),
+    (SEPARATE, "actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError; set it to True"),
     (REPRODUCIBLE, MODE, one_of("sync", None), f"which responses a step gets depends on time; set {MODE}=sync"),
     (REPRODUCIBLE, f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
     (REPRODUCIBLE, "algorithm.filter_groups.enable", none_of(True), "refilled prompts come by time; set it to False"),

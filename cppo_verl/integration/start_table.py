@@ -72,6 +72,8 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         ("trainer", f"verl's {read(f'{OPTIONS}.mode')}, under ours"),
         ("equal rewards", f"trained on as all others, because of {' and '.join(why_all)}" if why_all else LEFT_OUT),
     ]
+    if read("distillation.enabled"):
+        rows.append(("distillation", "verl's loss is added to the rule's; metrics are means of micro-batches"))
     engine, rollout = read(sizes.STRATEGY), read("actor_rollout_ref.rollout.name") or "vllm"
     if engine not in sizes.FSDP or rollout != "vllm":
         look = f"at the first steps look at {GAP}: near 0 it says that both sides' log-probs are of the same policy"

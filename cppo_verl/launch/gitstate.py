@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cppo_verl import __version__, atomic
+from cppo_verl.errors import UserError
 
 NAME = "git.json"
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +30,11 @@ def state(root: Path = ROOT) -> dict[str, object]:
 def save(run_dir: Path, started: str, root: Path = ROOT) -> Path:
     """Add this start, which is named as its logs are, to the list in ``run_dir``/git.json; the file's path."""
     path = run_dir / NAME
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    entries.append({"started": started, **state(root)})
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        entries.append({"started": started, **state(root)})
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is no list of starts: move it away.") from None
     atomic.write(path, json.dumps(entries, indent=1) + "\n")
     return path
 

@@ -21,7 +21,7 @@ from cppo_verl import atomic
 from cppo_verl.recording.record import Header, Look, RecordError, Response, StepRecord
 
 FOLDER = "records"
-FORMAT = 1
+FORMAT = 2
 KEY = b"cppo_verl"
 NAME = re.compile(r"step-([0-9]{8,})\.parquet")
 STEPS = re.compile(r"([0-9]+)|([0-9]*)[-:]([0-9]*)(?::([1-9][0-9]*))?")
@@ -93,6 +93,8 @@ def read(path: Path) -> StepRecord:
         if (version := said.pop("format")) > FORMAT:
             by = f"{path} has format {version}, written by cppo_verl {said['version']}"
             raise RecordError(f"{by}; this one reads up to {FORMAT}: update cppo_verl.")
+        if version < FORMAT:
+            raise RecordError(f"{path} has format {version}, an earlier one; this version reads {FORMAT}.")
         rows = table.to_pandas(integer_object_nulls=True).to_dict("records")
         return StepRecord(Header(**said), tuple(map(_response, rows)))
     except RecordError:

@@ -41,7 +41,7 @@ class Header:
 
     Attributes:
         step: training step, from 1.
-        rule: ``loss_mode``, a name of ``trust_region.rules.RULES`` or one of verl's losses (``vanilla``, ``cispo``).
+        rule: ``loss_mode``, a name of ``trust_region.rules.RULES`` or one of verl's losses.
         knobs: the knobs in force, by the names of ``TrustRegionKnobs``; those of a rule of one's own beside them.
         clip_low, clip_high, clip_cap: ``clip_ratio_low``, ``clip_ratio_high`` and ``clip_ratio_c`` of verl's losses.
         tokenizer: its name or path. vocabulary: how many ids it has.

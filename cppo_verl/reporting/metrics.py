@@ -22,7 +22,8 @@ BEHIND_MEAN = "training/off_policy/trajectory_staleness_worst/mean"  # verl's ow
 BEHIND_MAX = "training/off_policy/trajectory_staleness_worst/max"
 SPANNING = "trust_region/responses_spanning_versions"  # logged by asynchronous modes alone
 SCALE = "trust_region/threshold_scale"
-TIMES = TIME_STEP, TIME_GEN, TIME_UPDATE = "timing_s/step", "timing_s/gen", "timing_s/update_actor"
+TIME_STEP = "timing_s/step"
+TIMES = (TIME_STEP, "timing_s/gen", "timing_s/update_actor")
 TOKEN_GEN = "timing_per_token_ms/gen"  # verl's own: of responses
 TOKEN_UPDATE = "timing_per_token_ms/update_actor"  # of prompts and responses
 GRAD_NORM = "actor/grad_norm"

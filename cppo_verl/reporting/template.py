@@ -21,7 +21,7 @@ def environment() -> Environment:
         loader=PackageLoader("cppo_verl.reporting", "assets"), autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {name: getattr(text, name) for name in ("md", "tex", "plain", "percent", "minus", "capital")}
+    made.filters |= {name: getattr(text, name) for name in ("md", "tex", "percent", "minus", "capital")}
     made.globals |= {"version": __version__, "md_table": text.md_table, "asset": asset}
     return made
 

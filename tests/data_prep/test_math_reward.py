@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.utils.reward_score import default_compute_score
 
@@ -17,7 +19,7 @@ from data_prep import math_reward, reasoning_gym_reward
 from data_prep.math_reward import compute_score
 from data_prep.sandbox import Sandbox, SandboxError
 from tests.data_prep.hostile_answers import hostile_completions
-from tests.data_prep.test_answers import FORMS
+from tests.data_prep.test_answers import FORMS, PAIRS, corrupted, value_by_python
 
 LIMIT = 0.2
 KEYS = {"score", "acc", "pred", "timed_out", "paper", "verified"}
@@ -140,6 +142,22 @@ def test_either_verdict_earns_the_reward_and_both_are_kept():
     other = score("Answer: 1 2", "12", math_verify=True, time_limit=20.0)  # the paper's scorer drops the space
     assert (other["score"], other["paper"], other["verified"]) == (1.0, True, False)
     assert score("it is 5", math_verify=True)["verified"] is False  # no answer is a wrong one
+
+
+def test_corrupted_answers_earn_nothing_unless_equal(count: int = 60):
+    """By hand with 10,000: none of them right that Python's own reader of numbers, or sympy, takes for another."""
+    rng, signs = random.Random(5), "0123456789.-/+* ^"
+    for _ in range(count):
+        form, value = rng.choice([pair for pair in PAIRS if len(pair[0]) < 12])
+        answer = corrupted(rng, form, signs)
+        outcome = score("Answer: " + answer, str(value), math_verify=True, time_limit=LIMIT)
+        check(outcome)
+        plain, text = value_by_python(answer.strip().rstrip(".")), answer.strip()
+        if outcome["verified"] and plain is not None:
+            assert plain == value, answer
+        elif outcome["verified"] and re.fullmatch(r"[\d.+-][\d.+*/^-]*[\d/+-]", text):  # no groups of digits
+            python = re.sub(r"(?<![\d.])0+(?=\d)", "", text.replace("^", "**"))  # 08 is no number to it
+            assert sympy.sympify(python, rational=True) == sympy.Rational(value.numerator, value.denominator), answer
 
 
 def test_what_cannot_judge_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,13 @@
 """reasoning-gym's tasks as data and its scorers as a reward, with the package itself."""
 
 import json
+import random
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pandas
@@ -18,6 +20,7 @@ from data_prep import reasoning_gym_data as data  # noqa: E402
 from data_prep import reasoning_gym_reward as reward  # noqa: E402
 from data_prep.reasoning_gym_data import Arguments  # noqa: E402
 from tests import ROOT  # noqa: E402
+from tests.data_prep.test_answers import PAIRS, corrupted, value_by_python  # noqa: E402
 
 SUMS = "chain_sum(min_terms=2, max_terms=3, max_digits=2)"
 SMALL = Arguments(tasks=f"{SUMS}, gcd(max_value=60)", train=40, val=10, warm=20, prompt="Give the number.")
@@ -158,6 +161,17 @@ def test_hostile_responses_score_nothing_and_fast():
         found = score(response, "5")
         assert found["score"] == 0.0 and found["pred"].isprintable()
         assert time.process_time() - start < 2  # what backtracks takes minutes
+
+
+def test_corrupted_answers_earn_nothing_unless_equal(count: int = 150):
+    """By hand with 10,000."""
+    rng = random.Random(4)
+    for _ in range(count):
+        form, value = rng.choice([pair for pair in PAIRS if pair[1].denominator == 1])
+        answer = corrupted(rng, form, "0123456789.-/+* ,")
+        found = score(f"<answer>{answer}</answer>", str(value))
+        plain = value_by_python(answer.strip().rstrip("."))
+        assert not found["acc"] or plain in (None, value) and Fraction(found["pred"]) == value, answer
 
 
 def test_tasks_of_every_kind_reward_their_own_answers():

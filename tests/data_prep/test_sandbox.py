@@ -1,6 +1,7 @@
 """Processes without rights: what they may do, also where the tests run as root; limits; workers that do not start."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from data_prep import confinement, sandbox
 from data_prep.sandbox import Bounded, Sandbox, SandboxError
+from tests import ROOT
 from tests.data_prep import hostile_functions
 
 MODULE = "tests.data_prep.hostile_functions"
@@ -39,6 +41,23 @@ def test_a_fork_can_do_nothing_but_compute(judge, victim):
         assert judge.call("attempt", [what, str(victim)], 10.0, 256) == "refused", what
         assert victim.read_text() == "whole" and os.listdir(victim.parent) == ["victim"]
     assert judge.call("compute", ["3/4"], 30.0, 512) == ["0.75", "colorsys"]  # the second is imported late
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_nobody_can_do_no_more(victim):
+    os.chmod(victim, 0o666)
+    for folder in (victim.parent, *victim.parents):
+        if folder != Path("/"):
+            os.chmod(folder, 0o777 if folder == victim.parent else folder.stat().st_mode | 0o055)
+    program = (
+        "import os, sys; import tests.data_prep.hostile_functions as hostile; from data_prep import confinement\n"
+        "os.setuid(65534); confinement.give_up_rights(30.0, 256)\n"
+        "print([w for w in sys.argv[2:] if hostile.attempt(w, sys.argv[1]) != 'refused'])\n"
+    )
+    command = [sys.executable, "-c", program, str(victim), *REFUSED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+    assert victim.read_text() == "whole"
 
 
 @pytest.mark.parametrize("what", ["spin", "swell", "recurse", "crash", "shout", "raise"])

@@ -39,9 +39,25 @@ def test_rows_that_are_no_problems(tmp_path, bad, said):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b'1\n{"data_source"', "line 2: the last line is torn: copy"), (b"", "no rows in")]
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'1\n{"data_source"', "line 2: the last line is torn: copy"),
+        ("a.jsonl", b"", "no rows in"),
+        ("a.parquet", b"PAR1 torn", "a.parquet cannot be read"),
+        ("a.csv", b"x", "a.csv is not there, or none"),
+    ],
 )
-def test_files_that_are_no_data(tmp_path, content, said):
-    (tmp_path / "a.jsonl").write_bytes(content)
+def test_files_that_are_no_data(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(EvaluationError, match=said):
-        problems.read([tmp_path / "a.jsonl"])
+        problems.read([tmp_path / name])
+    with pytest.raises(EvaluationError, match="is not there"):
+        problems.read([tmp_path / "none.parquet"])
+
+
+@pytest.mark.parametrize("truth", ["2024-01-01", "12:30:00", 12345678901234567890123, ["a\u2028b\u0085"]])
+def test_json_lines_keep_what_was_written(tmp_path, truth):
+    path = tmp_path / "a.jsonl"
+    text = json.dumps(row(truth=truth, extra_info={"index": truth}), ensure_ascii=False)
+    path.write_text(f"{text}\n{text}\n", encoding="utf-8", newline="")
+    assert [repr(problem.ground_truth) for problem in problems.read([path])] == [repr(truth)] * 2

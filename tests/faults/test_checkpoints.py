@@ -1,6 +1,7 @@
 """After any interruption of a checkpoint, verl's pointer names the newest one that is whole."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from cppo_verl.reporting import logs as reader
 from .saved import cut, save
 
 POINTER = checkpoints.POINTER
+
+
+def relative_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
@@ -40,8 +45,8 @@ def parts() -> list[str]:
     return ["data.pt", *(f"actor/{name}" for name in names), "actor/fsdp_config.json", "actor/huggingface/config.json"]
 
 
-def test_shards_that_are_gone_for_all_ranks_are_missed(root):
-    kind = "optim"
+@pytest.mark.parametrize("kind", ["optim", "extra_state"])
+def test_shards_that_are_gone_for_all_ranks_are_missed(root, kind):
     for shard in (root / "global_step_4/actor").glob(f"{kind}_*"):
         shard.unlink()
     assert checkpoints.settle(root, kinds=("model",)) == (4, [])  # unless the run reads the weights alone
@@ -49,7 +54,7 @@ def test_shards_that_are_gone_for_all_ranks_are_missed(root):
     assert step == 2 and f"{kind}_world_size_2_rank_0.pt is missing" in notes[0]
 
 
-@pytest.mark.parametrize("name", [".nfs000012", "notes.txt"])
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs000012", "hf", "notes.txt"])
 def test_names_that_nobody_knows_do_not_hide_a_torn_checkpoint(root, name):
     for step in (2, 4):
         (root / f"global_step_{step}/actor/{name}").touch()
@@ -81,6 +86,7 @@ def test_a_damaged_part_sends_the_run_to_the_checkpoint_before(root, part, damag
     ("happened", "step"),
     [
         (lambda root: (root / POINTER).write_text(""), 4),  # a torn pointer
+        (lambda root: (root / POINTER).write_text("four"), 4),
         (lambda root: (root / POINTER).unlink(), 4),
         (lambda root: (root / POINTER).write_text("2"), 2),  # the user's choice
         (lambda root: save(root, 6, ranks=2, pointer=False), 6),  # death between the last part and the pointer
@@ -99,6 +105,12 @@ def test_torn_first_checkpoint_starts_anew(tmp_path):
     step, notes = checkpoints.settle(tmp_path)
     assert step is None
     assert "global_step_2 is not whole" in notes[0]
+
+
+def test_no_silent_start_from_step_0_where_there_was_a_checkpoint(tmp_path):
+    cut(save(tmp_path, 2) / "actor" / "optim_world_size_1_rank_0.pt")
+    with pytest.raises(checkpoints.CheckpointError, match=r"step 2[\s\S]*optim_world_size_1_rank_0.pt is cut off"):
+        checkpoints.settle(tmp_path)
 
 
 def test_other_engines_are_left_alone(root):
@@ -129,22 +141,32 @@ def test_the_metrics_of_a_checkpoint_that_was_not_logged_are_recovered(tmp_path)
     assert frame["val-core/x/acc/mean@1"][2] == 1
 
 
+def test_a_logged_step_is_not_logged_again(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (save(tmp_path / "checkpoints", 2) / checkpoints.RECORD).write_bytes(record(2, reward=0.5))
+    (logs / "metrics-1.jsonl").write_bytes(record(2, reward=0.4))
+    assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
+
+
 PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
 COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1", *PATHS]
 
 
-def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd):
+@pytest.mark.parametrize("more", [[], ["trainer.resume_mode=auto"], ["++trainer.resume_mode=auto"]])
+def test_the_launcher_refuses_in_one_sentence(tmp_path, capfd, more):
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
     cut(save(run / "checkpoints", 2) / "data.pt")
-    assert command.main(["run", str(run), *COMMAND]) == 1
+    assert command.main(["run", str(run), *COMMAND, *more]) == 1
     errors = capfd.readouterr().err
     assert "data.pt is cut off" in errors and "--fresh" in errors and "Traceback" not in errors
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={run}/checkpoints/global_step_2"]
     assert command.main(["run", str(run), *COMMAND, *resume]) == 1
     assert "resume_from_path" in (errors := capfd.readouterr().err) and "data.pt is cut off" in errors
-    assert command.main(["run", str(run), *COMMAND, resume[0], resume[1] + "/actor"]) == 1
-    assert "resume_from_path" in capfd.readouterr().err
+    for end in ("/", "/actor", "0"):  # verl would raise a ValueError of int(), or start anew
+        assert command.main(["run", str(run), *COMMAND, resume[0], resume[1] + end]) == 1
+        assert "resume_from_path" in capfd.readouterr().err
 
 
 def test_the_launcher_knows_its_ranks(tmp_path, capfd):
@@ -153,11 +175,20 @@ def test_the_launcher_knows_its_ranks(tmp_path, capfd):
     assert "written by 2 ranks, and this run has 1" in capfd.readouterr().err
 
 
-def test_a_user_who_does_not_resume_is_believed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefix", ["", "++"])
+def test_a_user_who_does_not_resume_is_believed(tmp_path, monkeypatch, prefix):
     cut(save(tmp_path / "run/checkpoints", 2) / "data.pt")
     monkeypatch.setattr("sys.executable", shutil.which("true"))  # what verl does then is verl's
-    assert command.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.resume_mode=disable"]) == 0
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, f"{prefix}trainer.resume_mode=disable"]) == 0
     assert (tmp_path / "run/checkpoints" / POINTER).read_text() == "2"
+
+
+def test_checkpoints_that_verl_will_not_delete_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+    for step in (2, 4, 6):
+        save(tmp_path / "run/checkpoints", step)
+    assert command.main(["run", str(tmp_path / "run"), *COMMAND, "trainer.max_actor_ckpt_to_keep=2"]) == 0
+    assert "3 lie there; verl deletes only what the same start wrote" in capsys.readouterr().out
 
 
 def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
@@ -171,8 +202,17 @@ def test_fresh_does_not_delete_a_run_that_is_going_on(tmp_path, capfd):
     assert (run / "checkpoints" / POINTER).exists()
 
 
-def test_deleting_the_last_checkpoint_before_the_next_is_refused():
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, capfd, monkeypatch):
+    run = tmp_path / "run"
+    save(run / "checkpoints", 2, pointer=False)
+    monkeypatch.setattr("secrets.token_hex", lambda _: "full")
+    os.symlink("/dev/full", run / "checkpoints" / f".{POINTER}.full.tmp")
+    assert command.main(["run", str(run), *COMMAND]) == 1
+    assert "No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["trainer.max_actor_ckpt_to_keep=1", "+trainer.remove_previous_ckpt_in_save=true"])
+def test_deleting_the_last_checkpoint_before_the_next_is_refused(override):
     """verl removes the old shards before it writes the new data.pt and pointer."""
-    override = "+trainer.remove_previous_ckpt_in_save=true"
     with pytest.raises(checks.RunConfigError, match="max_actor_ckpt_to_keep to 2"):
         checks.require(presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", override]))

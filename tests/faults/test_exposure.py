@@ -79,3 +79,9 @@ def test_a_cluster_that_is_over_is_a_sentence():
 def test_the_user_has_the_last_word():
     chosen = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     assert exposure.loopback({}).keys() > exposure.loopback(chosen).keys() == {"GLOO_SOCKET_IFNAME"}
+
+
+def test_somebody_elses_note_of_a_cluster_is_a_sentence(tmp_path):
+    (tmp_path / "ray/ray_current_cluster").mkdir(parents=True)  # unreadable for root as well
+    with pytest.raises(UserError, match="set RAY_ADDRESS=local"):
+        exposure.cluster({}, {"RAY_TMPDIR": str(tmp_path)})

@@ -1,6 +1,6 @@
 """A real run of two ranks that is handed wrong numbers: what is said, what is skipped, what reaches the weights.
 
-Three starts of the stack, two of which end by an error; CPPO_VERL_FAULTS=1 runs them.
+Two starts of the stack, which both end by an error; CPPO_VERL_FAULTS=1 runs them.
 """
 
 import math

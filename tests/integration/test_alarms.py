@@ -29,6 +29,11 @@ def test_disjoint_or_unknown_datasets_raise_no_alarm(other):
     assert alarms.shared_prompts(other, dataset("2+2"), "prompt") is None
 
 
+def test_prompts_need_not_be_text():
+    odd = dataset(b"\x00png", pandas.Timestamp("2026-01-01"), frame=pandas.DataFrame)
+    assert (alarms.shared_prompts(odd, odd, "prompt") or "").startswith("2 of 2")
+
+
 @pytest.mark.parametrize(("stale", "word"), [(False, "temperature"), (True, "anchor=proximal")])
 def test_a_gap_beyond_the_budget(stale: bool, word: str):
     said = alarms.spent({alarms.GAP: 0.0201}, 0.02, stale)

@@ -58,7 +58,14 @@ REFUSALS = [
     ("cppo", ROLLOUT + "top_p=0.9", ["top_p=0.9", "set it to 1"]),
     ("cppo", ROLLOUT + "top_k=50", ["top_k=50", "set it to -1"]),
     ("cppo", ROLLOUT + "logprobs_mode=raw_logprobs", ["logprobs_mode=raw_logprobs", "processed_logprobs"]),
+    ("cppo", ROLLOUT + "logprobs_mode=null", ["logprobs_mode=None", "processed_logprobs"]),  # vLLM's own are raw
+    ("cppo", "+" + ROLLOUT + "engine_kwargs.vllm.logprobs_mode=raw_logprobs", ["vllm.logprobs_mode=raw", "null"]),
     ("cppo", ROLLOUT + "temperature=0", ["temperature=0"]),
+    ("cppo", ROLLOUT + "gpu_memory_utilization=1.5", ["gpu_memory_utilization=1.5", "(0, 1]"]),
+    ("cppo", ACTOR + "optim.lr=-1e-6", ["optim.lr=-1e-06", "0 or more"]),
+    ("cppo", "trainer.resume_mode=Auto", ["resume_mode=Auto", "auto"]),
+    ("cppo", "trainer.max_actor_ckpt_to_keep=1", ["max_actor_ckpt_to_keep=1", "to 2"]),
+    ("cppo", OPTION + "mode=separate_async,actor_rollout_ref.hybrid_engine=false", ["hybrid_engine=False", "True"]),
     ("cppo", "+" + ROLLOUT + "engine_kwargs.vllm.distributed_executor_backend=uni", ["uni", "=2", "mp"]),
     ("cppo", ACTOR + "loss_scale_factor=null", ["loss_scale_factor", "data.max_response_length"]),
     ("cppo", ROLLOUT + "n=1", ["rollout.n=1", "2 or more"]),
@@ -97,8 +104,10 @@ def test_what_would_be_wrong_is_refused(preset, overrides, words):
         assert word in said
 
 
-def test_any_rule_takes_the_top_k_estimator():
+def test_what_is_meant_is_not_refused():
     assert not refused("trm_max", KNOB + "estimator=topk")
+    assert not refused("trm_max", KNOB + "loss_mode=trm_max_avg")
+    assert not refused("cppo", KNOB + "anchor=proximal", "algorithm.rollout_correction.bypass_mode=false")
 
 
 def test_all_problems_are_listed_at_once():

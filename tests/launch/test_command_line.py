@@ -33,6 +33,7 @@ def test_presets_as_they_are_have_no_problem_and_are_read_as_hydra_reads_them(pr
         (["+trust_region=cppo", KEY + "delta=-1", KEY + "delta=0.2"], []),  # the last one counts
         (["+trust_region=cppo", "trainer.nnodes=0"], ["trainer.nnodes=0 must be a whole number of at least 1."]),
         (["+trust_region=cpo"], ["'cpo' is no preset", "cppo_topk"]),
+        (['+trust_region="cppo"'], []),  # as Hydra reads it
         (["+trust_region=cppo", "a='x"], ["a='x: "]),  # Hydra's own words about its grammar
         (["+trust_region=cppo", "a=1,2"], ["a=1,2: several values are a sweep"]),
         (["hydra.searchpath=[pkg://somewhere]", "+trust_region=onw"], []),  # only Hydra can look there

@@ -3,7 +3,10 @@
 import json
 import subprocess
 
+import pytest
+
 from cppo_verl import __version__
+from cppo_verl.errors import UserError
 from cppo_verl.launch import gitstate
 
 
@@ -33,3 +36,10 @@ def test_every_start_is_kept_with_the_state_of_its_checkout(tmp_path):
     assert [file.name for file in run.iterdir()] == [gitstate.NAME]
     for outside in (tmp_path, inside):
         assert gitstate.state(outside)["commit"] is None
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_what_is_no_list_of_starts_is_named(tmp_path, text):
+    (tmp_path / gitstate.NAME).write_text(text)
+    with pytest.raises(UserError, match=r"git.json is no list of starts"):
+        gitstate.save(tmp_path, "now")

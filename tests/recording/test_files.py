@@ -87,12 +87,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
             files.read(path)
     path.write_bytes(whole)
     table = pyarrow.parquet.read_table(path)
-    said = {"format": 2, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"}
+    said = {"format": 3, "step": 1, "rule": "cppo", "knobs": {}, "version": "9"}
     later = pyarrow.schema({"a": pyarrow.int32()}, {files.KEY: json.dumps(said)})
     for empty, message in (
         (pyarrow.table({"a": [1]}), "is no whole record"),
         (table.drop_columns(["pieces"]), "is no whole record"),
-        (later.empty_table(), "has format 2, written by cppo_verl 9; this one reads up to 1"),
+        (later.empty_table(), "has format 3, written by cppo_verl 9; this one reads up to 2"),
     ):
         pyarrow.parquet.write_table(empty, path)
         with pytest.raises(RecordError, match=message):

@@ -86,6 +86,11 @@ MERGED = {  # logs by start -> rows, and what one of the notes says
         {1: {"a": 10.0}, 2: {"a": 20.0}, 3: {"a": 3.0}},
         "metrics-0.jsonl: after step 3 comes step 1 again",
     ),
+    "steps of before a run went back, not logged again": (
+        [[line(step, a=1) for step in range(1, 5)], [line(2, a=2)]],
+        {1: {"a": 1.0}, 2: {"a": 2.0}, 3: {"a": 1.0}, 4: {"a": 1.0}},
+        "metrics-0.jsonl: steps 3 to 4 are of before the run went back to step 2",
+    ),
     "a NaN that a later start replaced": ([[line(1, a=math.nan)], [line(1, a=2)]], {1: {"a": 2.0}}, None),
     **{
         f"a last line torn as {torn!r}": (

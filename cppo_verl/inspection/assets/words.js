@@ -1,6 +1,6 @@
 // Numbers and causes in words.
 
-const KEPT = 0, TOKEN = 1, PREFIX = 2, CAPPED = 3; // cppo_verl/recording/record.py
+const PREFIX = 2, CAPPED = 3; // causes of cppo_verl/recording/record.py
 const MINUS = "\u2212";
 
 /** Three digits: 0.482, 12.3, 1.2e-9. */

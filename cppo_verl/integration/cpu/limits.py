@@ -20,16 +20,16 @@ CACHE = sizes.ROLLOUT + "engine_kwargs.vllm.kv_cache_memory_bytes"
 LEAST_BUCKET = 64  # MiB
 LEAST_CACHE = 256 << 20  # bytes
 SHARE = 8  # the cache takes at most this part of the machine's memory: vLLM then runs fewer sequences at once
-BLOCK = 128  # tokens: vLLM's CPU engine gives a sequence whole blocks
-FLOAT32 = 4  # bytes; a half-precision rollout gets twice what it needs
+BLOCK_SIZE, BLOCK = "engine_kwargs.vllm.block_size", 128  # tokens: vLLM's CPU engine gives a sequence whole blocks
+FLOAT32 = 4  # bytes
 
 
 def need(config: DictConfig) -> tuple[int, int]:
     """What a composed config's model needs, if it is dense.
 
     Returns:
-        MiB of its largest tensor, and bytes of the longest sequence in the KV cache, both in float32; 0 where its
-        config.json is not at hand or does not say.
+        MiB of its largest tensor in float32, and bytes of the longest sequence in the KV cache; 0 where its config.json
+        is not at hand or does not say.
     """
     path = sizes.model_config(config.actor_rollout_ref.model.path)
     try:
@@ -41,9 +41,11 @@ def need(config: DictConfig) -> tuple[int, int]:
         cached = 2 * int(model["num_hidden_layers"]) * int(model.get("num_key_value_heads") or heads) * head
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return 0, 0
-    data = config.data
-    tokens = config.actor_rollout_ref.rollout.max_model_len or data.max_prompt_length + data.max_response_length
-    return math.ceil(widest * hidden * FLOAT32 / (1 << 20)), math.ceil(tokens / BLOCK) * BLOCK * cached * FLOAT32
+    data, rollout = config.data, config.actor_rollout_ref.rollout
+    tokens = rollout.max_model_len or data.max_prompt_length + data.max_response_length
+    block = OmegaConf.select(rollout, BLOCK_SIZE) or BLOCK
+    number = 2 if rollout.dtype in ("bfloat16", "float16", "half") else FLOAT32
+    return math.ceil(widest * hidden * FLOAT32 / (1 << 20)), math.ceil(tokens / block) * block * cached * number
 
 
 def fill(config: DictConfig, memory: int | None = None) -> None:
