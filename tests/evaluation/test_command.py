@@ -45,7 +45,7 @@ def test_mistakes_are_one_sentence(model, tmp_path, capsys):
     unknown = str(write(tmp_path / "a.parquet", row("nobody's benchmark")))
     for arguments, said in (
         (["--data", unknown], 'verl has no scorer for data_source "nobody\'s benchmark": give one in --reward-file'),
-        (["--data", str(tmp_path / "none.jsonl")], "[Errno 2] No such file or directory"),
+        (["--data", str(tmp_path / "none.jsonl")], f"data file {tmp_path}/none.jsonl is not there"),
         ([], "no data: give parquet or jsonl files in --data"),
         (["--data", unknown, "--temperature", "0"], "--n 16: temperature 0 gives equal samples, so give --n 1"),
     ):
