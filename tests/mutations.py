@@ -190,8 +190,8 @@ MUTATIONS = (
         "report-first-start",
         "reports: a step that was trained twice keeps its first numbers",
         "cppo_verl/reporting/logs.py",
-        "rows[step] = numbers",
-        "rows[step] = numbers | rows.get(step, {})",
+        "rows[step], origin[step] = numbers, path",
+        "rows[step], origin[step] = numbers | rows.get(step, {}), path",
         "tests/reporting/test_logs.py",
     ),
 )
