@@ -1,4 +1,4 @@
-"""A headless Chromium for pages: opened from a file, with a screen of any size, light or dark."""
+"""A headless Chromium for pages: opened from a file, with a light screen of any size."""
 
 import shutil
 import tempfile
@@ -41,9 +41,9 @@ def chromium() -> Iterator:
             driver.quit()
 
 
-def screen(driver, size: tuple[int, int] = DESK, dark: bool = False) -> None:
-    """Sets width and height in CSS pixels (a phone's with touch), and the colour scheme."""
+def screen(driver, size: tuple[int, int] = DESK) -> None:
+    """Sets width and height in CSS pixels (a phone's with touch), and the light colour scheme."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    scheme = {"name": "prefers-color-scheme", "value": "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})

@@ -69,20 +69,20 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
         notes.append(f"These logs lie together and are merged as one run's, by name: {listing(files)}.")
     rows: dict[int, dict[str, float]] = {}
     origin: dict[int, Path] = {}  # of each step, the start that trained it
-    went_back: dict[Path, int] = {}  # lowest step of each start
+    lowest: list[int] = []  # step of each start
     for path in files:
         found = read_start(path, skip_bad_lines, notes)
-        went_back[path] = min(found, default=LARGEST_STEP)
+        lowest.append(min(found, default=LARGEST_STEP))
         for step, numbers in found.items():
             if step in rows and all(name.startswith(VALIDATION) for name in numbers):
                 rows[step] |= numbers
             else:
                 rows[step], origin[step] = numbers, path
     for number, path in enumerate(files):
-        step = min((went_back[later] for later in files[number + 1 :]), default=LARGEST_STEP)
-        if left := [each for each in sorted(rows) if origin[each] == path and each > step]:
-            which = f"step {left[0]} is" if len(left) == 1 else f"steps {left[0]} to {left[-1]} are"
-            notes.append(f"{path.name}: {which} of before the run went back to step {step}, and not logged again.")
+        back = min(lowest[number + 1 :], default=LARGEST_STEP)
+        if left := [step for step in rows if origin[step] == path and step > back]:
+            which = f"step {left[0]} is" if len(left) == 1 else f"steps {min(left)} to {max(left)} are"
+            notes.append(f"{path.name}: {which} of before the run went back to step {back}, and not logged again.")
     if not rows:
         raise NoStepsError(f"no steps in {listing(files)} of {place}. Is the run past its first? {' '.join(notes)}")
     rows = dict(sorted(rows.items()))

@@ -133,7 +133,6 @@ def stand_ins(names: Sequence[str]) -> dict[str, str]:
 
 def _renamed(panel: Panel, shown: Mapping[str, str]) -> Panel:
     plots = [
-        replace(plot, lines=tuple(replace(line, name=shown.get(line.name, line.name)) for line in plot.lines))
-        for plot in panel.plots
+        replace(plot, lines=tuple(replace(line, name=shown[line.name]) for line in plot.lines)) for plot in panel.plots
     ]
     return replace(panel, plots=tuple(plots))
