@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from data_prep import commands, storage
 
@@ -81,6 +82,12 @@ def chat_prompt(expression: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{expression}=?"}]
 
 
+def row_of(expression: str, index: int, split: str) -> dict[str, Any]:
+    """An expression in verl's columns."""
+    own = {"index": index, "split": split, "expression": expression, "solution": reference_solution(expression)}
+    return storage.verl_row(DATA_SOURCE, chat_prompt(expression), "math", str(partial_results(expression)[-1]), **own)
+
+
 def prepare(out: Path, arguments: Arguments) -> bool:
     """Write the two splits and the manifest into ``out``; False where they are there already, unchanged."""
     if storage.is_current(out, asdict(arguments)):
@@ -88,21 +95,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     drawn = draw_expressions(arguments)
     splits = {"val": drawn[: arguments.val], "train": drawn[arguments.val :]}
     rows = {
-        split: [
-            {
-                "data_source": DATA_SOURCE,
-                "prompt": chat_prompt(expression),
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": str(partial_results(expression)[-1])},
-                "extra_info": {
-                    "index": index,
-                    "split": split,
-                    "expression": expression,
-                    "solution": reference_solution(expression),
-                },
-            }
-            for index, expression in enumerate(expressions)
-        ]
+        split: [row_of(expression, index, split) for index, expression in enumerate(expressions)]
         for split, expressions in splits.items()
     }
     storage.write_splits(out, rows, {"data_source": DATA_SOURCE, "arguments": asdict(arguments)})

@@ -141,23 +141,10 @@ def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[st
     rows = []
     for index, (task, item) in enumerate(turns):
         answer = "" if item["answer"] is None else str(item["answer"])
-        solution = worked_solution(task, item) or answer
         messages = [{"role": "system", "content": system}, {"role": "user", "content": item["question"].strip()}]
-        rows.append(
-            {
-                "data_source": f"rg_{task}",
-                "prompt": messages if system else messages[1:],
-                "ability": "reasoning",
-                "reward_model": {"style": "rule", "ground_truth": answer},
-                "extra_info": {
-                    "index": index,
-                    "split": split,
-                    "task": task,
-                    "entry": as_json(item),
-                    "solution": solution,
-                },
-            }
-        )
+        own = {"index": index, "split": split, "task": task, "entry": as_json(item)}
+        own["solution"] = worked_solution(task, item) or answer
+        rows.append(storage.verl_row(f"rg_{task}", messages if system else messages[1:], "reasoning", answer, **own))
     return rows
 
 

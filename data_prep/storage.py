@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verl_row(
+    data_source: str, prompt: Sequence[Mapping[str, str]], ability: str, truth: str, **extra_info: Any
+) -> dict[str, Any]:
+    """A row in the columns that verl reads; a scorer gets ``truth`` and ``extra_info``."""
+    reward_model = {"style": "rule", "ground_truth": truth}
+    found = {"data_source": data_source, "prompt": prompt, "ability": ability, "reward_model": reward_model}
+    return found | {"extra_info": extra_info}
 
 
 def write_splits(
