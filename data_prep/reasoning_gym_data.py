@@ -167,7 +167,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     seen = set[str]()
     splits = {split: draw_split(split, arguments, seen) for split in SPLITS}
     baseline = commonest_answers(splits)
-    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / arguments.val
+    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / max(1, arguments.val)
     found = {"commonest_answer": baseline, "commonest_answer_accuracy": total}
     storage.write_splits(out, splits, {"arguments": made_by, **found})
     return True
