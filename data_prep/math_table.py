@@ -53,17 +53,11 @@ def prepare(
         commands.report(path, False)
         return path
     unique, counts, faults = read_table(file, found, table, skip_bad_rows)
-    rows = [
-        storage.verl_row(
-            table.data_source,
-            [{"role": "user", "content": problem.prompt if keep_wording else problems.ask(problem)}],
-            "math",
-            problem.answer,
-            index=index,
-            split=table.split,
-        )
-        for index, problem in enumerate(unique)
-    ]
+    rows = []
+    for index, problem in enumerate(unique):
+        prompt = [{"role": "user", "content": problem.prompt if keep_wording else problems.ask(problem)}]
+        own = {"index": index, "split": table.split}
+        rows.append(storage.verl_row(table.data_source, prompt, "math", problem.answer, **own))
     content = {"arguments": arguments, "counts": counts, "bad_rows": faults}
     storage.write_splits(out, {table.name: rows}, content, manifest_name)
     commands.say(f"{path}: {', '.join(f'{name} {count}'.replace('_', ' ') for name, count in counts.items())}")

@@ -73,10 +73,7 @@ def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST)
 
 
 def make_model(
-    out: Path,
-    kind: str,
-    arguments: Mapping[str, Any],
-    work: Callable[[], tuple[Any, Any, dict[str, Any]]],
+    out: Path, kind: str, arguments: Mapping[str, Any], work: Callable[[], tuple[Any, Any, dict[str, Any]]]
 ) -> bool:
     """Put what ``work`` returns (model, tokenizer, numbers for the manifest) into ``out``, whole, with a manifest.
 

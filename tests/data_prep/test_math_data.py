@@ -238,9 +238,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", listed)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
-    folder = tmp_path / "datasets--some--aime/snapshots" / COMMIT
+    folder = tmp_path / "snapshots/datasets--some--aime/snapshots" / COMMIT / "data"
     folder.mkdir(parents=True)
-    files["test.jsonl"] = write(aime_rows(2025), folder / "test.jsonl")
+    files["data/test.jsonl"] = write(aime_rows(2025), folder / "test.jsonl")
     return files
 
 
@@ -248,10 +248,10 @@ def test_from_the_hub_with_its_commit(tmp_path: Path, hub: dict[str, Path]):
     line = ["--out", str(tmp_path / "out"), "--year", "2025", "--source", "some/aime", "--revision", "v1"]
     aime.main(line)
     made = manifest_of(tmp_path / "out" / "aime25.parquet")["arguments"]["source"]
-    origin = {"repo": "some/aime", "file": "test.jsonl", "revision": "v1", "commit": COMMIT}
-    assert made == origin | {"sha256": storage.sha256_of(hub["test.jsonl"])}
-    hub["b.jsonl"] = hub["test.jsonl"]
-    with pytest.raises(SystemExit, match=r"has 2 data files \(test.jsonl, b.jsonl\): choose one with --file"):
+    origin = {"repo": "some/aime", "file": "data/test.jsonl", "revision": "v1", "commit": COMMIT}
+    assert made == origin | {"sha256": storage.sha256_of(hub["data/test.jsonl"])}
+    hub["b.jsonl"] = hub["data/test.jsonl"]
+    with pytest.raises(SystemExit, match=r"has 2 data files \(data/test.jsonl, b.jsonl\): choose one with --file"):
         aime.main(line)
     with pytest.raises(SystemExit, match=r"revision v1.*: the hub did not give it: .*name it with --source"):
         aime.main([*line, "--file", "absent.jsonl"])
