@@ -56,11 +56,12 @@ def write_manifest(
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """The manifest of ``folder``, empty where there is none or it is not JSON (an older or broken output)."""
+    """The manifest of ``folder``, empty where there is none or it is no JSON object (a foreign or broken output)."""
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:

@@ -81,9 +81,10 @@ def test_same_arguments_give_the_same_bytes_once_and_what_was_changed_is_repaire
     time = (tmp_path / "train.parquet").stat().st_mtime_ns
     arithmetic.main([*line, "3"])
     assert (tmp_path / "train.parquet").stat().st_mtime_ns == time
-    (tmp_path / "val.parquet").write_bytes(b"torn")
-    arithmetic.main([*line, "3"])
-    assert contents(tmp_path) == contents(folder)
+    for name, broken in (("val.parquet", b"torn"), ("manifest.json", b"{torn"), ("manifest.json", b"[]")):
+        (tmp_path / name).write_bytes(broken)
+        arithmetic.main([*line, "3"])
+        assert contents(tmp_path) == contents(folder)
     arithmetic.main([*line, "4"])
     assert not set(contents(tmp_path)) & set(contents(folder))
     manifest = storage.read_manifest(folder)
