@@ -18,6 +18,7 @@ from data_prep import commands, storage
 
 DATA_SOURCE = "arithmetic"
 LARGEST = 9  # partial result
+OPERANDS = (4, 5, 6)
 TERM = re.compile(r"[+-]?\d")
 
 
@@ -28,8 +29,6 @@ class Arguments:
     train: int = 4096
     val: int = 128
     seed: int = 0
-    min_operands: int = 4
-    max_operands: int = 6
 
 
 def partial_results(expression: str) -> list[int]:
@@ -62,15 +61,14 @@ def expression_at(index: int, operands: int) -> str:
 
 
 def draw_expressions(arguments: Arguments) -> list[str]:
-    """train + val distinct expressions in random order, as many of each number of operands as divides evenly.
+    """train + val distinct expressions in random order, as many of each number of OPERANDS as divides evenly.
 
     ValueError: there are not so many.
     """
     rng = random.Random(arguments.seed)
-    lengths = range(arguments.min_operands, arguments.max_operands + 1)
-    share, rest = divmod(arguments.train + arguments.val, len(lengths))
+    share, rest = divmod(arguments.train + arguments.val, len(OPERANDS))
     drawn: list[str] = []
-    for position, operands in enumerate(lengths):
+    for position, operands in enumerate(OPERANDS):
         chosen = rng.sample(range(9**operands), share + (position < rest))
         drawn += [expression_at(index, operands) for index in chosen]
     rng.shuffle(drawn)
