@@ -30,14 +30,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_characters_and_roles_are_tokens(tokenizer):
-    for text in ("3+4=7\nAnswer: 5", "the user's assistant is a system;\n", "".join(map(chr, range(32, 127)))):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.tokenize("12-3=9\n") == ["1", "2", "-", "3", "=", "9", "\n"]
-    assert tokenizer.encode("é") == [tokenizer.unk_token_id]
-
-
-def test_chat_prompt_is_chatml_and_ends_where_the_assistant_starts(tokenizer):
+def test_characters_and_roles_are_tokens_and_a_prompt_ends_where_the_assistant_starts(tokenizer):
+    text = "the user's assistant is a system;\n" + "".join(map(chr, range(32, 127)))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.tokenize("12-user\né") == ["1", "2", "-", "user", "\n", "<unk>"]
     messages = arithmetic.chat_prompt("1+2")
     example = supervised.encode(tokenizer, messages, "1+2=3", "1+2")
     text = "<|im_start|>user\n1+2=?<|im_end|>\n<|im_start|>assistant\n"
