@@ -44,13 +44,10 @@ def read(path: Path) -> tuple[list[Any], str]:
     A last line that is no JSON is what a process leaves that was killed while it wrote; it is left out.
     LineError: a line before the last is no JSON.
     """
-    values = []
-    torn = None  # judged once it is known whether a line follows
-    for line in lines(path):
-        if torn is not None:
-            raise LineError(f"{path}, line {torn.number}: {torn.fault}")
+    found = list(lines(path))
+    torn = found.pop() if found and found[-1].fault else None
+    for line in found:
         if line.fault:
-            torn = line
-        else:
-            values.append(line.value)
+            raise LineError(f"{path}, line {line.number}: {line.fault}")
+    values = [line.value for line in found]
     return values, f"{path}, line {torn.number}: the last line is torn and left out" if torn else ""

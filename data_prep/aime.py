@@ -5,24 +5,18 @@ The hub's copy of 2024 has every problem 32 times and calls itself math_dapo, as
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from data_prep import commands, math_table
 from data_prep.math_table import Table
 from data_prep.sources import Source
 
-HUB = {
-    2024: Source("BytedTsinghua-SIA/AIME-2024"),
-    2025: Source("math-ai/aime25"),
-    2026: Source("MathArena/aime_2026"),
-}
+HUB = {2024: "BytedTsinghua-SIA/AIME-2024", 2025: "math-ai/aime25", 2026: "MathArena/aime_2026"}
 PROBLEMS = 30
-LARGEST_ANSWER = 999
-
-
-def table(year: int, problems: int = PROBLEMS) -> Table:
-    """The validation file of ``year``."""
-    name = f"aime{year % 100}"
-    return Table(name, data_source=name, split="validation", rows=problems, largest_answer=LARGEST_ANSWER)
+TABLES = {
+    year: Table(f"aime{year % 100}", f"aime{year % 100}", "validation", Source(place), PROBLEMS, largest_answer=999)
+    for year, place in HUB.items()
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def work() -> None:
         for year in [options.year] if options.year else sorted(HUB):
-            math_table.prepare_as_told(table(year, options.problems), HUB[year], options)
+            math_table.prepare_as_told(replace(TABLES[year], rows=options.problems), options)
 
     commands.run(work)
 

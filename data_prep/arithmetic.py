@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from data_prep import commands, storage
 
 DATA_SOURCE = "arithmetic"
 LARGEST = 9  # partial result
+OPERANDS = (4, 5, 6)
 TERM = re.compile(r"[+-]?\d")
 
 
@@ -27,8 +29,6 @@ class Arguments:
     train: int = 4096
     val: int = 128
     seed: int = 0
-    min_operands: int = 4
-    max_operands: int = 6
 
 
 def partial_results(expression: str) -> list[int]:
@@ -61,15 +61,14 @@ def expression_at(index: int, operands: int) -> str:
 
 
 def draw_expressions(arguments: Arguments) -> list[str]:
-    """train + val distinct expressions in random order, as many of each number of operands as divides evenly.
+    """train + val distinct expressions in random order, as many of each number of OPERANDS as divides evenly.
 
     ValueError: there are not so many.
     """
     rng = random.Random(arguments.seed)
-    lengths = range(arguments.min_operands, arguments.max_operands + 1)
-    share, rest = divmod(arguments.train + arguments.val, len(lengths))
+    share, rest = divmod(arguments.train + arguments.val, len(OPERANDS))
     drawn: list[str] = []
-    for position, operands in enumerate(lengths):
+    for position, operands in enumerate(OPERANDS):
         chosen = rng.sample(range(9**operands), share + (position < rest))
         drawn += [expression_at(index, operands) for index in chosen]
     rng.shuffle(drawn)
@@ -81,6 +80,12 @@ def chat_prompt(expression: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{expression}=?"}]
 
 
+def row_of(expression: str, index: int, split: str) -> dict[str, Any]:
+    """An expression in verl's columns."""
+    own = {"index": index, "split": split, "expression": expression, "solution": reference_solution(expression)}
+    return storage.verl_row(DATA_SOURCE, chat_prompt(expression), "math", str(partial_results(expression)[-1]), **own)
+
+
 def prepare(out: Path, arguments: Arguments) -> bool:
     """Write the two splits and the manifest into ``out``; False where they are there already, unchanged."""
     if storage.is_current(out, asdict(arguments)):
@@ -88,21 +93,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     drawn = draw_expressions(arguments)
     splits = {"val": drawn[: arguments.val], "train": drawn[arguments.val :]}
     rows = {
-        split: [
-            {
-                "data_source": DATA_SOURCE,
-                "prompt": chat_prompt(expression),
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": str(partial_results(expression)[-1])},
-                "extra_info": {
-                    "index": index,
-                    "split": split,
-                    "expression": expression,
-                    "solution": reference_solution(expression),
-                },
-            }
-            for index, expression in enumerate(expressions)
-        ]
+        split: [row_of(expression, index, split) for index, expression in enumerate(expressions)]
         for split, expressions in splits.items()
     }
     storage.write_splits(out, rows, {"data_source": DATA_SOURCE, "arguments": asdict(arguments)})

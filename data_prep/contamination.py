@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 
 from cppo_verl import atomic
@@ -84,7 +85,7 @@ def remove(train: Path, validation: Sequence[Path], out: Path) -> None:
         return
     matches = find_matches(read_prompts(train), {path.name: read_prompts(path) for path in validation})
     table, rows = pyarrow.parquet.read_table(train), {match["row"] for match in matches}
-    kept = table.take([row for row in range(table.num_rows) if row not in rows])
+    kept = table.filter(pyarrow.array([row not in rows for row in range(table.num_rows)], pyarrow.bool_()))
     with atomic.replacing(out) as temporary:
         pyarrow.parquet.write_table(kept, temporary)
     atomic.write(dropped, "".join(json.dumps(match, ensure_ascii=False) + "\n" for match in matches))

@@ -11,13 +11,13 @@ from data_prep.math_table import Table
 from data_prep.sources import Source
 
 HUB = Source("BytedTsinghua-SIA/DAPO-Math-17k", "data/dapo-math-17k.parquet")
-TABLE = Table(name="dapo_math", data_source="math_dapo", split="train")
+TABLE = Table("dapo_math", data_source="math_dapo", split="train", source=HUB)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     options = math_table.parser_of("dapo_math", __doc__).parse_args(argv)
-    commands.run(lambda: math_table.prepare_as_told(TABLE, HUB, options))
+    commands.run(lambda: math_table.prepare_as_told(TABLE, options))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ from data_prep import aime, commands, contamination, dapo_math, math_table
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = math_table.parser_of("math_data", __doc__, one_source=False)
-    parser.add_argument("--train-source", help="hub id or file for DAPO-Math-17k")
-    for year in aime.HUB:
-        parser.add_argument(f"--aime{year % 100}-source", help=f"hub id or file for AIME {year}")
+    tables = {table.name: table for table in aime.TABLES.values()} | {"train": dapo_math.TABLE}
+    for name, table in tables.items():
+        parser.add_argument(f"--{name}-source", help=f"hub id or file instead of {table.source.place}")
     options = parser.parse_args(argv)
 
     def work() -> None:
-        validation = []
-        for year, declared in aime.HUB.items():
-            table = aime.table(year)
-            place = getattr(options, f"{table.name}_source")
-            validation.append(math_table.prepare_as_told(table, declared, options, place))
-        everything = math_table.prepare_as_told(dapo_math.TABLE, dapo_math.HUB, options, options.train_source)
+        made = []
+        for name, table in tables.items():
+            options.source = getattr(options, f"{name}_source")
+            made.append(math_table.prepare_as_told(table, options))
+        *validation, everything = made
         contamination.remove(everything, validation, options.out / "train.parquet")
 
     commands.run(work)

@@ -6,9 +6,8 @@ every argument that decides the output.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep import commands, problems, storage
 from data_prep.problems import BadRow, Problem
@@ -19,11 +18,12 @@ KEPT_FAULTS = 20
 
 @dataclass(frozen=True)
 class Table:
-    """What to make: the output's name, verl's data_source and split, and what its rows have to look like."""
+    """What to make, of what: the output's name, verl's data_source and split, and what its rows have to look like."""
 
     name: str
     data_source: str
     split: str
+    source: Source
     rows: int | None = None
     largest_answer: int | None = None
 
@@ -31,7 +31,6 @@ class Table:
 def prepare(
     out: Path,
     table: Table,
-    source: Source,
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
     keep_wording: bool = False,
@@ -40,7 +39,7 @@ def prepare(
 
     ``columns`` are names by role (prompt, answer). After a DataError nothing has been written.
     """
-    file = locate(source)
+    file = locate(table.source)
     found = problems.match_columns(list_columns(file), columns or {}, file.name)
     path, manifest_name = out / f"{table.name}.parquet", f"{table.name}.manifest.json"
     arguments = {
@@ -54,16 +53,11 @@ def prepare(
         commands.report(path, False)
         return path
     unique, counts, faults = read_table(file, found, table, skip_bad_rows)
-    rows = [
-        {
-            "data_source": table.data_source,
-            "prompt": [{"role": "user", "content": problem.prompt if keep_wording else problems.ask(problem)}],
-            "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": problem.answer},
-            "extra_info": {"index": index, "split": table.split},
-        }
-        for index, problem in enumerate(unique)
-    ]
+    rows = []
+    for index, problem in enumerate(unique):
+        prompt = [{"role": "user", "content": problem.prompt if keep_wording else problems.ask(problem)}]
+        own = {"index": index, "split": table.split}
+        rows.append(storage.verl_row(table.data_source, prompt, "math", problem.answer, **own))
     content = {"arguments": arguments, "counts": counts, "bad_rows": faults}
     storage.write_splits(out, {table.name: rows}, content, manifest_name)
     commands.say(f"{path}: {', '.join(f'{name} {count}'.replace('_', ' ') for name, count in counts.items())}")
@@ -114,25 +108,24 @@ def parser_of(module: str, description: str | None, one_source: bool = True) -> 
     parser.add_argument("--out", type=Path, required=True, help="folder for the parquet file and its manifest")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave bad rows out and count them")
     parser.add_argument("--keep-wording", action="store_true", help="prompts as the source has them")
+    parser.set_defaults(source=None, file=None, revision=None, columns=[])
     if one_source:
         parser.add_argument("--source", help="a hub id owner/name, or a parquet, jsonl or csv file")
         parser.add_argument("--file", help="the file inside the hub's data set, where it has several")
         parser.add_argument("--revision", help="branch, tag or commit on the hub (main)")
-        parser.add_argument(
-            "--columns", nargs="+", default=[], metavar="ROLE=NAME", help="columns of prompt and answer"
-        )
+        parser.add_argument("--columns", nargs="+", metavar="ROLE=NAME", help="columns of prompt and answer")
     return parser
 
 
-def prepare_as_told(table: Table, declared: Source, options: argparse.Namespace, place: str | None = None) -> Path:
-    """``prepare`` with what the command line says; a ``place`` of one's own drops the declared file."""
-    said: dict[str, Any] = {"source": place, "file": None, "revision": None, "columns": [], **vars(options)}
+def prepare_as_told(table: Table, options: argparse.Namespace) -> Path:
+    """``prepare`` with what the command line says; a source of one's own drops the declared file."""
     columns = dict[str, str]()
-    for text in said["columns"]:
+    for text in options.columns:
         role, _, name = text.partition("=")
         if role not in problems.COLUMNS:
             raise DataError(f"--columns {text}: give prompt=NAME or answer=NAME")
         columns[role] = name
-    base = declared if said["source"] in (None, declared.place) else Source(said["source"])
-    source = Source(base.place, said["file"] or base.file, said["revision"] or base.revision)
-    return prepare(options.out, table, source, columns, options.skip_bad_rows, options.keep_wording)
+    base = table.source if options.source in (None, table.source.place) else Source(options.source)
+    source = Source(base.place, options.file or base.file, options.revision or base.revision)
+    table = replace(table, source=source)
+    return prepare(options.out, table, columns, options.skip_bad_rows, options.keep_wording)

@@ -141,23 +141,10 @@ def draw_split(split: str, arguments: Arguments, seen: set[str]) -> list[dict[st
     rows = []
     for index, (task, item) in enumerate(turns):
         answer = "" if item["answer"] is None else str(item["answer"])
-        solution = worked_solution(task, item) or answer
         messages = [{"role": "system", "content": system}, {"role": "user", "content": item["question"].strip()}]
-        rows.append(
-            {
-                "data_source": f"rg_{task}",
-                "prompt": messages if system else messages[1:],
-                "ability": "reasoning",
-                "reward_model": {"style": "rule", "ground_truth": answer},
-                "extra_info": {
-                    "index": index,
-                    "split": split,
-                    "task": task,
-                    "entry": as_json(item),
-                    "solution": solution,
-                },
-            }
-        )
+        own = {"index": index, "split": split, "task": task, "entry": as_json(item)}
+        own["solution"] = worked_solution(task, item) or answer
+        rows.append(storage.verl_row(f"rg_{task}", messages if system else messages[1:], "reasoning", answer, **own))
     return rows
 
 
@@ -180,7 +167,7 @@ def prepare(out: Path, arguments: Arguments) -> bool:
     seen = set[str]()
     splits = {split: draw_split(split, arguments, seen) for split in SPLITS}
     baseline = commonest_answers(splits)
-    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / arguments.val
+    total = sum(entry["accuracy"] * entry["rows"] for entry in baseline.values()) / max(1, arguments.val)
     found = {"commonest_answer": baseline, "commonest_answer_accuracy": total}
     storage.write_splits(out, splits, {"arguments": made_by, **found})
     return True

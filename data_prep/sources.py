@@ -83,7 +83,7 @@ def fetch(source: Source) -> LocalFile:
         ) from error
     if path is None:
         raise DataError(f"{repo}: has {len(data)} data files ({', '.join(data)}): choose one with --file")
-    commit = path.parts[path.parts.index("snapshots") + 1]  # the cache keeps files under snapshots/COMMIT/
+    commit = path.parents[len(Path(data[0]).parts) - 1].name  # the cache has files as snapshots/COMMIT/FILE
     return LocalFile(path, {"repo": repo, "file": data[0], "revision": revision, "commit": commit})
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verl_row(
+    data_source: str, prompt: Sequence[Mapping[str, str]], ability: str, truth: str, **extra_info: Any
+) -> dict[str, Any]:
+    """A row in the columns that verl reads; a scorer gets ``truth`` and ``extra_info``."""
+    reward_model = {"style": "rule", "ground_truth": truth}
+    found = {"data_source": data_source, "prompt": prompt, "ability": ability, "reward_model": reward_model}
+    return found | {"extra_info": extra_info}
 
 
 def write_splits(
@@ -47,11 +56,12 @@ def write_manifest(
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """The manifest of ``folder``, empty where there is none or it is not JSON (an older or broken output)."""
+    """The manifest of ``folder``, empty where there is none or it is no JSON object (a foreign or broken output)."""
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST) -> bool:
@@ -64,10 +74,7 @@ def is_current(folder: Path, arguments: Mapping[str, Any], name: str = MANIFEST)
 
 
 def make_model(
-    out: Path,
-    kind: str,
-    arguments: Mapping[str, Any],
-    work: Callable[[], tuple[Any, Any, dict[str, Any]]],
+    out: Path, kind: str, arguments: Mapping[str, Any], work: Callable[[], tuple[Any, Any, dict[str, Any]]]
 ) -> bool:
     """Put what ``work`` returns (model, tokenizer, numbers for the manifest) into ``out``, whole, with a manifest.
 

@@ -6,6 +6,7 @@ to the same questions before and after. Samples of one question are not independ
 questions; the gain is paired, question by question.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def gain(before: DataFrame, after: DataFrame) -> tuple[float, float]:
     return differences.mean(), differences.sem()
 
 
+def fenced(text: str) -> str:
+    """``text`` as a block of code that nothing in it ends."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text.strip()}\n{fence}"
+
+
 def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
     """The table and the texts, as Markdown; a ValueError where there is nothing to compare."""
     found, baseline = read(run), storage.read_manifest(data).get("commonest_answer_accuracy")
@@ -76,11 +83,11 @@ def page(run: Path, data: Path, warm_start: Path | None = None) -> str:
     chosen = shared[:: max(1, len(shared) // TEXTS)][:TEXTS]  # evenly spread over the file
     parts.append(f"## {len(chosen)} questions, their first response at step {first} and at step {last}")
     for question in chosen:
-        parts.append(f"```text\n{question.strip()}\n```")
+        parts.append(fenced(question))
         for step, responses in ((first, firsts), (last, lasts)):
             entry = responses.loc[question]
             mark = "right" if entry["acc"] else f"wrong, {entry['gts']} is right"
-            parts.append(f"step {step}, {mark}:\n\n```text\n{entry['output'].strip()}\n```")
+            parts.append(f"step {step}, {mark}:\n\n{fenced(entry['output'])}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -83,6 +83,8 @@ def prepare(model: Path, data: Path, out: Path, r: Recipe) -> bool:
         OSError, ValueError: no model, data that cannot be used, or something else in ``out``.
         RuntimeError: the accuracy wanted was not reached, or passed; nothing was saved.
     """
+    if r.dtype not in DTYPES:
+        raise ValueError(f"dtype = {r.dtype}: give {' or '.join(DTYPES)}")
     file, weights = data / "warm.parquet", sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
     made_from = {path.name: storage.sha256_of(path) for path in weights}
     arguments = asdict(r) | {"data": storage.sha256_of(file), "model": made_from}

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cppo_verl import jsonlines
@@ -17,24 +17,19 @@ VALUES = st.recursive(
 )
 
 
-def alike(a, b) -> bool:
-    return repr(a) == repr(b)  # 1, 1.0 and True differ
+REPORTED = ["2024-01-01", "one\u2028two\u0085three\x0b\x0c\x1c", 12345678901234567890123, 1.5, "1.50", {}]
 
 
 @given(st.lists(VALUES, max_size=5), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n"]))
+@example(REPORTED, False, "\n \n")
 def test_what_was_written_comes_back(tmp_path_factory, values, ascii_only, end):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes("".join(json.dumps(value, ensure_ascii=ascii_only) + end for value in values).encode())
-    assert alike(jsonlines.read(path), (values, ""))
+    assert repr(jsonlines.read(path)) == repr((values, ""))  # 1, 1.0 and True differ
 
 
-def test_types_stay(tmp_path):
+def test_what_is_no_number_is_a_float_and_blank_lines_are_nothing(tmp_path):
     path = tmp_path / "a.jsonl"
-    values = ["2024-01-01", "one\u2028two\u0085three\x0b\x0c\x1c", 12345678901234567890123, 1.5, "1.50", {}]
-    path.write_text(
-        "\n \n".join(json.dumps(value, ensure_ascii=False) for value in values), encoding="utf-8", newline=""
-    )
-    assert alike(jsonlines.read(path), (values, ""))
     path.write_text("[NaN, -Infinity, 1e999]")
     ((one, two, three),), _ = jsonlines.read(path)
     assert math.isnan(one) and (two, three) == (-math.inf, math.inf)

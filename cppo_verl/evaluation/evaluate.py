@@ -39,7 +39,8 @@ def evaluate(
     scorer = scoring.load(reward or config.reward)
     scoring.check(scorer, rows)
     out, trust = out or default_out(source), trust_remote_code or config.trust_remote_code
-    depends = {"model": source.fingerprint(), "data": [_sha256(file) for file in files], **asdict(chosen)}
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    depends = {"model": source.fingerprint(), "data": hashes, **asdict(chosen)}
     with store.opened(out, depends, fresh) as saved:
         done = {response.row for response in saved.responses()}
         if done:
@@ -69,11 +70,6 @@ def sampling_of(given: Mapping[str, Any], config: settings.RunConfig) -> setting
     if made.temperature == 0 and made.n > 1:
         raise EvaluationError(f"--n {made.n}: temperature 0 gives equal samples, so give --n 1")
     return made
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _generate(

@@ -89,6 +89,8 @@ def test_dropped_rows_are_listed_and_the_rest_is_unchanged(files: dict[str, Path
     clean = files["out"].with_name("clean.parquet")
     run(files, train=files["out"], out=clean)
     assert output_rows(clean) == output_rows(files["out"])
+    run(files, val=files["train"], out=clean)
+    assert output_rows(clean) == []
 
 
 def test_errors_are_one_sentence(files: dict[str, Path], tmp_path: Path):

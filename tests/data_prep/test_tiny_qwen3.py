@@ -1,4 +1,4 @@
-"""The tiny model: tokenizer, the errors it is taught, and a real warm start on short expressions."""
+"""The tiny model: tokenizer, the errors it is taught, and a real warm start of a few steps."""
 
 import random
 import subprocess
@@ -15,8 +15,8 @@ from data_prep.arithmetic import Arguments, partial_results
 from data_prep.tiny_qwen3 import Recipe
 from tests import ROOT
 
-# Two lines, and any accuracy is high enough: what a run of the quickstart lands at is measured by tests/e2e.
-DATA = Arguments(train=100, val=5, min_operands=3, max_operands=3)
+# Any accuracy is high enough: what a run of the quickstart lands at is measured by tests/e2e.
+DATA = Arguments(train=100, val=5)
 SHORT = Recipe(
     layers=1, hidden=32, heads=2, held_out=32, computing_max_steps=4, computing_check_every=2, computing_accuracy=0.0,
     careless_max_steps=2, careless_check_every=1, careless_accuracy=1.0, lowest=0.0, highest=1.0,
@@ -30,14 +30,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_characters_and_roles_are_tokens(tokenizer):
-    for text in ("3+4=7\nAnswer: 5", "the user's assistant is a system;\n", "".join(map(chr, range(32, 127)))):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.tokenize("12-3=9\n") == ["1", "2", "-", "3", "=", "9", "\n"]
-    assert tokenizer.encode("é") == [tokenizer.unk_token_id]
-
-
-def test_chat_prompt_is_chatml_and_ends_where_the_assistant_starts(tokenizer):
+def test_characters_and_roles_are_tokens_and_a_prompt_ends_where_the_assistant_starts(tokenizer):
+    text = "the user's assistant is a system;\n" + "".join(map(chr, range(32, 127)))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.tokenize("12-user\né") == ["1", "2", "-", "user", "\n", "<unk>"]
     messages = arithmetic.chat_prompt("1+2")
     example = supervised.encode(tokenizer, messages, "1+2=3", "1+2")
     text = "<|im_start|>user\n1+2=?<|im_end|>\n<|im_start|>assistant\n"

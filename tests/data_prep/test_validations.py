@@ -60,6 +60,7 @@ def test_the_page_has_baselines_and_texts(run, tmp_path, capsys):
     ):
         assert line in text
     assert "step 10" in capsys.readouterr().out
+    assert validations.fenced("a ` b\n```\n<b>") == "````text\na ` b\n```\n<b>\n````"  # no text ends its block
     for line, words in ((run, "has no manifest with a baseline"), (tmp_path, "has no validations")):
         with pytest.raises(SystemExit, match=words):
             validations.main([str(line), "--data", str(tmp_path)])

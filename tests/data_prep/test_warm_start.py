@@ -88,16 +88,17 @@ def test_the_whole_start_is_kept_and_reused(folders, tmp_path, capsys):
     [
         ({"target": 0.9, "max_steps": 5}, "after 5 steps of the warm start is not what was wanted"),
         ({"target": 0.0, "lowest": 0.9}, "wanted 0.9 to 1.0: .*--target"),
+        ({"dtype": "float16"}, "dtype = float16: give float32 or bfloat16"),
     ],
 )
-def test_an_accuracy_that_is_not_reached_or_passed_saves_nothing(folders, tmp_path, changes, words):
-    with pytest.raises(RuntimeError, match=words):
+def test_an_accuracy_that_is_not_reached_or_passed_or_another_dtype_saves_nothing(folders, tmp_path, changes, words):
+    with pytest.raises((RuntimeError, ValueError), match=words):
         warm_start.prepare(*folders, tmp_path / "out", replace(SMALL, **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_task_without_worked_answers_is_named(tokenizer, tmp_path):
-    none = reasoning_gym_data.Arguments(tasks="graph_color", train=1, val=1, warm=2, prompt="none")
+    none = reasoning_gym_data.Arguments(tasks="graph_color", train=1, val=0, warm=2, prompt="none")
     reasoning_gym_data.prepare(tmp_path, none)
     with pytest.raises(ValueError, match="rg_graph_color in .* has no worked answer"):
         warm_start.read_examples(tmp_path / "warm.parquet", tokenizer)

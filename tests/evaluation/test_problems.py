@@ -22,37 +22,29 @@ def test_numbers_rows_over_files_and_within_sources(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        ({**row(), "prompt": "text"}, "row 1: is no row of verl's"),
-        ({**row(), "prompt": []}, "row 1: is no row"),
-        ({**row(), "reward_model": {"style": "rule"}}, "row 1: is no row"),
-        (row(extra_info="{}"), "row 1: is no row"),
-        ({"question": "1+1?", "answer": "2"}, "row 1: is no row .*question"),
-        (row(images=["x"]), "only text problems"),
-        (row(agent_name="tool_agent"), "only single_turn_agent"),
-    ],
-)
-def test_rows_that_are_no_problems(tmp_path, bad, said):
-    with pytest.raises(EvaluationError, match=said):
-        problems.read([write(tmp_path / "a.parquet", bad)])
-
-
-@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("a.parquet", {**row(), "prompt": "text"}, "row 1: is no row of verl's"),
+        ("a.parquet", {**row(), "prompt": []}, "row 1: is no row"),
+        ("a.parquet", {**row(), "reward_model": {"style": "rule"}}, "row 1: is no row"),
+        ("a.parquet", row(extra_info="{}"), "row 1: is no row"),
+        ("a.parquet", {"question": "1+1?", "answer": "2"}, "row 1: is no row .*question"),
+        ("a.parquet", row(images=["x"]), "only text problems"),
+        ("a.parquet", row(agent_name="tool_agent"), "only single_turn_agent"),
+        ("a.parquet", b"PAR1 torn", "a.parquet cannot be read"),
         ("a.jsonl", b'1\n{"data_source"', "line 2: the last line is torn: copy"),
         ("a.jsonl", b"", "no rows in"),
-        ("a.parquet", b"PAR1 torn", "a.parquet cannot be read"),
         ("a.csv", b"x", "a.csv is not there, or none"),
+        ("a.parquet", None, "a.parquet is not there"),
     ],
 )
-def test_files_that_are_no_data(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
+def test_rows_and_files_that_are_no_problems(tmp_path, name, content, said):
+    if isinstance(content, dict):
+        write(tmp_path / name, content)
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(EvaluationError, match=said):
         problems.read([tmp_path / name])
-    with pytest.raises(EvaluationError, match="is not there"):
-        problems.read([tmp_path / "none.parquet"])
 
 
 @pytest.mark.parametrize("truth", ["2024-01-01", "12:30:00", 12345678901234567890123, ["a\u2028b\u0085"]])
