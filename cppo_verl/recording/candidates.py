@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cppo_verl import presets
 from cppo_verl.recording.record import Header, RecordError
@@ -89,9 +91,10 @@ def of_rule(rule: str, assignments: Sequence[str], header: Header) -> Candidate:
         if not separator:
             raise RecordError(f"--set {text}: write it as KEY=VALUE, such as delta=0.2.")
         try:
-            values[key.rpartition(".")[2]] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise RecordError(f"--set {text}: {' '.join(str(error).split())}.") from None
+        values[key.rpartition(".")[2]] = read["value"]
     run = _values_of(header)
     if "rule_module" in values:
         run["rule_module"] = extensions.resolve(str(values.pop("rule_module")), [Path.cwd()])

@@ -208,7 +208,9 @@ def test_what_was_typed_wrong_is_named(tmp_path, capsys):
     for arguments, sentence in (
         (["--preset", "cpo"], "'cpo' is no preset; there are"),
         (["--rule", "cpo"], "'cpo' is no rule; there are dppo, cppo"),
-        (["--rule", "dppo", "--set", "delta=2"], "policy_loss.delta=2 is outside (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=2e1"], "policy_loss.delta=20.0 is outside (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=2026-13-45"], "delta='2026-13-45' must be a number in (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=[2"], "--set delta=[2: while parsing a flow sequence"),
         (["--rule", "dppo", "--set", "dleta=0.1"], "'dleta' is no knob of dppo"),
         (["--rule", "dppo", "--set", "delta"], "--set delta: write it as KEY=VALUE"),
         (["--steps", "8-9"], "--steps 8-9: no recorded step is among them; they are 1 to 3"),
