@@ -78,9 +78,11 @@ def family_of(
     """The rule with the thresholds that decide anything on these tokens, less those to hold.
 
     ``move`` are knobs to multiply instead of ``delta`` and ``delta_b`` (``clip_ratio_low`` and ``_high`` of
-    ``vanilla``), for a rule of one's own. RecordError: one of these is no threshold, none decides anything, or none is
-    left to move.
+    ``vanilla``), for a rule of one's own. RecordError: there is no response, one of these is no threshold, none decides
+    anything, or none is left to move.
     """
+    if not parts:
+        raise RecordError("no response was recorded: nothing to calibrate.")
     there = [*CLIPS, *(name for name, limits in limits_in_force(candidate.knobs).items() if limits.kind is float)]
     if strange := [name for name in move if name not in there or getattr(candidate.knobs, name, 0.0) is None]:
         raise RecordError(f"--move {strange[0]}: that is no threshold; there are {', '.join(there)}.")

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cppo_verl import presets
 from cppo_verl.recording.record import Header, RecordError
 from cppo_verl.trust_region import extensions
-from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import KnobError, Limits, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.rules import BUILT_IN, RULES, VERL_LOSSES, knobs_of_rule
 
 CLIPS = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}  # of verl's losses, under actor
@@ -54,6 +54,9 @@ def build(name: str, rule: str, values: Mapping[str, Any]) -> Candidate:
             extensions.bring(rule, values.get("rule_module"))
         if rule not in RULES and rule not in VERL_LOSSES:
             raise RecordError(f"{rule!r} is no rule; there are {', '.join([*RULES, *VERL_LOSSES])}.")
+        for key in CLIPS:
+            if fault := Limits(float).fault(values[key]):
+                raise RecordError(f"{key}={values[key]!r} {fault}.")
         kind = knobs_of_rule(rule)
         knobs = kind(**{key: values[key] for key in knob_names(kind) if key in values})
         return Candidate(name, rule, knobs, {key: float(values[key]) for key in CLIPS})

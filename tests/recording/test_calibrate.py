@@ -82,6 +82,7 @@ def test_what_cannot_be_calibrated_is_said():
         (lambda: family(parts, preset="cispo"), "masks none of these tokens at any threshold"),
         (lambda: family(parts, "w_min"), "--hold w_min: what decides here is delta, delta_b"),
         (lambda: family(parts, "delta", "delta_b"), "leaves no threshold"),
+        (lambda: family_of([], ran), "no response was recorded"),
         (lambda: family_of(parts, ran, move=["detla"]), "--move detla: that is no threshold; there are clip_ratio_low"),
         (lambda: family_of(parts, ran, move=["weights"]), "--move weights: that is no threshold"),
         (lambda: family_of(parts, ran, move=["budget_target"]), "--move budget_target: that is no threshold"),

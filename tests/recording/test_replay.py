@@ -218,6 +218,7 @@ def test_what_was_typed_wrong_is_named(tmp_path, capsys):
         (["--rule", "dppo", "--set", "delta=[2"], "--set delta=[2: while parsing a flow sequence"),
         (["--rule", "dppo", "--set", "dleta=0.1"], "'dleta' is no knob of dppo"),
         (["--rule", "dppo", "--set", "delta"], "--set delta: write it as KEY=VALUE"),
+        (["--rule", "vanilla", "--set", "clip_ratio_low=x"], "clip_ratio_low='x' must be a number."),
         (["--steps", "8-9"], "--steps 8-9: no recorded step is among them; they are 1 to 3"),
     ):
         assert main(["replay", str(tmp_path), *arguments]) == 1
