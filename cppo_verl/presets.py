@@ -72,9 +72,10 @@ def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
     path = find(name, folders)
     if path is None:
         raise FileNotFoundError(f"no preset {name}; there are {', '.join(names(folders))}")
-    own = OmegaConf.load(path)
+    own: Any = OmegaConf.load(path)
     parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
-    return OmegaConf.to_container(OmegaConf.merge(*(settings(parent, folders) for parent in parents), own))
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*(settings(parent, folders) for parent in parents), own))
+    return merged
 
 
 def section(name: str, folders: Iterable[Path], key: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def of_rule(rule: str, assignments: Sequence[str], header: Header) -> Candidate:
         if not separator:
             raise RecordError(f"--set {text}: write it as KEY=VALUE, such as delta=0.2.")
         try:
-            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise RecordError(f"--set {text}: {' '.join(str(error).split())}.") from None
         values[key.rpartition(".")[2]] = read["value"]
