@@ -7,7 +7,7 @@ one prompt depend on each other.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import CLIPS, Candidate
 from cppo_verl.recording.record import RecordError
-from cppo_verl.trust_region.knobs import KEY_PREFIX, limits_in_force
+from cppo_verl.trust_region.knobs import KEY_PREFIX, Limits, limits_in_force
 from cppo_verl.trust_region.rules import RULES, capability, position_weights
 
 FACTORS = (1e-9, 1e9)  # of the thresholds in hand, the span that is searched
@@ -44,7 +44,7 @@ class Family:
         if name in CLIPS:
             return factor * self.base.clips[name]
         knobs = self.base.knobs
-        limits = limits_in_force(knobs)[name]
+        limits = limits_in_force(knobs).get(name, Limits(float))
         return min(max(factor * getattr(knobs, name), limits.low), limits.high)
 
     def masked(self, factor: float) -> np.ndarray:
@@ -83,9 +83,10 @@ def family_of(
     """
     if not parts:
         raise RecordError("no response was recorded: nothing to calibrate.")
-    there = [*CLIPS, *(name for name, limits in limits_in_force(candidate.knobs).items() if limits.kind is float)]
-    if strange := [name for name in move if name not in there or getattr(candidate.knobs, name, 0.0) is None]:
-        raise RecordError(f"--move {strange[0]}: that is no threshold; there are {', '.join(there)}.")
+    values = {**candidate.clips, **asdict(candidate.knobs)}
+    numbers = [name for name, value in values.items() if type(value) in (int, float)]
+    if strange := [name for name in move if name not in numbers]:
+        raise RecordError(f"--move {strange[0]}: that is no threshold; there are {', '.join(numbers)}.")
 
     def decides(name: str) -> bool:
         alone = Family(parts, candidate, [name])
