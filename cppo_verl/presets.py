@@ -66,18 +66,16 @@ def folders_of(search_path: Iterable[str]) -> list[Path]:
 def settings(name: str, folders: Iterable[Path] = ()) -> dict[str, Any]:
     """What a preset and those it composes over set, as nested mappings; interpolations stay as they are.
     FileNotFoundError: it, or one it composes over, is not there."""
-    import yaml
+    from omegaconf import OmegaConf  # reads numbers as Hydra does, 1e-3 too
 
     folders = list(folders)
     path = find(name, folders)
     if path is None:
         raise FileNotFoundError(f"no preset {name}; there are {', '.join(names(folders))}")
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    merged: dict[str, Any] = {}
-    for parent in own.pop("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":
-            merged = _over(merged, settings(parent, folders))
-    return _over(merged, own)
+    own: Any = OmegaConf.load(path)
+    parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*(settings(parent, folders) for parent in parents), own))
+    return merged
 
 
 def section(name: str, folders: Iterable[Path], key: str) -> dict[str, Any]:
@@ -100,9 +98,3 @@ def compose(preset: str, overrides: Sequence[str] = ()):
 
 def _all(folders: Iterable[Path]) -> list[Path]:
     return [FOLDER, *(folder / GROUP for folder in (*installed(), *folders))]
-
-
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping."""
-    both = {k: _over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
-    return {**below, **above, **both}

@@ -22,11 +22,10 @@ def run(args: argparse.Namespace) -> int:
     """0 if every stage that can run here holds, 1 if one fails, 2 for a wrong command line."""
     from cppo_verl.launch import supervise
     from cppo_verl.selftest import report, session
-    from cppo_verl.selftest.setting import here
-    from cppo_verl.selftest.table import FAILS, NOT_RUN
+    from cppo_verl.selftest.stage import FAILS, NOT_RUN
 
     wanted = session.chosen(args.stages)
-    setting, facts = here(args.out.resolve(), args.steps)
+    setting, facts = session.here(args.out.resolve(), args.steps)
     if args.list:
         print("\n".join(session.listing(wanted, setting)))
         return 0

@@ -7,7 +7,7 @@ one prompt depend on each other.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import CLIPS, Candidate
 from cppo_verl.recording.record import RecordError
-from cppo_verl.trust_region.knobs import KEY_PREFIX
+from cppo_verl.trust_region.knobs import KEY_PREFIX, Limits, limits_in_force
 from cppo_verl.trust_region.rules import RULES, capability, position_weights
 
 FACTORS = (1e-9, 1e9)  # of the thresholds in hand, the span that is searched
@@ -40,10 +40,12 @@ class Family:
         self.tokens = self._by_group([part.counted.double() for part in parts])
 
     def threshold(self, name: str, factor: float) -> float:
-        """One of the moving thresholds times ``factor``; of a TV at most 1."""
+        """One of the moving thresholds times ``factor``, within its knob's range."""
+        if name in CLIPS:
+            return factor * self.base.clips[name]
         knobs = self.base.knobs
-        value = factor * float(self.base.clips[name] if name in CLIPS else getattr(knobs, name))
-        return min(value, 1.0) if name in ("delta", "delta_b") and knobs.divergence == "tv" else value
+        limits = limits_in_force(knobs).get(name, Limits(float))
+        return min(max(factor * getattr(knobs, name), limits.low), limits.high)
 
     def masked(self, factor: float) -> np.ndarray:
         """``masked_by`` the rule at that factor."""
@@ -76,8 +78,15 @@ def family_of(
     """The rule with the thresholds that decide anything on these tokens, less those to hold.
 
     ``move`` are knobs to multiply instead of ``delta`` and ``delta_b`` (``clip_ratio_low`` and ``_high`` of
-    ``vanilla``), for a rule of one's own. RecordError: no threshold decides anything, or none is left to move.
+    ``vanilla``), for a rule of one's own. RecordError: there is no response, one of these is no threshold, none decides
+    anything, or none is left to move.
     """
+    if not parts:
+        raise RecordError("no response was recorded: nothing to calibrate.")
+    values = {**candidate.clips, **asdict(candidate.knobs)}
+    numbers = [name for name, value in values.items() if type(value) in (int, float)]
+    if strange := [name for name in move if name not in numbers]:
+        raise RecordError(f"--move {strange[0]}: that is no threshold; there are {', '.join(numbers)}.")
 
     def decides(name: str) -> bool:
         alone = Family(parts, candidate, [name])

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cppo_verl import presets
 from cppo_verl.recording.record import Header, RecordError
 from cppo_verl.trust_region import extensions
-from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import KnobError, Limits, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.rules import BUILT_IN, RULES, VERL_LOSSES, knobs_of_rule
 
 CLIPS = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}  # of verl's losses, under actor
@@ -52,6 +54,9 @@ def build(name: str, rule: str, values: Mapping[str, Any]) -> Candidate:
             extensions.bring(rule, values.get("rule_module"))
         if rule not in RULES and rule not in VERL_LOSSES:
             raise RecordError(f"{rule!r} is no rule; there are {', '.join([*RULES, *VERL_LOSSES])}.")
+        for key in CLIPS:
+            if fault := Limits(float).fault(values[key]):
+                raise RecordError(f"{key}={values[key]!r} {fault}.")
         kind = knobs_of_rule(rule)
         knobs = kind(**{key: values[key] for key in knob_names(kind) if key in values})
         return Candidate(name, rule, knobs, {key: float(values[key]) for key in CLIPS})
@@ -89,9 +94,10 @@ def of_rule(rule: str, assignments: Sequence[str], header: Header) -> Candidate:
         if not separator:
             raise RecordError(f"--set {text}: write it as KEY=VALUE, such as delta=0.2.")
         try:
-            values[key.rpartition(".")[2]] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise RecordError(f"--set {text}: {' '.join(str(error).split())}.") from None
+        values[key.rpartition(".")[2]] = read["value"]
     run = _values_of(header)
     if "rule_module" in values:
         run["rule_module"] = extensions.resolve(str(values.pop("rule_module")), [Path.cwd()])

@@ -8,8 +8,7 @@ import os
 
 import pytest
 
-from cppo_verl.selftest.setting import Setting
-from cppo_verl.selftest.table import Table
+from cppo_verl.selftest.stage import Setting, Table
 
 SETTING = Setting(**json.loads(os.environ["CPPO_VERL_SELFTEST"]))
 TABLE = Table(SETTING.logs / "rows.jsonl")

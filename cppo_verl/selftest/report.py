@@ -15,7 +15,7 @@ from markupsafe import Markup
 from cppo_verl import __version__, atomic
 from cppo_verl.reporting import template
 from cppo_verl.selftest.session import STAGES
-from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, NOTED, Result, show
+from cppo_verl.selftest.stage import FAILS, HOLDS, NOT_RUN, NOTED, Result, show
 
 DATA, TEXT, PAGE = "selftest.json", "selftest.md", "selftest.html"
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_RUN: "–", NOTED: "·"}

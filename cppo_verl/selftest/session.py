@@ -1,24 +1,36 @@
-"""What there is to measure (stages.yaml), and how it is run: a stage after another, each in a process of its own."""
+"""What there is to measure (stages.yaml) on which machine, and how: a stage after another, each in its own process."""
 
 import dataclasses
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import psutil
 import yaml
 
 from cppo_verl import jsonlines
-from cppo_verl.launch import supervise
-from cppo_verl.selftest.setting import SelftestError, Setting
-from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, Result, Row, show
+from cppo_verl.integration import cpu
+from cppo_verl.launch import gitstate, supervise
+from cppo_verl.selftest.stage import FAILS, HOLDS, NOT_RUN, Result, Row, SelftestError, Setting, show
 
 PATIENCE = 60.0  # seconds that a stage's run gets to end by itself when the stage is given up
 # nothing of the user's own pytest: no settings, no plug-ins, no cache
 PYTEST = "-c /dev/null --noconftest -p no:cacheprovider -p no:warnings -p cppo_verl.selftest.plugin -s -q --pyargs"
 ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+# name and GB of each GPU, printed by a process of its own, for torch may open a CUDA context to say so
+SEEN_BY_TORCH = """
+import json, torch
+found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps([[each.name, each.total_memory / 1e9] for each in found]))
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +62,33 @@ class Stage:
 
 FILE = Path(__file__).parent / "assets/stages.yaml"
 STAGES = {name: Stage(name, **given) for name, given in yaml.safe_load(FILE.read_text(encoding="utf-8")).items()}
+
+
+def here(out: Path, steps: int = 4) -> tuple[Setting, dict[str, str]]:
+    """What was asked for on this machine, and label -> text about the machine for the page, without any variable,
+    user, host or path."""
+    gpus = [] if cpu.enabled() else seen_by_torch()
+    device = "cpu" if cpu.enabled() else "cuda" if gpus else ""
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(place))
+    state: dict[str, Any] = gitstate.state()
+    facts = {
+        "system": f"{platform.uname().system} {platform.release()}, {platform.machine()}",
+        "host": f"{os.cpu_count()} cores, {memory.total / 1e9:.0f} GB",
+        "GPUs": "; ".join(f"{name}, {size:.0f} GB" for name, size in gpus) or "none",
+        "Python": platform.python_version(),
+        **state["versions"],
+        "source": f"{state['commit'] or 'an installed copy'}, {len(state['dirty'])} files changed",
+    }
+    room = {"ranks": 2 if cpu.enabled() else len(gpus), "GB memory": memory.available / 1e9, "GB disk": disk.free / 1e9}
+    room |= {"GB a GPU": min(size for _, size in gpus)} if gpus else {}
+    return Setting(out, device, room, steps), facts
+
+
+def seen_by_torch() -> list[tuple[str, float]]:
+    """Name and GB of each GPU; none where torch is missing or fails."""
+    done = subprocess.run([sys.executable, "-c", SEEN_BY_TORCH], capture_output=True, text=True, timeout=300)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
 
 
 def chosen(stages: str | None) -> list[Stage]:

@@ -21,7 +21,7 @@ from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin
-from cppo_verl.selftest.setting import SelftestError, Setting
+from cppo_verl.selftest.stage import SelftestError, Setting
 
 KILL_AFTER = 2  # step whose checkpoint must be there before the driver is killed
 # first-update gap: predicted and at most. In bfloat16 two engines round differently; the alarm is at delta_b = 0.02.

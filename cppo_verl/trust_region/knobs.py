@@ -150,9 +150,7 @@ class TrustRegionKnobs:
 
 def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
     """One sentence for every knob of ``knobs`` that is out of range; none when all are well."""
-    for name, limits in limits_of(type(knobs)).items():
-        if name in ("delta", "delta_b") and knobs.divergence == "tv":
-            limits = dataclasses.replace(limits, high=LARGEST_TV)
+    for name, limits in limits_in_force(knobs).items():
         value = getattr(knobs, name)
         if fault := limits.fault(value):
             yield f"{KEY_PREFIX}.{name}={value!r} {fault}."
@@ -161,6 +159,13 @@ def knob_problems(knobs: TrustRegionKnobs) -> Iterable[str]:
 def limits_of(kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> dict[str, Limits]:
     """Name -> limits of every knob that was declared with ``knob``, in the order of declaration."""
     return {each.name: each.metadata["limits"] for each in fields(kind) if "limits" in each.metadata}
+
+
+def limits_in_force(knobs: TrustRegionKnobs) -> dict[str, Limits]:
+    """The limits of the knobs' class, with the thresholds ``delta`` and ``delta_b`` of a TV at most 1."""
+    limits = limits_of(type(knobs))
+    largest = LARGEST_TV if knobs.divergence == "tv" else math.inf
+    return limits | {name: dataclasses.replace(limits[name], high=largest) for name in ("delta", "delta_b")}
 
 
 def knob_names(kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> tuple[str, ...]:

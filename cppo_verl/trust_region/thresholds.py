@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import TypeVar
 
-from cppo_verl.trust_region.knobs import LARGEST_TV, TrustRegionKnobs
+from cppo_verl.trust_region.knobs import TrustRegionKnobs, limits_in_force
 
 RATE = 0.3  # of the relative error that one step corrects, in the logarithm
 STEP = 0.7  # most that one step moves the logarithm: a factor of 2
@@ -30,6 +30,6 @@ def scaled(knobs: Knobs, scale: float) -> Knobs:
     """``knobs`` with delta and delta_b multiplied by ``scale``, a TV at most 1; the same object for a scale of 1."""
     if scale == 1.0:
         return knobs
-    largest = LARGEST_TV if knobs.divergence == "tv" else math.inf
-    delta, delta_b = (min(scale * value, largest) for value in (knobs.delta, knobs.delta_b))
-    return dataclasses.replace(knobs, delta=delta, delta_b=delta_b)
+    limits = limits_in_force(knobs)
+    moved = {name: min(scale * getattr(knobs, name), limits[name].high) for name in ("delta", "delta_b")}
+    return dataclasses.replace(knobs, **moved)

@@ -2,7 +2,7 @@
 
 import shutil
 
-from cppo_verl.selftest.table import FAILS, HOLDS
+from cppo_verl.selftest.stage import FAILS, HOLDS
 from tests import ROOT
 from tests.e2e.runs import Work
 from tests.selftest import selftest

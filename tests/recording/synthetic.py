@@ -63,18 +63,18 @@ def record_of(
 ) -> StepRecord:
     """Responses with these fields, decided on by the rule at each of the log pi that were ``seen``, one an epoch."""
     looks: list[list[Look]] = [[] for _ in rows]
-    for epoch in range(len(seen[0]) if seen else 0):
-        blank = [Look(log_pis[epoch], log_pis[epoch], log_pis[epoch]) for log_pis in seen]
-        drafts = [Response(**row, prompt_ids=np.arange(9, dtype=np.int32), first=look)
-                  for row, look in zip(rows, blank, strict=True)]  # fmt: skip
+    undecided = [[Look(log_pi, log_pi, log_pi) for log_pi in log_pis] for log_pis in seen]
+    prompt_ids = np.arange(9, dtype=np.int32)
+    drafts = [Response(**row, prompt_ids=prompt_ids, first=own[0]) for row, own in zip(rows, undecided, strict=True)]
+    for epoch, blank in enumerate(zip(*undecided, strict=True)):
         tokens = pad(drafts, blank)
         decided = gate_and_cause(tokens, evaluate(rule, tokens, knobs)[0], knobs.ratio_cap)
         for row, look in enumerate(blank):
             gate, cause = (x[row, : len(look.log_pi)].numpy() for x in decided)
             looks[row].append(Look(look.log_pi, gate, cause, update=row % 4 if epoch == 0 else 1))
     responses = [
-        Response(**row, prompt_ids=np.arange(9, dtype=np.int32), first=first, last=last[0] if last else None)
-        for row, (first, *last) in zip(rows, looks, strict=True)
+        dataclasses.replace(draft, first=first, last=last[0] if last else None)
+        for draft, (first, *last) in zip(drafts, looks, strict=True)
     ]
     said = {"responses": 64, "updates": 4, "version": "0", **header}
     return StepRecord(Header(rule=rule, knobs=dataclasses.asdict(knobs), **said), tuple(responses))

@@ -46,6 +46,15 @@ def test_the_thresholds_mask_what_was_asked_for(preset, hold, moving):
         assert ratio == pytest.approx(0.15 / 0.02, rel=1e-3)
 
 
+def test_a_knob_of_ones_choice_moves_within_its_range():
+    """``budget_cap`` is 1 or more, whatever the factor."""
+    parts = recorded(10, length=100, groups=4)
+    members = family_of(parts, candidates.recorded(parts[0].header), move=["budget_cap"])
+    least, most = members.share(1e9), members.share(1e-9)
+    found = calibrate.for_share(members, (least + most) / 2)
+    assert list(found.thresholds) == ["budget_cap"] and found.share.value == pytest.approx((least + most) / 2, rel=0.02)
+
+
 def test_held_back_groups_get_the_share_within_the_interval():
     """95% of records should; of 4, fewer than 3 would by chance once in seventy times."""
     parts = [recorded(12, seed=seed, length=60, size=2, groups=3) for seed in range(4)]
@@ -66,13 +75,17 @@ def test_the_gap_by_hand():
 
 def test_what_cannot_be_calibrated_is_said():
     record = step_record(length=100)
-    parts = batches.batches([record])
+    parts, ran = batches.batches([record]), candidates.recorded(record.header)
     late = batches.batches([StepRecord(record.header, tuple(with_look(r, update=1) for r in record.responses))])
     for refused, sentence in (
         (lambda: calibrate.for_share(family(parts), 0.95), "no delta and delta_b of cppo masks 0.95 of these tokens: "),
         (lambda: family(parts, preset="cispo"), "masks none of these tokens at any threshold"),
         (lambda: family(parts, "w_min"), "--hold w_min: what decides here is delta, delta_b"),
         (lambda: family(parts, "delta", "delta_b"), "leaves no threshold"),
+        (lambda: family_of([], ran), "no response was recorded"),
+        (lambda: family_of(parts, ran, move=["detla"]), "--move detla: that is no threshold; there are clip_ratio_low"),
+        (lambda: family_of(parts, ran, move=["weights"]), "--move weights: that is no threshold"),
+        (lambda: family_of(parts, ran, move=["budget_target"]), "--move budget_target: that is no threshold"),
         (lambda: calibrate.above_gap(family(parts, preset="grpo"), 3), "compares ratios"),
         (lambda: calibrate.above_gap(family(parts), 1000), "outside"),
         (lambda: calibrate.above_gap(family(late), 3), "no recorded response was seen by the first update"),

@@ -8,7 +8,7 @@ import pytest
 
 from cppo_verl import presets
 from cppo_verl.cli.main import main
-from cppo_verl.recording import batches, candidates, files, replay
+from cppo_verl.recording import batches, candidates, files, numbers, replay
 from cppo_verl.recording.batches import select
 from cppo_verl.recording.numbers import gate_and_cause, pad
 from cppo_verl.recording.record import Look, RecordError, Response, StepRecord
@@ -114,7 +114,10 @@ def with_top_k(record: StepRecord, kind: str) -> StepRecord:
 
 
 def test_top_k_rules_where_their_divergence_is_recorded(tmp_path):
-    files.write(tmp_path, with_top_k(step_record(length=80), "tv"))
+    record = with_top_k(step_record(length=80), "tv")
+    files.write(tmp_path, record)
+    for found, response in zip(numbers.of(record.header, record.responses), record.responses, strict=True):
+        assert np.array_equal(found.divergence, np.where(response.mask, response.first.divergence, 0))
     result, notes = replay.replayed(select(tmp_path))
     tallies = {tally.candidate.name: tally for tally in result.tallies}
     assert tallies["cppo, as it ran"].differs == tallies["cppo_topk"].differs == 0 < tallies["cppo_topk"].removed
@@ -199,6 +202,8 @@ def test_a_rule_that_ran_and_is_gone_is_left_out(tmp_path):
     header = dataclasses.replace(record.header, rule="gone", knobs=knobs)
     files.write(tmp_path, StepRecord(header, record.responses))
     result, notes = replay.replayed(select(tmp_path), ["cppo"])
+    files.write(tmp_path, step_record(step=2))
+    assert select(tmp_path).notes == ["the rule or its knobs changed at step 2"]
     assert [tally.candidate.name for tally in result.tallies] == ["cppo"]
     assert "the rule that ran is left out" in notes[0] and "gone.py" in notes[0]
 
@@ -208,9 +213,12 @@ def test_what_was_typed_wrong_is_named(tmp_path, capsys):
     for arguments, sentence in (
         (["--preset", "cpo"], "'cpo' is no preset; there are"),
         (["--rule", "cpo"], "'cpo' is no rule; there are dppo, cppo"),
-        (["--rule", "dppo", "--set", "delta=2"], "policy_loss.delta=2 is outside (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=2e1"], "policy_loss.delta=20.0 is outside (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=2026-13-45"], "delta='2026-13-45' must be a number in (0, 1]"),
+        (["--rule", "dppo", "--set", "delta=[2"], "--set delta=[2: while parsing a flow sequence"),
         (["--rule", "dppo", "--set", "dleta=0.1"], "'dleta' is no knob of dppo"),
         (["--rule", "dppo", "--set", "delta"], "--set delta: write it as KEY=VALUE"),
+        (["--rule", "vanilla", "--set", "clip_ratio_low=x"], "clip_ratio_low='x' must be a number."),
         (["--steps", "8-9"], "--steps 8-9: no recorded step is among them; they are 1 to 3"),
     ):
         assert main(["replay", str(tmp_path), *arguments]) == 1

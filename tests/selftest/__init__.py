@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cppo_verl.selftest.setting import Setting
-from cppo_verl.selftest.table import FAILS, Row, Table
+from cppo_verl.selftest.stage import FAILS, Row, Setting, Table
 from tests import ROOT
 
 

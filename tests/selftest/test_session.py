@@ -12,9 +12,9 @@ import pytest
 from cppo_verl import jsonlines
 from cppo_verl.cli import main
 from cppo_verl.launch import supervise
-from cppo_verl.selftest import report, session, setting
+from cppo_verl.selftest import report, session
 from cppo_verl.selftest.session import STAGES, Stage
-from cppo_verl.selftest.table import FAILS, HOLDS, NOT_RUN, NOTED, Result, Row, show
+from cppo_verl.selftest.stage import FAILS, HOLDS, NOT_RUN, NOTED, Result, Row, show
 from tests import ROOT
 from tests.selftest import machine, table
 
@@ -77,7 +77,7 @@ def test_what_this_machine_lacks_is_said_and_counts_as_neither(tmp_path):
 
 
 def test_the_machine_as_it_is_and_with_made_up_gpus(monkeypatch, tmp_path):
-    here, facts = setting.here(tmp_path / "not" / "there" / "yet")
+    here, facts = session.here(tmp_path / "not" / "there" / "yet")
     assert here.device == "cpu" and min(here.room.values()) > 0.1 and here.room["ranks"] == 2
     assert {"system", "Python", "verl", "torch", "source"} <= set(facts)
     (tmp_path / "torch.py").write_text(
@@ -87,7 +87,7 @@ def test_the_machine_as_it_is_and_with_made_up_gpus(monkeypatch, tmp_path):
     )
     monkeypatch.delenv("VERL_PLATFORM")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    here, facts = setting.here(tmp_path)
+    here, facts = session.here(tmp_path)
     assert (here.device, here.room["ranks"], here.room["GB a GPU"]) == ("cuda", 2, 80)
     assert facts["GPUs"] == "Made-up 9000, 80 GB; Made-up 9000, 80 GB"
 

@@ -14,7 +14,7 @@ from cppo_verl.selftest import stage_losses, stage_rules, stage_stack
 from cppo_verl.selftest.inputs import responses
 from cppo_verl.selftest.measure import registered_losses
 from cppo_verl.selftest.session import STAGES
-from cppo_verl.selftest.setting import Setting
+from cppo_verl.selftest.stage import Setting
 from cppo_verl.trust_region import rules
 from tests.selftest import failed, machine, table
 

@@ -23,6 +23,13 @@ def law(tables: Tables) -> Tensor:
     return probability
 
 
+def per_token(tables: Tables) -> Tensor:
+    """The tables' entry at each token of every sequence, (batch, V**T, T)."""
+    vocabulary, horizon = tables[0].shape[-1], len(tables)
+    columns = [x.flatten(1).repeat_interleave(vocabulary ** (horizon - t - 1), 1) for t, x in enumerate(tables)]
+    return torch.stack(columns, dim=-1)
+
+
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
     return 0.5 * (p - q).abs().sum(-1)
 
@@ -50,10 +57,7 @@ class Pair:
     @cached_property
     def ratio(self) -> Tensor:
         """rho_t of every sequence, (batch, V**T, T)."""
-        columns = []
-        for t, (mu, pi) in enumerate(zip(self.mu, self.pi, strict=True)):
-            columns.append((pi / mu).flatten(1).repeat_interleave(self.vocabulary ** (self.horizon - t - 1), dim=1))
-        return torch.stack(columns, dim=-1)
+        return per_token(tuple(pi / mu for mu, pi in zip(self.mu, self.pi, strict=True)))
 
     @cached_property
     def divergence(self) -> Tables:

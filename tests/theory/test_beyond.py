@@ -12,7 +12,7 @@ from cppo_verl.trust_region.loss import coefficients
 from cppo_verl.trust_region.rules import evaluate
 from cppo_verl.trust_region.schedule import linear_weights
 from cppo_verl.trust_region.tokens import Tokens
-from tests.theory.enumerable import Pair, random_pair, random_reward
+from tests.theory.enumerable import Pair, per_token, random_pair, random_reward
 
 VOCABULARY, HORIZON, BATCH, UPDATES = 3, 4, 12, 40
 KNOBS = {"delta": 0.15, "delta_b": 0.02, "budget": "fixed", "estimator": "topk", "ratio_cap": 1e6}
@@ -23,9 +23,8 @@ KNOBS = {"delta": 0.15, "delta_b": 0.02, "budget": "fixed", "estimator": "topk",
 
 def tokens_of(pair: Pair, advantages: Tensor) -> Tokens:
     """Every sequence of every instance as a row, (batch * V**T, T)."""
-    ones = pair.along_paths(tuple(torch.ones(p.shape[:2], dtype=torch.float64) for p in pair.mu))
-    log_mu = [p.log().flatten(1).repeat_interleave(VOCABULARY ** (HORIZON - t - 1), 1) for t, p in enumerate(pair.mu)]
-    old = torch.stack(log_mu, -1)
+    old = per_token(tuple(table.log() for table in pair.mu))
+    ones = torch.ones_like(old)
     rows = (x.flatten(0, 1) for x in (old + pair.ratio.log(), old, advantages.unsqueeze(-1) * ones, ones))
     return Tokens.of(*rows)
 
@@ -42,11 +41,8 @@ def train(rule: str, rate: float = 2.0, **knobs) -> tuple[float, float]:
         tokens = tokens_of(pair, advantages)
         verdict, _ = evaluate(rule, tokens, chosen, pair.along_paths(pair.divergence).flatten(0, 1))
         coefficient = coefficients(tokens, verdict, chosen.ratio_cap).view(BATCH, -1, HORIZON)
-        columns = [
-            x.log_softmax(-1).flatten(1).repeat_interleave(VOCABULARY ** (HORIZON - t - 1), 1)
-            for t, x in enumerate(logits)
-        ]
-        loss = (start.law.unsqueeze(-1) * coefficient * torch.stack(columns, -1)).sum()
+        log_pi = per_token(tuple(x.log_softmax(-1) for x in logits))
+        loss = (start.law.unsqueeze(-1) * coefficient * log_pi).sum()
         for x, gradient in zip(logits, torch.autograd.grad(loss, logits), strict=True):
             x.data -= rate * gradient
     end = Pair(start.mu, tuple(x.detach().softmax(-1) for x in logits))

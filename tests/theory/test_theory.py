@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cppo_verl.trust_region.bound import (
-    certificate,
-    gap_bound,
-    gap_terms,
-    residual_constant,
-    surrogate_terms,
-)
+from cppo_verl.trust_region.bound import certificate, gap_bound, gap_terms, residual_constant, surrogate_terms
 from tests.theory import enumerable as model
 from tests.theory.checks import CHECKS, DELTA, DELTA_B, XI, largest_gap, linear_weights
 

@@ -7,16 +7,10 @@ import pytest
 from cppo_verl.trust_region import extensions, rules
 from cppo_verl.trust_region.knobs import KnobError
 from cppo_verl.trust_region.loss import policy_loss
+from tests import own_rule
 from tests.helpers import random_batch
 
-RULE = """
-from cppo_verl.trust_region.gate import Verdict
-from cppo_verl.trust_region.rules import rule
-
-@rule({name!r})
-def anything(tokens, divergence, knobs):
-    return Verdict(tokens.mask, over_token=~tokens.mask)
-"""
+RULE = own_rule.RULE.format(name="own")
 
 
 @pytest.fixture
@@ -30,22 +24,22 @@ def write(tmp_path: Path, registries):
 
 
 def test_a_file_brings_its_rule_once(write):
-    path = write("own", RULE.format(name="own"))
+    path = write("own", RULE)
     module = extensions.load(path)
     assert extensions.load(path) is module
     assert extensions.from_outside() == {"own": module.__name__}
     batch = random_batch(seed=1, rows=3, width=5)
-    loss, metrics = policy_loss("own", batch.log_prob, batch.old_log_prob, batch.advantages, batch.mask)
-    assert loss.isfinite() and metrics["actor/trust_region/masked_share"] == 0
+    loss, _ = policy_loss("own", *vars(batch).values(), module.OwnKnobs(grace=1))
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ("def rule(:", ["cannot be imported", "SyntaxError", "own.py, line 1"]),
-        (RULE.format(name="own") + "\nraise RuntimeError('half-way')", ["RuntimeError: half-way", "own.py:9"]),
-        (RULE.format(name="cppo"), ["a rule 'cppo' is there already", "cppo_verl.trust_region.rules", "another name"]),
-        (RULE.format(name="own").replace("rule('own')", "rule('own', knobs=int)"), ["int", "no dataclass"]),
+        (RULE + "raise RuntimeError('half-way')", ["RuntimeError: half-way", "own.py:19"]),
+        (own_rule.RULE.format(name="cppo"), ["a rule 'cppo' is there already", "trust_region.rules", "another name"]),
+        (RULE.replace("knobs=OwnKnobs", "knobs=int"), ["int", "no dataclass"]),
     ],
 )
 def test_a_file_that_fails_is_named_with_cause_and_leaves_nothing(write, source, words):
@@ -60,7 +54,7 @@ def test_a_file_that_fails_is_named_with_cause_and_leaves_nothing(write, source,
 
 
 def test_a_name_that_the_module_does_not_define(write):
-    path = write("own", RULE.format(name="own"))
+    path = write("own", RULE)
     extensions.load(path)
     said = extensions.unknown_rule("onw", path)
     assert "loss_mode='onw' is not one of" in said and "cppo" in said and "cispo" in said
@@ -70,25 +64,14 @@ def test_a_name_that_the_module_does_not_define(write):
     assert f"{empty} defines no rule" in extensions.unknown_rule("onw", empty)
 
 
-def install(folder: Path, name: str, module: str) -> None:
-    """What pip leaves of a package with an entry point in our group."""
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[cppo_verl.rules]\n{name} = {module}\n")
-
-
-def test_installed_packages(write, monkeypatch, tmp_path):
-    write("good_own_rule", RULE.format(name="own"))
-    write("bad_own_rule", RULE.format(name="dppo"))
-    install(tmp_path, "good", "good_own_rule")
-    install(tmp_path, "bad", "bad_own_rule")
+def test_installed_packages(registries, monkeypatch, tmp_path):
+    own_rule.write_package(tmp_path, "good_own_rule")
+    own_rule.write_package(tmp_path, "bad_own_rule", "dppo")
     monkeypatch.syspath_prepend(str(tmp_path))
     extensions.bring("cppo", None)
     assert "own" not in rules.RULES  # nothing is imported for a rule that is there
     extensions.bring("own", None)
-    assert "own" in rules.RULES and extensions.load("good_own_rule").__name__ == "good_own_rule"
+    assert extensions.from_outside() == {"own": "good_own_rule.rule"}
     failed = extensions.load_installed()
-    assert list(failed) == ["bad"]
-    assert "a rule 'dppo' is there already" in failed["bad"]
-    assert "The entry point bad could not be loaded: bad_own_rule: KnobError" in extensions.unknown_rule("odd", None)
+    assert list(failed) == ["dppo"] and "a rule 'dppo' is there already" in failed["dppo"]
+    assert "The entry point dppo could not be loaded: bad_own_rule.rule: Kn" in extensions.unknown_rule("odd", None)

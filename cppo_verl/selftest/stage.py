@@ -1,16 +1,61 @@
-"""The one table of a selftest: a row is something predicted, measured, limited and judged; a stage leaves many."""
+"""What a stage is given, its setting, and what it leaves: a table of what was predicted, measured and judged."""
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from cppo_verl.errors import UserError
 from cppo_verl.reporting.text import plain
 
 HOLDS, FAILS, NOT_RUN, NOTED = "holds", "fails", "not run here", "noted"
-
 Value = float | int | str | None
+
+
+class SelftestError(UserError):
+    """The selftest, or a stage of it, cannot go on; the message says why."""
+
+    status = 2
+
+
+@dataclass
+class Setting:
+    """A stage's input.
+
+    Attributes:
+        out: the selftest's folder. device: ``cuda``, ``cpu`` (verl's CPU platform was asked for), or empty without one.
+        room: what the machine has of the needs of assets/stages.yaml; on the CPU without ``GB a GPU``.
+        steps: of the runs of the tiny model.
+        stage, options: name and options of the stage at hand.
+    """
+
+    out: Path
+    device: str
+    room: Mapping[str, float]
+    steps: int = 4
+    stage: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.out)  # a text, as it comes to another process
+
+    @property
+    def on_cpu(self) -> bool:  # the CPU stands in for GPUs, with everything in miniature
+        return self.device != "cuda"
+
+    @property
+    def tiny(self) -> Path:  # folders ``model`` and ``data``
+        return self.out / "tiny"
+
+    @property
+    def logs(self) -> Path:  # of the stage, and its rows
+        return self.out / "stages" / self.stage
+
+    @property
+    def run(self) -> Path:  # run directory of the stage
+        return self.out / "runs" / self.stage
 
 
 @dataclass(frozen=True)
