@@ -1,4 +1,7 @@
-"""Panels as files and for pages: several as one PNG or PDF, one as an ``<svg>`` element; same input, same bytes."""
+"""Panels as files and for pages: several as one PNG or PDF, one as an ``<svg>`` element; same input, same bytes.
+
+But for PNG: matplotlib rounds a few pixels of slanted edges up or down by one level of 255, anew in each process.
+"""
 
 import re
 import warnings
