@@ -76,16 +76,15 @@ def compare(one: Sequence[Sequence[tuple[int, float]]], other: Sequence[Sequence
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.same_tokens", description=(__doc__ or "").split("\n")[0]
-    )
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.same_tokens", description=about)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--data", type=Path, required=True, help="a parquet file with verl's column prompt")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32, help="of each continuation (%(default)s)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     from transformers import AutoTokenizer
 
     prompts = prompts_of(options.data, AutoTokenizer.from_pretrained(options.model), options.prompts)

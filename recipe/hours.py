@@ -35,8 +35,7 @@ class Hours(NamedTuple):
     gpu_hours: float
 
 
-def estimate(shape: Shape, s: Settings, memory: Memory, a: Assumptions | None = None) -> Hours:
-    a = a or Assumptions()
+def estimate(shape: Shape, s: Settings, memory: Memory, a: Assumptions) -> Hours:
     mean = a.mean_response * s.response_tokens
     flops = s.responses * (mean + s.prompt_tokens / 2) * training_flops(shape, mean, s.checkpointing)
     generation, update = _generation(shape, s, memory, a, s.responses), flops / (s.gpus * a.flops * a.utilization)

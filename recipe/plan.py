@@ -17,9 +17,10 @@ from recipe.shapes import PAPER_NAMES, Shape, shape_of
 TRAINING_PROMPTS = 17_398  # DAPO-Math-17k without repeated prompts
 
 
-def report(name: str, method: str, overrides: Sequence[str], gpu_gb: float, shape: Shape) -> Iterator[str]:
+def report(
+    name: str, method: str, overrides: Sequence[str], s: settings.Settings, shape: Shape, gpu_gb: float
+) -> Iterator[str]:
     """The lines of a plan."""
-    s = settings.read(overrides)
     need, a = memory.estimate(shape, s, gpu_gb * GB), hours.Assumptions()
     h = hours.estimate(shape, s, need, a)
     yield f"{name} · METHOD={method}: {METHODS[method].what}"
@@ -76,13 +77,13 @@ def plan(how: str, name: str, method: str, *overrides: str) -> int:
     values = settings.parse(overrides)
     shape = shape_of(name, str(values.get("actor_rollout_ref.model.path", "")))
     found = list(sizes.problems(values, sizes.Heads(shape.heads, shape.kv_heads)))
-    s = None if found else settings.read(overrides)
+    s = None if found else settings.read(values)
     if s and s.prompts % s.minibatch:  # what a run would survive, but no longer as the paper's
         remainder = f"PROMPTS={s.prompts} is no multiple of MINIBATCH={s.minibatch}"
         found = [f"{remainder}: verl fills up with empty rows, which makes updates smaller."]
     if s and not found:  # what cannot run is not estimated
         few = of_memory(memory.estimate(shape, s, gpu_gb * GB), s, gpu_gb)
-        print("\n".join(few if how == "memory" else report(name, method, overrides, gpu_gb, shape)), flush=True)
+        print("\n".join(few if how == "memory" else report(name, method, overrides, s, shape, gpu_gb)), flush=True)
     if how == "full":
         checked, more = checks.check(overrides)
         print(f"\nchecked: {checked}")

@@ -1,7 +1,7 @@
 """What a plan reads from a run's Hydra overrides, with Python alone."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -73,17 +73,14 @@ def parse(overrides: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def read(overrides: Sequence[str]) -> Settings:
-    """The settings behind the overrides that run_scripts/train.sh makes.
+def read(given: Mapping[str, Any]) -> Settings:
+    """The settings in the parsed overrides that run_scripts/train.sh makes.
 
     Raises:
         ValueError: naming a key that is missing.
     """
-    given, found = parse(overrides), {}
-    for own in fields(Settings):
-        key = own.metadata["key"]
-        if key in given:
-            found[own.name] = given[key]
-        elif own.default is MISSING:
+    keys = {own.metadata["key"]: own for own in fields(Settings)}
+    for key, own in keys.items():
+        if key not in given and own.default is MISSING:
             raise ValueError(f"a plan needs {key}, which no override sets")
-    return Settings(**found)
+    return Settings(**{own.name: given[key] for key, own in keys.items() if key in given})

@@ -9,6 +9,7 @@ collapsed seeds are not in the mean; for others it is Student's t interval, and 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ DRAWN_POINTS = 80
 WARM_UP_SHARE = 0.1  # of T_stop
 WIDTH, BOLD_WIDTH = 1.4, 2.0  # of the line to look at
 FIRST_FIGURE = 8  # of the paper's training diagnostics, a figure a model
-OF_METRICS = ("warm-up", "training", "staleness")
 
 Runs = Mapping[str, Sequence[Entry]]  # by method
 Panels = tuple[list[Panel], dict[str, object]]  # with what their caption says of them
@@ -58,13 +58,13 @@ def pictures(entries: Sequence[Entry], model: str) -> list[Picture]:
     named = {method: [entry for entry in own if entry.label.method == method] for method in paper.METHODS}
     papers = {method: runs for method, runs in named.items() if runs} if t_stop(model) else {}
     runs = papers or grouped(own)
-    made: dict[str, Panels] = {"validation": _validation(runs, model), "positions": _positions(runs, model)}
-    if t_stop(model):
-        made["ablations"] = _ablations(own, model)
-    made |= {key: _of_metrics(runs, model, key) for key in OF_METRICS if t_stop(model) or key != "warm-up"}
+    made = {"validation": _validation(runs, model)}
+    made |= {key: _of_metrics(runs, model, key) for key in ("training", "staleness")}
+    made["positions"] = _positions(runs, model)
     if not t_stop(model):
-        made["positions"] = made.pop("positions")  # last
-    return [_picture(key, model, *found) for key, found in made.items() if found[0]]
+        return [_picture(key, model, *found) for key, found in made.items() if found[0]]
+    made |= {"ablations": _ablations(own, model), "warm-up": _of_metrics(runs, model, "warm-up")}
+    return [_picture(key, model, *made[key]) for key in data("figures.yaml")["figures"] if made[key][0]]
 
 
 def _picture(key: str, model: str, panels: Sequence[Panel], words: Mapping[str, object]) -> Picture:
@@ -79,13 +79,12 @@ def _picture(key: str, model: str, panels: Sequence[Panel], words: Mapping[str, 
 
 def _validation(runs: Runs, model: str) -> Panels:
     kind, stop = kind_of(entry for entries in runs.values() for entry in entries), t_stop(model)
-    panel = _score_panel("score", "Validation score" if kind == ACCURACY else capital(kind), runs, model, rings=True)
-    reward = kind == TRAINING_REWARD
-    what = "Unweighted mean over the validation sets at every validated step, not smoothed."
-    words: dict[str, object] = {"title": "Training reward" if reward else "Validation"}
-    words["what"] = "Means of a twentieth of the run." if reward else what
-    words["up_to"] = f" up to T_stop = {stop} (vertical line)" if stop else ""
-    return [panel] if panel else [], words
+    panels = _of_scores("score", "Validation score" if kind == ACCURACY else capital(kind), runs, model, rings=True)
+    title, what = "Validation", "Unweighted mean over the validation sets at every validated step, not smoothed."
+    if kind == TRAINING_REWARD:
+        title, what = "Training reward", "Means of a twentieth of the run."
+    up_to = f" up to T_stop = {stop} (vertical line)" if stop else ""
+    return panels, {"title": title, "what": what, "up_to": up_to}
 
 
 def _ablations(entries: Sequence[Entry], model: str) -> Panels:
@@ -99,12 +98,11 @@ def _ablations(entries: Sequence[Entry], model: str) -> Panels:
             known = [key for key in ("loss_mode", *KNOBS) if key in usual and key in entry.settings]
             changed = next((key for key in known if entry.settings[key] != usual[key]), "loss_mode")
             variants.setdefault(changed, []).append(entry)
-    made = []
+    panels: list[Panel] = []
     for key, runs in variants.items():
         title = f"Another {key}".replace("loss_mode", "rule")
-        panel = _score_panel(f"ablation-{key}", title, grouped([*cppo, *runs]), model)
-        made += [replace(panel, legend=True)] if panel is not None else []
-    return made, {}
+        panels += _of_scores(f"ablation-{key}", title, grouped([*cppo, *runs]), model)
+    return panels, {}
 
 
 def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
@@ -118,18 +116,13 @@ def _of_metrics(runs: Runs, model: str, key: str) -> Panels:
     end = max(1, round(WARM_UP_SHARE * (t_stop(model) or last)))
     width, upto = (1, end) if key == "warm-up" else (-(-max(1, last) // DRAWN_POINTS), last)
 
-    def values_of(metric: Metric) -> Callable[[Entry], pd.Series]:
-        def values(entry: Entry) -> pd.Series:
-            found = metric.of(entry.frame)
-            return block_means(found[(found.index > 0) & (found.index <= upto)], width)
-
-        return values
+    def trained(entry: Entry, metric: Metric) -> pd.Series:
+        return block_means(metric.of(entry.frame).loc[1:upto], width)
 
     panels: list[Panel] = []
     absent: list[str] = []
-    for name in spec["metrics"] + ([] if t_stop(model) else spec.get("own_models", [])):
-        metric = ALL[name]
-        lines = tuple(_lines(runs, model, values_of(metric)))
+    for metric in (ALL[name] for name in spec["metrics"] + ([] if t_stop(model) else spec.get("own_models", []))):
+        lines = tuple(_lines(runs, model, partial(trained, metric=metric)))
         if lines:
             plot = Plot(lines, unit=metric.unit, label="seconds" * (metric.unit == "s"), log=metric.log)
             panels.append(_panel(f"{key}-{len(panels)}", capital(metric.label), plot))
@@ -158,7 +151,8 @@ def _positions(runs: Runs, model: str) -> Panels:
     return [_panel("positions", "Divergence along the response", plot)] if plot.lines else [], {}
 
 
-def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = False) -> Panel | None:
+def _of_scores(key: str, title: str, members: Runs, model: str, rings: bool = False) -> list[Panel]:
+    """A panel of the runs' scores, none where no run has one."""
     lines, stop = [], t_stop(model)
     kind = kind_of(entry for entries in members.values() for entry in entries)
     for place, (name, entries) in enumerate(members.items()):
@@ -171,14 +165,14 @@ def _score_panel(key: str, title: str, members: Runs, model: str, rings: bool = 
         line = _line(name, place, [(entry.label.seed, entry.score.curve) for entry in counted or scored], model)
         lines.append(replace(line, seeds=seeds, best=best))
     label = "Avg@16, %" if stop else "%" * (kind == ACCURACY)
-    return _panel(key, title, Plot(tuple(lines), label=label, stop=stop)) if lines else None
+    return [_panel(key, title, Plot(tuple(lines), label=label, stop=stop))] if lines else []
 
 
 def _panel(key: str, title: str, plot: Plot) -> Panel:
     ends = [f"{x.name} {number(float(x.values.iloc[-1]), plot.unit)}" for x in plot.lines if len(x.values)]
     unit = f" ({plot.label})" if plot.label else ""
     words = f"{title}{unit} by {plot.x}, a line for each method. Last values: {'; '.join(ends)}."
-    return Panel(key, title, "", (plot,), words, legend=False)
+    return Panel(key, title, "", (plot,), words)
 
 
 def _lines(runs: Runs, model: str, values: Callable[[Entry], pd.Series]) -> list[Line]:

@@ -5,7 +5,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def html_page(
         lead=summaries(study, compared),
         notes=study.notes,
         models={f"model-{_slug(model)}": (model, compared.get(model), drawn[model]) for model in models},
-        drawing=lambda model, panel: pictures.svg(replace(panel, legend=False), f"{_slug(model)}-{panel.key}"),
+        drawing=lambda model, panel: pictures.svg(panel, f"{_slug(model)}-{panel.key}", legends=False),
         swatch=_swatch,
         places=[os.path.relpath(place, above) for place in places],
         entries=study.entries,

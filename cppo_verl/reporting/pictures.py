@@ -1,4 +1,7 @@
-"""Panels as files and for pages: several as one PNG or PDF, one as an ``<svg>`` element; same input, same bytes."""
+"""Panels as files and for pages: several as one PNG or PDF, one as an ``<svg>`` element; same input, same bytes.
+
+But for PNG: matplotlib rounds a few pixels of slanted edges up or down by one level of 255, anew in each process.
+"""
 
 import re
 import warnings
@@ -46,8 +49,8 @@ def compose(
     inches: tuple[float, float] = (6.0, 4.2), legend: bool = False, kinds: Sequence[str] = ("png", "pdf"),
 ) -> dict[str, bytes]:  # fmt: skip
     """All panels on one page, ``columns`` in a row of ``inches`` each, below the title a sentence (``subtitle``) or the
-    names of all lines (``legend``), and below them ``caption``; the file by its kind. A name with letters that no font
-    here has is a number, which the caption spells out."""
+    names of all lines (``legend``; else each plot has its own), and below them ``caption``; the file by its kind. A
+    name with letters that no font here has is a number, which the caption spells out."""
     named = stand_ins([line.name for panel in panels for line in panel.lines])
     panels = [_renamed(panel, named) for panel in panels]
     odd = {name.encode("ascii", "backslashreplace").decode(): x for name, x in named.items() if name != x}
@@ -75,7 +78,7 @@ def compose(
         for panel, room in zip(panels, rooms, strict=False):
             if room is not figure:  # the title of a page of one is its own
                 room.suptitle(panel.title, x=0.03, ha="left", fontsize=11, fontweight="bold")
-            draw(room, panel)
+            draw(room, panel, legends=not legend)
         facts = {"png": {"Software": None, "Description": title}, "pdf": {"CreationDate": None, "Title": title}}
         return {kind: _printed(figure, kind, facts[kind]) for kind in kinds}
 
@@ -86,11 +89,11 @@ def _printed(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def svg(panel: Panel, key: str) -> Markup:
+def svg(panel: Panel, key: str, legends: bool = True) -> Markup:
     """One panel as an ``<svg>`` element without references to anything outside it; ``key`` makes its ids unique."""
     with drawing_style(**{"svg.hashsalt": key}):
         figure = Figure(SVG_INCHES, layout="constrained", facecolor="none")
-        draw(figure, panel)
+        draw(figure, panel, legends)
         buffer = StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     whole = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", buffer.getvalue())

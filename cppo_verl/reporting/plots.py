@@ -71,11 +71,8 @@ class Plot:
 
 @dataclass(frozen=True)
 class Panel:
-    """Plots on one x axis under a title; ``words`` say it to those who do not see it, ``missing`` what is not there.
-
-    ``legend`` puts the names above each plot; without it, what is around the panel names the lines. ``span`` are the
-    first and last step that the x axis shows; None fits it to the lines.
-    """
+    """Plots on one x axis under a title; ``words`` say it to those who do not see it, ``missing`` what is not there,
+    ``span`` are the first and last step that the x axis shows (None fits it to the lines)."""
 
     key: str
     title: str
@@ -83,7 +80,6 @@ class Panel:
     plots: tuple[Plot, ...]
     words: str = ""
     missing: str = ""
-    legend: bool = True
     span: tuple[float, float] | None = None
 
     @property
@@ -91,8 +87,8 @@ class Panel:
         return [line for plot in self.plots for line in plot.lines]
 
 
-def draw(room: Figure | SubFigure, panel: Panel) -> None:
-    """The panel on an empty figure."""
+def draw(room: Figure | SubFigure, panel: Panel, legends: bool) -> None:
+    """The panel on an empty figure; ``legends`` puts the names of the lines above each plot."""
     stacked = bool(panel.plots[0].areas) and len({plot.unit for plot in panel.plots}) == 1
     every = room.subplots(len(panel.plots), 1, sharex=True, sharey=stacked, squeeze=False)[:, 0]
     for axes, plot in zip(every, panel.plots, strict=True):
@@ -103,7 +99,7 @@ def draw(room: Figure | SubFigure, panel: Panel) -> None:
             _draw_line(axes, line, plot)
         _stack(axes, plot)
         _y_axis(axes, plot)
-        if panel.legend:
+        if legends:
             _legend(axes)
     if not all(plot.nothing for plot in panel.plots):
         _x_axis(every[-1], panel)

@@ -17,7 +17,9 @@ Settings = Mapping[str, object]
 OWN = "own/"  # before the name of a knob of a rule from outside
 KEYS, KNOB_LABELS, ASYNC_LABELS = (data("settings.yaml")[part] for part in ("keys", "knobs", "of_the_trainer"))
 _LOSS = KEYS["loss_mode"].rpartition(".")[0]
-CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate"}
+_QUANTILE = {"budget_quantile", "budget_scale", "budget_cap"}
+CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate", "horizon", *_QUANTILE}
+_OTHERS_TOO = {"dppo": {"gate"}, "trm_max_avg": {"delta_b"}}
 
 
 class SettingsError(ValueError):
@@ -82,10 +84,11 @@ def headline_name(settings: Settings) -> str:
 
 def odd_knobs(settings: Settings) -> list[str]:
     """Values of the knobs of CPPO and DPPO that make them another method than the paper's."""
-    mode = settings.get("loss_mode")
-    usual = {"weights": "linear", "gate": "hard"} if mode == "cppo" else {}
-    usual |= {"divergence": "tv"} if mode in ("cppo", "dppo") else {}
+    mode, traced = settings.get("loss_mode"), settings.get("trace", 1)
+    usual = {"weights": "linear"} if mode == "cppo" else {}
+    usual |= {"gate": "hard", "divergence": "tv"} if mode in ("cppo", "dppo") else {}
     odd = [str(settings[knob]) for knob, value in usual.items() if settings.get(knob, value) != value]
+    odd += [f"trace {traced}"] * (mode in ("cppo", "dppo") and traced != 1)
     return odd + ["no budget"] * (mode == "cppo" and settings.get("budget") == "none")
 
 
@@ -98,7 +101,9 @@ def unused_knobs(settings: Settings) -> set[str]:
     rule from outside reads is not known; none is left out."""
     if "rule_module" in settings or own_knobs(settings):
         return set()
-    if settings.get("loss_mode") != "cppo":
-        return CPPO_ONLY
-    disabled = {"delta_b": settings.get("budget") == "none", "w_min": settings.get("weights") == "constant"}
+    mode, budget = str(settings.get("loss_mode")), settings.get("budget")
+    if mode != "cppo":
+        return CPPO_ONLY - _OTHERS_TOO.get(mode, set())
+    disabled = {"delta_b": budget == "none", "w_min": settings.get("weights") == "constant"}
+    disabled |= dict.fromkeys(_QUANTILE, budget in ("none", "fixed"))
     return {name for name, off in disabled.items() if off}

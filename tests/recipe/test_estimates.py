@@ -105,7 +105,7 @@ def test_memory_by_hand():
 
 @pytest.mark.parametrize(("model", "nodes"), [*((model, "1") for model in MODELS), ("qwen3_30b_a3b_base", "2")])
 def test_the_recipes_fit_80_gb(model, nodes):
-    read = settings.read(overrides_of(model, NNODES=nodes))
+    read = settings.read(settings.parse(overrides_of(model, NNODES=nodes)))
     need = memory.estimate(SHAPES[model], read)
     assert need.peak < 80 * GB
     # every replica holds some sequences of full length, and a micro-batch at least one
@@ -115,7 +115,7 @@ def test_the_recipes_fit_80_gb(model, nodes):
 
 def test_a_plan_reads_its_overrides(bare_python):
     with pytest.raises(ValueError, match="data.train_batch_size, which no override sets"):
-        settings.read([])
+        settings.read({})
     given = ["a.b=1", "+c=[x,y]", "a.b='2'", "d=-3e-1", "e=True"]
     assert settings.parse(given) == {"a.b": "2", "c": "[x,y]", "d": -0.3, "e": True}
     done = script("qwen3_30b_a3b_base", "plan", OFFLOAD="none", GPU_MEMORY_GB="40", PYTHON=bare_python)

@@ -4,6 +4,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cppo_verl.estimates import t975
@@ -12,6 +13,7 @@ from cppo_verl.reporting import pictures as files
 from cppo_verl.reporting.comparison import NO_PAIR, Comparison, compare
 from cppo_verl.reporting.curves import pictures
 from cppo_verl.reporting.labels import Label
+from cppo_verl.reporting.plots import Line, Panel, Plot
 from cppo_verl.reporting.study import read_study
 from tests.reporting.pages import Page, read_csv, reported, status
 from tests.reporting.runs import REWARD, write_log, write_own
@@ -87,9 +89,10 @@ def test_runs_of_one_seed_count_as_one(tmp_path):
 def test_runs_of_one_name_with_other_settings_are_told_apart(tmp_path):
     for folder, delta, grace in (("a", 0.1, 2), ("b", 0.2, 4)):
         write_own(tmp_path / folder, "cppo", 0, {10: 0.5}, delta=delta, delta_b=0.02, w_min=0.8)
+        write_own(tmp_path / folder, "dppo", 0, {10: 0.5}, trace=grace, budget_cap=grace)  # of which it has no budget
         write_own(tmp_path / folder, "mine", 1, {10: 0.5}, loss_mode="mine", grace=grace)
-    expected = ["CPPO, delta 0.1", "CPPO, delta 0.2", "mine, grace 2", "mine, grace 4"]
-    assert list(compared(tmp_path).by_method) == expected
+    expected = ["DPPO, trace 2", "DPPO, trace 4", "CPPO, delta 0.1", "CPPO, delta 0.2"]
+    assert list(compared(tmp_path).by_method) == [*expected, "mine, grace 2", "mine, grace 4"]
     label = Label(MODEL, "CPPO", "0")
     entries = read_study([tmp_path], {str(tmp_path / f"{x}/cppo-seed0"): label for x in "ab"}).entries
     assert len(compare(entries, MODEL).by_method["CPPO"]) == 2  # what the user calls one is one
@@ -148,11 +151,10 @@ def test_500_random_names_of_folders_are_runs_of_one_report(tmp_path):
     assert Page(tmp_path / "page.html").text.count("unknown") >= len(names)  # their seeds
 
 
-def test_a_name_that_no_font_draws_is_a_number_in_files(own, tmp_path, monkeypatch):
+def test_a_name_that_no_font_draws_is_a_number_in_files(monkeypatch):
     method = "\U0001f9ea-\U00013000"  # no font that matplotlib falls back on has hieroglyphs
-    drawn: set[str] = set()
-    monkeypatch.setattr(files, "draw", lambda _, panel: drawn.update(line.name for line in panel.lines))
-    out = reported(own, "--label", f"{own / 'cppo-seed1'}=tiny_qwen3/{method}/1", "--out", tmp_path / "out")
-    assert method in Page(out / "report.html").text
-    assert "[1] -" in drawn
+    drawn: list[str] = []
+    monkeypatch.setattr(files, "draw", lambda _, panel, **__: drawn.extend(line.name for line in panel.lines))
+    files.compose([Panel("key", "title", "", (Plot((Line(method, pd.Series([1.0]), "red"),)),))], "title")
+    assert drawn == ["[1] -"]
     assert files.stand_ins(["CPPO", method, "\udc80"]) == {"CPPO": "CPPO", method: "[1] -", "\udc80": "[2]"}

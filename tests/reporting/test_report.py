@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cppo_verl import presets
 from cppo_verl.reporting import metrics
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.reporting.panels import other_time, panels_of, thirds
@@ -101,8 +102,13 @@ def test_settings_are_those_that_the_config_sets_and_the_rule_uses(tmp_path):
     knobs = {"delta": 0.15, "delta_b": 0.02, "w_min": 0.8, "budget": "none", "weights": "linear", "gate": "soft"}
     cppo = dict(settings_table({"loss_mode": "cppo", **knobs}))
     assert "Prefix budget delta_b" not in cppo and cppo["Last weight w_min"] == "0.8"
-    assert settings_table({"loss_mode": "dppo", **knobs}) == [("Rule", "dppo"), ("Token threshold delta", "0.15")]
+    assert settings_table({"loss_mode": "trm_max", **knobs}) == [("Rule", "trm_max"), ("Token threshold delta", "0.15")]
+    assert ("Gate", "soft") in settings_table({"loss_mode": "dppo", **knobs})
+    assert ("Prefix budget delta_b", "0.02") in settings_table({"loss_mode": "trm_max_avg", **knobs})
     assert headline_name({"loss_mode": "cppo", **knobs}) == "CPPO (soft, no budget)"
+    for preset, name in (("cppo", "CPPO"), ("nfpo", "DPPO (trace 4)"), ("dppo_restore", "DPPO (restore)")):
+        actor = presets.section(preset, (), "actor_rollout_ref.actor")
+        assert headline_name(settings_of({"actor_rollout_ref": {"actor": actor}})) == name
     loss = {"loss_mode": "cutoff", "rule_module": "/a/cutoff.py", "grace": 2, "delta": 0.1, "w_min": 0.8, "dro_beta": 1}
     own = dict(settings_table(settings_of({"actor_rollout_ref": {"actor": {"policy_loss": loss}}})))
     assert (own["Rule"], own["grace"], own["Last weight w_min"]) == ("cutoff", "2", "0.8") and "dro_beta" not in own
@@ -157,7 +163,7 @@ def test_the_same_panel_gives_the_same_bytes_and_matplotlib_is_left_as_it_was(mo
     run = run_of({step: {metrics.MASKED: 0.01 * step} for step in range(1, 4)})
     panel = panels_of(run, number_rows(run))[1]
     assert svg(panel, "key") == svg(panel, "key")
-    assert compose([panel], "title") == compose([panel], "title")  # PNG and PDF
+    assert compose([panel], "title", kinds=("pdf",)) == compose([panel], "title", kinds=("pdf",))
     assert dict(matplotlib.rcParams) == before
 
 
