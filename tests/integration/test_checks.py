@@ -21,11 +21,11 @@ TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
 GROUP_OF_8 = ROLLOUT + "n=8"
 
 
-def refused(preset: str, *overrides: str) -> str:
-    """What is said against a run of ``preset`` with ``overrides``; empty where nothing is."""
+def refused(preset: str, *overrides: str, here: bool = False) -> str:
+    """What is said against a run of ``preset`` with ``overrides``, anywhere or here; empty where nothing is."""
     try:
         given = [f"+trust_region={preset}", *overrides]
-        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]), overrides=given)
+        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]), here, given)
     except checks.RunConfigError as error:
         return str(error)
     return ""
