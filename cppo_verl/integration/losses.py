@@ -150,7 +150,7 @@ def _judged(
         return None, dataclasses.replace(summary, maxima=maxima)
 
 
-def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None, data_format=None):
+def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None):
     """verl's ``ppo_loss``, with the trust region's metrics typed so that they add up over micro-batches and ranks.
 
     verl averages what a policy loss returns over micro-batches of unequal size, and averages maxima too. Here the
