@@ -62,36 +62,22 @@ def test_a_file_reaches_each_process_that_makes_or_unpickles_the_config(tmp_path
     assert reported["actor/trust_region/masked_share"] > 0
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
+@pytest.mark.parametrize(  # what is written in the rule's file and preset, what stands there instead, what is set
+    ("name", "written", "otherwise", "override", "said"),
     [
-        ("+" + KNOB + "graze=1", "graze=1 is no knob; there are"),
-        (KNOB + "loss_mode=cppo", "has no effect under loss_mode=cppo; set loss_mode to its rule"),
+        ("own", "", "", "graze=1", "graze=1 is no knob; there are"),
+        ("own", "", "", "loss_mode=cppo", "has no effect under loss_mode=cppo; set loss_mode to its rule"),
+        ("own", "grace", "ppo_kl_coef", "ppo_kl_coef=3", "key of verl's: give the knob of OwnKnobs another name"),
+        ("own", "# @package _global_", "# mine", "delta=0.1", "to begin with the line '# @package _global_'"),
+        ("gspo", "", "", "trace=1", "core_algos has a loss of that name; give yours another"),
     ],
 )
-def test_what_would_be_wrong_is_refused(tmp_path, registries, override, said):
-    assert said in refused("own", searched(tmp_path), f"{KNOB}rule_module={own_rule.write(tmp_path)}", override)
-
-
-def test_a_knob_with_a_name_of_verls_is_refused(tmp_path, registries):
-    file = own_rule.write(tmp_path)
-    file.write_text(file.read_text().replace("grace", "ppo_kl_coef"))
-    said = "ppo_kl_coef is a key of verl's: give the knob of OwnKnobs another name"
-    assert said in refused("own", searched(tmp_path), f"{KNOB}rule_module={file}")
-
-
-def test_a_preset_that_lies_where_nobody_reads_it_is_refused(tmp_path, registries):
-    own_rule.write(tmp_path)
-    file = tmp_path / "trust_region/own.yaml"
-    file.write_text(file.read_text().replace("# @package _global_", "# mine"))
-    assert "has to begin with the line '# @package _global_'" in refused("own", searched(tmp_path))
-
-
-def test_a_name_of_verls_is_refused(tmp_path, registries):
-    file = own_rule.write(tmp_path, "gspo")
+def test_what_would_be_wrong_is_refused(tmp_path, registries, name, written, otherwise, override, said):
     verls = POLICY_LOSS_REGISTRY["gspo"]
-    said = refused("gspo", searched(tmp_path), f"{KNOB}rule_module={file}")
-    assert "core_algos has a loss of that name; give yours another" in said
+    file = own_rule.write(tmp_path, name)
+    for path in (file, tmp_path / f"trust_region/{name}.yaml"):
+        path.write_text(path.read_text().replace(written, otherwise))
+    assert said in refused(name, searched(tmp_path), f"++{KNOB}rule_module={file}", f"++{KNOB}{override}")
     assert POLICY_LOSS_REGISTRY["gspo"] is verls
 
 
