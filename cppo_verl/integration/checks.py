@@ -52,7 +52,7 @@ def share(value: Any) -> bool:
     return at_least(0)(value) and 0 < value <= 1
 
 
-SWITCH = one_of(True, False, None), "it is a switch; set it to True or False"
+SWITCH = (lambda value: value is None or isinstance(value, bool)), "it is a switch; set it to True or False"
 OPTION: dict[str, tuple[Callable[[Any], bool], str]] = {  # which values will do, and why another will not
     "mode": (one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
     "skip_zero_variance": SWITCH,

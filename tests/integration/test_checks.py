@@ -73,11 +73,13 @@ REFUSALS = [
     ("cppo", OPTION + "mode=async", [OPTION + "mode='async'", "sync, colocate_async, separate_async"]),
     ("cppo", OPTION + "record=-1", [OPTION + "record=-1", "at least 0"]),
     ("cppo", OPTION + "skip_zero_variance=no", [OPTION + "skip_zero_variance='no'", "True or False"]),
+    ("cppo", OPTION + "skip_zero_variance=0", [OPTION + "skip_zero_variance=0", "True or False"]),
     ("cppo", "+" + OPTION + "skip_zero_varience=false", ["skip_zero_varience=False", "no option"]),
     # of two that cannot both be meant, both are named
     ("cppo", KNOB + "loss_mode=gspo", ["loss_mode=gspo", "+trust_region=cppo", "leave one"]),
     ("cppo", "trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "trust_region", OPTION + "mode"]),
     ("cppo", OPTION + "reproducible=yes", [OPTION + "reproducible='yes'", "True or False"]),
+    ("cppo", OPTION + "reproducible=1", [OPTION + "reproducible=1", "True or False"]),
     ("cppo", OPTION + "reproducible=true," + OPTION + "mode=colocate_async", ["reproducible=True", "mode=sync"]),
     ("cppo", OPTION + "reproducible=true," + ROLLOUT + "name=sglang", ["reproducible=True", "rollout.name=sglang"]),
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "reproducible=True", "agent loop"]),
