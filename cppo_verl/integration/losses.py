@@ -31,6 +31,7 @@ COUNT_PREFIX = PREFIX + "count/"
 SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_b are multiplied with
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
+Given = tuple[Tensor, Tensor, Tensor]  # log pi, log mu and advantages as verl hands them to a rule, (batch, length)
 Judge = Callable[..., tuple[Tensor, metrics.MetricSums]]  # of a mask and more, by name: losses, and the metrics' sums
 
 
@@ -124,15 +125,12 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
 
 
 def _judged(
-    judge: Judge, knobs: TrustRegionKnobs, given: tuple[Tensor, ...], mask: Tensor, **seen: Any
+    judge: Judge, knobs: TrustRegionKnobs, given: Given, mask: Tensor, **seen: Any
 ) -> tuple[Tensor | None, metrics.MetricSums]:
     """``judge(mask=mask, **seen)``; where that raises for what is not finite and the knobs say that the step is
     skipped, no losses and the sums of the responses that are finite.
 
     The caller then returns a NaN loss: a NaN gradient of one rank is NaN on all, and verl leaves the optimizer alone.
-
-    Args:
-        given: log pi, log mu and advantages, (batch, length) as ``mask``.
 
     Raises:
         FloatingPointError: when the knobs say that it ends the run.
@@ -205,8 +203,8 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
     return loss, reported
 
 
-def _given(model_output: Mapping[str, Tensor], data: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-    """log pi, log mu and advantages as verl hands them to a rule, and the mask; (batch, length) each."""
+def _given(model_output: Mapping[str, Tensor], data: TensorDict) -> tuple[Given, Tensor]:
+    """A micro-batch as verl hands it to a rule, and the mask, (batch, length)."""
     from verl.workers.utils.padding import no_padding_2_padding
 
     padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
@@ -215,7 +213,7 @@ def _given(model_output: Mapping[str, Tensor], data: TensorDict) -> tuple[tuple[
 
 
 def _observed(
-    config, loss: Tensor, given: tuple[Tensor, ...], mask: Tensor, handed: Tensor | None, watch: Watch
+    config, loss: Tensor, given: Given, mask: Tensor, handed: Tensor | None, watch: Watch
 ) -> tuple[Tensor, metrics.MetricSums]:
     """A loss of verl's own, with the same metrics and refusals, so that curves compare across rules."""
     knobs, cap = knobs_of(config), config.clip_ratio_c
