@@ -29,8 +29,6 @@ SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.9.2")
 MODES = ("sync", "colocate_async", "separate_async")
 OPTIONS, ROLLOUT, ACTOR = "trainer.v1.trust_region", "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 MODE = f"{OPTIONS}.mode"
-SWITCHES = ("mode", "skip_zero_variance", "reproducible", "topk_cutoff", "poll_interval")
-COUNTS = {"record": 0, "record_limit_mb": 1, "record_seed": 0}  # options that are whole numbers, and their least
 GROUPED = "algorithm.adv_estimator=group_relative"
 BACKEND = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
 TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
@@ -54,6 +52,17 @@ def share(value: Any) -> bool:
     return at_least(0)(value) and 0 < value <= 1
 
 
+SWITCH = (lambda value: value is None or isinstance(value, bool)), "it is a switch; set it to True or False"
+OPTION: dict[str, tuple[Callable[[Any], bool], str]] = {  # which values will do, and why another will not
+    "mode": (one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
+    "skip_zero_variance": SWITCH,
+    "reproducible": SWITCH,
+    "topk_cutoff": (lambda value: at_least(0)(value) and value < 1, "it must be a probability in [0, 1); 0 keeps all"),
+    "poll_interval": (at_least(0), "it must be a number of seconds"),
+    "record": (at_least(0, int), "it must be a whole number of at least 0"),
+    "record_limit_mb": (at_least(1, int), "it must be a whole number of at least 1"),
+    "record_seed": (at_least(0, int), "it must be a whole number of at least 0"),
+}
 NOT_MU = "log-probs are then not those of the policy that sampled (validation has its own val_kwargs); set it to"
 RECOMPUTED = (
     "the rule measures from the policy that sampled; set it to True. To measure from log-probs that the trainer "
@@ -89,8 +98,6 @@ NEEDS: list[Need] = [  # beside which setting, of which key, what value will do,
     ("", f"{ROLLOUT}.gpu_memory_utilization", share, "it is vLLM's share of a GPU; set it to a number in (0, 1]"),
     ("", "trainer.max_actor_ckpt_to_keep", none_of(1), LAST_CHECKPOINT),
     ("", "trainer.remove_previous_ckpt_in_save", none_of(True), LAST_CHECKPOINT),
-    ("", MODE, one_of(*MODES, None), f"it is not one of {', '.join(MODES)}"),
-    ("", f"{OPTIONS}.reproducible", one_of(True, False, None), "it is a switch; set it to True or False"),
     (SEPARATE, "actor_rollout_ref.hybrid_engine", bool, "verl 0.9.1 ends in a TypeError; set it to True"),
     (REPRODUCIBLE, MODE, one_of("sync", None), f"which responses a step gets depends on time; set {MODE}=sync"),
     (REPRODUCIBLE, f"{KEY_PREFIX}.estimator", none_of("topk"), "each brings its own agent loop; choose one of them"),
@@ -237,14 +244,11 @@ def _further_needs(config: DictConfig) -> Iterator[Need]:
 
 def _options(config: DictConfig) -> Iterator[str]:
     """Of what stands under ``trainer.v1.trust_region``."""
-    options = OmegaConf.select(config, OPTIONS) or {}
-    for name, value in options.items():
-        if name not in (*SWITCHES, *COUNTS):
-            yield f"{OPTIONS}.{name}={value} is no option; there are {', '.join((*SWITCHES, *COUNTS))}."
-        elif name == "topk_cutoff" and not (at_least(0)(value) and value < 1):
-            yield f"{OPTIONS}.{name}={value!r} must be a probability in [0, 1); 0 keeps all entries."
-        elif name in COUNTS and not at_least(COUNTS[name], int)(value):
-            yield f"{OPTIONS}.{name}={value!r} must be a whole number of at least {COUNTS[name]}."
+    for name, value in (OmegaConf.select(config, OPTIONS) or {}).items():
+        if name not in OPTION:
+            yield f"{OPTIONS}.{name}={value} is no option; there are {', '.join(OPTION)}."
+        elif not OPTION[name][0](value):
+            yield f"{OPTIONS}.{name}={value!r}: {OPTION[name][1]}."
 
 
 def _secrets(config: DictConfig) -> Iterator[str]:

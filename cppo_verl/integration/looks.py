@@ -37,13 +37,12 @@ class Watch:
     @classmethod
     def of(cls, data: TensorDict) -> "Watch | None":
         """For the marked rows of a micro-batch; None where there are none."""
-        marks = data[FIELD].flatten() if FIELD in data.keys() else torch.tensor([])  # noqa: SIM118 - a TensorDict
-        rows = (marks >= 0).nonzero().flatten()
-        if not len(rows):
+        if FIELD not in data.keys():  # noqa: SIM118 - a TensorDict
             return None
-        responses = data["responses"]
-        ends = responses.offsets().diff() if responses.is_nested else torch.full(marks.shape, responses.shape[1])
-        return cls(rows.to(responses.device), marks[rows].tolist(), ends[rows.to(ends.device)].tolist())
+        lengths = data["responses"].offsets().diff()
+        marks = data[FIELD].flatten().to(lengths.device)
+        rows = (marks >= 0).nonzero().flatten()
+        return cls(rows, marks[rows].tolist(), lengths[rows].tolist()) if len(rows) else None
 
     def see_verdict(self, tokens: Tokens, verdict: Verdict, ratio_cap: float, **columns: Tensor) -> None:
         """Keep what the rule decided, and ``columns`` of ``seen``, each (batch, length)."""

@@ -4,13 +4,13 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from cppo_verl.integration import looks
@@ -18,7 +18,7 @@ from cppo_verl.integration.config import knobs_of
 from cppo_verl.trust_region import extensions, metrics, staleness
 from cppo_verl.trust_region.gate import Verdict
 from cppo_verl.trust_region.knobs import KEY_PREFIX, KnobError, TrustRegionKnobs
-from cppo_verl.trust_region.loss import token_losses
+from cppo_verl.trust_region.loss import Watch, token_losses
 from cppo_verl.trust_region.rules import BUILT_IN, LISTENERS, RULES, observe_clipping
 from cppo_verl.trust_region.thresholds import scaled
 from cppo_verl.trust_region.tokens import Tokens
@@ -31,9 +31,8 @@ COUNT_PREFIX = PREFIX + "count/"
 SCALE = "threshold_scale"  # in a batch's non-tensor data: what delta and delta_b are multiplied with
 BEHIND = "versions_behind"  # in the batch: (batch,) int64, of the oldest weights that a response was sampled with
 
-
-# Gets log pi, log mu and advantages as they came, the cap on the weight, the tokens, D_t and the verdict.
-Show = Callable[[tuple[Tensor, ...], float, Tokens, Tensor, Verdict], None]
+Given = tuple[Tensor, Tensor, Tensor]  # log pi, log mu and advantages as verl hands them to a rule, (batch, length)
+Judge = Callable[..., tuple[Tensor, metrics.MetricSums]]  # of a mask and more, by name: losses, and the metrics' sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +41,18 @@ class Call:
 
     divergence: Tensor | None = None  # (batch, length) D_t of the top-K estimator; None for the binary one
     scale: float = 1.0  # of delta and delta_b
-    show: Show | None = None
+    watch: Watch | None = None
     summaries: list[metrics.MetricSums] | None = None  # None under another trainer, which gets micro-batch means
+
+    def report(self, summary: metrics.MetricSums) -> dict[str, float]:
+        """Keep it for our trainer's loss; under another trainer, what the registry's function returns."""
+        if self.summaries is None:
+            return summary.means()
+        self.summaries.append(summary)
+        return {}
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
-
-
-@contextmanager
-def calling(call: Call) -> Iterator[None]:
-    """Let the losses that are called inside see ``call``."""
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
 
 
 def register(core_algos) -> None:
@@ -111,54 +107,48 @@ def policy_loss(name: str, agg_loss: Callable[..., Tensor]) -> Callable[..., tup
         call = _call.get()
         knobs = scaled(knobs_of(config), call.scale)
         given = log_prob, old_log_prob, advantages
-        show = None if call.show is None else partial(call.show, given, knobs.ratio_cap)
-        losses = partial(token_losses, name, *given, knobs=knobs, divergence=call.divergence)
-        try:
-            matrix, summary = losses(mask=response_mask, watch=show, importance=rollout_is_weights)
-        except FloatingPointError as error:
-            tokens = Tokens.of(*given, response_mask)
-            summary = _of_the_finite(error, knobs, tokens, lambda mask: losses(mask=mask)[1])
-            return log_prob.sum() * torch.nan, _report(summary)
-        if summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
-            return matrix.sum(), _report(summary)
-        loss = agg_loss(
-            loss_mat=matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
-        )
-        return loss, _report(summary)
+        judge = partial(token_losses, name, *given, knobs=knobs, divergence=call.divergence)
+        seen = {"watch": call.watch, "importance": rollout_is_weights}
+        matrix, summary = _judged(judge, knobs, given, response_mask, **seen)
+        if matrix is None:
+            loss = log_prob.sum() * torch.nan
+        elif summary.counts["tokens"] == 0:  # nothing to learn from, and verl's mean would divide by 0
+            loss = matrix.sum()
+        else:
+            batch = {"loss_mask": response_mask, "loss_agg_mode": loss_agg_mode, **config.global_batch_info}
+            loss = agg_loss(loss_mat=matrix, **batch)
+        return loss, call.report(summary)
 
     compute.__name__ = compute.__qualname__ = f"policy_loss_{name}"
     compute.__doc__ = RULES[name].__doc__
     return compute
 
 
-def _of_the_finite(
-    error: FloatingPointError, knobs: TrustRegionKnobs, tokens: Tokens, judge: Callable[[Tensor], metrics.MetricSums]
-) -> metrics.MetricSums:
-    """What ``judge`` says of the responses that are finite, given a mask, when the knobs say that the step is skipped.
+def _judged(
+    judge: Judge, knobs: TrustRegionKnobs, given: Given, mask: Tensor, **seen: Any
+) -> tuple[Tensor | None, metrics.MetricSums]:
+    """``judge(mask=mask, **seen)``; where that raises for what is not finite and the knobs say that the step is
+    skipped, no losses and the sums of the responses that are finite.
 
     The caller then returns a NaN loss: a NaN gradient of one rank is NaN on all, and verl leaves the optimizer alone.
 
     Raises:
-        FloatingPointError: ``error``, when they say that it ends the run.
+        FloatingPointError: when the knobs say that it ends the run.
     """
-    if knobs.on_nonfinite == "raise":
-        raise error
-    logger.error("%s", error)
-    bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
-    summary = judge(tokens.mask & ~bad.any(-1, keepdim=True))
-    return dataclasses.replace(summary, maxima={**summary.maxima, "nonfinite_tokens_max": float(bad.sum())})
+    try:
+        return judge(mask=mask, **seen)
+    except FloatingPointError as error:
+        if knobs.on_nonfinite == "raise":
+            raise
+        logger.error("%s", error)
+        tokens = Tokens.of(*given, mask)
+        bad = torch.stack(list(metrics.nonfinite(tokens).values())).any(0)
+        _, summary = judge(mask=tokens.mask & ~bad.any(-1, keepdim=True))
+        maxima = {**summary.maxima, "nonfinite_tokens_max": float(bad.sum())}
+        return None, dataclasses.replace(summary, maxima=maxima)
 
 
-def _report(summary: metrics.MetricSums) -> dict[str, float]:
-    """To our trainer's loss; under another trainer, what the registry's function returns."""
-    summaries = _call.get().summaries
-    if summaries is None:
-        return summary.means()
-    summaries.append(summary)
-    return {}
-
-
-def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None, data_format=None):
+def trust_region_loss(config, model_output=None, data=None, dp_group=None, student_logits=None):
     """verl's ``ppo_loss``, with the trust region's metrics typed so that they add up over micro-batches and ranks.
 
     verl averages what a policy loss returns over micro-batches of unequal size, and averages maxima too. Here the
@@ -175,63 +165,71 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
 
     if student_logits is not None:
         return logits.gather_logits(student_logits, data, config.policy_loss.topk)
-    require_registered(config.policy_loss.loss_mode)
-    knobs, watch, handed, mass = knobs_of(config), looks.Watch.of(data), None, None
+    rule = config.policy_loss.loss_mode
+    require_registered(rule)
+    knobs, recorded, handed, mass = knobs_of(config), looks.Watch.of(data), None, None
+    cap = knobs.ratio_cap if rule in RULES else config.clip_ratio_c
     if knobs.estimator == "topk":
         handed, mass = logits.divergence_of(model_output, data, knobs.divergence, knobs.topk)
     summaries: list[metrics.MetricSums] = []
 
-    def show(given: tuple[Tensor, ...], cap: float, tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
+    def watch(tokens: Tokens, divergence: Tensor, verdict: Verdict) -> None:
         if BEHIND in data.keys():  # noqa: SIM118 - a TensorDict
             log_mu = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
             summaries.append(staleness.summarise(tokens, divergence, verdict, data[BEHIND], log_mu))
         if mass is not None:
             summaries.append(metrics.MetricSums({"topk_mass": (mass * tokens.counted).sum().item()}, {}, {}))
-        if watch is not None:
-            columns = dict(zip(("log_pi", "log_mu", "advantages"), given, strict=True))
+        if recorded is not None:
+            columns = dict(zip(("log_pi", "log_mu", "advantages"), _given(model_output, data)[0], strict=True))
             columns |= {} if handed is None else {"divergence": divergence}  # else log-probs determine it
-            watch.see_verdict(tokens, verdict, cap, **columns)
+            recorded.see_verdict(tokens, verdict, cap, **columns)
 
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
-    with calling(Call(handed, scale, show, summaries)):
+    token = _call.set(Call(handed, scale, watch, summaries))
+    try:
         loss, reported = ppo_loss(config, model_output, data, dp_group)
-        if not summaries:
-            loss = _observe(config, model_output, data, loss)
+    finally:
+        _call.reset(token)
+    if rule not in RULES:
+        loss, summary = _observed(config, loss, *_given(model_output, data), handed, watch)
+        summaries.append(summary)
     whole = metrics.combine(summaries)
     sums: dict[str, Any] = {SUM_PREFIX + name: value for name, value in whole.sums.items()}
     sums |= {COUNT_PREFIX + name: value for name, value in whole.counts.items()}
     maxima: dict[str, Any] = {PREFIX + name: value for name, value in whole.maxima.items()}
     reported |= Metric.from_dict(sums, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
-    if watch is not None:
-        reported[looks.METRIC] = [watch.seen]
+    if recorded is not None:
+        reported[looks.METRIC] = [recorded.seen]
     return loss, reported
 
 
-def _observe(config, model_output, data, loss: Tensor) -> Tensor:
-    """The same metrics and refusals for a loss of verl's own, so that curves compare across rules; the loss."""
+def _given(model_output: Mapping[str, Tensor], data: TensorDict) -> tuple[Given, Tensor]:
+    """A micro-batch as verl hands it to a rule, and the mask, (batch, length)."""
     from verl.workers.utils.padding import no_padding_2_padding
 
     padded = data.select("response_mask", "old_log_probs", "advantages").to_padded_tensor()
-    given = no_padding_2_padding(model_output["log_probs"], data), padded["old_log_probs"], padded["advantages"]
-    call, knobs, cap = _call.get(), knobs_of(config), config.clip_ratio_c
+    log_pi = no_padding_2_padding(model_output["log_probs"], data)
+    return (log_pi, padded["old_log_probs"], padded["advantages"]), padded["response_mask"]
+
+
+def _observed(
+    config, loss: Tensor, given: Given, mask: Tensor, handed: Tensor | None, watch: Watch
+) -> tuple[Tensor, metrics.MetricSums]:
+    """A loss of verl's own, with the same metrics and refusals, so that curves compare across rules."""
+    knobs, cap = knobs_of(config), config.clip_ratio_c
     clips = config.clip_ratio_low, config.clip_ratio_high, cap, (config.tau_pos, config.tau_neg)
 
     @torch.no_grad()
-    def judge(mask: Tensor, show: Show | None = None) -> metrics.MetricSums:
+    def judge(mask: Tensor, watch: Watch | None = None) -> tuple[Tensor, metrics.MetricSums]:
         tokens = Tokens.of(*given, mask)
-        handed = call.divergence
         divergence = tokens.divergence(knobs.divergence) if handed is None else handed.masked_fill(~tokens.mask, 0.0)
         verdict = observe_clipping(tokens, knobs.loss_mode, *clips)
-        if show is not None:
-            show(given, cap, tokens, divergence, verdict)
-        return metrics.summarise(tokens, divergence, verdict, cap)
+        if watch is not None:
+            watch(tokens, divergence, verdict)
+        return loss, metrics.summarise(tokens, divergence, verdict, cap)
 
-    try:
-        _report(judge(padded["response_mask"], call.show))
-    except FloatingPointError as error:
-        _report(_of_the_finite(error, knobs, Tokens.of(*given, padded["response_mask"]), judge))
-        return loss * torch.nan
-    return loss
+    kept, summary = _judged(judge, knobs, given, mask, watch=watch)
+    return loss * torch.nan if kept is None else kept, summary
 
 
 def fold(*updates: Mapping[str, list]) -> dict[str, Any]:

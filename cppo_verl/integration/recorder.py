@@ -48,10 +48,9 @@ class Call:
 
 
 class Draw(NamedTuple):
-    """The recorded responses of a step: keys and tags in TransferQueue, and which update sees each first, if known."""
+    """The recorded responses of a step: as a batch in TransferQueue, and which update sees each first, if known."""
 
-    keys: list[str]
-    tags: list[dict]
+    batch: KVBatchMeta
     updates: list[int | None]
     header: Header
 
@@ -93,18 +92,19 @@ class Recorder:
             marked = batch.select_keys(batch.keys)
             if marked.fields is not None:
                 marked.fields = [*marked.fields, looks.FIELD]
-            return marked, Draw([batch.keys[row] for row in rows], [batch.tags[row] for row in rows], updates, header)
+            return marked, Draw(batch.select_keys([batch.keys[row] for row in rows]), updates, header)
         return batch, None
 
-    def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]], partition: str) -> None:
+    def write(self, drawn: Draw, seen: Sequence[Mapping[int, Mapping[str, Any]]]) -> None:
         """Write the record of what the workers saw of ``drawn``, by micro-batch in the order of the updates."""
         with self._harmless():
             fields = ["prompts", "responses", "rm_scores"]
             fields += ["rollout_log_probs"] if drawn.header.knobs.get("anchor") == "proximal" else []
-            data = tq.kv_batch_get(keys=drawn.keys, partition_id=partition, select_fields=fields)
+            keys, tags = drawn.batch.keys, drawn.batch.tags
+            data = tq.kv_batch_get(keys=keys, partition_id=drawn.batch.partition_id, select_fields=fields)
             columns = {name: data[name].unbind() for name in fields}
             responses = []
-            for number, (key, tag, update) in enumerate(zip(drawn.keys, drawn.tags, drawn.updates, strict=True)):
+            for number, (key, tag, update) in enumerate(zip(keys, tags, drawn.updates, strict=True)):
                 found = [part[number] for part in seen if number in part]
                 row = {name: column[number] for name, column in columns.items()}
                 responses.append(self._response(drawn.header, key, tag, update, found, row))

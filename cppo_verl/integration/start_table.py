@@ -32,8 +32,8 @@ ONLY_WITH = {  # a knob, and the value of another without which it is not looked
     "max_response_length": ("horizon", "max"),
     **dict.fromkeys(("budget_quantile", "budget_scale", "budget_cap"), ("budget", "quantile")),
 }
-CLIPPING = ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "tau_pos", "tau_neg")
-VERLS_DEFAULTS = dict(zip(CLIPPING, (0.2, 0.2, 0.2, 3.0, 1.0, 1.05), strict=True))
+CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}  # verl's defaults
+CLIPPING |= {"tau_pos": 1.0, "tau_neg": 1.05}
 READ_BY_VERLS = {  # clip_ratio is looked at where its two parts are null
     "vanilla": ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c"),
     **dict.fromkeys(("cispo", "gspo"), ("clip_ratio_low", "clip_ratio_high")),
@@ -60,12 +60,11 @@ def lines(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         config: composed of ``overrides``.
     """
     (name, preset), read = chosen(overrides), partial(OmegaConf.select, config)
-    mode, clipping = str(read(RULE)), {f"{ACTOR}.{each}": usual for each, usual in VERLS_DEFAULTS.items()}
+    mode, clipping = str(read(RULE)), {f"{ACTOR}.{each}": usual for each, usual in CLIPPING.items()}
     looked_at, why_all = _looked_at(mode, read(KEY_PREFIX) or {}), list(skip.obstacles(config))
-    decisive = [f"{ACTOR}.{each}" for each in CLIPPING] if mode in VERL_LOSSES else []
-    decisive += [f"{KEY_PREFIX}.{each}" for each in knob_names(knobs_of_rule(mode))]
-    idle = {key for key in (*clipping, *decisive) if key.rpartition(".")[2] not in looked_at}
-    values = {key.rpartition(".")[2]: read(key) for key in decisive if key not in idle}
+    of_rules = [*clipping, *(f"{KEY_PREFIX}.{each}" for each in knob_names(knobs_of_rule(mode)))]
+    idle = {key for key in of_rules if key.rpartition(".")[2] not in looked_at}
+    values = {key.rpartition(".")[2]: read(key) for key in of_rules if key not in idle}
     rows = [
         ("rule", mode + (f", of the preset {name}" if name else "")),
         ("numbers", " ".join(f"{knob}={value}" for knob, value in values.items() if value is not None)),

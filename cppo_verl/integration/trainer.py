@@ -165,7 +165,7 @@ class TrustRegion(LoaderOrder, SealedCheckpoints, PPOTrainer):
         seen = reported.pop(looks.METRIC, [])
         if self.recorder is not None and drawn is not None:
             with marked_timer("record", self.timing_raw):
-                self.recorder.write(drawn, seen, kept.partition_id)
+                self.recorder.write(drawn, seen)
         self.reported.append({k: v for k, v in reported.items() if k.startswith(losses.PREFIX)})
         tensordict_utils.assign_non_tensor_data(output, "metrics", losses.fold(reported))
         return output

@@ -1,5 +1,6 @@
 """The attention that a run would use, found by importing it: installed, broken, or standing in."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from types import ModuleType
 import pytest
 
 from cppo_verl import presets
-from cppo_verl.integration import attention, checks
+from cppo_verl.integration import attention
 from cppo_verl.launch import sizes
 from tests import ROOT
+from tests.integration.test_checks import refused
 
 SDPA = f"++{sizes.ATTENTION}=sdpa"
 GAE = "algorithm.adv_estimator=gae"
@@ -34,13 +36,7 @@ def on_a_gpu(monkeypatch) -> None:
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
 
 
-def refusal(*overrides: str, here: bool = True) -> str:
-    """What the start check says; empty when it lets the run start."""
-    try:
-        checks.require(presets.compose("cppo", ["actor_rollout_ref.rollout.n=8", *overrides]), here=here)
-    except checks.RunConfigError as error:
-        return str(error)
-    return ""
+refusal = functools.partial(refused, "cppo", here=True)
 
 
 def test_verls_own_default_needs_flash_attention(monkeypatch, tmp_path):

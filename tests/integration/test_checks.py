@@ -21,11 +21,11 @@ TASK_REWARDS = "distillation.distillation_loss.use_task_rewards"
 GROUP_OF_8 = ROLLOUT + "n=8"
 
 
-def refused(preset: str, *overrides: str) -> str:
-    """What is said against a run of ``preset`` with ``overrides``; empty where nothing is."""
+def refused(preset: str, *overrides: str, here: bool = False) -> str:
+    """What is said against a run of ``preset`` with ``overrides``, anywhere or here; empty where nothing is."""
     try:
         given = [f"+trust_region={preset}", *overrides]
-        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]), overrides=given)
+        checks.require(presets.compose(preset, [GROUP_OF_8, *overrides]), here, given)
     except checks.RunConfigError as error:
         return str(error)
     return ""
@@ -70,13 +70,16 @@ REFUSALS = [
     ("cppo", ACTOR + "loss_scale_factor=null", ["loss_scale_factor", "data.max_response_length"]),
     ("cppo", ROLLOUT + "n=1", ["rollout.n=1", "2 or more"]),
     ("cppo", "trainer.use_v1=false", ["trainer.use_v1=False"]),
-    ("cppo", OPTION + "mode=async", [OPTION + "mode=async", "sync, colocate_async, separate_async"]),
+    ("cppo", OPTION + "mode=async", [OPTION + "mode='async'", "sync, colocate_async, separate_async"]),
     ("cppo", OPTION + "record=-1", [OPTION + "record=-1", "at least 0"]),
+    ("cppo", OPTION + "skip_zero_variance=no", [OPTION + "skip_zero_variance='no'", "True or False"]),
+    ("cppo", OPTION + "skip_zero_variance=0", [OPTION + "skip_zero_variance=0", "True or False"]),
     ("cppo", "+" + OPTION + "skip_zero_varience=false", ["skip_zero_varience=False", "no option"]),
     # of two that cannot both be meant, both are named
     ("cppo", KNOB + "loss_mode=gspo", ["loss_mode=gspo", "+trust_region=cppo", "leave one"]),
     ("cppo", "trainer.v1.trainer_mode=sync", ["trainer_mode=sync", "trust_region", OPTION + "mode"]),
-    ("cppo", OPTION + "reproducible=yes", [OPTION + "reproducible=yes", "True or False"]),
+    ("cppo", OPTION + "reproducible=yes", [OPTION + "reproducible='yes'", "True or False"]),
+    ("cppo", OPTION + "reproducible=1", [OPTION + "reproducible=1", "True or False"]),
     ("cppo", OPTION + "reproducible=true," + OPTION + "mode=colocate_async", ["reproducible=True", "mode=sync"]),
     ("cppo", OPTION + "reproducible=true," + ROLLOUT + "name=sglang", ["reproducible=True", "rollout.name=sglang"]),
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "reproducible=True", "agent loop"]),

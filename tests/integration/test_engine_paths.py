@@ -190,22 +190,6 @@ def build(folder: Path, way: Way):
     return built
 
 
-class Watch:
-    """The actor's loss, keeping what it sees of each row."""
-
-    def __init__(self):
-        self.log_prob: dict[int, Tensor] = {}
-        self.divergence: dict[int, Tensor] = {}
-
-    def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
-        if student_logits is None:
-            divergence = divergence_of(model_output, data, "tv", K)[0]
-            for place, row in enumerate(data["row"].tolist()):
-                self.divergence[row] = divergence[place, : LENGTHS[row][1]]
-                self.log_prob[row] = model_output["log_probs"].unbind()[place].detach()
-        return losses.trust_region_loss(actor_config(), model_output, data, dp_group, student_logits)
-
-
 def largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return max((a - b).abs().max().item() for a, b in pairs)
 
@@ -245,19 +229,27 @@ def errors_of(folder: Path, way: Way, reference: Reference) -> dict[str, float]:
     first = engine.get_data_parallel_rank() * share
     rows = list(range(first, first + share))
     proximal = recomputed(engine, reference.batch(rows, way), reference.micro.of_rows(rows))
-    watch = Watch()
+    seen: dict[int, tuple[Tensor, Tensor]] = {}  # by row, its log-probs and D_t
+
+    def loss(model_output=None, data=None, dp_group=None, student_logits=None):
+        if student_logits is None:
+            found = zip(model_output["log_probs"].unbind(), divergence_of(model_output, data, "tv", K)[0], strict=True)
+            for row, (log_prob, divergence) in zip(data["row"].tolist(), found, strict=True):
+                seen[row] = log_prob[:-1].detach(), divergence[: LENGTHS[row][1]]
+        return losses.trust_region_loss(actor_config(), model_output, data, dp_group, student_logits)
+
     with engine.train_mode():
         engine.optimizer_zero_grad()
-        engine.forward_backward_batch(reference.batch(rows, way), watch)
+        engine.forward_backward_batch(reference.batch(rows, way), loss)
         gradients = gradients_of(engine)
         engine.optimizer_step()
-    assert sorted(watch.divergence) == rows
+    assert sorted(seen) == rows
     plain = reference.gradients
     pairs = [(gradient, plain[name]) for name, gradient in gradients.items() if name in plain]
     scale = max(gradient.abs().max().item() for gradient in plain.values())
     return {
-        "log_prob": largest((watch.log_prob[row][:-1], reference.log_prob[row][:-1]) for row in rows),
-        "divergence": largest((d, reference.divergence[row, : len(d)]) for row, d in watch.divergence.items()),
+        "log_prob": largest((log_prob, reference.log_prob[row][:-1]) for row, (log_prob, _) in seen.items()),
+        "divergence": largest((d, reference.divergence[row, : len(d)]) for row, (_, d) in seen.items()),
         "proximal": proximal,
         "gradient": largest(pairs) / scale if pairs else math.nan,  # LoRA's are others
     }

@@ -18,13 +18,16 @@ from cppo_verl.integration.losses import require_registered
 from cppo_verl.trust_region.knobs import VERL_KEYS, names_from_outside
 from tests import own_rule
 from tests.helpers import random_batch, run_loss
+from tests.integration.test_checks import GROUP_OF_8, KNOB, refused
 
-KNOB = "actor_rollout_ref.actor.policy_loss."
+
+def searched(folder) -> str:
+    """Has Hydra look for presets there."""
+    return f"hydra.searchpath=[{folder}]"
 
 
-def composed(*overrides: str, preset: str = "own"):
-    always = ["actor_rollout_ref.rollout.n=8", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
-    return presets.compose(preset, [*always, *overrides])
+def composed(*overrides: str):
+    return presets.compose("own", [GROUP_OF_8, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", *overrides])
 
 
 def actor_of(config):
@@ -38,7 +41,7 @@ def is_there() -> bool:
 
 def test_a_file_reaches_each_process_that_makes_or_unpickles_the_config(tmp_path, registries):
     file = own_rule.write(tmp_path)
-    own = f"hydra.searchpath=[{tmp_path}]", f"{KNOB}rule_module={file}"
+    own = searched(tmp_path), f"{KNOB}rule_module={file}"
     config = composed(*own, f"{KNOB}grace=0")
     assert not is_there()
     checks.require(config)  # the driver
@@ -59,42 +62,22 @@ def test_a_file_reaches_each_process_that_makes_or_unpickles_the_config(tmp_path
     assert reported["actor/trust_region/masked_share"] > 0
 
 
-def refused(tmp_path, *overrides: str, preset: str = "own") -> str:
-    with pytest.raises(checks.RunConfigError) as refusal:
-        checks.require(composed(f"hydra.searchpath=[{tmp_path}]", *overrides, preset=preset))
-    return str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
+@pytest.mark.parametrize(  # what is written in the rule's file and preset, what stands there instead, what is set
+    ("name", "written", "otherwise", "override", "said"),
     [
-        ("+" + KNOB + "graze=1", "graze=1 is no knob; there are"),
-        (KNOB + "loss_mode=cppo", "has no effect under loss_mode=cppo; set loss_mode to its rule"),
+        ("own", "", "", "graze=1", "graze=1 is no knob; there are"),
+        ("own", "", "", "loss_mode=cppo", "has no effect under loss_mode=cppo; set loss_mode to its rule"),
+        ("own", "grace", "ppo_kl_coef", "ppo_kl_coef=3", "key of verl's: give the knob of OwnKnobs another name"),
+        ("own", "# @package _global_", "# mine", "delta=0.1", "to begin with the line '# @package _global_'"),
+        ("gspo", "", "", "trace=1", "core_algos has a loss of that name; give yours another"),
     ],
 )
-def test_what_would_be_wrong_is_refused(tmp_path, registries, override, said):
-    assert said in refused(tmp_path, f"{KNOB}rule_module={own_rule.write(tmp_path)}", override)
-
-
-def test_a_knob_with_a_name_of_verls_is_refused(tmp_path, registries):
-    file = own_rule.write(tmp_path)
-    file.write_text(file.read_text().replace("grace", "ppo_kl_coef"))
-    said = "ppo_kl_coef is a key of verl's: give the knob of OwnKnobs another name"
-    assert said in refused(tmp_path, f"{KNOB}rule_module={file}")
-
-
-def test_a_preset_that_lies_where_nobody_reads_it_is_refused(tmp_path, registries):
-    own_rule.write(tmp_path)
-    file = tmp_path / "trust_region/own.yaml"
-    file.write_text(file.read_text().replace("# @package _global_", "# mine"))
-    assert "has to begin with the line '# @package _global_'" in refused(tmp_path)
-
-
-def test_a_name_of_verls_is_refused(tmp_path, registries):
-    file = own_rule.write(tmp_path, "gspo")
+def test_what_would_be_wrong_is_refused(tmp_path, registries, name, written, otherwise, override, said):
     verls = POLICY_LOSS_REGISTRY["gspo"]
-    said = refused(tmp_path, f"{KNOB}rule_module={file}", preset="gspo")
-    assert "core_algos has a loss of that name; give yours another" in said
+    file = own_rule.write(tmp_path, name)
+    for path in (file, tmp_path / f"trust_region/{name}.yaml"):
+        path.write_text(path.read_text().replace(written, otherwise))
+    assert said in refused(name, searched(tmp_path), f"++{KNOB}rule_module={file}", f"++{KNOB}{override}")
     assert POLICY_LOSS_REGISTRY["gspo"] is verls
 
 

@@ -105,7 +105,7 @@ def test_what_the_loss_saw_is_what_is_recorded(tmp_path, monkeypatch, preset, ep
     one = Recorder(config, TOKENIZER)
     marked, drawn = mark(one, 6, epochs, idle={key for key in KEYS if "prompt-2" in key})
     assert drawn is not None and marked.fields == ["prompts", looks.FIELD]
-    one.write(drawn, through_the_workers(config, batch, queue, epochs)[0], "train")
+    one.write(drawn, through_the_workers(config, batch, queue, epochs)[0])
     (record,) = files.read_run(tmp_path)
 
     uids = [response.uid for response in record.responses]
@@ -137,11 +137,11 @@ def test_which_responses_steps_and_calls_are_drawn(tmp_path, queue):
     one.every = 4
     assert [step for step in range(9, 17) if mark(one, step)[1] is not None] == [12, 16]  # at that distance only
     one.every = 1
-    keys = mark(one)[1].keys
+    keys = mark(one)[1].batch.keys
     assert len(keys) == 8 and len({key[:8] for key in keys}) == 2
     backwards = batch_meta()
     backwards.reorder(list(range(ROWS))[::-1])  # what finished first does not matter
-    assert one.mark(backwards, Call(1, PLACES, set(), 1))[1].keys == keys
+    assert one.mark(backwards, Call(1, PLACES, set(), 1))[1].batch.keys == keys
     calls = [mark(one, index=i, calls=4)[1] for i in range(4)]
     (found,) = [i for i, call in enumerate(calls) if call is not None]  # of several calls one
     assert min(calls[found].updates) >= found * UPDATES
@@ -168,7 +168,7 @@ def test_a_disk_or_queue_that_fails_costs_records_and_one_alarm(tmp_path, queue,
     seen, _ = through_the_workers(config, batch, queue)
     (tmp_path / "records").write_text("no folder")
     for _ in range(2):
-        one.write(drawn, seen, "train")
+        one.write(drawn, seen)
     with monkeypatch.context() as patch:
         patch.setattr(recorder, "tq", SimpleNamespace())
         marked, found = mark(one)
@@ -176,5 +176,5 @@ def test_a_disk_or_queue_that_fails_costs_records_and_one_alarm(tmp_path, queue,
     alarms = [record.message for record in caplog.records if "the training goes on" in record.message]
     assert len(alarms) == 1 and "exists" in alarms[0]
     (tmp_path / "records").unlink()
-    one.write(drawn, seen, "train")  # there is room again
+    one.write(drawn, seen)  # there is room again
     assert len(files.steps(tmp_path)) == 1 and not one.complained

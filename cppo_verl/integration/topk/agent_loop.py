@@ -67,7 +67,7 @@ def lay_out(parts: Sequence[Part], output: AgentLoopOutput) -> tuple[Tensor, Ten
     """
     response = np.asarray(output.response_ids, dtype=np.int64)
     sampled = np.asarray(output.response_logprobs, dtype=np.float32)
-    columns = max((part.ids.shape[1] for part in parts), default=1)
+    columns = parts[0].ids.shape[1] if parts else 1  # a session asks for one K
     ids = np.zeros((len(response), columns), dtype=np.int32)
     log_probs = np.full((len(response), columns), -np.inf, dtype=np.float32)
     for part in parts:
@@ -78,8 +78,8 @@ def lay_out(parts: Sequence[Part], output: AgentLoopOutput) -> tuple[Tensor, Ten
         here = slice(start, start + length)
         same = (response[here] == part.token_ids[:length]) & (sampled[here] == part.log_probs[:length, 0])
         length = length if same.all() else int(same.argmin())
-        ids[start : start + length, : part.ids.shape[1]] = part.ids[:length]
-        log_probs[start : start + length, : part.ids.shape[1]] = part.log_probs[:length]
+        here = slice(start, start + length)
+        ids[here], log_probs[here] = part.ids[:length], part.log_probs[:length]
     return torch.from_numpy(ids), torch.from_numpy(log_probs)
 
 

@@ -118,11 +118,7 @@ def divergence_of(model_output: dict[str, Tensor], data: TensorDict, kind: str, 
     """
     log_pi = no_padding_2_padding(log_probs_of(model_output, k), data)
     log_prob = no_padding_2_padding(model_output["log_probs"].detach(), data).float()
-    old_log_prob = data["old_log_probs"]
-    if old_log_prob.is_nested:
-        old_log_prob = old_log_prob.to_padded_tensor(0.0)
-    missing = log_prob.shape[1] - old_log_prob.shape[1]
-    old_log_prob = torch.nn.functional.pad(old_log_prob, (0, missing)).to(log_prob.dtype)
+    old_log_prob = data["old_log_probs"].to_padded_tensor(0.0).to(log_prob.dtype)
     log_mu = log_pi.new_full(log_pi.shape, -torch.inf)
     rest = torch.zeros_like(log_prob)
     for row, (_, values, mass) in enumerate(top_k_of(data, k)):
