@@ -215,7 +215,8 @@ def _needs(config: DictConfig) -> Iterator[str]:
     read = partial(OmegaConf.select, config)
     for beside, key, will_do, why in [*NEEDS, *_further_needs(config)]:
         other, _, value = beside.partition("=")
-        if (not beside or str(read(other)) == value) and not will_do(read(key)):
+        there = bool(read(other)) if value == "True" else str(read(other)) == value  # 1 is a switch that is on, too
+        if (not beside or there) and not will_do(read(key)):
             yield f"{key}={read(key)}{beside and f' with {beside}'}: {why}."
 
 

@@ -31,7 +31,8 @@ COUNTING = (
 # Knobs by which variants of a rule differ, and what else tells runs of one name apart. A run's seed is in its label.
 KNOBS = ("divergence", "estimator", "weights", "budget", "gate", "delta", "delta_b", "w_min", "trace", "horizon",
          "budget_quantile", "budget_scale", "budget_cap")  # fmt: skip
-_TRAINING = ("advantage", "prompts", "responses", "mini_batch", "learning_rate", "max_response_length")
+_TRAINING = ("advantage", "prompts", "responses", "mini_batch", "learning_rate", "max_response_length",
+             "clip_low", "clip_high")  # fmt: skip
 _TOLD_APART = (*KNOBS, "topk", "restore_strength", *ASYNC_LABELS, *_TRAINING)
 
 

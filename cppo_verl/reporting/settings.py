@@ -19,6 +19,7 @@ KEYS, KNOB_LABELS, ASYNC_LABELS = (data("settings.yaml")[part] for part in ("key
 _LOSS = KEYS["loss_mode"].rpartition(".")[0]
 _QUANTILE = {"budget_quantile", "budget_scale", "budget_cap"}
 CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate", "horizon", *_QUANTILE}
+_CLIPS, _CLIPPED = {"clip_low", "clip_high"}, ("vanilla", "cispo", "gspo")
 _OTHERS_TOO = {"dppo": {"gate"}, "trm_max_avg": {"delta_b"}}
 
 
@@ -103,7 +104,7 @@ def unused_knobs(settings: Settings) -> set[str]:
         return set()
     mode, budget = str(settings.get("loss_mode")), settings.get("budget")
     if mode != "cppo":
-        return CPPO_ONLY - _OTHERS_TOO.get(mode, set())
+        return (CPPO_ONLY | (set() if mode in _CLIPPED else _CLIPS)) - _OTHERS_TOO.get(mode, set())
     disabled = {"delta_b": budget == "none", "w_min": settings.get("weights") == "constant"}
     disabled |= dict.fromkeys(_QUANTILE, budget in ("none", "fixed"))
-    return {name for name, off in disabled.items() if off}
+    return _CLIPS | {name for name, off in disabled.items() if off}

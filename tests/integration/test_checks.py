@@ -85,7 +85,7 @@ REFUSALS = [
     ("cppo_topk", OPTION + "reproducible=true", ["estimator=topk", "reproducible=True", "agent loop"]),
     ("cppo", OPTION + "reproducible=true,++algorithm.filter_groups.enable=true", ["filter_groups.enable=True"]),
     ("cppo", KNOB + "on_nonfinite=skip," + ACTOR + "strategy=megatron", ["on_nonfinite=skip", "megatron", "raise"]),
-    ("cppo", "distillation.enabled=True," + TASK_REWARDS + "=False", [TASK_REWARDS + "=False", "to True"]),
+    ("cppo", "distillation.enabled=1," + TASK_REWARDS + "=False", [TASK_REWARDS + "=False", "to True"]),
     ("cppo", ROLLOUT + "calculate_log_probs=false," + KNOB + "anchor=proximal", ["calculate_log_probs=False"]),
     # what the top-K log-probs need
     ("cppo_topk", "+" + ROLLOUT + "engine_kwargs.vllm.max_logprobs=5", ["max_logprobs=5", "policy_loss.topk=20"]),

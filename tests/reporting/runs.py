@@ -93,14 +93,14 @@ def trained(step: int, own_loss: bool) -> dict[str, float]:
 
 def write_own(
     folder: Path, method: str, seed: int | None, scores: Mapping[int, float], end: int | None = None,
-    metric: str | None = ACCURACY, model: str = "/models/tiny-qwen3", **loss: object,
+    metric: str | None = ACCURACY, model: str = "/models/tiny-qwen3", clip: float = 0.28, **loss: object,
 ) -> Path:  # fmt: skip
     """A run as the quickstart leaves it, whose validation metric is ``scores`` by step; without ``metric`` it logs
     training alone."""
     name = f"{method}-seed{seed}" if seed is not None else method
     policy = {"loss_mode": method if method in ("cppo", "dppo") else "vanilla", **loss}
     settings = {
-        "actor_rollout_ref": {"actor": {"policy_loss": policy}, "model": {"path": model}},
+        "actor_rollout_ref": {"actor": {"policy_loss": policy, "clip_ratio_high": clip}, "model": {"path": model}},
         "trainer": {"project_name": "quickstart", "experiment_name": name},
     }
     rows: dict[int, dict[str, float]] = {0: {}}

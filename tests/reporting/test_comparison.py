@@ -88,11 +88,13 @@ def test_runs_of_one_seed_count_as_one(tmp_path):
 
 def test_runs_of_one_name_with_other_settings_are_told_apart(tmp_path):
     for folder, delta, grace in (("a", 0.1, 2), ("b", 0.2, 4)):
-        write_own(tmp_path / folder, "cppo", 0, {10: 0.5}, delta=delta, delta_b=0.02, w_min=0.8)
+        write_own(tmp_path / folder, "cppo", 0, {10: 0.5}, delta=delta, delta_b=0.02, w_min=0.8, clip=delta)
+        write_own(tmp_path / folder, "grpo", 0, {10: 0.5}, clip=delta)
         write_own(tmp_path / folder, "dppo", 0, {10: 0.5}, trace=grace, budget_cap=grace)  # of which it has no budget
         write_own(tmp_path / folder, "mine", 1, {10: 0.5}, loss_mode="mine", grace=grace)
     expected = ["DPPO, trace 2", "DPPO, trace 4", "CPPO, delta 0.1", "CPPO, delta 0.2"]
-    assert list(compared(tmp_path).by_method) == [*expected, "mine, grace 2", "mine, grace 4"]
+    expected = ["GRPO, clip_high 0.1", "GRPO, clip_high 0.2", *expected, "mine, grace 2", "mine, grace 4"]
+    assert list(compared(tmp_path).by_method) == expected
     label = Label(MODEL, "CPPO", "0")
     entries = read_study([tmp_path], {str(tmp_path / f"{x}/cppo-seed0"): label for x in "ab"}).entries
     assert len(compare(entries, MODEL).by_method["CPPO"]) == 2  # what the user calls one is one
