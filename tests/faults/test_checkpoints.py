@@ -12,14 +12,12 @@ from cppo_verl.cli import main as command
 from cppo_verl.integration import checks
 from cppo_verl.launch import checkpoints, supervise
 from cppo_verl.reporting import logs as reader
+from tests import launch
 
 from .saved import cut, save
 
 POINTER = checkpoints.POINTER
-
-
-def relative_files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+COMMAND = [*launch.COMMAND, "trainer.n_gpus_per_node=1"]
 
 
 @pytest.fixture
@@ -139,18 +137,6 @@ def test_the_metrics_of_a_checkpoint_that_was_not_logged_are_recovered(tmp_path)
     assert list(frame.index) == [1, 2, 3]
     assert list(frame["reward"]) == [0.25, 0.5, 0.75]
     assert frame["val-core/x/acc/mean@1"][2] == 1
-
-
-def test_a_logged_step_is_not_logged_again(tmp_path):
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (save(tmp_path / "checkpoints", 2) / checkpoints.RECORD).write_bytes(record(2, reward=0.5))
-    (logs / "metrics-1.jsonl").write_bytes(record(2, reward=0.4))
-    assert checkpoints.recover_record(tmp_path / "checkpoints", 2, logs, "2") is None
-
-
-PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
-COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", "trainer.n_gpus_per_node=1", *PATHS]
 
 
 @pytest.mark.parametrize("more", [[], ["trainer.resume_mode=auto"], ["++trainer.resume_mode=auto"]])
