@@ -54,14 +54,6 @@ def test_the_container_is_made_of_what_is_here():
     assert {".venv", ".venv-gpu", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory) -> Path:
-    """An empty environment's Python."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    return folder / "bin/python"
-
-
 def wheel(folder: Path, source: str) -> Path:
     """A wheel of a flash-attn that is one line."""
     about, file = "flash_attn-2.8.3.dist-info", folder / "flash_attn-2.8.3-py3-none-any.whl"
@@ -84,31 +76,29 @@ def flash_attention(python: Path, **variables: str) -> tuple[int, str]:
 
 
 @pytest.mark.stack
-def test_ways_to_flash_attention(bare, tmp_path):
-    """One environment through them: nothing, a broken wheel, a good one, and what is there."""
+def test_ways_to_flash_attention(tmp_path):
+    """An empty environment through them: nothing, what compiling needs, a broken wheel, a good one, what is there."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+    bare = tmp_path / "bin/python"
 
     def is_there() -> bool:
         return subprocess.run([str(bare), "-c", "import flash_attn"], capture_output=True).returncode == 0
 
     status, said = flash_attention(bare)
     assert status == 0 and "takes the kernel from the hub" in said and "docs/gpu.md" in said
+    assert flash_attention(bare, FLASH_ATTN="none") == (0, "")
+    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build")[1]
+    torch = next(tmp_path.glob("lib/python*/site-packages")) / "torch.py"
+    torch.write_text("class version: cuda = '13.0'")
+    status, said = flash_attention(bare, FLASH_ATTN="build")
+    torch.unlink()
+    assert status == 1 and "needs nvcc of CUDA 13.0" in said and "docs/gpu.md" in said
     broken = wheel(tmp_path / "broken", "import flash_attn_2_cuda")
     status, said = flash_attention(bare, FLASH_ATTN_WHEEL=str(broken))
     assert status == 1 and not is_there() and "No module named 'flash_attn_2_cuda'); taken out again" in said
     good = wheel(tmp_path / "good", "def flash_attn_varlen_func(): pass")
     assert f"flash-attn 2.8.3 from {good}" in flash_attention(bare, FLASH_ATTN_WHEEL=str(good))[1] and is_there()
     assert "flash-attn 2.8.3 is there" in flash_attention(bare)[1]
-
-
-@pytest.mark.stack
-def test_what_compiling_needs_is_said(bare):
-    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build")[1]
-    torch = next(bare.parent.parent.glob("lib/python*/site-packages")) / "torch.py"
-    torch.write_text("class version: cuda = '13.0'")
-    status, said = flash_attention(bare, FLASH_ATTN="build")
-    torch.unlink()
-    assert status == 1 and "needs nvcc of CUDA 13.0" in said and "docs/gpu.md" in said
-    assert flash_attention(bare, FLASH_ATTN="none") == (0, "")
 
 
 def test_the_two_stacks_do_not_mix(tmp_path):
