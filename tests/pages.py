@@ -18,22 +18,20 @@ def blocks(page: str, language: str) -> list[str]:
     return [code for _, kind, code in _fenced(page) if kind == language]
 
 
-def files(page: str, language: str) -> dict[str, str]:
-    """The blocks whose paragraph before names a file, by the last name in it; a name that comes again is continued."""
-    found: dict[str, str] = {}
+def write(page: str, language: str, folder: Path) -> dict[str, Path]:
+    """Write the blocks whose paragraph before names a file, the last name in it, below ``folder``; paths by name.
+
+    A name that comes again is continued.
+    """
+    paths: dict[str, Path] = {}
     for before, kind, code in _fenced(page):
         named = NAME.findall(before)
         if kind == language and named:
-            found[named[-1]] = found.get(named[-1], "") + code
-    return found
-
-
-def write(page: str, language: str, folder: Path) -> dict[str, Path]:
-    """Write those files below ``folder``; paths by name."""
-    paths = {name: folder / name for name in files(page, language)}
-    for name, code in files(page, language).items():
-        paths[name].parent.mkdir(parents=True, exist_ok=True)
-        paths[name].write_text(code, encoding="utf-8")
+            path = folder / named[-1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a" if named[-1] in paths else "w", encoding="utf-8") as file:
+                file.write(code)
+            paths[named[-1]] = path
     return paths
 
 

@@ -1,7 +1,7 @@
 """What run_scripts/setup_env.sh hands to uv: what pip was told. That both install the same, CI's own start shows."""
 
-import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 
@@ -10,9 +10,7 @@ import pytest
 from tests import ROOT
 
 SCRIPT = ROOT / "run_scripts/uv_settings.py"
-specification = importlib.util.spec_from_file_location("uv_settings", SCRIPT)
-uv_settings = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(uv_settings)
+settings = runpy.run_path(str(SCRIPT))["settings"]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +23,7 @@ specification.loader.exec_module(uv_settings)
     ],
 )
 def test_each_word_of_pips_has_its_word_of_uvs(said, meant):
-    assert uv_settings.settings(said) == {"UV_INDEX_STRATEGY": "unsafe-best-match", **meant}
+    assert settings(said) == {"UV_INDEX_STRATEGY": "unsafe-best-match", **meant}
 
 
 def told(conf, text: str, **variables: str) -> subprocess.CompletedProcess:

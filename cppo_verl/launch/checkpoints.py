@@ -25,7 +25,7 @@ QUEUE = "transfer_queue"  # of asynchronous modes: responses that wait, prompts 
 RECORD = "unlogged.json"  # metrics of the checkpoint's step, which verl logs only after it
 KINDS = ("model", "optim", "extra_state")  # of shards, as verl saves them where nobody chose others
 FOLDER = re.compile(r"global_step_([0-9]+)")
-SHARD = re.compile(r"(\w+?)_world_size_([0-9]+)_rank_([0-9]+)\.pt")
+SHARD = re.compile(r"\w+_world_size_[0-9]+_rank_[0-9]+\.pt")
 
 
 class CheckpointError(UserError):

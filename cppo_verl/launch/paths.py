@@ -1,6 +1,7 @@
 """Paths of a run that verl, or what it reads them with, would take for something else."""
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def problems(config: Any) -> Iterator[str]:
     """One sentence for each path of model and data that cannot work on this machine."""
     for key in (MODEL, *DATA):
         for path in files(config, key):
-            if path.startswith("~") and expanded(path) is None:
+            if os.path.expanduser(path).startswith("~"):  # a container's unknown user
                 yield f"{key}={path}: this user has no home folder to put for '~'; write the path out, or set HOME."
             if "::" in path and Path(path).is_file():
                 yield f"{key}={path}: datasets takes '::' for a chain of file systems; give the folder another name."
@@ -41,11 +42,3 @@ def files(config: Any, key: str) -> list[str]:
     except OmegaConfBaseException:  # the start check says so
         return []
     return [value] if isinstance(value, str) else [file for file in value or () if isinstance(file, str)]
-
-
-def expanded(path: str) -> Path | None:
-    """The path with ``~`` replaced; None for a user without a home folder, as in containers with an unknown user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return None

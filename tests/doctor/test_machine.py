@@ -2,8 +2,6 @@
 
 from types import SimpleNamespace
 
-import pytest
-
 from cppo_verl.doctor import machine
 from cppo_verl.doctor.machine import Gpu
 from cppo_verl.doctor.verdicts import GB, Asked, Verdict
@@ -20,18 +18,15 @@ def verdict(check, *numbers) -> tuple[str, str]:
         return ended.verdict, str(ended)
 
 
-@pytest.mark.parametrize(
-    ("check", "numbers", "ends", "words"),
-    [
-        (machine.gpu_line, ([H100] * 8, 0.8, 8), "ok", "8 x H100, at least 79.0 GB free, of which vLLM wants 80%"),
-        (machine.gpu_line, ([H100] * 4, 0.8, 8), "FAIL", "4 GPUs visible, trainer.n_gpus_per_node=8"),
-        (machine.gpu_line, ([H100, BUSY], 0.5, None), "FAIL", "GPU 1 (H100) has 10.0 of 80.0 GB"),
-        (machine.gpu_line, ([OLD], 0.5, None), "FAIL", "compute capability 7.5"),
-    ],
-)
-def test_lines(check, numbers, ends, words):
-    found, said = verdict(check, *numbers)
-    assert found == ends and words in said
+def test_gpus():
+    for gpus, share, wanted, ends, words in (
+        ([H100] * 8, 0.8, 8, "ok", "8 x H100, at least 79.0 GB free, of which vLLM wants 80%"),
+        ([H100] * 4, 0.8, 8, "FAIL", "4 GPUs visible, trainer.n_gpus_per_node=8"),
+        ([H100, BUSY], 0.5, None, "FAIL", "GPU 1 (H100) has 10.0 of 80.0 GB"),
+        ([OLD], 0.5, None, "FAIL", "compute capability 7.5"),
+    ):
+        found, said = verdict(machine.gpu_line, gpus, share, wanted)
+        assert found == ends and words in said
 
 
 def free(monkeypatch, gigabytes: float) -> None:

@@ -2,10 +2,8 @@
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +11,11 @@ import psutil
 import pytest
 
 from cppo_verl.integration.cpu import fork_server
-from cppo_verl.launch import supervise
+from cppo_verl.launch import checkpoints, supervise
 from tests import ROOT, stand_in
 
 from . import walk
-from .runs import QUICKSTART, SHARED_SEQUENCES, STATES_ON_THE_HOST, Work, ended_well, environment
+from .runs import QUICKSTART, Work, ended_well, environment, kill_driver, start_until
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +43,6 @@ class Resumed:
     run: Path
     checkpoint: int
     output: str
-    status: int
     left_behind: list[psutil.Process]
     forked: set[str]  # titles, less what a process is doing, of those that the fork server made
 
@@ -57,23 +54,18 @@ def resumed(work: Work) -> Resumed:
     The ranks share each sequence, on the Top-K estimator, with checkpointing and states offloaded.
     """
     run = work.folder / "resumed"
-    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8"]
-    command += ["actor_rollout_ref.rollout.n=4", *SHARED_SEQUENCES, *STATES_ON_THE_HOST]
-    command += [f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
+    model, fsdp, rollout = (f"actor_rollout_ref.{part}." for part in ("model", "actor.fsdp_config", "rollout"))
+    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8", f"{rollout}n=4"]
+    command += [f"{rollout}val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
+    command += [f"++{model}override_config.attn_implementation=flash_attention_2"]
+    command += [f"{model}enable_gradient_checkpointing=true", f"{fsdp}ulysses_sequence_parallel_size=2"]
+    command += [f"{fsdp}param_offload=true", f"{fsdp}optimizer_offload=true"]
     values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="4", **stand_in.variables())
-    tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
-    first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 900
-    while not (tracker.exists() and int(tracker.read_text() or 0) >= 2):
-        assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    launcher = start_until(2, run, command, values)
     forked = _forked(run.resolve())
-    os.kill(driver.pid, signal.SIGKILL)
-    output, _ = first.communicate(timeout=120)
+    output = kill_driver(run, launcher)
     left_behind = list(supervise.processes_of(run.resolve()))
-    killed = Resumed(run, int(tracker.read_text()), output, first.returncode, left_behind, forked)
+    killed = Resumed(run, checkpoints.pointed_at(run / "checkpoints") or 0, output, left_behind, forked)
     ended_well(subprocess.run(command, env=values, capture_output=True, text=True, timeout=1500))
     return killed
 

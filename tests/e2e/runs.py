@@ -3,25 +3,25 @@
 import json
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
+from cppo_verl.launch import checkpoints, supervise
 from tests import ROOT
 
 P = "actor/trust_region/"
 QUICKSTART = str(ROOT / "run_scripts/quickstart.sh")
-SHARED_SEQUENCES = (  # two ranks, each with a half of every packed micro-batch
-    "++actor_rollout_ref.model.override_config.attn_implementation=flash_attention_2",
-    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
-    "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+SMALL = (
+    "data.train_batch_size=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
 )
 SAMPLED = {"n": 8, "temperature": 0.7, "top_p": 0.95}
-STATES_ON_THE_HOST = (
-    "actor_rollout_ref.actor.fsdp_config.param_offload=true",
-    "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
-)
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,38 @@ def ended_well(done: subprocess.CompletedProcess) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-def records(run: Path) -> list[dict]:
-    """Every logged line of a run, in the order of its starts."""
-    lines = [line for file in sorted((run / "logs").glob("metrics-*.jsonl")) for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+def start_until(checkpoint: int, run: Path, command: list[str], values: dict[str, str]) -> subprocess.Popen:
+    """The launcher of a run that has written the checkpoint of that step, and goes on."""
+    launcher = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 900
+    while (checkpoints.pointed_at(run / "checkpoints") or 0) < checkpoint:
+        assert launcher.poll() is None, launcher.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return launcher
+
+
+def kill_driver(run: Path, launcher: subprocess.Popen) -> str:
+    """What the launcher said of it, once it has ended."""
+    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
+    driver.kill()
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    return output
+
+
+def logs(run: Path) -> list[Path]:
+    """Of each start, in their order."""
+    return sorted((run / "logs").glob("metrics-*.jsonl"))
+
+
+def logged(run: Path) -> dict[int, dict]:
+    """What a run logged of each step, the last start's word where several have one."""
+    found: dict[int, dict] = {}
+    for log in logs(run):
+        for line in map(json.loads, log.read_text().splitlines()):
+            found.setdefault(line["step"], {}).update(line["data"])
+    return found
 
 
 def validation(work: Work, run: Path, step: int) -> pandas.DataFrame:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
@@ -18,9 +17,9 @@ from cppo_verl import estimates
 from tests import ROOT, stand_in
 
 from .conftest import Resumed
-from .runs import SAMPLED, Work, ended_well, records, validation
+from .runs import SAMPLED, Work, ended_well, logged, validation
 
-METRIC = "val-core/arithmetic/acc/mean@{n}"
+METRIC = "val-core/arithmetic/acc/mean@"
 EACH = """
 import json, sys
 from cppo_verl.cli.main import main
@@ -52,12 +51,6 @@ def plain(work: Work) -> list[object]:
     return [work.model, "--data", work.data / "val.parquet", "--reward-file", reward, "--max-response-length", 64]
 
 
-def logged(run: Path, step: int, n: int) -> float:
-    return next(
-        r["data"][METRIC.format(n=n)] for r in records(run) if METRIC.format(n=n) in r["data"] and r["step"] == step
-    )
-
-
 def agree_problem_by_problem(work: Work, run: Path, step: int, evaluation: Path) -> None:
     summary, samples = written(evaluation)
     expected = validation(work, run, step)
@@ -66,80 +59,49 @@ def agree_problem_by_problem(work: Work, run: Path, step: int, evaluation: Path)
     assert list(expected["output"]) == list(samples["response"])
     assert list(expected["acc"].astype(float)) == list(samples["acc"])
     assert list(expected["score"]) == list(samples["reward"])
-    assert summary["verl_metrics"][METRIC.format(n=1)] == pytest.approx(logged(run, step, 1), abs=1e-12)
+    assert summary["verl_metrics"][METRIC + "1"] == pytest.approx(logged(run)[step][METRIC + "1"], abs=1e-12)
 
 
-def test_greedy_evaluation_equals_validation_before_training_and_of_the_last_checkpoint(work: Work, resumed: Resumed):
-    """First a model without a run, then the shards of two FSDP ranks, with data, reward and lengths of the run."""
-    run, greedy = resumed.run, ["--n", 1, "--temperature", 0]
-    shards = sorted(p.name for p in (run / "checkpoints/global_step_4/actor").glob("model_*.pt"))
-    assert shards == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
-    before, after = work.folder / "eval-greedy", run / "eval/global_step_4"
-    evaluate([*plain(work), *greedy, "--out", before], [run, *greedy])
-    agree_problem_by_problem(work, run, 0, before)
-    agree_problem_by_problem(work, run, 4, after)
-    assert 0.2 < written(before)[0]["mean"]["mean"] < 1
-    assert list(written(before)[1]["response"]) != list(written(after)[1]["response"])  # training did change the model
-
-
-@pytest.fixture(scope="session")
-def sampled(work: Work) -> list[object]:
-    """Arguments of an evaluation that samples as the run of ``own_rule`` did in validation."""
-    return [*plain(work), *(part for key, value in SAMPLED.items() for part in (f"--{key.replace('_', '-')}", value))]
-
-
-@dataclass(frozen=True)
-class Killed:
-    """An evaluation that was killed: its folder, when each of its parts was written, and processes that stayed."""
-
-    out: Path
-    parts: dict[str, int]
-    left_behind: list[psutil.Process]
-
-
-@pytest.fixture(scope="module")
-def killed(work: Work, sampled) -> Killed:
-    out = work.folder / "eval-killed"
-    arguments = [*map(str, sampled), "--part-size", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "cppo_verl.cli.main", "eval", *arguments, "--vllm", "max_num_seqs=16"]
+def kill_in_mid_stream(arguments: list[object]) -> None:
+    """Start an evaluation and kill it behind its twentieth problem; nothing of it stays."""
+    command = [sys.executable, "-m", "cppo_verl.cli.main", "eval", *map(str, arguments), "--vllm", "max_num_seqs=16"]
     first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
     children: list[psutil.Process] = []
-    for line in first.stdout:
+    for line in first.stdout or ():
         children = psutil.Process(first.pid).children(recursive=True)
         if "20/128 problems saved" in line:
             break
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     time.sleep(0.5)
-    left_behind = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    return Killed(out, {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}, left_behind)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.fixture(scope="module")
-def whole(work: Work, sampled, killed: Killed) -> Path:
-    """An uninterrupted evaluation, and in the same process the rest of the killed one."""
-    out = work.folder / "eval-sampled"
-    evaluate([*sampled, "--out", out], [*sampled, "--part-size", 1, "--out", killed.out])
-    return out
+def test_greedy_evaluation_equals_validation_and_goes_on_when_killed(work: Work, resumed: Resumed):
+    """Of a model without a run, killed; and of the shards of two FSDP ranks, with data, reward and sizes of the run."""
+    run, greedy = resumed.run, ["--n", 1, "--temperature", 0]
+    shards = sorted(p.name for p in (run / "checkpoints/global_step_4/actor").glob("model_*.pt"))
+    assert shards == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
+    before, after = work.folder / "eval-greedy", run / "eval/global_step_4"
+    without_run = [*plain(work), *greedy, "--out", before, "--part-size", 1]
+    kill_in_mid_stream(without_run)
+    saved = {part: part.stat().st_mtime_ns for part in (before / "parts").iterdir()}
+    assert 20 <= len(saved) < 128
+    evaluate(without_run, [run, *greedy])
+    assert {part: part.stat().st_mtime_ns for part in saved} == saved
+    agree_problem_by_problem(work, run, 0, before)
+    agree_problem_by_problem(work, run, 4, after)
+    assert 0.2 < written(before)[0]["mean"]["mean"] < 1
+    assert list(written(before)[1]["response"]) != list(written(after)[1]["response"])  # training did change the model
 
 
-def test_sampled_evaluation_agrees_within_the_standard_error(work: Work, own_rule: Path, whole: Path):
+def test_sampled_evaluation_agrees_within_the_standard_error(work: Work, own_rule: Path):
     samples = validation(work, own_rule, 0)
     theirs = estimates.clustered([list(group.astype(float)) for _, group in samples.groupby("number")["acc"]])
-    assert theirs.mean == pytest.approx(logged(own_rule, 0, SAMPLED["n"]), abs=1e-9)
-    ours = written(whole)[0]["mean"]
+    assert theirs.mean == pytest.approx(logged(own_rule)[0][f"{METRIC}{SAMPLED['n']}"], abs=1e-9)
+    out = work.folder / "eval-sampled"
+    evaluate([*plain(work), *(f"--{key.replace('_', '-')}={value}" for key, value in SAMPLED.items()), "--out", out])
+    ours = written(out)[0]["mean"]
     error = math.hypot(theirs.sampling_error, ours["sampling_error"])
     assert 0 < error < 0.03
     assert abs(ours["mean"] - theirs.mean) < 4 * error
-
-
-@pytest.mark.usefixtures("own_rule")  # to run where ``whole`` is
-def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(killed: Killed, whole: Path):
-    assert not killed.left_behind
-    assert 20 <= len(killed.parts) < 128
-    resumed, uninterrupted = written(killed.out)[1], written(whole)[1]
-    assert all((killed.out / "parts" / name).stat().st_mtime_ns == time_ for name, time_ in killed.parts.items())
-    assert list(resumed["number"]) == list(uninterrupted["number"])
-    # other batches, other rounding: nearly all samples are the same, not all of them need be
-    assert (resumed["response"] == uninterrupted["response"]).mean() > 0.98

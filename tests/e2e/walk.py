@@ -12,7 +12,7 @@ from cppo_verl import presets
 from tests import ROOT, pages
 
 from .families import FAMILIES, LORA_FAMILIES, Family
-from .runs import SAMPLED, Work, ended_well, environment, quickstart, records
+from .runs import SAMPLED, Work, ended_well, environment, logged, quickstart
 
 STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "2"))
 SIZES = ["data.max_response_length=64", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4"]
@@ -48,7 +48,7 @@ def arguments(family: Family) -> list[str]:
 
 def by_turn(run: Path, planned: Mapping[str, Family]) -> dict[str, list[dict]]:
     """The logged steps of each turn."""
-    steps = [record["data"] for record in records(run) if record["step"] > 0]
+    steps = [data for step, data in logged(run).items() if step > 0]
     assert len(steps) == STEPS_EACH * len(planned)
     return {name: steps[i * STEPS_EACH : (i + 1) * STEPS_EACH] for i, name in enumerate(planned)}
 

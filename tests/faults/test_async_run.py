@@ -5,21 +5,19 @@ Three starts of the stack; CPPO_VERL_FAULTS=1 runs them.
 
 import json
 import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from cppo_verl.launch import checkpoints, supervise
+from cppo_verl.launch import checkpoints
 from cppo_verl.reporting import metrics as names
-from tests.e2e.runs import QUICKSTART, Work, environment, records
+from tests.e2e.runs import QUICKSTART, SMALL, Work, ended_well, environment, kill_driver, logged, logs, start_until
 from tests.recording.exact import replays_exactly
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
 
-STEPS, PROMPTS, RESPONSES, AHEAD = 10, 8, 4, 2
+STEPS, PROMPTS, RESPONSES, AHEAD = 10, 8, 4, 2  # as SMALL has them
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +26,18 @@ def run(work: Work, tmp_path_factory) -> tuple[Path, int]:
     run = tmp_path_factory.mktemp("runs") / "async"
     command = [
         QUICKSTART,
-        f"data.train_batch_size={PROMPTS}",
-        f"actor_rollout_ref.rollout.n={RESPONSES}",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        *SMALL,
         f"trainer.v1.colocate_async.num_warmup_batches={AHEAD}",
         f"trainer.rollout_data_dir={run}/rollouts",
         f"trainer.v1.trust_region.record={PROMPTS * RESPONSES}",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
         "trainer.save_freq=2",
         "trainer.max_actor_ckpt_to_keep=10",
     ]
     values = environment(work, RUN=str(run), METHOD="cppo_async", MODE="colocate_async", STEPS=str(STEPS))
-    first = subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    tracker = run / "checkpoints" / checkpoints.POINTER
-    deadline = time.monotonic() + 900
-    while (checkpoints.pointed_at(run / "checkpoints") or 0) < 4:
-        assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    driver = next(p for p in supervise.processes_of(run.resolve()) if "verl.trainer.main_ppo" in p.cmdline())
-    os.kill(driver.pid, signal.SIGKILL)
-    first.communicate(timeout=120)
-    assert first.returncode != 0
-    checkpoint = int(tracker.read_text())
+    kill_driver(run, start_until(4, run, command, values))
+    checkpoint = checkpoints.pointed_at(run / "checkpoints")
     (run / "rollouts").rename(run / "rollouts-of-the-first")
-    second = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
-    assert second.returncode == 0, second.stdout[-4000:] + second.stderr[-4000:]
+    ended_well(subprocess.run(command, env=values, capture_output=True, text=True, timeout=900))
     return run, checkpoint
 
 
@@ -67,13 +50,12 @@ def trained(folder: Path, steps: range) -> list[tuple[str, str]]:
 def test_every_step_is_there_once_and_old_responses_are_told(run):
     folder, checkpoint = run
     assert 4 <= checkpoint < STEPS
-    last = sorted((folder / "logs").glob("metrics-*.jsonl"))[-1].read_text().splitlines()
-    resumed = [json.loads(line)["step"] for line in last]
+    resumed = [json.loads(line)["step"] for line in logs(folder)[-1].read_text().splitlines()]
     assert [step for step in resumed if step > checkpoint] == list(range(checkpoint + 1, STEPS + 1))
-    logged = {record["step"]: record["data"] for record in records(folder)}
-    assert set(logged) >= set(range(1, STEPS + 1))
-    assert max(logged[step][names.BEHIND_MAX] for step in range(AHEAD + 1, STEPS + 1)) >= AHEAD
-    assert logged[checkpoint + 1][names.BEHIND_MAX] >= 1  # what waited in the queue was kept
+    steps = logged(folder)
+    assert set(steps) >= set(range(1, STEPS + 1))
+    assert max(steps[step][names.BEHIND_MAX] for step in range(AHEAD + 1, STEPS + 1)) >= AHEAD
+    assert steps[checkpoint + 1][names.BEHIND_MAX] >= 1  # what waited in the queue was kept
 
 
 def test_nothing_is_trained_twice_and_nothing_is_lost(run):
@@ -92,9 +74,8 @@ def test_the_scale_goes_on_and_the_checkpoint_has_the_queue(run):
     folder, checkpoint = run
     kept = folder / f"checkpoints/global_step_{checkpoint}"
     assert (kept / checkpoints.QUEUE).is_dir()
-    logged = {record["step"]: record["data"] for record in records(folder)}
     state = json.loads((kept / checkpoints.STATE).read_text())
-    assert logged[checkpoint + 1][names.SCALE] == state["threshold_scale"] != 1
+    assert logged(folder)[checkpoint + 1][names.SCALE] == state["threshold_scale"] != 1
 
 
 def test_records_replay_and_the_report_has_the_ages(run):
@@ -107,25 +88,15 @@ def test_records_replay_and_the_report_has_the_ages(run):
 def test_rollout_engines_of_their_own_train_and_are_told_apart_by_age(work: Work, tmp_path):
     """``separate_async``: weights cross over gloo to a rollout engine that goes on sampling meanwhile."""
     run, alone = tmp_path / "separate", "actor_rollout_ref.rollout."
-    command = [
-        QUICKSTART,
-        f"{alone}nnodes=1",
-        f"{alone}n_gpus_per_node=1",
-        f"{alone}checkpoint_engine.backend=gloo",
-        "data.train_batch_size=8",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "trainer.v1.separate_async.parameter_sync_step=2",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
-        "trainer.save_freq=4",
-    ]
+    command = [QUICKSTART, *SMALL, f"{alone}nnodes=1", f"{alone}n_gpus_per_node=1"]
+    command += [f"{alone}checkpoint_engine.backend=gloo", f"{alone}n=8"]
+    command += ["trainer.v1.separate_async.parameter_sync_step=2", "trainer.save_freq=4"]
     values = environment(work, RUN=str(run), METHOD="cppo_async", MODE="separate_async", STEPS="4")
-    done = subprocess.run(command, env=values, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    logged = {record["step"]: record["data"] for record in records(run)}
-    assert set(logged) >= {1, 2, 3, 4}
-    assert logged[1][names.FIRST_UPDATE] < 1e-5  # the engine began with the trainer's weights
-    assert max(logged[step][names.BEHIND_MAX] for step in (2, 3, 4)) >= 1
-    assert all(logged[step][names.GRAD_NORM] > 0 for step in (1, 2, 3, 4))
+    ended_well(subprocess.run(command, env=values, capture_output=True, text=True, timeout=900))
+    steps = logged(run)
+    assert set(steps) >= {1, 2, 3, 4}
+    assert steps[1][names.FIRST_UPDATE] < 1e-5  # the engine began with the trainer's weights
+    assert max(steps[step][names.BEHIND_MAX] for step in (2, 3, 4)) >= 1
+    assert all(steps[step][names.GRAD_NORM] > 0 for step in (1, 2, 3, 4))
     assert (run / "checkpoints/global_step_4" / checkpoints.QUEUE).is_dir()
     assert set(replays_exactly(run)) == {1, 2, 3, 4}

@@ -13,20 +13,9 @@ import torch
 
 from cppo_verl.integration.alarms import GAP, MARK
 from tests import ROOT
-from tests.e2e.runs import Work, quickstart, records
+from tests.e2e.runs import SMALL, Work, logged, quickstart
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
-
-SMALL = (
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=8",  # one update a step
-    "actor_rollout_ref.actor.optim.lr=2e-3",  # far enough from one step to the next
-    "actor_rollout_ref.rollout.n=4",
-    "trainer.val_before_train=false",
-    "trainer.test_freq=-1",
-    "trainer.save_freq=1",
-    "trainer.max_actor_ckpt_to_keep=10",
-)
 
 
 def poisoned(work: Work, run: Path, *plan: str) -> str:
@@ -34,6 +23,10 @@ def poisoned(work: Work, run: Path, *plan: str) -> str:
     done = quickstart(
         work,
         *SMALL,
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",  # one update a step
+        "actor_rollout_ref.actor.optim.lr=2e-3",  # far enough from one step to the next
+        "trainer.save_freq=1",
+        "trainer.max_actor_ckpt_to_keep=10",
         "trainer.v1.trainer_mode=poisoned",
         f"+trainer.v1.poisoned.plan=[{','.join(plan)}]",
         f"data.val_files={work.data / 'train.parquet'}",
@@ -69,14 +62,10 @@ def tensors(value) -> list[torch.Tensor]:
     return [tensor for each in inner for tensor in tensors(each)]
 
 
-def gap_alarms(output: str) -> int:
-    return sum(MARK in line and GAP in line for line in output.splitlines())
-
-
 def test_responses_of_older_weights_raise_one_alarm(spoiled):
     run, output = spoiled
-    assert gap_alarms(output) == 1
-    steps = {record["step"]: record["data"] for record in records(run)}
+    assert sum(MARK in line and GAP in line for line in output.splitlines()) == 1
+    steps = logged(run)
     assert steps[1][GAP] < 1e-6 < 0.02 < steps[2][GAP]
     assert steps[4][GAP] < 1e-6  # the engine has the weights again
 
@@ -87,7 +76,7 @@ def test_training_on_validation_prompts_raises_an_alarm(spoiled):
 
 def test_a_nan_on_one_rank_skips_the_update_on_both_and_reaches_no_state(spoiled):
     run, _ = spoiled
-    steps = {record["step"]: record["data"] for record in records(run)}
+    steps = logged(run)
     assert steps[3]["actor/trust_region/nonfinite_tokens_max"] >= 1
     for kind in ("model", "optim"):
         before, after = (tensors(shards(run, step, kind)) for step in (2, 3))
@@ -102,7 +91,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_both_and_reaches_no_state(spoiled
 def test_by_default_a_nan_ends_the_run_and_is_named(spoiled):
     run, output = spoiled
     assert re.search(r"FloatingPointError: .*old_log_prob", output)
-    assert max(record["step"] for record in records(run)) == 4
+    assert max(logged(run)) == 4
     assert (run / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "4"
 
 
@@ -110,4 +99,4 @@ def test_workers_without_the_plug_in_are_named_before_any_step(work: Work, tmp_p
     said = poisoned(work, tmp_path / "run", "forgotten")
     assert "policy_loss.loss_mode=cppo: on " in said
     assert "not registered, so the plug-in cppo_verl was not loaded" in said
-    assert not records(tmp_path / "run")
+    assert not logged(tmp_path / "run")

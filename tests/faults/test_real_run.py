@@ -13,20 +13,12 @@ import psutil
 import pytest
 
 from cppo_verl.launch import supervise
-from tests.e2e.runs import QUICKSTART, Work, environment, records
+from tests.e2e.runs import QUICKSTART, SMALL, Work, environment, logged
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CPPO_VERL_FAULTS"), reason="CPPO_VERL_FAULTS is not set")
 
 CANARY = "canary-3b9d52"
-SMALL = (
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.rollout.n=4",
-    "trainer.v1.trust_region.reproducible=true",
-    "trainer.val_before_train=false",
-    "trainer.test_freq=-1",
-    "trainer.save_freq=2",
-)
+COMMAND = [QUICKSTART, *SMALL, "trainer.v1.trust_region.reproducible=true", "trainer.save_freq=2"]
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
@@ -47,7 +39,7 @@ def start(work: Work, run: Path, folder: Path) -> set[tuple[str, str]]:
     values = environment(work, RUN=str(run), STEPS="4", WANDB_API_KEY=CANARY, HF_TOKEN=CANARY)
     open_to_all: set[tuple[str, str]] = set()
     with (folder / f"{run.name}.log").open("w") as log:
-        child = subprocess.Popen([QUICKSTART, *SMALL], env=values, stdout=log, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(COMMAND, env=values, stdout=log, stderr=subprocess.STDOUT)
         while child.poll() is None:
             open_to_all |= listening(run.resolve())
             time.sleep(1)
@@ -67,12 +59,8 @@ def runs(work: Work, tmp_path_factory) -> tuple[Path, Path, set[tuple[str, str]]
     return whole, resumed, found | start(work, resumed, folder)
 
 
-def metrics(run: Path) -> dict[int, dict[str, float]]:
-    return {record["step"]: record["data"] for record in records(run)}
-
-
 def test_a_resumed_run_agrees_with_an_uninterrupted_one(runs):
-    whole, resumed = metrics(runs[0]), metrics(runs[1])
+    whole, resumed = logged(runs[0]), logged(runs[1])
     assert sorted(whole) == [1, 2, 3, 4]
     assert sorted(resumed) == [2, 3, 4]  # step 2 from its checkpoint
     for step in (3, 4):

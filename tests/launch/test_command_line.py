@@ -12,8 +12,9 @@ from cppo_verl.launch import command_line, overrides
 from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
 from tests import own_rule
 
+from . import PATHS
+
 KEY = KEY_PREFIX + "."
-PATHS = ["actor_rollout_ref.model.path=/m", "data.train_files=/t.parquet", "data.val_files=/v.parquet"]  # not verl's ~
 
 
 @pytest.mark.parametrize("preset", ["cppo_kl", "dppo_async", "nfpo"])

@@ -14,14 +14,8 @@ from cppo_verl.errors import UserError
 from cppo_verl.launch import overrides
 from cppo_verl.launch.quoting import quote
 
+from . import COMMAND
 from .test_quoting import ODD
-
-PATHS = [
-    "actor_rollout_ref.model.path=/m",
-    "data.train_files=/t.parquet",
-    "data.val_files=[/v.parquet]",
-]  # not verl's ~
-COMMAND = ["+trust_region=cppo", "actor_rollout_ref.rollout.n=8", *PATHS]
 
 
 @pytest.fixture
@@ -79,10 +73,7 @@ def test_what_is_not_watched_is_said(capsys, monkeypatch):
         run._is_alone(overrides.compose([*COMMAND, "trainer.nnodes=2"]))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("logs", ""), ("git.json", None), (".lock", None)],
-)
+@pytest.mark.parametrize(("name", "content"), [("logs", ""), ("git.json", None), (".lock", None)])
 def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, name, content):
     """A folder in the place of a file and the other way round, which root cannot write to either."""
     blocked = tmp_path / "run" / name
@@ -94,15 +85,13 @@ def test_a_run_directory_that_cannot_be_written_is_a_sentence(tmp_path, capfd, n
     assert said.startswith("cppo-verl run: ") and str(blocked) in said and "Traceback" not in said
 
 
-def test_hydras_flags_are_passed_on(tmp_path, monkeypatch):
-    commands: list = []
-    monkeypatch.setattr(run.supervise, "run", lambda command, *_, **__: commands.append(command))
+def test_hydras_flags_are_passed_on(tmp_path, commands):
     shutil.copytree(Path(overrides.__file__).parents[1] / "conf", tmp_path / "conf")
     (tmp_path / "conf/mine.yaml").write_text("defaults: [/ppo_trainer, _self_]\ntrainer: {n_gpus_per_node: 1}\n")
     flags = [f"--config-path={tmp_path / 'conf'}", "--config-name=mine"]
     search = f"hydra.searchpath=[{quote(Path(find_spec('verl').origin).parent / 'trainer/config')}]"
     assert main.main(["run", *flags, str(tmp_path / "run"), *COMMAND, search]) == 0
-    (command,) = commands
+    command = commands[0][0]
     assert sorted(command[4:6]) == sorted(flags) and command[6 : 6 + len(COMMAND)] == COMMAND
 
 
