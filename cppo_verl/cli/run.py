@@ -49,44 +49,27 @@ def run(args: argparse.Namespace) -> int:
     for problem in paths.problems(config):
         raise UserError(problem)
     if args.check:
-        return _check(config, args.overrides)
+        print("\n".join(_checked(config, args.overrides)))
+        return 0
     run_dir = args.run_dir.resolve()
     if args.fresh and run_dir.exists():
-        if _is_refused(config, args.overrides):
-            return 2
+        _checked(config, args.overrides)
         _clear(run_dir)
     supervise.raise_on_terminate()
     _start(run_dir, args, config)
     return 0
 
 
-def _check(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Say of the composed config what the run's own start would say; 2 where it would refuse."""
-    from cppo_verl.integration import checks, start_table
+def _checked(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What the run's own start would say of the composed config. RunConfigError: it would refuse."""
+    from cppo_verl.integration import checks, hydra_check, start_table
 
     if not checks.is_asked_for(config):
-        print(f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here")
-        return 0
-    if _is_refused(config, overrides):
-        return 2
-    print("\n".join(start_table.lines(config, overrides)))
-    return 0
-
-
-def _is_refused(config: DictConfig, overrides: Sequence[str]) -> bool:
-    """Whether the run's own start would refuse the config; why is printed."""
-    from cppo_verl.integration import checks, hydra_check
-
-    if not checks.is_asked_for(config):
-        return False
+        return [f"no preset is chosen (+{presets.GROUP}=): verl's own run, of which nothing is checked here"]
     search_path = hydra_overrides.parse(overrides).get(command_line.SEARCH_PATH) or ()
     hydra_check.find_rule(config, presets.folders_of(search_path))
-    try:
-        checks.require(config, overrides=overrides)
-    except checks.RunConfigError as error:
-        print(error, file=sys.stderr)
-        return True
-    return False
+    checks.require(config, overrides=overrides)
+    return start_table.lines(config, overrides)
 
 
 def _clear(run_dir: Path) -> None:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.specifiers import SpecifierSet
 
 from cppo_verl import presets
+from cppo_verl.errors import UserError
 from cppo_verl.integration import attention, start_table
 from cppo_verl.integration.config import config_class
 from cppo_verl.integration.losses import require_registered
@@ -117,8 +118,10 @@ NEEDS: list[Need] = [  # beside which setting, of which key, what value will do,
 ]
 
 
-class RunConfigError(ValueError):
+class RunConfigError(UserError, ValueError):
     """The composed config cannot give a correct trust-region run; the message lists every problem."""
+
+    status = 2
 
 
 def is_asked_for(config: DictConfig) -> bool:
