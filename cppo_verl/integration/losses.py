@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -53,6 +54,16 @@ class Call:
 
 
 _call: ContextVar[Call] = ContextVar("trust_region_call", default=Call())  # noqa: B039 - frozen
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Let the losses that are called inside see ``call``."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
 
 
 def register(core_algos) -> None:
@@ -185,11 +196,8 @@ def trust_region_loss(config, model_output=None, data=None, dp_group=None, stude
             recorded.see_verdict(tokens, verdict, cap, **columns)
 
     scale = tensordict_utils.get_non_tensor_data(data=data, key=SCALE, default=1.0)
-    token = _call.set(Call(handed, scale, watch, summaries))
-    try:
+    with calling(Call(handed, scale, watch, summaries)):
         loss, reported = ppo_loss(config, model_output, data, dp_group)
-    finally:
-        _call.reset(token)
     if rule not in RULES:
         loss, summary = _observed(config, loss, *_given(model_output, data), handed, watch)
         summaries.append(summary)
