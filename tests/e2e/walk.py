@@ -14,7 +14,7 @@ from tests import ROOT, pages
 from .families import FAMILIES, LORA_FAMILIES, Family
 from .runs import SAMPLED, Work, ended_well, environment, logged, quickstart
 
-STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "2"))
+STEPS_EACH = int(os.environ.get("CPPO_VERL_STEPS_EACH", "1"))
 SIZES = ["data.max_response_length=64", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4"]
 SIZES += ["actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.use_dynamic_bsz=true"]
 COMMON = (
