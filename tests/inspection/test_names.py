@@ -12,7 +12,7 @@ from tests.launch.test_quoting import odd_names
 
 def test_any_run_directory_is_inspected(tmp_path):
     made = files.write(tmp_path, step_record([["a", "b"]]))
-    for name in sorted({name for name in odd_names() if name.strip(".")}):
+    for name in sorted({name for name in odd_names(100) if name.strip(".")}):
         run = tmp_path / "runs" / name
         (run / made.parent.name).mkdir(parents=True)
         shutil.copy(made, run / made.parent.name)
