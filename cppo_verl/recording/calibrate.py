@@ -16,7 +16,7 @@ import torch
 from cppo_verl.recording.batches import Batch, taken
 from cppo_verl.recording.candidates import CLIPS, Candidate
 from cppo_verl.recording.record import RecordError
-from cppo_verl.trust_region.knobs import KEY_PREFIX, Limits, limits_in_force
+from cppo_verl.trust_region.knobs import KEY_PREFIX, clamped
 from cppo_verl.trust_region.rules import RULES, capability, position_weights
 
 FACTORS = (1e-9, 1e9)  # of the thresholds in hand, the span that is searched
@@ -44,8 +44,7 @@ class Family:
         if name in CLIPS:
             return factor * self.base.clips[name]
         knobs = self.base.knobs
-        limits = limits_in_force(knobs).get(name, Limits(float))
-        return min(max(factor * getattr(knobs, name), limits.low), limits.high)
+        return clamped(knobs, name, factor * getattr(knobs, name))
 
     def masked(self, factor: float) -> np.ndarray:
         """``masked_by`` the rule at that factor."""

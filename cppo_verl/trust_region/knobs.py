@@ -162,10 +162,17 @@ def limits_of(kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> dict[str, Limi
 
 
 def limits_in_force(knobs: TrustRegionKnobs) -> dict[str, Limits]:
-    """The limits of the knobs' class, with the thresholds ``delta`` and ``delta_b`` of a TV at most 1."""
+    """The limits of the knobs' class; of a TV the thresholds ``delta`` and ``delta_b`` are at most 1."""
     limits = limits_of(type(knobs))
-    largest = LARGEST_TV if knobs.divergence == "tv" else math.inf
-    return limits | {name: dataclasses.replace(limits[name], high=largest) for name in ("delta", "delta_b")}
+    for name in limits.keys() & {"delta", "delta_b"} if knobs.divergence == "tv" else ():
+        limits[name] = dataclasses.replace(limits[name], high=min(limits[name].high, LARGEST_TV))
+    return limits
+
+
+def clamped(knobs: TrustRegionKnobs, name: str, value: float) -> float:
+    """A value for the knob, brought into its range where it lies outside."""
+    limits = limits_in_force(knobs).get(name, Limits(float))
+    return min(max(value, limits.low), limits.high)
 
 
 def knob_names(kind: type[TrustRegionKnobs] = TrustRegionKnobs) -> tuple[str, ...]:

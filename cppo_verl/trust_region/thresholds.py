@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import TypeVar
 
-from cppo_verl.trust_region.knobs import TrustRegionKnobs, limits_in_force
+from cppo_verl.trust_region.knobs import TrustRegionKnobs, clamped
 
 RATE = 0.3  # of the relative error that one step corrects, in the logarithm
 STEP = 0.7  # most that one step moves the logarithm: a factor of 2
@@ -27,9 +27,8 @@ def next_scale(scale: float, masked_share: float, target: float) -> float:
 
 
 def scaled(knobs: Knobs, scale: float) -> Knobs:
-    """``knobs`` with delta and delta_b multiplied by ``scale``, a TV at most 1; the same object for a scale of 1."""
+    """``knobs`` with delta and delta_b times ``scale``, within their ranges; the same object for a scale of 1."""
     if scale == 1.0:
         return knobs
-    limits = limits_in_force(knobs)
-    moved = {name: min(scale * getattr(knobs, name), limits[name].high) for name in ("delta", "delta_b")}
-    return dataclasses.replace(knobs, **moved)
+    delta, delta_b = (clamped(knobs, name, scale * getattr(knobs, name)) for name in ("delta", "delta_b"))
+    return dataclasses.replace(knobs, delta=delta, delta_b=delta_b)

@@ -1,10 +1,11 @@
 """The scale that steers the masked share, worked out by hand."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 
-from cppo_verl.trust_region.knobs import TrustRegionKnobs
+from cppo_verl.trust_region.knobs import KnobError, TrustRegionKnobs, knob
 from cppo_verl.trust_region.thresholds import HIGHEST, LOWEST, next_scale, scaled
 
 
@@ -29,3 +30,14 @@ def test_both_thresholds_move_and_a_tv_stays_one():
     assert scaled(knobs, 2.0) == TrustRegionKnobs(delta=0.3, delta_b=0.04)
     assert scaled(knobs, 64.0) == TrustRegionKnobs(delta=1.0, delta_b=1.0)
     assert scaled(TrustRegionKnobs(divergence="kl", delta=0.1), 64.0).delta == pytest.approx(6.4)
+
+
+def test_the_range_that_a_rule_from_outside_declares_holds_for_either_divergence():
+    @dataclass
+    class Own(TrustRegionKnobs):
+        delta: float = knob(0.1, above=0, high=0.5)
+
+    for divergence in ("tv", "kl"):
+        assert scaled(Own(divergence=divergence), 64.0).delta == 0.5
+        with pytest.raises(KnobError, match="delta=0.7"):
+            Own(divergence=divergence, delta=0.7)
