@@ -116,15 +116,17 @@ class Comparison:
 
         Where a seed has several runs of a method, the mean over all pairs of it.
         """
-        ours, theirs = (self.by_method[name][["seed", "curve"]].to_numpy() for name in (method, self.baseline))
         pairs: dict[str, list[float]] = {}
-        for (seed, one), (other, two) in product(ours, theirs):
+        for (seed, one), (other, two) in product(self._curves(method), self._curves(self.baseline)):
             common = one.index.intersection(two.index)
             if seed and seed == other and len(common):
                 one, two = one.loc[: common[-1]], two.loc[: common[-1]]
                 gap = one.iloc[-1] - two.iloc[-1] if measure == "final" else one.max() - two.max()
                 pairs.setdefault(seed, []).append(float(gap))
         return {seed: sum(values) / len(values) for seed, values in pairs.items()}
+
+    def _curves(self, method: str) -> list[tuple[str, pd.Series]]:
+        return list(zip(self.by_method[method]["seed"], self.by_method[method]["curve"], strict=True))
 
     def score(self, method: str, measure: str) -> Shown:
         return Shown(self.values(method, measure), self.kind)
