@@ -35,4 +35,5 @@ for SEED in 0 1 2; do # so that a study that is cut short has whole seeds
   for method in cppo dppo_tv grpo cispo; do arm "$method"; done
 done
 SEED=0 arm cppo_topk
-"$root/.venv/bin/cppo-verl" report "$study" --baseline CPPO
+venv=$("$root/run_scripts/setup_env.sh")
+"$venv/bin/cppo-verl" report "$study" --baseline CPPO

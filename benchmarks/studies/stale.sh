@@ -41,4 +41,5 @@ for SEED in 0 1 2; do # each with its own data, model and run; the arms of a see
     done
   done
 done
-"$root/.venv/bin/cppo-verl" report "$study"
+venv=$("$root/run_scripts/setup_env.sh")
+"$venv/bin/cppo-verl" report "$study"

@@ -23,9 +23,11 @@ mkdir -p "$RUN/report" && touch "$RUN/report/report.html"
     [("real_model", "real_model", "20", 13, "cppo-seed1"), ("stale", "quickstart", "60", 30, "dppo-ahead4-seed1")],
 )
 def test_a_study_starts_each_run_once_and_goes_on_where_it_stopped(name, script, steps, runs, one, tmp_path):
-    for place, content in {f"run_scripts/{script}.sh": SCRIPT, ".venv/bin/cppo-verl": '#!/bin/sh\necho "$*"'}.items():
+    setup, program = f"#!/bin/sh\necho {tmp_path}/env\n", '#!/bin/sh\necho "$*"'
+    written = {f"run_scripts/{script}.sh": SCRIPT, "run_scripts/setup_env.sh": setup, "env/bin/cppo-verl": program}
+    for place, content in written.items():
         path = tmp_path / place
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
         path.chmod(0o755)
     study = shutil.copytree(ROOT / "benchmarks/studies", tmp_path / "benchmarks/studies") / f"{name}.sh"
