@@ -15,7 +15,6 @@ from cppo_verl import estimates
 from data_prep import commands
 
 NO_TARGET = -100
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # from the whole distribution
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,20 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, samples: int = 1) -> dict[str, float]:
-        """``measure`` of that many samples for each held-out example, drawn as SAMPLING says."""
+        """``measure`` of that many samples for each held-out example, at temperature 1 from the whole distribution."""
         prompts = {"input_ids": [example.prompt for example in self.held_out]}
         batch = self.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
-        drawn = SAMPLING | {"num_return_sequences": samples, "pad_token_id": self.tokenizer.pad_token_id}
         with self._precision():
-            # transformers types generate's self as a protocol
-            ids = self.model.generate(**batch, **drawn, max_new_tokens=self.longest)  # type: ignore[operator]
+            ids = self.model.generate(  # type: ignore[operator]  # transformers types generate's self as a protocol
+                **batch,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=self.longest,
+                num_return_sequences=samples,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
         texts = self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         rows = [example.row for example in self.held_out for _ in range(samples)]
         right = [self.is_right(row, text) for row, text in zip(rows, texts, strict=True)]

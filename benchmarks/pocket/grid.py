@@ -134,11 +134,13 @@ def execute(grid: dict[str, Any], out: Path, processes: int) -> None:
 
 def _whole(curve: list[dict[str, Any]]) -> dict[str, Any]:
     """A run's line: scores, and means of everything else over its evaluations."""
-    trained = pandas.DataFrame(curve[1:]).drop(columns="step")
-    best, final = trained["score"].max(), trained["score"].iloc[-1]
-    means = trained.mean().to_dict()
-    found = {"start": curve[0]["score"], "best": best, "final": final, "mean": means.pop("score")}
-    return {**found, "kept": float(final >= best / 2), **means}
+    scores = [row["score"] for row in curve[1:]]
+    found = {"start": curve[0]["score"], "best": max(scores), "final": scores[-1]}
+    found |= {"mean": sum(scores) / len(scores), "kept": float(scores[-1] >= max(scores) / 2)}
+    for name in dict.fromkeys(k for row in curve[1:] for k in row if k not in ("step", "score")):
+        values = [row[name] for row in curve[1:] if name in row]
+        found[name] = sum(values) / len(values)
+    return found
 
 
 def _begin_worker() -> None:
