@@ -68,6 +68,10 @@ def test_every_preset_trains_through_the_real_stack(walked, preset):
         assert step[P + "divergence_mean"] > 2 * step[P + "first_update/divergence_mean"]
 
 
+def test_rules_on_whole_responses_train(walked):
+    assert any(step["actor/grad_norm"] > 0 for preset in WHOLE_RESPONSES for step in walked[preset])
+
+
 def moved(steps: list[dict]) -> list[dict]:
     """Those whose later updates had something to learn from, too: they see a policy away from the rollout."""
     return [step for step in steps if step[P + "divergence_mean"] != step[P + "first_update/divergence_mean"]]
