@@ -4,18 +4,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from cppo_verl.launch.progress import ALARM
 from cppo_verl.trust_region import metrics
 
 logger = logging.getLogger(__name__)
 
-MARK = "TRUST REGION ALARM"  # ``cppo-verl run`` shows console lines with it
 GAP = metrics.PREFIX + "first_update/divergence_mean"
 
 
 def raise_alarm(sentence: str | None) -> bool:
-    """Log the sentence under ``MARK``; whether there was one."""
+    """Log the sentence behind ``ALARM``, by which ``cppo-verl run`` shows it; whether there was one."""
     if sentence is not None:
-        logger.error("%s: %s", MARK, sentence)
+        logger.error("%s: %s", ALARM, sentence)
     return sentence is not None
 
 

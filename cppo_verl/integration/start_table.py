@@ -16,7 +16,7 @@ from cppo_verl.integration.alarms import GAP
 from cppo_verl.launch import sizes
 from cppo_verl.launch.overrides import parse
 from cppo_verl.trust_region import extensions
-from cppo_verl.trust_region.knobs import KEY_PREFIX, knob_names
+from cppo_verl.trust_region.knobs import KEY_PREFIX, idle_knobs, knob_names
 from cppo_verl.trust_region.rules import VERL_LOSSES, capability, knobs_of_rule
 
 FILE = "start.txt"  # in the run directory, or in Hydra's output folder where there is none
@@ -24,14 +24,6 @@ ACTOR, OPTIONS = "actor_rollout_ref.actor", "trainer.v1.trust_region"
 RULE, ESTIMATOR = f"{KEY_PREFIX}.loss_mode", "algorithm.adv_estimator"
 AROUND = ("divergence", "estimator", "topk", "anchor", "budget_target")  # knobs that stand before any rule
 BEHIND = ("ratio_cap", "trace", "trace_cap", "on_nonfinite")  # behind those of ours
-ONLY_WITH = {  # a knob, and the value of another without which it is not looked at
-    "topk": ("estimator", "topk"),
-    "attenuation": ("gate", "soft"),
-    "restore_strength": ("gate", "restore"),
-    "shuffle_seed": ("weights", "shuffled"),
-    "max_response_length": ("horizon", "max"),
-    **dict.fromkeys(("budget_quantile", "budget_scale", "budget_cap"), ("budget", "quantile")),
-}
 CLIPPING = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}  # verl's defaults
 CLIPPING |= {"tau_pos": 1.0, "tau_neg": 1.05}
 READ_BY_VERLS = {  # clip_ratio is looked at where its two parts are null
@@ -98,7 +90,7 @@ def _looked_at(mode: str, knobs: Mapping[str, Any]) -> set[str]:
     can = capability(mode)
     behind = () if mode in VERL_LOSSES else BEHIND[:1] if can.own_weight else BEHIND
     found = {*can.reads, *AROUND, *behind, *READ_BY_VERLS.get(mode, ())}
-    return found - {name for name, (other, needed) in ONLY_WITH.items() if knobs.get(other) != needed}
+    return found - idle_knobs({name: value for name, value in knobs.items() if name in found})
 
 
 def _follows(key: str, why_all: Sequence[str]) -> Iterator[str]:

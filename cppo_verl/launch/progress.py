@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from cppo_verl import atomic
 
 REWARD = "critic/score/mean"
-ALARM = b"TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
+ALARM = "TRUST REGION ALARM"  # stands before every alarm in a run's console
 MASKED = "actor/trust_region/masked_share"
 
 
@@ -46,8 +46,9 @@ class Progress:
                 self.saved = True
                 self._keep_config()
             for line in self._new_lines(self.console):
-                if ALARM in line:
-                    print(line[line.index(ALARM) :].decode("utf-8", "replace").rstrip(), flush=True)
+                _, mark, words = line.decode("utf-8", "replace").partition(ALARM)
+                if mark:
+                    print(mark + words.rstrip(), flush=True)
             for line in self._new_lines(self.metrics):
                 record = json.loads(line)
                 self._show(record["step"], record["data"])

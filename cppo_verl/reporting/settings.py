@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cppo_verl.reporting.template import data
 from cppo_verl.reporting.text import short
-from cppo_verl.trust_region.knobs import names_from_outside
+from cppo_verl.trust_region.knobs import PREFIX_KNOBS, idle_knobs, names_from_outside
 
 CONFIG_FILE = "config.yaml"
 Settings = Mapping[str, object]
@@ -17,8 +17,6 @@ Settings = Mapping[str, object]
 OWN = "own/"  # before the name of a knob of a rule from outside
 KEYS, KNOB_LABELS, ASYNC_LABELS = (data("settings.yaml")[part] for part in ("keys", "knobs", "of_the_trainer"))
 _LOSS = KEYS["loss_mode"].rpartition(".")[0]
-_QUANTILE = {"budget_quantile", "budget_scale", "budget_cap"}
-CPPO_ONLY = {"delta_b", "budget", "weights", "w_min", "gate", "horizon", *_QUANTILE}
 _CLIPS, _CLIPPED = {"clip_low", "clip_high"}, ("vanilla", "cispo", "gspo")
 _OTHERS_TOO = {"dppo": {"gate"}, "trm_max_avg": {"delta_b"}}
 
@@ -102,9 +100,8 @@ def unused_knobs(settings: Settings) -> set[str]:
     rule from outside reads is not known; none is left out."""
     if "rule_module" in settings or own_knobs(settings):
         return set()
-    mode, budget = str(settings.get("loss_mode")), settings.get("budget")
-    if mode != "cppo":
-        return (CPPO_ONLY | (set() if mode in _CLIPPED else _CLIPS)) - _OTHERS_TOO.get(mode, set())
-    disabled = {"delta_b": budget == "none", "w_min": settings.get("weights") == "constant"}
-    disabled |= dict.fromkeys(_QUANTILE, budget in ("none", "fixed"))
-    return _CLIPS | {name for name, off in disabled.items() if off}
+    mode, told = str(settings.get("loss_mode")), {"max_response_length"}  # which is the data's here
+    if mode == "cppo":
+        return (_CLIPS | idle_knobs(settings)) - told
+    others = {"gate", *PREFIX_KNOBS, *(() if mode in _CLIPPED else _CLIPS)}
+    return others - _OTHERS_TOO.get(mode, set()) - told

@@ -18,6 +18,7 @@ import yaml
 
 from cppo_verl import jsonlines
 from cppo_verl.launch import checkpoints, supervise
+from cppo_verl.launch.progress import ALARM
 from cppo_verl.launch.quoting import quote
 from cppo_verl.reporting.logs import read_run
 from cppo_verl.selftest import coin
@@ -27,7 +28,6 @@ KILL_AFTER = 2  # step whose checkpoint must be there before the driver is kille
 # first-update gap: predicted and at most. In bfloat16 two engines round differently; the alarm is at delta_b = 0.02.
 CPU_GAP, CPU_TOPK_GAP, GPU_GAP = (4e-7, 1e-5), (3e-6, 1e-5), (1e-3, 5e-3)
 P = "actor/trust_region/"
-ALARM = "TRUST REGION ALARM"  # as cppo_verl.integration.alarms marks them
 # as the quickstart sets them: trainer, rollout engine and Ray share few cores
 ON_CPU = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 

@@ -20,7 +20,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def binary_tv(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     """Total variation |pi(y) - mu(y)| of the binary partition, in [0, 1] (arXiv 2602.04879)."""
-    return at_least_float32(log_prob).exp().sub(at_least_float32(old_log_prob).exp()).abs_()
+    return at_least_float32(log_prob).exp().sub_(at_least_float32(old_log_prob).exp()).abs_()
 
 
 def binary_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ are that paper's. Nothing here imports torch or verl.
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +16,22 @@ KEY_PREFIX = "actor_rollout_ref.actor.policy_loss"
 LARGEST_TV = 1.0
 LARGEST_FLOAT = sys.float_info.max
 GATES = ("hard", "soft", "restore")
+PREFIX_KNOBS = (  # what the prefix budget is made of
+    *("delta_b", "budget", "budget_quantile", "budget_scale", "budget_cap"),
+    *("w_min", "weights", "horizon", "max_response_length", "shuffle_seed"),
+)
+# knob -> another, and the values of that under which nothing looks at the first
+IDLE: dict[str, tuple[str, list[Any]]] = {
+    "topk": ("estimator", ["binary"]),
+    "delta_b": ("budget", ["none"]),
+    **dict.fromkeys(("budget_quantile", "budget_scale", "budget_cap"), ("budget", ["none", "fixed"])),
+    **dict.fromkeys(("w_min", "horizon"), ("weights", ["constant"])),
+    "max_response_length": ("horizon", ["response"]),
+    "shuffle_seed": ("weights", ["linear", "constant"]),
+    "attenuation": ("gate", ["hard", "restore"]),
+    "restore_strength": ("gate", ["hard", "soft"]),
+    "trace_cap": ("trace", [1]),
+}
 VERL_KEYS = {"_target_", "loss_mode", "rollout_correction"}  # verl's PolicyLossConfig
 VERL_KEYS |= {"clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef", "dro_beta"}
 
@@ -167,6 +183,11 @@ def limits_in_force(knobs: TrustRegionKnobs) -> dict[str, Limits]:
     for name in limits.keys() & {"delta", "delta_b"} if knobs.divergence == "tv" else ():
         limits[name] = dataclasses.replace(limits[name], high=min(limits[name].high, LARGEST_TV))
     return limits
+
+
+def idle_knobs(values: Mapping[str, Any]) -> set[str]:
+    """Knobs that another one turns off, by its value in ``values``."""
+    return {name for name, (other, off) in IDLE.items() if values.get(other) in off}
 
 
 def clamped(knobs: TrustRegionKnobs, name: str, value: float) -> float:

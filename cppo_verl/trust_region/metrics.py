@@ -23,7 +23,7 @@ MASK_BINS = 10
 PARTS = 40  # of a response's length, from which both kinds of bins are made
 P99_SAMPLE = 32_768  # tokens a micro-batch that the 99th percentile looks at, evenly spaced
 FIRST_UPDATE = ("divergence_mean", "divergence_p99", "masked_share")  # also reported for the first update of a step
-FINITE = ("advantage", "drift")  # infinite or NaN where an advantage or a divergence is
+FINITE = ("advantage", "running")  # infinite or NaN where an advantage or a divergence is
 Rows: TypeAlias = dict[str, np.ndarray]  # float64, a row a response
 RESPONSE_METRICS = (  # means over responses; the others are over tokens
     *("prefix_average", "effective_delta_b", "influence_weighted_divergence"),
@@ -98,6 +98,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     sample = sample[active[np.arange(sample.size) * stride // divergence.shape[-1]]]
     rows = {name: values[active] for name, values in rows.items()}
     length, total, masked = rows["length"], rows["divergence"][:, -1], rows["removed"][:, -1].sum()
+    drift = rows["running"] - total  # sum_t (T - t) D_t
     counts = {"tokens": length.sum(), "responses": active.sum()}
     sums = {
         "masked_share": masked,
@@ -111,7 +112,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
         "divergence_p99": _nearest_rank(sample, counts["tokens"] / stride) * counts["tokens"],
     }
 
-    sums["influence_weighted_divergence"] = (rows["drift"] / np.maximum(length * (length - 1) / 2, 1)).sum()
+    sums["influence_weighted_divergence"] = (drift / np.maximum(length * (length - 1) / 2, 1)).sum()
     sums["prefix_average"] = (total / length).sum()
     if verdict.prefix is not None:
         sums["prefix_average"] = (rows["spent"] / rows["weight"]).sum()
@@ -119,7 +120,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
     if verdict.thresholds is not None:
         # Theorem 1, xi = 1: sum_t lambda_t D_t with lambda_t = 4 lbar (T - t), and its bound
         token_bound = verdict.thresholds.token_bound
-        sums["bound_realised"] = sums["bound_usage"] = (4 * token_bound * rows["drift"]).sum()
+        sums["bound_realised"] = sums["bound_usage"] = (4 * token_bound * drift).sum()
         sums["bound_worst_case"] = residual_constant(length, token_bound, rows["bound_delta_b"]).sum()
         counts["bound_worst_case"] = sums["bound_worst_case"]
 
@@ -134,7 +135,7 @@ def summarise(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: f
 
 def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: float) -> dict[str, Tensor]:
     """What the sums are made of, on the device: numbers a response, (batch,), or its parts, (batch, PARTS + 1)."""
-    removed, length = removed_part(verdict, tokens.mask), tokens.ordinal[:, -1:]
+    removed, length, so_far = removed_part(verdict, tokens.mask), tokens.ordinal[:, -1:], divergence.cumsum(-1)
     # running sums at the last token of each part of a response
     ends = length * torch.arange(PARTS + 1, device=length.device, dtype=length.dtype)
     ends = ends.div_(PARTS, rounding_mode="floor")
@@ -145,13 +146,12 @@ def _measure(tokens: Tokens, divergence: Tensor, verdict: Verdict, ratio_cap: fl
     rows = {
         "log_ratio": torch.linalg.vector_norm(tokens.log_ratio, torch.inf, -1),
         "advantage": torch.linalg.vector_norm(tokens.advantages, 1, -1),
-        # sum_t (T - t) D_t; no product of matrices: verl calls the loss under autocast, which rounds those to bfloat16
-        "drift": ((length - tokens.ordinal) * divergence).sum(-1),
+        "running": (so_far * tokens.mask).sum(-1),  # sum_t (D_1 + ... + D_t) = sum_t (T - t + 1) D_t
         "length": length.squeeze(-1),
         "divergence_max": divergence.amax(-1),
         "masked": row_sums(flags[:2] * removed),
         "counted": row_sums(flags[2:]),
-        "divergence": divergence.cumsum(-1).gather(-1, at_ends),
+        "divergence": so_far.gather(-1, at_ends),
         "removed": removed.cumsum(-1, dtype=divergence.dtype).gather(-1, at_ends),
     }
     if verdict.prefix is not None:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from cppo_verl.trust_region.budget import prefix_budget
 from cppo_verl.trust_region.gate import PrefixState, Thresholds, Verdict, attenuate, restore
-from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, KnobError, TrustRegionKnobs, knob_names
+from cppo_verl.trust_region.knobs import GATES, KEY_PREFIX, PREFIX_KNOBS, KnobError, TrustRegionKnobs, knob_names
 from cppo_verl.trust_region.schedule import position_weights
 from cppo_verl.trust_region.tokens import Tokens
 from cppo_verl.trust_region.trace import traced
@@ -116,10 +116,6 @@ def evaluate(
 
 
 TOKEN_KNOBS = ("delta", "gate", "attenuation", "restore_strength")
-PREFIX_KNOBS = (
-    *("delta_b", "budget", "budget_quantile", "budget_scale", "budget_cap"),
-    *("w_min", "weights", "horizon", "max_response_length", "shuffle_seed"),
-)
 
 
 @rule("dppo", reads=TOKEN_KNOBS, token_threshold=True)

@@ -32,7 +32,7 @@ def linear_weights(
     ``ordinal`` is t where that is at hand (``Tokens.ordinal``).
     """
     before = (mask.cumsum(-1, dtype=dtype) if ordinal is None else ordinal) - 1  # t - 1
-    share = before / before[:, -1:].clamp_min(1)
+    share = before.div_(before[:, -1:].clamp_min(1))
     return share.mul_(w_min - 1).add_(1).mul_(mask)
 
 

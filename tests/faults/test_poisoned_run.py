@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cppo_verl.integration.alarms import GAP, MARK
+from cppo_verl.integration.alarms import GAP
+from cppo_verl.launch.progress import ALARM
 from tests import ROOT
 from tests.e2e.runs import SMALL, Work, logged, quickstart
 
@@ -64,14 +65,14 @@ def tensors(value) -> list[torch.Tensor]:
 
 def test_responses_of_older_weights_raise_one_alarm(spoiled):
     run, output = spoiled
-    assert sum(MARK in line and GAP in line for line in output.splitlines()) == 1
+    assert sum(ALARM in line and GAP in line for line in output.splitlines()) == 1
     steps = logged(run)
     assert steps[1][GAP] < 1e-6 < 0.02 < steps[2][GAP]
     assert steps[4][GAP] < 1e-6  # the engine has the weights again
 
 
 def test_training_on_validation_prompts_raises_an_alarm(spoiled):
-    assert re.search(rf"{MARK}: (\d+) of \1 validation prompts are in data.train_files too", spoiled[1])
+    assert re.search(rf"{ALARM}: (\d+) of \1 validation prompts are in data.train_files too", spoiled[1])
 
 
 def test_a_nan_on_one_rank_skips_the_update_on_both_and_reaches_no_state(spoiled):

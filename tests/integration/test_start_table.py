@@ -71,6 +71,7 @@ def test_a_preset_alone_takes_nothing_over(preset):
         ("grpo", ACTOR + "clip_ratio_high=0.3", "clip_ratio_high=0.3 (preset: 0.28)"),
         ("grpo", ACTOR + "clip_ratio=0.1", "clip_ratio=0.1 is not looked at by vanilla"),
         ("gspo", ACTOR + "clip_ratio_low=0.0004", "clip_ratio_low=0.0004 (preset: 0.0003)"),
+        ("cppo", KNOB + "trace_cap=3", "trace_cap=3 is not looked at by cppo"),
         ("dppo_tv", KNOB + "w_min=0.5", "policy_loss.w_min=0.5 is not looked at by dppo"),
         ("trm_max", KNOB + "loss_mode=trm_max_avg", "rule trm_max_avg, of the preset trm_max"),
     ],
