@@ -30,7 +30,6 @@ LONGEST = (
     "tests/e2e/test_selftest.py",
     "walked_with_lora",
     "own_rule",
-    "tests/e2e/test_recipes.py",
     "tests/reporting/test_paper.py",
     "tests/recipe/test_recipes.py",
 )

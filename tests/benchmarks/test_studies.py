@@ -1,4 +1,4 @@
-"""The studies of whole runs start every arm once, with a preset; engines are compared token by token."""
+"""The studies of whole runs start every arm once, with a preset."""
 
 import os
 import shutil
@@ -6,7 +6,6 @@ import subprocess
 
 import pytest
 
-from benchmarks import same_tokens
 from cppo_verl import presets
 from tests import ROOT
 
@@ -42,10 +41,3 @@ def test_a_study_starts_each_run_once_and_goes_on_where_it_stopped(name, script,
         len(set(folders)) == runs and len(folders) == runs + 1 and folders.count(f"{tmp_path}/study-{name}/{one}") == 2
     )
     assert {line[0] for line in started} <= set(presets.names()) and {line[1] for line in started} == {steps}
-
-
-def test_engines_are_compared_token_by_token():
-    one = [[(1, -0.5), (2, -1.0)], [(3, -0.25)]]
-    other = [[(1, -0.5), (2, -1.25)], [(4, -0.25)]]
-    found = same_tokens.compare(one, other)
-    assert found == {"prompts": 2, "same_prompts": 1, "tokens": 3, "largest_gap": pytest.approx(0.25)}

@@ -12,10 +12,10 @@ import pytest
 
 from cppo_verl.integration.cpu import fork_server
 from cppo_verl.launch import checkpoints, supervise
-from tests import ROOT, stand_in
+from tests import ROOT
 
-from . import walk
-from .runs import QUICKSTART, Work, ended_well, environment, kill_driver, start_until
+from . import recipes, walk
+from .runs import Work, ended_well, kill_driver, start_until
 
 
 @pytest.fixture(scope="session")
@@ -49,18 +49,17 @@ class Resumed:
 
 @pytest.fixture(scope="session")
 def resumed(work: Work) -> Resumed:
-    """Four steps of two ranks with greedy validation before and after, killed between 2 and 4.
+    """The script of Qwen3-8B-Base in miniature, four steps, greedy validation before and after, killed between 2 and 4.
 
-    The ranks share each sequence, on the Top-K estimator, with checkpointing and states offloaded.
+    Two ranks share each sequence (SP=2), on the Top-K estimator, with checkpointing and states offloaded.
     """
-    run = work.folder / "resumed"
-    model, fsdp, rollout = (f"actor_rollout_ref.{part}." for part in ("model", "actor.fsdp_config", "rollout"))
-    command = [QUICKSTART, "trainer.save_freq=2", "trainer.test_freq=4", "data.train_batch_size=8", f"{rollout}n=4"]
-    command += [f"{rollout}val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
-    command += [f"++{model}override_config.attn_implementation=flash_attention_2"]
-    command += [f"{model}enable_gradient_checkpointing=true", f"{fsdp}ulysses_sequence_parallel_size=2"]
-    command += [f"{fsdp}param_offload=true", f"{fsdp}optimizer_offload=true"]
-    values = environment(work, RUN=str(run), METHOD="dppo_topk", RANKS="2", STEPS="4", **stand_in.variables())
+    run, chosen = work.folder / "resumed", {"METHOD": "dppo", "SP": "2"}
+    more = ["+platform=cpu", f"trainer.validation_data_dir={run}/validations", "trainer.v1.trust_region.record=8"]
+    more += [f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=1", "temperature=0", "do_sample=false")]
+    command = recipes.command("qwen3_8b_base", *more)
+    sizes = recipes.smaller(work, "qwen3_8b_base", recipes.overrides("qwen3_8b_base", "dppo", SP="2"))
+    steps = {"STEPS": 4, "SAVE_FREQ": 2, "TEST_FREQ": 4, "LR": "3e-4"}
+    values = recipes.environment(**sizes, **chosen, **steps, RUN=run)
     launcher = start_until(2, run, command, values)
     forked = _forked(run.resolve())
     output = kill_driver(run, launcher)

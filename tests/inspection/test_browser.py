@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import browser
 from cppo_verl.inspection.page import write_page
 from cppo_verl.recording import files, numbers
 from cppo_verl.recording.record import CAPPED, PREFIX, TOKEN, StepRecord
+from tests.inspection import browser
 from tests.inspection.records import sentence, step_record
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"THE PAGES ARE NOT TESTED: {browser.missing()}")

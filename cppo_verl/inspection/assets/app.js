@@ -114,7 +114,6 @@ async function visit(i, t = null) {
   if (t !== null) pick(t, true);
   remember();
   document.body.dataset.shown = i;
-  if (!performance.getEntriesByName("shown").length) performance.mark("shown");
 }
 
 function trouble(text) {
