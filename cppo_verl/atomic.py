@@ -38,6 +38,11 @@ def write(path: Path, content: bytes | str) -> None:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def writable(text: str) -> str:
+    """``text`` with a question mark for what UTF-8 has no bytes for, as names of files and models' answers may hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:

@@ -27,6 +27,9 @@ def prepare(
         option = f"--{entry.name.replace('_', '-')}"
         parser.add_argument(option, default=entry.default, type=type(entry.default), help="(%(default)s)")
     options = vars(parser.parse_args(argv))
+    for name, value in options.items():
+        if name != "seed" and isinstance(value, (int, float)) and value < 0:
+            parser.error(f"argument --{name.replace('_', '-')}: {value} is below 0")
     places = [options.pop(name) for name in paths]
     run(lambda: report(places[-1], work(*places, settings(**options))))
 

@@ -52,7 +52,10 @@ def prepare(data: Path, out: Path, recipe: Recipe) -> bool:
     def work() -> tuple[Any, Any, dict[str, Any]]:
         from data_prep.tiny_model import warm_start  # with torch, which a second start can do without
 
-        expressions = [info["expression"] for info in pandas.read_parquet(train_file)["extra_info"]]
+        try:
+            expressions = [info["expression"] for info in pandas.read_parquet(train_file)["extra_info"]]
+        except KeyError as error:
+            raise ValueError(f"{train_file} has rows without {error}: make it with data_prep.arithmetic") from None
         trainer, found = warm_start(recipe, expressions)
         return trainer.model, trainer.tokenizer, {"seed": recipe.seed, "steps": trainer.step, **found}
 

@@ -24,13 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal.add_argument("--above-gap", type=_positive, metavar="K", help="K times the divergence at a first update")
     add("--hold", nargs="+", default=[], metavar="KNOB", help="thresholds that stay as they are")
     add("--move", nargs="+", default=[], metavar="KNOB", help="knobs to move instead of delta and delta_b (own rules)")
-    add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    add("--seed", type=_natural, default=0, help="of the bootstrap (%(default)s)")
 
 
 def _share(text: str) -> float:
     if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; write 1% as 0.01")
     return float(text)
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from cppo_verl.atomic import writable
 from cppo_verl.errors import UserError
 
 
@@ -42,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def tell(*lines: object, notes: Iterable[object] = ()) -> None:
     """Print lines, and notes to stderr; of a path that is no text, what cannot be written is a question mark."""
     for note in notes:
-        print(f"note: {note}".encode("utf-8", "replace").decode(), file=sys.stderr)
+        print(writable(f"note: {note}"), file=sys.stderr)
     for line in lines:
-        print(str(line).encode("utf-8", "replace").decode())
+        print(writable(str(line)))
 
 
 def default_out(place: Path) -> Path:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cppo_verl.evaluation import EvaluationError
+from cppo_verl.launch.checkpoints import POINTER
 
-LATEST = "latest_checkpointed_iteration.txt"
 SHARDS = "model_world_size_*_rank_*.pt"
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
 WEIGHTS = (".safetensors", ".bin")
@@ -55,14 +55,14 @@ def locate(model: str) -> Source:
         return _from_hub(model)
     path = path.resolve()
     for place in (path, path / "checkpoints"):
-        if (place / LATEST).is_file():
-            return _from_actor(place / f"global_step_{(place / LATEST).read_text().strip()}/actor")
+        if (place / POINTER).is_file():
+            return _from_actor(place / f"global_step_{(place / POINTER).read_text().strip()}/actor")
     if path.name == "actor" or (path / "actor").is_dir():
         return _from_actor(path if path.name == "actor" else path / "actor")
     if (path / "config.json").is_file() and _has_weights(path):
         return Source(path.name, path)
     raise EvaluationError(
-        f"{path} is neither a run ({LATEST}), a verl checkpoint (global_step_N with actor/) nor a Hugging Face model "
+        f"{path} is neither a run ({POINTER}), a verl checkpoint (global_step_N with actor/) nor a Hugging Face model "
         f"(config.json and {' or '.join(WEIGHTS)} files)"
     )
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cppo_verl.atomic import writable
 from cppo_verl.evaluation import EvaluationError
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.settings import Sampling
-from cppo_verl.evaluation.store import Response, writable
+from cppo_verl.evaluation.store import Response
 from cppo_verl.integration import cpu
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cppo_verl.atomic import writable
 from cppo_verl.evaluation import EvaluationError
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.settings import Reward
-from cppo_verl.evaluation.store import Response, writable
+from cppo_verl.evaluation.store import Response
 
 DAPO = re.compile(r"math(_dapo(_reasoning)?)?|aime.*")  # sources that verl's own scorer gives to math_dapo
 PROBES = ("Answer: {}", "\\boxed{{{}}}", "#### {}", "<answer>{}</answer>")

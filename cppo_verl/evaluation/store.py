@@ -4,7 +4,6 @@ OUT/settings.json says what the responses depend on; each file of OUT/parts hold
 file appears whole or not at all.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pandas
 
 from cppo_verl import atomic
 from cppo_verl.evaluation import EvaluationError
+from cppo_verl.launch import supervise
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Response:
     text: str
     tokens: int
     finish_reason: str
-
-
-def writable(text: str) -> str:
-    """Text that files can hold: half of a surrogate pair becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -67,15 +62,12 @@ def opened(out: Path, settings: Mapping[str, Any], fresh: bool = False) -> Itera
     """The store of ``out`` for responses that depend on ``settings``, kept from any other evaluation meanwhile.
 
     Raises:
-        EvaluationError: the folder is in use, or has responses of other settings (and ``fresh`` is not given).
+        AlreadyRunning: the folder is in use.
+        EvaluationError: it has responses of other settings (and ``fresh`` is not given).
     """
     store, file, now = Store(out), out / "settings.json", json.loads(json.dumps(settings))
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvaluationError(f"{out} is in use by another evaluation; wait, or give another --out") from None
+    with supervise.lock(out):
+        (out / "parts").mkdir(exist_ok=True)
         before = json.loads(file.read_text()) if file.is_file() else {}
         if fresh or not before:
             for part in store.parts:

@@ -9,9 +9,9 @@ from typing import Any
 import pandas
 
 from cppo_verl import atomic, estimates
+from cppo_verl.atomic import writable
 from cppo_verl.evaluation.problems import Problem
 from cppo_verl.evaluation.scoring import Score
-from cppo_verl.evaluation.store import writable
 
 MEAN = "mean"
 KEYS = ["row", "cluster"]  # of the samples, for grouping; not written

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cppo_verl import paper
+from cppo_verl.atomic import writable
 from cppo_verl.errors import UserError
 from cppo_verl.reporting.settings import Settings, odd_knobs
-from cppo_verl.reporting.text import clean
 
 _SAYS_NOTHING = ("", "gsm8k")  # no experiment's name, and verl's default
 _SEED = re.compile(r"[-_/](?:seed|s)[-_]?([0-9]+)$")
@@ -72,7 +72,7 @@ def label_of(settings: Settings, place: Path) -> Label:
 
     The experiment's name is preferred to the knobs, since it says what the run was meant to be.
     """
-    own_name = clean(place.stem if place.suffix == ".jsonl" else place.name)
+    own_name = writable(place.stem if place.suffix == ".jsonl" else place.name)
     named = str(settings.get("experiment", ""))
     experiment = own_name if named in _SAYS_NOTHING else named
     method = method_name(_SEED.sub("", experiment))

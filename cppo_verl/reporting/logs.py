@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from cppo_verl import jsonlines
+from cppo_verl.atomic import writable
 from cppo_verl.errors import UserError
 from cppo_verl.reporting.metrics import VALIDATION
 from cppo_verl.reporting.settings import settings_beside
-from cppo_verl.reporting.text import clean, count
+from cppo_verl.reporting.text import count
 
 LARGEST_STEP = 2**53  # beyond it a step would not be exact as a JSON number
 
@@ -94,7 +95,7 @@ def read_run(run_dir: Path | str, skip_bad_lines: bool = False) -> Run:
         values = f"{count(len(steps), 'logged value')} {'is' if len(steps) == 1 else 'are'}"
         notes.append(f"{name}: {values} NaN or infinite and not drawn.")
     frame = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="step"), dtype="float64").sort_index(axis=1)
-    name = clean(place.stem if place.is_file() else place.name)
+    name = writable(place.stem if place.is_file() else place.name)
     return Run(name, settings, frame, tuple(files), tuple(notes), nonfinite, place)
 
 

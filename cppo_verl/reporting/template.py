@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cppo_verl import __version__
+from cppo_verl.atomic import writable
 from cppo_verl.reporting import text
 
 
@@ -38,4 +39,4 @@ def data(name: str) -> Any:
 
 def render(template: str, /, **values: Any) -> str:
     """The template with these values in it."""
-    return text.clean(environment().get_template(template).render(**values))
+    return writable(environment().get_template(template).render(**values))

@@ -50,11 +50,6 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def clean(text: str) -> str:
-    """``text`` with a question mark for what UTF-8 has no bytes for, as names of files may hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 

@@ -65,9 +65,12 @@ def test_the_reward_reads_numbers(answer: str):
     assert found == {"score": 1.0 if right else -1.0, "acc": right, "pred": answer.removeprefix("**") or "[INVALID]"}
 
 
-def test_more_expressions_than_there_are_cannot_be_asked_for(tmp_path: Path):
+def test_more_expressions_than_there_are_or_fewer_than_none_cannot_be_asked_for(tmp_path: Path, capsys):
     with pytest.raises(SystemExit, match="error: Sample larger than population"):  # 9^4 of four operands
         arithmetic.main(["--out", str(tmp_path), "--train", str(3 * 9**4), "--val", "1"])
+    with pytest.raises(SystemExit):
+        arithmetic.main(["--out", str(tmp_path), "--train", "-5"])
+    assert "--train: -5 is below 0" in capsys.readouterr().err
 
 
 def test_same_arguments_give_the_same_bytes_once_and_what_was_changed_is_repaired(folder: Path, tmp_path: Path):

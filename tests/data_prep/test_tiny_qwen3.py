@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,3 +95,6 @@ def test_foreign_folders_and_missing_data_are_refused(tmp_path: Path, data: Path
         tiny_qwen3.main(["--data", str(tmp_path), "--out", str(tmp_path / "model")])
     with pytest.raises(ValueError, match="the file has 100 rows: the warm start needs 102 or more"):
         tiny_qwen3.prepare(data, tmp_path / "model", replace(SHORT, held_out=51))
+    pandas.DataFrame({"extra_info": [{"index": 0}]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="rows without 'expression': make it with data_prep.arithmetic"):
+        tiny_qwen3.prepare(tmp_path, tmp_path / "model", SHORT)

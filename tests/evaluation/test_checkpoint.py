@@ -53,7 +53,7 @@ def layout(run: Path, model: Path) -> Path:
         if file.suffix != ".safetensors":
             (actor / "huggingface" / file.name).write_bytes(file.read_bytes())
     (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
-    (run / "checkpoints" / checkpoint.LATEST).write_text("7")
+    (run / "checkpoints" / checkpoint.POINTER).write_text("7")
     return actor
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 
 from cppo_verl.evaluation import EvaluationError, store
+from cppo_verl.launch.supervise import AlreadyRunning
 from tests.evaluation.data import response
 
 FORK = multiprocessing.get_context("fork")
@@ -54,5 +55,5 @@ def test_a_changed_setting_refuses_and_fresh_starts_anew(tmp_path):
             saved.responses()
     with store.opened(tmp_path, {**before, "n": 4}, fresh=True) as saved:
         assert saved.responses() == []
-        with pytest.raises(EvaluationError, match="in use by another evaluation"):
+        with pytest.raises(AlreadyRunning, match="in use by another run"):
             opening(tmp_path, {})
