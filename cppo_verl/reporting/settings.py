@@ -100,8 +100,8 @@ def unused_knobs(settings: Settings) -> set[str]:
     rule from outside reads is not known; none is left out."""
     if "rule_module" in settings or own_knobs(settings):
         return set()
-    mode, told = str(settings.get("loss_mode")), {"max_response_length"}  # which is the data's here
-    if mode == "cppo":
-        return (_CLIPS | idle_knobs(settings)) - told
-    others = {"gate", *PREFIX_KNOBS, *(() if mode in _CLIPPED else _CLIPS)}
-    return others - _OTHERS_TOO.get(mode, set()) - told
+    mode = str(settings.get("loss_mode"))
+    unread = set() if mode == "cppo" else {"gate", *PREFIX_KNOBS} - _OTHERS_TOO.get(mode, set())
+    unread |= set() if mode in _CLIPPED else _CLIPS
+    idle = idle_knobs({name: value for name, value in settings.items() if name not in unread})
+    return (unread | idle) - {"max_response_length"}  # the data's here, not the knob

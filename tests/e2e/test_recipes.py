@@ -53,6 +53,9 @@ def test_a_scaled_down_script_trains(work: Work, model: str, method: str):
     if model == "qwen3_30b_a3b_base":  # whose rollout is split
         more.append("actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=mp")
     values = recipes.smaller(work, model, own) | {"METHOD": method, "RUN": run, "STEPS": 3, "TEST_FREQ": 3}
-    ended_well(recipes.script(model, *more, **values | {"SAVE_FREQ": 3, "VAL_N": 2}))
+    done = recipes.script(model, *more, **values | {"SAVE_FREQ": 3, "VAL_N": 2})
+    ended_well(done)
+    assert "memory of a GPU" in done.stdout and "step 3/3" in done.stdout
     check(run, own, 1e-2)
-    assert any(key.endswith("/acc/mean@2") for key in logged(run)[3])
+    steps = logged(run)
+    assert sorted(steps) == [1, 2, 3] and any(key.endswith("/acc/mean@2") for key in steps[3])

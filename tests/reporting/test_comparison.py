@@ -91,9 +91,10 @@ def test_runs_of_one_name_with_other_settings_are_told_apart(tmp_path):
         write_own(tmp_path / folder, "cppo", 0, {10: 0.5}, delta=delta, delta_b=0.02, w_min=0.8, clip=delta)
         write_own(tmp_path / folder, "grpo", 0, {10: 0.5}, clip=delta)
         write_own(tmp_path / folder, "dppo", 0, {10: 0.5}, trace=grace, budget_cap=grace)  # of which it has no budget
+        write_own(tmp_path / folder, "tv", 0, {10: 0.5}, loss_mode="dppo", gate="hard", restore_strength=grace)
         write_own(tmp_path / folder, "mine", 1, {10: 0.5}, loss_mode="mine", grace=grace)
     expected = ["DPPO, trace 2", "DPPO, trace 4", "CPPO, delta 0.1", "CPPO, delta 0.2"]
-    expected = ["GRPO, clip_high 0.1", "GRPO, clip_high 0.2", *expected, "mine, grace 2", "mine, grace 4"]
+    expected = ["GRPO, clip_high 0.1", "GRPO, clip_high 0.2", *expected, "mine, grace 2", "mine, grace 4", "tv"]
     assert list(compared(tmp_path).by_method) == expected
     label = Label(MODEL, "CPPO", "0")
     entries = read_study([tmp_path], {str(tmp_path / f"{x}/cppo-seed0"): label for x in "ab"}).entries
